@@ -1,0 +1,169 @@
+// The whole native surface. Tensors arrive as addresses with shapes and strides in elements, checked in Python; the
+// kernels run without the GIL. No torch header: one build serves every torch version.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+
+#include "dispatch.h"
+
+namespace py = pybind11;
+using namespace murf;
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// An axis table that owns its arrays.
+class AxisTable {
+ public:
+  AxisTable(int64_t in, const py::array_t<int32_t>& first, const py::array_t<int32_t>& count,
+            const py::array_t<float>& weights)
+      : in_(in),
+        first_(first.data(), first.data() + first.size()),
+        count_(count.data(), count.data() + count.size()),
+        weights_(weights.data(), weights.data() + weights.size()) {
+    const int64_t out = int64_t(first_.size());
+    if (weights.ndim() != 2 || weights.shape(0) != out || int64_t(count_.size()) != out)
+      throw std::invalid_argument("Axis: first, count and weights disagree");
+    taps_ = weights.shape(1);
+    for (int64_t i = 0; i < out; ++i)
+      if (first_[i] < 0 || count_[i] < 0 || count_[i] > taps_ || first_[i] + count_[i] > in)
+        throw std::invalid_argument("Axis: a row reads outside the input");
+  }
+  Axis view() const {
+    return {in_, int64_t(first_.size()), taps_, first_.data(), count_.data(), weights_.data()};
+  }
+
+ private:
+  int64_t in_, taps_;
+  std::vector<int32_t> first_, count_;
+  std::vector<float> weights_;
+};
+
+// (address, channels, (stride_b, stride_c, stride_y, stride_x), axis of rows, axis of columns)
+using MapTuple = std::tuple<uintptr_t, int64_t, std::array<int64_t, 4>, std::shared_ptr<AxisTable>,
+                            std::shared_ptr<AxisTable>>;
+using Shape = std::array<int64_t, 4>;                  // (B, C, H, W)
+using BiasTuple = std::tuple<uintptr_t, int64_t>;      // (address or 0, batch stride)
+using CrossEntropyTuple = std::tuple<uintptr_t, uintptr_t, int64_t, float>;  // target, weight or 0, ignore, smoothing
+
+Map map_of(const MapTuple& t) {
+  const auto& s = std::get<2>(t);
+  return {pointer<void>(std::get<0>(t)), std::get<1>(t), s[0], s[1], s[2], s[3],
+          std::get<3>(t)->view(), std::get<4>(t)->view()};
+}
+
+std::vector<Map> maps_of(const std::vector<MapTuple>& tuples) {
+  std::vector<Map> maps;
+  for (const MapTuple& t : tuples) maps.push_back(map_of(t));
+  if (maps.empty()) throw std::invalid_argument("at least one map is needed");
+  return maps;
+}
+
+Maps view(const std::vector<Map>& maps) { return {maps.data(), int64_t(maps.size())}; }
+Grid grid_of(const Shape& s) { return {s[0], s[1], s[2], s[3]}; }
+Bias bias_of(const BiasTuple& t) { return {pointer<float>(std::get<0>(t)), std::get<1>(t)}; }
+CrossEntropy cross_entropy_of(const CrossEntropyTuple& t) {
+  return {pointer<int64_t>(std::get<0>(t)), pointer<float>(std::get<1>(t)), std::get<2>(t), std::get<3>(t)};
+}
+std::vector<float*> gradients_of(const std::vector<uintptr_t>& addresses) {
+  std::vector<float*> v;
+  for (uintptr_t a : addresses) v.push_back(pointer<float>(a));
+  return v;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "CPU kernels of murf_fast";
+  py::enum_<DType>(m, "DType").value("f32", DType::f32).value("bf16", DType::bf16).value("f16", DType::f16);
+  py::class_<AxisTable, std::shared_ptr<AxisTable>>(m, "Axis")
+      .def(py::init<int64_t, const py::array_t<int32_t>&, const py::array_t<int32_t>&, const py::array_t<float>&>());
+  m.def("available_levels", &available_levels);
+  m.def("current_level", &current_level);
+  m.def("has_openmp", [] {
+#if defined(_OPENMP)
+    return true;
+#else
+    return false;
+#endif
+  });
+
+  m.def("upsample_concat", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape, uintptr_t out,
+                              int threads) {
+    const auto m = maps_of(maps);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.upsample_concat(dtype, view(m), grid_of(shape), pointer<void>(out), threads);
+  });
+  m.def("upsample_sum", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape, const BiasTuple& bias,
+                           uintptr_t out, bool channels_last, int64_t out_stride_b, int threads) {
+    const auto m = maps_of(maps);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.upsample_sum(dtype, view(m), grid_of(shape), bias_of(bias), pointer<void>(out), channels_last, out_stride_b,
+                   threads);
+  });
+  m.def("resize_adjoint", [](DType dtype, const MapTuple& grad, int64_t batch, uintptr_t out, bool channels_last,
+                             int threads) {
+    const Map map = map_of(grad);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.resize_adjoint(dtype, map, batch, pointer<void>(out), channels_last, threads);
+  });
+  m.def("upsample_argmax", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape, const BiasTuple& bias,
+                              int label_bytes, uintptr_t labels, uintptr_t values, int threads) {
+    const auto m = maps_of(maps);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.upsample_argmax(dtype, view(m), grid_of(shape), bias_of(bias), label_bytes, pointer<void>(labels),
+                      pointer<void>(values), threads);
+  });
+  m.def("upsample_expectation", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape,
+                                   const BiasTuple& bias, uintptr_t values, bool softmax, uintptr_t out, int threads) {
+    const auto m = maps_of(maps);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.upsample_expectation(dtype, view(m), grid_of(shape), bias_of(bias), pointer<float>(values), softmax,
+                           pointer<float>(out), threads);
+  });
+  m.def("upsample_expectation_backward", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape,
+                                            const BiasTuple& bias, uintptr_t values, bool softmax, uintptr_t grad_out,
+                                            const std::vector<uintptr_t>& gradients, uintptr_t row_value_gradients,
+                                            int threads) {
+    const auto m = maps_of(maps);
+    const auto g = gradients_of(gradients);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.upsample_expectation_backward(dtype, view(m), grid_of(shape), bias_of(bias), pointer<float>(values), softmax,
+                                    pointer<float>(grad_out), g.data(), pointer<float>(row_value_gradients), threads);
+  });
+  m.def("upsample_cross_entropy", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape,
+                                     const BiasTuple& bias, const CrossEntropyTuple& ce, uintptr_t loss, uintptr_t lse,
+                                     int threads) {
+    const auto m = maps_of(maps);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.upsample_cross_entropy(dtype, view(m), grid_of(shape), bias_of(bias), cross_entropy_of(ce), pointer<float>(loss),
+                             pointer<float>(lse), threads);
+  });
+  m.def("upsample_cross_entropy_backward", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape,
+                                              const BiasTuple& bias, const CrossEntropyTuple& ce, uintptr_t lse,
+                                              uintptr_t grad_loss, const std::vector<uintptr_t>& gradients,
+                                              int threads) {
+    const auto m = maps_of(maps);
+    const auto g = gradients_of(gradients);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.upsample_cross_entropy_backward(dtype, view(m), grid_of(shape), bias_of(bias), cross_entropy_of(ce),
+                                      pointer<float>(lse), pointer<float>(grad_loss), g.data(), threads);
+  });
+}

@@ -1,0 +1,41 @@
+// The kernels of one instruction-set level. Each kernel is declared once, here, and becomes a field of the Kernels table
+// that dispatch.cpp chooses from.
+#pragma once
+
+#include "types.h"
+
+#define MURF_KERNELS(X)                                                                                              \
+  X(upsample_concat, (DType dtype, Maps maps, Grid grid, void* out, int threads))                                    \
+  X(upsample_sum, (DType dtype, Maps maps, Grid grid, Bias bias, void* out, bool channels_last,                      \
+                   int64_t out_stride_b, int threads))                                                               \
+  X(resize_adjoint, (DType dtype, Map map, int64_t batch, void* out, bool channels_last, int threads))               \
+  X(upsample_argmax,                                                                                                 \
+    (DType dtype, Maps maps, Grid grid, Bias bias, int label_bytes, void* labels, void* values, int threads))        \
+  X(upsample_expectation, (DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax,          \
+                           float* out, int threads))                                                                 \
+  X(upsample_expectation_backward,                                                                                   \
+    (DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax, const float* grad_out,         \
+     float* const* gradients, float* row_value_gradients, int threads))                                              \
+  X(upsample_cross_entropy, (DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse, \
+                             int threads))                                                                           \
+  X(upsample_cross_entropy_backward, (DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce,                 \
+                                      const float* lse, const float* grad_loss, float* const* gradients, int threads))
+
+namespace murf {
+
+struct Kernels {
+#define MURF_FIELD(name, arguments) void(*name) arguments;
+  MURF_KERNELS(MURF_FIELD)
+#undef MURF_FIELD
+};
+
+#if defined(MURF_LEVEL)
+namespace MURF_LEVEL {
+#define MURF_DECLARE(name, arguments) void name arguments;
+MURF_KERNELS(MURF_DECLARE)
+#undef MURF_DECLARE
+extern const Kernels kernels;
+}  // namespace MURF_LEVEL
+#endif
+
+}  // namespace murf

@@ -1,0 +1,85 @@
+// The adjoint of a resize: grad_map = U_h^T grad U_w. Every low-resolution row is owned by one task and sums the
+// full-resolution rows that read it in ascending order, so the result does not depend on the number of threads.
+#include "adjoint.h"
+#include "kernels.h"
+
+namespace murf {
+namespace MURF_LEVEL {
+
+// channels_last: a full row is first reduced to low-resolution width, then added to the low-resolution rows it touches.
+template <class T>
+static void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out, int threads) {
+  const int64_t n = map.channels, row_floats = map.x.in * n;
+  const int64_t bands = adjoint_bands(threads, batch, map.y.in);
+  const int64_t band_rows = (map.y.in + bands - 1) / bands;
+  const int64_t share = padded(row_floats) + padded(band_rows * row_floats) + padded(n);
+  Scratch scratch(share * threads);
+  parallel(threads, batch * bands, [&](int thread, int64_t begin, int64_t end) {
+    float* reduced = scratch.data() + thread * share;
+    float* sums = reduced + padded(row_floats);
+    float* pixel = sums + padded(band_rows * row_floats);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / bands;
+      const Band band = adjoint_band(map.y, task % bands, bands);
+      fill_row(sums, 0.f, (band.end - band.begin) * row_floats);
+      for (int64_t y = 0; y < map.y.out; ++y) {
+        if (!band.touched_by(map.y, y)) continue;
+        fill_row(reduced, 0.f, row_floats);
+        for (int64_t x = 0; x < map.x.out; ++x) {
+          load_row(pixel, grad + b * map.stride_b + y * map.stride_y + x * map.stride_x, n);
+          spread_pixel(map, x, pixel, reduced);
+        }
+        spread_row(map, y, band, reduced, sums);
+      }
+      store_row(out + (b * map.y.in + band.begin) * row_floats, sums, (band.end - band.begin) * row_floats);
+    }
+  });
+}
+
+// planar: full rows are first added to the low-resolution rows they touch, then those are reduced in width.
+template <class T>
+static void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int threads) {
+  const int64_t planes = batch * map.channels, width = map.x.out;
+  const int64_t bands = adjoint_bands(threads, planes, map.y.in);
+  const int64_t band_rows = (map.y.in + bands - 1) / bands;
+  const int64_t share = padded(band_rows * width) + padded(map.x.in);
+  Scratch scratch(share * threads);
+  parallel(threads, planes * bands, [&](int thread, int64_t begin, int64_t end) {
+    float* sums = scratch.data() + thread * share;
+    float* reduced = sums + padded(band_rows * width);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t plane = task / bands;
+      const T* source = grad + plane / map.channels * map.stride_b + plane % map.channels * map.stride_c;
+      const Band band = adjoint_band(map.y, task % bands, bands);
+      fill_row(sums, 0.f, (band.end - band.begin) * width);
+      for (int64_t y = 0; y < map.y.out; ++y) {
+        for (int64_t t = 0; t < map.y.count[y]; ++t) {
+          const int64_t row = map.y.first[y] + t;
+          if (row < band.begin || row >= band.end) continue;
+          add_scaled_row(sums + (row - band.begin) * width, source + y * map.stride_y,
+                         map.y.weights[y * map.y.taps + t], width);
+        }
+      }
+      for (int64_t row = band.begin; row < band.end; ++row) {
+        const float* sum = sums + (row - band.begin) * width;
+        fill_row(reduced, 0.f, map.x.in);
+        for (int64_t x = 0; x < width; ++x)
+          for (int64_t t = 0; t < map.x.count[x]; ++t)
+            reduced[map.x.first[x] + t] += map.x.weights[x * map.x.taps + t] * sum[x];
+        store_row(out + (plane * map.y.in + row) * map.x.in, reduced, map.x.in);
+      }
+    }
+  });
+}
+
+void resize_adjoint(DType dtype, Map map, int64_t batch, void* out, bool channels_last, int threads) {
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const T* grad = static_cast<const T*>(map.data);
+    if (channels_last) adjoint_channels_last(grad, map, batch, static_cast<T*>(out), threads);
+    else adjoint_planar(grad, map, batch, static_cast<T*>(out), threads);
+  });
+}
+
+}  // namespace MURF_LEVEL
+}  // namespace murf

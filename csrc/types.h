@@ -1,0 +1,59 @@
+// Plain data that crosses the boundary between the bindings and the kernels. No code: this header is read by
+// translation units compiled for different instruction sets.
+#pragma once
+
+#include <cstdint>
+
+namespace murf {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+// One axis of a resize: output i reads inputs first[i] .. first[i] + count[i] - 1 with weights[i * taps + t].
+struct Axis {
+  int64_t in, out, taps;
+  const int32_t* first;
+  const int32_t* count;
+  const float* weights;
+};
+
+// A low-resolution map (batch, channels, y.in, x.in) and the two axes that bring it to the output grid.
+// Strides are in elements.
+struct Map {
+  const void* data;
+  int64_t channels;
+  int64_t stride_b, stride_c, stride_y, stride_x;
+  Axis y, x;
+};
+
+// The full-resolution side. Dense; channels_last means (B, H, W, C) in memory, else (B, C, H, W).
+struct Grid {
+  int64_t batch, channels, height, width;
+};
+
+struct Maps {
+  const Map* data;
+  int64_t size;
+};
+
+// A bias row per image: data[b * stride_b + c]; data may be null.
+struct Bias {
+  const float* data;
+  int64_t stride_b;
+};
+
+// Everything about a cross-entropy but the logits.
+struct CrossEntropy {
+  const int64_t* target;  // (B, H, W) dense
+  const float* weight;    // (C,) or null
+  int64_t ignore_index;
+  float label_smoothing;
+};
+
+}  // namespace murf

@@ -1,0 +1,85 @@
+// upsample_cross_entropy: the loss of every pixel and the gradients of the low-resolution logits, without
+// full-resolution logits in either direction. Per pixel, with target t, class weights w and smoothing e over K classes:
+//   loss = (1 - e) w_t (lse - z_t) + e / K sum_k w_k (lse - z_k)
+//   d loss / d z_k = (1 - e) w_t (p_k - [k = t]) + e / K (p_k sum_j w_j - w_k)
+#include <math.h>
+
+#include "adjoint.h"
+#include "kernels.h"
+#include "softmax.h"
+
+namespace murf {
+namespace MURF_LEVEL {
+
+static float weight_of(CrossEntropy ce, int64_t k) { return ce.weight == nullptr ? 1.f : ce.weight[k]; }
+
+template <class T>
+static void forward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse, int threads) {
+  const int64_t n = grid.channels, rows_floats = RowSet::floats(maps);
+  const int64_t share = rows_floats + padded(n);
+  const float smooth = ce.label_smoothing / float(n);
+  const float weight_sum = ce.weight == nullptr ? float(n) : sum_of(ce.weight, n);
+  Scratch scratch(share * threads);
+  parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
+    float* rows = scratch.data() + thread * share;
+    float* pixel = rows + rows_floats;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / grid.height;
+      vertical_rows<T>(maps, b, task % grid.height, rows);
+      for (int64_t x = 0; x < grid.width; ++x) {
+        const int64_t at = task * grid.width + x, target = ce.target[at];
+        loss[at] = lse[at] = 0.f;
+        if (target == ce.ignore_index) continue;
+        sum_pixel(maps, rows, bias_row(bias, b), x, pixel);
+        const float shift = max_of(pixel, n), logit = pixel[target] - shift;
+        float smoothing = 0.f;
+        if (smooth > 0.f)
+          smoothing = ce.weight == nullptr ? sum_of(pixel, n) : dot_of(pixel, ce.weight, n);
+        const float log_sum = logf(exp_row(pixel, shift, n));
+        lse[at] = shift + log_sum;
+        loss[at] = (1.f - ce.label_smoothing) * weight_of(ce, target) * (log_sum - logit);
+        if (smooth > 0.f) loss[at] += smooth * (weight_sum * lse[at] - smoothing);
+      }
+    }
+  });
+}
+
+template <class T>
+static void backward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, const float* lse, const float* grad_loss,
+                     float* const* gradients, int threads) {
+  const int64_t n = grid.channels;
+  const float smooth = ce.label_smoothing / float(n);
+  const float weight_sum = ce.weight == nullptr ? float(n) : sum_of(ce.weight, n);
+  spread_pixel_gradients<T>(maps, grid, bias, gradients, threads,
+                            [&](int64_t b, int64_t y, int64_t x, bool, float* v) {
+    const int64_t at = (b * grid.height + y) * grid.width + x, target = ce.target[at];
+    if (target == ce.ignore_index) return false;
+    const float hard = grad_loss[at] * (1.f - ce.label_smoothing) * weight_of(ce, target);
+    const float soft = grad_loss[at] * smooth, scale = hard + soft * weight_sum, shift = lse[at];
+    for (int64_t i = 0; i < n; ++i) v[i] = scale * exp_row_element(v[i] - shift);
+    v[target] -= hard;
+    if (soft != 0.f) {
+      if (ce.weight == nullptr) {
+        for (int64_t i = 0; i < n; ++i) v[i] -= soft;
+      } else {
+        for (int64_t i = 0; i < n; ++i) v[i] -= soft * ce.weight[i];
+      }
+    }
+    return true;
+  });
+}
+
+void upsample_cross_entropy(DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse,
+                            int threads) {
+  with_dtype(dtype, [&](auto tag) { forward<decltype(tag)>(maps, grid, bias, ce, loss, lse, threads); });
+}
+
+void upsample_cross_entropy_backward(DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce, const float* lse,
+                                     const float* grad_loss, float* const* gradients, int threads) {
+  with_dtype(dtype, [&](auto tag) {
+    backward<decltype(tag)>(maps, grid, bias, ce, lse, grad_loss, gradients, threads);
+  });
+}
+
+}  // namespace MURF_LEVEL
+}  // namespace murf

@@ -1,0 +1,79 @@
+// upsample_expectation: per pixel, a distribution over channels made from the summed, resized logits (softmax, or
+// relu + 0.1 normalized) and dotted with one value per channel: the depth head of DINOv2 and MuRF.
+#include "adjoint.h"
+#include "kernels.h"
+#include "softmax.h"
+
+namespace murf {
+namespace MURF_LEVEL {
+
+static constexpr float kLinearFloor = 0.1f;
+
+// Turns logits into the unnormalized distribution in place and returns its sum.
+static float distribution(float* v, int64_t n, bool softmax) {
+  if (softmax) return exp_row(v, max_of(v, n), n);
+  for (int64_t i = 0; i < n; ++i) v[i] = (v[i] < 0.f ? 0.f : v[i]) + kLinearFloor;
+  return sum_of(v, n);
+}
+
+template <class T>
+static void forward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out, int threads) {
+  const int64_t n = grid.channels, rows_floats = RowSet::floats(maps);
+  const int64_t share = rows_floats + padded(n);
+  Scratch scratch(share * threads);
+  parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
+    float* rows = scratch.data() + thread * share;
+    float* pixel = rows + rows_floats;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / grid.height;
+      vertical_rows<T>(maps, b, task % grid.height, rows);
+      for (int64_t x = 0; x < grid.width; ++x) {
+        sum_pixel(maps, rows, bias_row(bias, b), x, pixel);
+        const float total = distribution(pixel, n, softmax);
+        out[task * grid.width + x] = dot_of(pixel, values, n) / total;
+      }
+    }
+  });
+}
+
+// d out / d logit_k = p_k (value_k - out) for the softmax; for the linear norm p_k is 1 / sum where the logit is > 0.
+template <class T>
+static void backward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax, const float* grad_out,
+                     float* const* gradients, float* row_value_gradients, int threads) {
+  const int64_t n = grid.channels;
+  spread_pixel_gradients<T>(maps, grid, bias, gradients, threads,
+                            [&](int64_t b, int64_t y, int64_t x, bool owned, float* v) {
+    const int64_t row = b * grid.height + y;
+    const float upstream = grad_out[row * grid.width + x];
+    // The slope of relu is gone once the distribution is made; a value above its floor says the same.
+    const float total = distribution(v, n, softmax);
+    const float expectation = dot_of(v, values, n) / total, scale = upstream / total;
+    if (owned && row_value_gradients != nullptr) {
+      float* sums = row_value_gradients + row * n;
+      for (int64_t i = 0; i < n; ++i) sums[i] += scale * v[i];
+    }
+    if (softmax) {
+      for (int64_t i = 0; i < n; ++i) v[i] = scale * v[i] * (values[i] - expectation);
+    } else {
+      for (int64_t i = 0; i < n; ++i) v[i] = v[i] > kLinearFloor ? scale * (values[i] - expectation) : 0.f;
+    }
+    return true;
+  });
+}
+
+void upsample_expectation(DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out,
+                          int threads) {
+  with_dtype(dtype,
+             [&](auto tag) { forward<decltype(tag)>(maps, grid, bias, values, softmax, out, threads); });
+}
+
+void upsample_expectation_backward(DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax,
+                                   const float* grad_out, float* const* gradients, float* row_value_gradients,
+                                   int threads) {
+  with_dtype(dtype, [&](auto tag) {
+    backward<decltype(tag)>(maps, grid, bias, values, softmax, grad_out, gradients, row_value_gradients, threads);
+  });
+}
+
+}  // namespace MURF_LEVEL
+}  // namespace murf

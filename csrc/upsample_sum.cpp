@@ -1,0 +1,139 @@
+// upsample_sum: the sum of several resized maps plus a bias, for channels_last and for planar (B, C, H, W) outputs.
+#include "kernels.h"
+#include "resample.h"
+
+namespace murf {
+namespace MURF_LEVEL {
+
+template <class T>
+static void sum_channels_last(Maps maps, Grid grid, Bias bias, T* out, int threads) {
+  const int64_t rows_floats = RowSet::floats(maps);
+  const int64_t share = rows_floats + PixelWriter<T>::floats(grid.channels);
+  Scratch scratch(share * threads);
+  const bool stream = worth_streaming(grid.batch * grid.height * grid.width * grid.channels * int64_t(sizeof(T)));
+  parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
+    float* rows = scratch.data() + thread * share;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / grid.height;
+      vertical_rows<T>(maps, b, task % grid.height, rows);
+      PixelWriter<T> writer(rows + rows_floats, grid.channels, out + task * grid.width * grid.channels, stream);
+      for (int64_t x = 0; x < grid.width; ++x) {
+        sum_pixel(maps, rows, bias_row(bias, b), x, writer.next());
+        writer.commit();
+      }
+      writer.flush();
+    }
+    if (stream) stream_fence();
+  });
+}
+
+// Planar: rows of the map are brought to the output's width once and kept in a ring as deep as the vertical filter;
+// an output row is then a few long multiply-adds.
+class WidenedRows {
+ public:
+  // The widened rows, a float32 copy of one source row, and a tag per ring slot.
+  static int64_t floats(const Map& map) {
+    return padded(map.y.taps * padded(map.x.out)) + padded(map.x.in) + padded(map.y.taps);
+  }
+
+  WidenedRows(const Map& map, float* scratch)
+      : map_(map),
+        ring_(scratch),
+        source_(scratch + padded(map.y.taps * padded(map.x.out))),
+        held_(reinterpret_cast<int32_t*>(source_ + padded(map.x.in))) {}
+
+  void clear() {
+    for (int64_t t = 0; t < map_.y.taps; ++t) held_[t] = -1;
+  }
+
+  template <class T>
+  const float* row(const T* plane, int64_t index) {
+    const int64_t slot = index % map_.y.taps;
+    float* dst = ring_ + slot * padded(map_.x.out);
+    if (held_[slot] == index) return dst;
+    held_[slot] = int32_t(index);
+    load_row(source_, plane + index * map_.stride_y, map_.x.in);
+    const Axis& axis = map_.x;
+    for (int64_t x = 0; x < axis.out; ++x) {
+      const float* w = axis.weights + x * axis.taps;
+      const float* s = source_ + axis.first[x];
+      float v = 0.f;
+      for (int64_t t = 0; t < axis.count[x]; ++t) v += w[t] * s[t];
+      dst[x] = v;
+    }
+    return dst;
+  }
+
+ private:
+  const Map& map_;
+  float* ring_;
+  float* source_;
+  int32_t* held_;
+};
+
+template <class T>
+static void sum_planar(Maps maps, Grid grid, Bias bias, T* out, int64_t out_stride_b, int threads) {
+  int64_t taps = 0, rings = 0;
+  for (int64_t m = 0; m < maps.size; ++m) {
+    taps += maps.data[m].y.taps;
+    rings += WidenedRows::floats(maps.data[m]);
+  }
+  // per thread: rings, the finished row and its converted copy, tap weights, tap pointers
+  const int64_t pointer_floats = padded(taps * int64_t(sizeof(float*) / sizeof(float)));
+  const int64_t share = rings + 2 * padded(grid.width) + padded(taps) + pointer_floats;
+  Scratch scratch(share * threads);
+  const int64_t planes = grid.batch * grid.channels;
+  // Few planes are cut into bands of rows; a band begins with empty rings, so bands are not made smaller than needed.
+  const int64_t bands = max64(1, min64((4 * threads + planes - 1) / max64(planes, 1), (grid.height + 31) / 32));
+  const bool stream = worth_streaming(planes * grid.height * grid.width * int64_t(sizeof(T)));
+  parallel(threads, planes * bands, [&](int thread, int64_t begin, int64_t end) {
+    float* ring_scratch = scratch.data() + thread * share;
+    float* finished = ring_scratch + rings;
+    T* typed = reinterpret_cast<T*>(finished + padded(grid.width));
+    float* weights = finished + 2 * padded(grid.width);
+    const float** pointers = reinterpret_cast<const float**>(weights + padded(taps));
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t plane = task / bands, band = task % bands;
+      const int64_t b = plane / grid.channels, c = plane % grid.channels;
+      const float* row_bias = bias_row(bias, b);
+      T* dst = out + b * out_stride_b + c * grid.height * grid.width;
+      for (int64_t m = 0, offset = 0; m < maps.size; offset += WidenedRows::floats(maps.data[m]), ++m)
+        WidenedRows(maps.data[m], ring_scratch + offset).clear();
+      for (int64_t y = grid.height * band / bands; y < grid.height * (band + 1) / bands; ++y) {
+        int64_t used = 0;
+        float* at = ring_scratch;
+        for (int64_t m = 0; m < maps.size; ++m) {
+          const Map& map = maps.data[m];
+          const T* source = static_cast<const T*>(map.data) + b * map.stride_b + c * map.stride_c;
+          WidenedRows ring(map, at);
+          for (int64_t t = 0; t < map.y.count[y]; ++t, ++used) {
+            pointers[used] = ring.row(source, map.y.first[y] + t);
+            weights[used] = map.y.weights[y * map.y.taps + t];
+          }
+          at += WidenedRows::floats(map);
+        }
+        if (row_bias != nullptr) fill_row(finished, row_bias[c], grid.width);
+        combine(finished, pointers, weights, used, grid.width, row_bias != nullptr);
+        if (!stream) {
+          store_row(dst + y * grid.width, finished, grid.width);
+        } else {
+          store_row(typed, finished, grid.width);
+          stream_copy(dst + y * grid.width, typed, grid.width * int64_t(sizeof(T)));
+        }
+      }
+    }
+    if (stream) stream_fence();
+  });
+}
+
+void upsample_sum(DType dtype, Maps maps, Grid grid, Bias bias, void* out, bool channels_last, int64_t out_stride_b,
+                  int threads) {
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    if (channels_last) sum_channels_last(maps, grid, bias, static_cast<T*>(out), threads);
+    else sum_planar(maps, grid, bias, static_cast<T*>(out), out_stride_b, threads);
+  });
+}
+
+}  // namespace MURF_LEVEL
+}  // namespace murf

@@ -1,0 +1,139 @@
+"""Which backends exist here, why another does not, and which one a call takes.
+
+``reference`` is plain PyTorch and always there; ``native`` is the C++ extension, for CPU tensors; ``triton`` is for CUDA
+tensors (and, with ``TRITON_INTERPRET=1``, for CPU tensors in Triton's interpreter, for tests).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+NAMES = ("reference", "native", "triton")
+OLDEST_TRITON = (3, 4)
+
+_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("murf_fast_backend", default=None)
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was asked for by name and cannot take the call; the message holds every reason."""
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block every operation of this thread takes backend ``name`` or raises.
+
+    Under ``torch.compile`` the choice is made when the graph is traced.
+    """
+    token = _override.set(_known(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def reasons_against(name: str, device_type: str, dtype: torch.dtype | None = None) -> list[str]:
+    """Every reason why backend ``name`` cannot work on tensors of ``device_type`` (and ``dtype``); empty if it can."""
+    reasons: list[str] = []
+    if name == "reference":
+        return reasons
+    if dtype == torch.float64:
+        reasons.append("float64 runs through the reference only")
+    if name == "native":
+        if device_type != "cpu":
+            reasons.append(f"native kernels take CPU tensors, these are on {device_type}")
+        reasons += native_problems()
+    else:
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if device_type == "cpu" and not interpreted:
+            reasons.append("Triton takes CPU tensors only in its interpreter (TRITON_INTERPRET=1)")
+        elif device_type not in ("cpu", "cuda"):
+            reasons.append(f"Triton kernels take CUDA tensors, these are on {device_type}")
+        reasons += triton_problems()
+    return reasons
+
+
+@functools.cache
+def native_problems() -> list[str]:
+    """Why the C++ extension cannot be used, or nothing."""
+    from murf_fast import native
+
+    error = native.load_error()
+    if error is None:
+        return []
+    return [
+        f"the C++ extension is not built or does not load ({error}); reinstall with a C++20 compiler at hand: "
+        "`MURF_FAST_REQUIRE_NATIVE=1 pip install --force-reinstall --no-deps murf-fast`"
+    ]
+
+
+@functools.cache
+def triton_problems() -> list[str]:
+    """Why Triton cannot be used, or nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return ["triton is not installed (`pip install triton`, Linux only)"]
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
+        return [f"triton {version} is older than {'.'.join(map(str, OLDEST_TRITON))}"]
+    return []
+
+
+@torch.compiler.assume_constant_result
+def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
+    """The backend that a call on such tensors takes. ``request`` beats ``use_backend`` beats ``MURF_FAST_BACKEND``."""
+    asked = request or _override.get() or os.environ.get("MURF_FAST_BACKEND") or None
+    if asked is not None:
+        _known(asked, "backend")
+        if device_type == "meta":
+            return "native"
+        reasons = reasons_against(asked, device_type, dtype)
+        if reasons:
+            raise BackendUnavailableError(f"murf_fast: backend {asked!r} was asked for, but: " + "; ".join(reasons))
+        return asked
+    if device_type == "meta":
+        return "native"
+    if dtype == torch.float64:
+        return "reference"
+    preferred = "native" if device_type == "cpu" else "triton"
+    reasons = reasons_against(preferred, device_type, dtype)
+    if not reasons:
+        return preferred
+    _warn_once(preferred, device_type, "; ".join(reasons))
+    return "reference"
+
+
+@functools.cache
+def _warn_once(preferred: str, device_type: str, reasons: str) -> None:
+    warnings.warn(
+        f"murf_fast: falling back to the slow reference on {device_type}, because backend {preferred!r} is not "
+        f"available: {reasons}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def launcher(name: str):
+    """The module whose functions launch the kernels of backend ``name``."""
+    if name == "native":
+        from murf_fast import native
+
+        return native
+    if name == "triton":
+        from murf_fast import kernels
+
+        return kernels
+    raise ValueError(f"murf_fast: no kernels behind backend {name!r}")
+
+
+def _known(name: str, argument: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"murf_fast: `{argument}` must be one of {NAMES}, got {name!r}")
+    return name

@@ -1,0 +1,231 @@
+"""The C++ extension: the only file that touches it. Arguments have been checked by the ops; nothing is allocated here
+but channels_last or planar copies of low-resolution maps whose strides a kernel cannot walk.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from murf_fast.resample import AxisTable
+
+Axes = list[tuple[AxisTable, AxisTable]]
+
+
+@functools.cache
+def _load():
+    try:
+        from murf_fast import _native
+    except ImportError as error:
+        return None, str(error)
+    return _native, None
+
+
+def module():
+    """The extension; raises ImportError with the reason when it is missing."""
+    extension, error = _load()
+    if extension is None:
+        raise ImportError(f"murf_fast: the C++ extension is missing: {error}")
+    return extension
+
+
+def load_error() -> str | None:
+    return _load()[1]
+
+
+def current_level() -> str:
+    """Instruction-set level in use: the best one, or the one that MURF_FAST_CPU names."""
+    return module().current_level()
+
+
+def available_levels() -> list[str]:
+    return module().available_levels()
+
+
+def upsample_concat(features: list[Tensor], axes: Axes, out: Tensor) -> None:
+    if _is_channels_last(out):
+        maps = _maps(features, axes, channels_last=True)
+        module().upsample_concat(_dtype(out), maps.tuples, tuple(out.shape), out.data_ptr(), _threads())
+        return
+    begin = 0
+    for feature, pair in zip(features, axes, strict=True):
+        _sum_planar([feature], [pair], None, out[:, begin : begin + feature.shape[1]])
+        begin += feature.shape[1]
+
+
+def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Tensor) -> None:
+    if not _is_channels_last(out):
+        _sum_planar(features, axes, bias, out)
+        return
+    maps = _maps(features, axes, channels_last=True)
+    module().upsample_sum(
+        _dtype(out), maps.tuples, tuple(out.shape), _bias(bias), out.data_ptr(), True, out.stride(0), _threads()
+    )
+
+
+def resize_adjoint(grad: Tensor, axes: tuple[AxisTable, AxisTable], out: Tensor) -> None:
+    channels_last = _is_channels_last(out)
+    maps = _maps([grad], [axes], channels_last)
+    module().resize_adjoint(_dtype(out), maps.tuples[0], out.shape[0], out.data_ptr(), channels_last, _threads())
+
+
+def upsample_argmax(
+    features: list[Tensor], axes: Axes, bias: Tensor | None, labels: Tensor, values: Tensor | None
+) -> None:
+    maps = _maps(features, axes, channels_last=True)
+    module().upsample_argmax(
+        _dtype(features[0]),
+        maps.tuples,
+        _shape(features, labels),
+        _bias(bias),
+        labels.element_size(),
+        labels.data_ptr(),
+        0 if values is None else values.data_ptr(),
+        _threads(),
+    )
+
+
+def upsample_expectation(
+    features: list[Tensor], axes: Axes, bias: Tensor | None, values: Tensor, softmax: bool, out: Tensor
+) -> None:
+    maps = _maps(features, axes, channels_last=True)
+    module().upsample_expectation(
+        _dtype(features[0]),
+        maps.tuples,
+        _shape(features, out),
+        _bias(bias),
+        values.data_ptr(),
+        softmax,
+        out.data_ptr(),
+        _threads(),
+    )
+
+
+def upsample_expectation_backward(
+    features: list[Tensor],
+    axes: Axes,
+    bias: Tensor | None,
+    values: Tensor,
+    softmax: bool,
+    grad_out: Tensor,
+    gradients: list[Tensor],
+    row_value_gradients: Tensor | None,
+) -> None:
+    maps = _maps(features, axes, channels_last=True)
+    module().upsample_expectation_backward(
+        _dtype(features[0]),
+        maps.tuples,
+        _shape(features, grad_out),
+        _bias(bias),
+        values.data_ptr(),
+        softmax,
+        grad_out.data_ptr(),
+        [g.data_ptr() for g in gradients],
+        0 if row_value_gradients is None else row_value_gradients.data_ptr(),
+        _threads(),
+    )
+
+
+def upsample_cross_entropy(
+    features: list[Tensor],
+    axes: Axes,
+    bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    loss: Tensor,
+    lse: Tensor,
+) -> None:
+    maps = _maps(features, axes, channels_last=True)
+    cross_entropy = (target.data_ptr(), 0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing)
+    module().upsample_cross_entropy(
+        _dtype(features[0]),
+        maps.tuples,
+        _shape(features, target),
+        _bias(bias),
+        cross_entropy,
+        loss.data_ptr(),
+        lse.data_ptr(),
+        _threads(),
+    )
+
+
+def upsample_cross_entropy_backward(
+    features: list[Tensor],
+    axes: Axes,
+    bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    lse: Tensor,
+    grad_loss: Tensor,
+    gradients: list[Tensor],
+) -> None:
+    maps = _maps(features, axes, channels_last=True)
+    cross_entropy = (target.data_ptr(), 0 if weight is None else weight.data_ptr(), ignore_index, label_smoothing)
+    module().upsample_cross_entropy_backward(
+        _dtype(features[0]),
+        maps.tuples,
+        _shape(features, target),
+        _bias(bias),
+        cross_entropy,
+        lse.data_ptr(),
+        grad_loss.data_ptr(),
+        [g.data_ptr() for g in gradients],
+        _threads(),
+    )
+
+
+class _maps:
+    """The extension's view of low-resolution maps; keeps copies alive until the call is over."""
+
+    def __init__(self, features: list[Tensor], axes: Axes, channels_last: bool):
+        walkable = _channels_contiguous if channels_last else _rows_contiguous
+        self.tensors = [walkable(f) for f in features]
+        self.tuples = [
+            (f.data_ptr(), f.shape[1], tuple(f.stride()), y.native, x.native)
+            for f, (y, x) in zip(self.tensors, axes, strict=True)
+        ]
+
+
+def _channels_contiguous(x: Tensor) -> Tensor:
+    if x.stride(1) == 1 or x.shape[1] == 1:
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+
+
+def _sum_planar(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Tensor) -> None:
+    maps = _maps(features, axes, channels_last=False)
+    module().upsample_sum(
+        _dtype(out), maps.tuples, tuple(out.shape), _bias(bias), out.data_ptr(), False, out.stride(0), _threads()
+    )
+
+
+def _is_channels_last(out: Tensor) -> bool:
+    return not out.is_contiguous()
+
+
+def _shape(features: list[Tensor], full: Tensor) -> tuple[int, int, int, int]:
+    batch, height, width = full.shape
+    return batch, features[0].shape[1], height, width
+
+
+def _bias(bias: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if bias is None else (bias.data_ptr(), bias.shape[1] if bias.shape[0] > 1 else 0)
+
+
+def _dtype(x: Tensor):
+    dtypes = module().DType
+    return {torch.float32: dtypes.f32, torch.bfloat16: dtypes.bf16, torch.float16: dtypes.f16}[x.dtype]
+
+
+def _threads() -> int:
+    return torch.get_num_threads()

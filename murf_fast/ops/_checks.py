@@ -1,0 +1,154 @@
+"""Argument checks shared by the ops: before any work, saying which argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from murf_fast.resample import ANTIALIASED, MODES
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def map_(op: str, name: str, value: object) -> Tensor:
+    """A floating-point map (B, C, H, W) with at least one channel and one pixel."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"murf_fast.{op}: `{name}` must be a tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"murf_fast.{op}: `{name}` must have one of the dtypes {_names(DTYPES)}, got {value.dtype}")
+    if value.ndim != 4:
+        raise ValueError(f"murf_fast.{op}: `{name}` must be (B, C, H, W), got shape {tuple(value.shape)}")
+    if value.shape[1] < 1 or value.shape[2] < 1 or value.shape[3] < 1:
+        raise ValueError(f"murf_fast.{op}: `{name}` must have C, H, W >= 1, got shape {tuple(value.shape)}")
+    return value
+
+
+def maps(op: str, features: object, *, same_channels: bool, name: str = "features") -> list[Tensor]:
+    """One or more maps of one batch, device and dtype."""
+    if isinstance(features, Tensor):
+        features = [features]
+    if not isinstance(features, Sequence) or len(features) == 0:
+        raise TypeError(
+            f"murf_fast.{op}: `{name}` must be a non-empty list of tensors (B, C, h, w), got "
+            f"{type(features).__name__}{' of length 0' if isinstance(features, Sequence) else ''}"
+        )
+    first = map_(op, f"{name}[0]", features[0])
+    for i, x in enumerate(features[1:], start=1):
+        map_(op, f"{name}[{i}]", x)
+        if x.shape[0] != first.shape[0]:
+            raise ValueError(
+                f"murf_fast.{op}: `{name}[{i}]` must have the batch size of `{name}[0]`, {first.shape[0]}, "
+                f"got {x.shape[0]}"
+            )
+        same_device_and_dtype(op, f"{name}[{i}]", x, f"{name}[0]", first)
+        if same_channels and x.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"murf_fast.{op}: `{name}[{i}]` must have the channels of `{name}[0]`, {first.shape[1]}, "
+                f"got {x.shape[1]}"
+            )
+    return list(features)
+
+
+def same_device_and_dtype(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    if x.device != like.device:
+        raise ValueError(f"murf_fast.{op}: `{name}` must be on the device of `{like_name}`, {like.device}, got {x.device}")
+    if x.dtype != like.dtype:
+        raise TypeError(f"murf_fast.{op}: `{name}` must have the dtype of `{like_name}`, {like.dtype}, got {x.dtype}")
+
+
+def grid(op: str, name: str, size: object) -> list[int]:
+    """A (height, width) of positive integers; one integer means a square."""
+    pair = (size, size) if isinstance(size, (int, torch.SymInt)) else size
+    if (
+        not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or not all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in pair)
+    ):
+        raise TypeError(f"murf_fast.{op}: `{name}` must be (height, width) in pixels, got {size!r}")
+    if pair[0] <= 0 or pair[1] <= 0:
+        raise ValueError(f"murf_fast.{op}: `{name}` must be positive, got {size!r}")
+    return list(pair)
+
+
+def optional_grid(op: str, name: str, size: object) -> list[int] | None:
+    return None if size is None else grid(op, name, size)
+
+
+def mode(op: str, mode: str, antialias: bool) -> None:
+    if mode not in MODES:
+        raise ValueError(f"murf_fast.{op}: `mode` must be one of {MODES}, got {mode!r}")
+    if antialias and mode not in ANTIALIASED:
+        raise ValueError(f"murf_fast.{op}: `antialias=True` needs `mode` in {ANTIALIASED}, got {mode!r}")
+
+
+def vector(op: str, name: str, x: object, length: int, like: Tensor, *, what: str) -> Tensor:
+    """A floating-point tensor (length,) on the device of `like`."""
+    if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"murf_fast.{op}: `{name}` must be a floating-point tensor, got {got}")
+    if tuple(x.shape) != (length,):
+        raise ValueError(f"murf_fast.{op}: `{name}` must have shape ({length},), {what}, got {tuple(x.shape)}")
+    if x.device != like.device:
+        raise ValueError(f"murf_fast.{op}: `{name}` must be on {like.device}, got {x.device}")
+    return x
+
+
+def bias(op: str, bias: object, features: list[Tensor]) -> None:
+    """None, (C,) or one row per image (B, C)."""
+    if bias is None:
+        return
+    first = features[0]
+    if not isinstance(bias, Tensor) or bias.dtype not in DTYPES:
+        got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
+        raise TypeError(f"murf_fast.{op}: `bias` must be a floating-point tensor, got {got}")
+    channels, batch = first.shape[1], first.shape[0]
+    if tuple(bias.shape) not in ((channels,), (batch, channels)):
+        raise ValueError(
+            f"murf_fast.{op}: `bias` must have shape ({channels},) or ({batch}, {channels}), one entry per channel of "
+            f"`features`, got {tuple(bias.shape)}"
+        )
+    if bias.device != first.device:
+        raise ValueError(f"murf_fast.{op}: `bias` must be on {first.device}, got {bias.device}")
+
+
+def out(op: str, out: Tensor, shape: Sequence[int], inputs: Sequence[Tensor | None]) -> None:
+    """`out=`: right shape, dtype and device, dense in one of the two layouts, not an input's memory, no gradients."""
+    tensors = [x for x in inputs if x is not None]
+    like = tensors[0]
+    if not isinstance(out, Tensor):
+        raise TypeError(f"murf_fast.{op}: `out` must be a tensor, got {type(out).__name__}")
+    if tuple(out.shape) != tuple(shape):
+        raise ValueError(f"murf_fast.{op}: `out` must have shape {tuple(shape)}, got {tuple(out.shape)}")
+    same_device_and_dtype(op, "out", out, "features[0]", like)
+    if not out.is_contiguous() and not out.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(
+            f"murf_fast.{op}: `out` must be dense, contiguous or channels_last, got strides {tuple(out.stride())}"
+        )
+    if torch.is_grad_enabled() and (out.requires_grad or any(x.requires_grad for x in tensors)):
+        raise ValueError(f"murf_fast.{op}: `out` cannot be given while gradients are needed; call under torch.no_grad()")
+    for x in tensors:
+        if _overlap(out, x):
+            raise ValueError(f"murf_fast.{op}: `out` must not share memory with an input")
+
+
+def no_gradients(op: str, why: str, inputs: Sequence[Tensor | None]) -> None:
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        raise ValueError(f"murf_fast.{op}: {why} has no gradient; call under torch.no_grad() or detach the inputs")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    if torch.compiler.is_compiling() or a.device.type == "meta" or a.numel() == 0 or b.numel() == 0:
+        return False
+
+    def interval(x: Tensor) -> tuple[int, int]:
+        reach = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+        return x.data_ptr(), x.data_ptr() + (reach + 1) * x.element_size()
+
+    (a0, a1), (b0, b1) = interval(a), interval(b)
+    return a0 < b1 and b0 < a1
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)

@@ -1,0 +1,85 @@
+"""Registration of ops under the ``murf_fast`` namespace, and what every op needs around its kernels.
+
+An op is one schema with one Python implementation for CPU and CUDA, which allocates the result and hands it to the
+launcher of the backend named by its last argument ("native" or "triton"). The reference does not come this way: it is
+plain PyTorch, called by the op's function directly, with PyTorch's own gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from murf_fast.resample import AxisTable, axis
+
+_library = torch.library.Library("murf_fast", "DEF")
+
+
+def register(
+    schema: str,
+    implementation: Callable,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+) -> None:
+    """Defines ``murf_fast::<schema>`` with its CPU and CUDA implementation, fake implementation and gradients."""
+    name = f"murf_fast::{schema[: schema.index('(')]}"
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, implementation, key)
+    torch.library.register_fake(name, fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_library)
+
+
+def axes_of(
+    height: int,
+    width: int,
+    size: Sequence[int],
+    mode: str,
+    antialias: bool,
+    via: Sequence[int] | None = None,
+    scale_factor: Sequence[float] | None = None,
+) -> tuple[AxisTable, AxisTable]:
+    """Tables of both axes for a map of height x width."""
+    via_y, via_x = via or (None, None)
+    factor_y, factor_x = scale_factor or (None, None)
+    return (
+        axis(height, size[0], mode, antialias, via_y, factor_y),
+        axis(width, size[1], mode, antialias, via_x, factor_x),
+    )
+
+
+def axes_of_maps(features: Sequence[Tensor], size, mode, antialias, via) -> list[tuple[AxisTable, AxisTable]]:
+    return [axes_of(f.shape[2], f.shape[3], size, mode, antialias, via) for f in features]
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a map lies channels_last in memory, by its strides; dense or not. Undecided layouts count as planar."""
+    return x.shape[1] > 1 and x.stride(1) == 1 and not (x.stride(3) == 1 and x.shape[3] > 1)
+
+
+def wants_channels_last(op: str, memory_format: torch.memory_format | None, like: Tensor) -> bool:
+    """The layout of a result: as asked, else that of the first input."""
+    if memory_format is None or memory_format == torch.preserve_format:
+        return is_channels_last(like)
+    if memory_format not in (torch.channels_last, torch.contiguous_format):
+        raise ValueError(
+            f"murf_fast.{op}: `memory_format` must be None, torch.channels_last or torch.contiguous_format, "
+            f"got {memory_format}"
+        )
+    return memory_format == torch.channels_last
+
+
+def empty_map(like: Tensor, shape: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
+
+
+def float32_rows(bias: Tensor | None) -> Tensor | None:
+    """The bias as kernels take it: (1, C) or (B, C), float32, dense."""
+    if bias is None:
+        return None
+    return bias.to(torch.float32).reshape(-1, bias.shape[-1]).contiguous()

@@ -1,0 +1,130 @@
+"""The sum of k maps brought to one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from murf_fast import backends, reference
+from murf_fast.ops import _checks
+from murf_fast.ops._library import (
+    axes_of_maps,
+    empty_map,
+    float32_rows,
+    is_channels_last,
+    register,
+    wants_channels_last,
+)
+
+
+def upsample_sum(
+    features: Sequence[Tensor],
+    size: int | tuple[int, int],
+    *,
+    bias: Tensor | None = None,
+    mode: str = "bilinear",
+    antialias: bool = False,
+    via: int | tuple[int, int] | None = None,
+    memory_format: torch.memory_format | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Resize every map to one grid and add them up, in one write of the result.
+
+    ``out = sum_s U_s F_s + bias``. A 1x1 convolution over concatenated, resized maps is this sum over maps that went
+    through their share of the convolution at low resolution.
+
+    Args:
+        features: Maps (B, C, h_s, w_s), floating point, one batch size, channel count, device and dtype. Any strides.
+        size: (height, width) of the result in pixels; one integer means a square.
+        bias: (C,), or (B, C) for a bias per image; any floating dtype, used in float32.
+        mode, antialias, via, memory_format, out, backend: As for :func:`upsample_concat`.
+
+    Returns:
+        (B, C, height, width) in the dtype of the features.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+        BackendUnavailableError: ``backend`` cannot take this call.
+
+    Memory: the result, and a few low-resolution rows per thread.
+
+    Source: identity I1 of MuRF's head; ``logits = F.interpolate(...)`` of every linear segmentation head.
+    """
+    op = "upsample_sum"
+    features = _checks.maps(op, features, same_channels=True)
+    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
+    _checks.mode(op, mode, antialias)
+    _checks.bias(op, bias, features)
+    channels_last = wants_channels_last(op, memory_format, features[0])
+    backend = backends.resolve(backend, features[0].device.type, features[0].dtype)
+    if out is not None:
+        _checks.out(op, out, (*features[0].shape[:2], *size), [*features, bias])
+        if memory_format is not None and not out.is_contiguous(memory_format=memory_format):
+            raise ValueError(f"murf_fast.{op}: `out` has strides {tuple(out.stride())}, which is not {memory_format}")
+    if backend == "reference":
+        result = reference.upsample_sum(features, size, bias, mode, antialias, via)
+        if out is not None:
+            return out.copy_(result)
+        return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if out is not None:
+        torch.ops.murf_fast.upsample_sum_out(features, bias, size, mode, antialias, via, out, backend)
+        return out
+    return torch.ops.murf_fast.upsample_sum(features, bias, size, mode, antialias, via, channels_last, backend)
+
+
+def _launch(features, bias, size, mode, antialias, via, out, backend) -> None:
+    if out.numel():
+        axes = axes_of_maps(features, size, mode, antialias, via)
+        backends.launcher(backend).upsample_sum(features, axes, float32_rows(bias), out)
+
+
+def _forward(features, bias, size, mode, antialias, via, channels_last, backend) -> Tensor:
+    out = empty_map(features[0], (*features[0].shape[:2], *size), channels_last)
+    _launch(features, bias, size, mode, antialias, via, out, backend)
+    return out
+
+
+def _fake(features, bias, size, mode, antialias, via, channels_last, backend) -> Tensor:
+    return empty_map(features[0], (*features[0].shape[:2], *size), channels_last)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    features, bias, _, ctx.mode, ctx.antialias, ctx.via, _, ctx.backend = inputs
+    ctx.maps = [(f.shape[2:], is_channels_last(f)) for f in features]
+    ctx.bias = None if bias is None else (bias.shape, bias.dtype)
+
+
+def _backward(ctx, grad):
+    gradients = [
+        torch.ops.murf_fast.resize_adjoint(
+            grad, in_size, ctx.mode, ctx.antialias, ctx.via, None, channels_last, ctx.backend
+        )
+        if needed
+        else None
+        for needed, (in_size, channels_last) in zip(ctx.needs_input_grad[0], ctx.maps, strict=True)
+    ]
+    bias = None
+    if ctx.needs_input_grad[1]:
+        shape, dtype = ctx.bias
+        summed = (0, 2, 3) if len(shape) == 1 else (2, 3)
+        bias = grad.sum(summed, dtype=torch.float32).to(dtype)
+    return gradients, bias, None, None, None, None, None, None
+
+
+register(
+    "upsample_sum(Tensor[] features, Tensor? bias, SymInt[] size, str mode, bool antialias, SymInt[]? via, "
+    "bool channels_last, str backend) -> Tensor",
+    _forward,
+    _fake,
+    _backward,
+    _setup_context,
+)
+register(
+    "upsample_sum_out(Tensor[] features, Tensor? bias, SymInt[] size, str mode, bool antialias, SymInt[]? via, "
+    "Tensor(a!) out, str backend) -> ()",
+    _launch,
+    lambda features, bias, size, mode, antialias, via, out, backend: None,
+)

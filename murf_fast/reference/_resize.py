@@ -1,0 +1,31 @@
+"""The resize that every reference is built on: ``torch.nn.functional.interpolate``, once or twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize_map(
+    x: Tensor,
+    size: Sequence[int],
+    mode: str = "bilinear",
+    antialias: bool = False,
+    via: Sequence[int] | None = None,
+    scale_factor: Sequence[float] | None = None,
+) -> Tensor:
+    """``x`` (B, C, h, w) at ``size``, by way of ``via`` if given."""
+    if via:
+        x = resize_map(x, via, mode, antialias)
+    if mode in ("area", "nearest", "nearest-exact"):
+        options = {}
+    else:
+        options = {"align_corners": False, "antialias": antialias}
+    target = {"scale_factor": tuple(scale_factor)} if scale_factor else {"size": tuple(size)}
+    if antialias and size[1] == 1 and size[0] != 1:
+        # torch's CPU kernel gives every row the weights of row 0 when only the width is 1; swapping the axes avoids it.
+        target = {k: v[::-1] for k, v in target.items()}
+        return F.interpolate(x.mT, mode=mode, **target, **options).mT
+    return F.interpolate(x, mode=mode, **target, **options)
