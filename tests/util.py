@@ -1,0 +1,57 @@
+"""The error budget of every parity test, and ways to make inputs.
+
+Oracle: the reference in float64. Budget: twice the error that the same-dtype PyTorch reference makes, plus one rounding
+of the result to its dtype; nothing is typed by hand.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rounding(oracle: Tensor, dtype: torch.dtype) -> Tensor:
+    """One rounding of each value to ``dtype``, at least that of a value a hundredth as large as the largest."""
+    floor = oracle.abs().max() * 1e-2 if oracle.numel() else oracle
+    return torch.finfo(dtype).eps * torch.maximum(oracle.abs(), floor)
+
+
+def assert_within_budget(actual: Tensor, oracle: Tensor, same_dtype: Tensor, name: str = "result") -> None:
+    """``|actual - oracle| <= 2 max|same_dtype - oracle| + rounding``, elementwise; also catches NaN and wrong shapes."""
+    assert actual.shape == oracle.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(oracle.shape)}"
+    oracle = oracle.detach().double()
+    error = (actual.detach().double() - oracle).abs()
+    allowed = 2 * (same_dtype.detach().double() - oracle).abs().max() if oracle.numel() else 0.0
+    excess = error - (allowed + rounding(oracle, actual.dtype))
+    assert bool((excess <= 0).all()), (
+        f"{name}: error {float(error.max()):.3g}, allowed {float(allowed):.3g} plus one rounding of "
+        f"{float(oracle.abs().max()):.3g} in {actual.dtype}"
+    )
+
+
+def assert_gradient_within_budget(actual: Tensor, oracle: Tensor, same_dtype: Tensor, name: str = "gradient") -> None:
+    """As above for a gradient: also by relative norm, which a zeroed or misplaced gradient cannot pass."""
+    assert_within_budget(actual, oracle, same_dtype, name)
+    oracle = oracle.detach().double()
+    scale = oracle.norm()
+    own = (actual.detach().double() - oracle).norm()
+    theirs = (same_dtype.detach().double() - oracle).norm()
+    assert own <= 2 * theirs + torch.finfo(actual.dtype).eps * scale, (
+        f"{name}: relative error {float(own / scale):.3g}, the reference's is {float(theirs / scale):.3g}"
+    )
+
+
+def layouts(x: Tensor) -> dict[str, Tensor]:
+    """The same values in memory layouts that users have."""
+    batch, channels, height, width = x.shape
+    padded = torch.full((batch, channels + 2, height + 1, 2 * width), torch.nan, dtype=x.dtype)
+    sliced = padded[:, 1:-1, :height, ::2]
+    sliced.copy_(x)
+    tokens = torch.full((batch, height * width + 1, channels), torch.nan, dtype=x.dtype)
+    tokens[:, 1:] = x.flatten(2).mT
+    return {
+        "contiguous": x.contiguous(),
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "tokens": tokens[:, 1:].mT.unflatten(2, (height, width)),
+        "sliced": sliced,
+    }
