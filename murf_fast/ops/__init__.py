@@ -1,7 +1,19 @@
 """The operations: thin functions over kernels, registered with torch.library."""
 
 from murf_fast.ops.resize import resize
+from murf_fast.ops.upsample_argmax import upsample_argmax
 from murf_fast.ops.upsample_concat import upsample_concat
+from murf_fast.ops.upsample_cross_entropy import upsample_cross_entropy
+from murf_fast.ops.upsample_expectation import upsample_expectation
+from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.ops.upsample_sum import upsample_sum
 
-__all__ = ["resize", "upsample_concat", "upsample_sum"]
+__all__ = [
+    "resize",
+    "upsample_argmax",
+    "upsample_concat",
+    "upsample_cross_entropy",
+    "upsample_expectation",
+    "upsample_mean",
+    "upsample_sum",
+]

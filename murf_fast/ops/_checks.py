@@ -53,7 +53,9 @@ def maps(op: str, features: object, *, same_channels: bool, name: str = "feature
 
 def same_device_and_dtype(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
     if x.device != like.device:
-        raise ValueError(f"murf_fast.{op}: `{name}` must be on the device of `{like_name}`, {like.device}, got {x.device}")
+        raise ValueError(
+            f"murf_fast.{op}: `{name}` must be on the device of `{like_name}`, {like.device}, got {x.device}"
+        )
     if x.dtype != like.dtype:
         raise TypeError(f"murf_fast.{op}: `{name}` must have the dtype of `{like_name}`, {like.dtype}, got {x.dtype}")
 
@@ -127,7 +129,9 @@ def out(op: str, out: Tensor, shape: Sequence[int], inputs: Sequence[Tensor | No
             f"murf_fast.{op}: `out` must be dense, contiguous or channels_last, got strides {tuple(out.stride())}"
         )
     if torch.is_grad_enabled() and (out.requires_grad or any(x.requires_grad for x in tensors)):
-        raise ValueError(f"murf_fast.{op}: `out` cannot be given while gradients are needed; call under torch.no_grad()")
+        raise ValueError(
+            f"murf_fast.{op}: `out` cannot be given while gradients are needed; call under torch.no_grad()"
+        )
     for x in tensors:
         if _overlap(out, x):
             raise ValueError(f"murf_fast.{op}: `out` must not share memory with an input")

@@ -59,7 +59,9 @@ def resize(
         pair = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
         factors = [float(f) for f in pair]
         if len(factors) != 2 or not all(f > 0 for f in factors):
-            raise ValueError(f"murf_fast.{op}: `scale_factor` must be one or two positive numbers, got {scale_factor!r}")
+            raise ValueError(
+                f"murf_fast.{op}: `scale_factor` must be one or two positive numbers, got {scale_factor!r}"
+            )
         size = (scaled_size(x.shape[2], factors[0]), scaled_size(x.shape[3], factors[1]))
         if min(size) < 1:
             raise ValueError(

@@ -1,7 +1,19 @@
 """What every operation means, in plain PyTorch. Runs in float64; no cleverness."""
 
 from murf_fast.reference.resize import resize
+from murf_fast.reference.upsample_argmax import upsample_argmax
 from murf_fast.reference.upsample_concat import upsample_concat
+from murf_fast.reference.upsample_cross_entropy import upsample_cross_entropy
+from murf_fast.reference.upsample_expectation import upsample_expectation
+from murf_fast.reference.upsample_mean import upsample_mean
 from murf_fast.reference.upsample_sum import upsample_sum
 
-__all__ = ["resize", "upsample_concat", "upsample_sum"]
+__all__ = [
+    "resize",
+    "upsample_argmax",
+    "upsample_concat",
+    "upsample_cross_entropy",
+    "upsample_expectation",
+    "upsample_mean",
+    "upsample_sum",
+]

@@ -1,0 +1,100 @@
+"""Labels at full resolution from logits at low resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from murf_fast import backends, reference
+from murf_fast.ops import _checks
+from murf_fast.ops._library import axes_of_maps, float32_rows, register
+
+
+def upsample_argmax(
+    features: Sequence[Tensor],
+    size: int | tuple[int, int],
+    *,
+    bias: Tensor | None = None,
+    mode: str = "bilinear",
+    antialias: bool = False,
+    via: int | tuple[int, int] | None = None,
+    return_values: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The class of the largest summed, resized logit of every pixel; full-resolution logits never exist.
+
+    ``labels = argmax_k (sum_s U_s F_s + bias)_k``. Of equal logits the lowest class wins and a NaN beats everything, as
+    in ``torch.argmax`` and ``torch.max``.
+
+    Args:
+        features: Maps of logits (B, K, h_s, w_s), floating point, one batch size, class count, device and dtype.
+        size: (height, width) of the labels in pixels; one integer means a square.
+        bias: (K,), or (B, K) for a bias per image.
+        mode, antialias, via, backend: As for :func:`upsample_concat`.
+        return_values: Also return the largest logit of every pixel (without gradients).
+
+    Returns:
+        Labels (B, height, width): uint8 up to 256 classes, int16 up to 32768, int32 above. With ``return_values`` also
+        the logits (B, height, width) in the dtype of the features.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+        BackendUnavailableError: ``backend`` cannot take this call.
+
+    Memory: the result, and a few low-resolution rows per thread.
+
+    Source: ``F.interpolate(logits, size).argmax(1)``, the evaluation of every segmentation head.
+    """
+    op = "upsample_argmax"
+    features = _checks.maps(op, features, same_channels=True)
+    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
+    _checks.mode(op, mode, antialias)
+    _checks.bias(op, bias, features)
+    if return_values:
+        _checks.no_gradients(op, "`return_values=True`", [*features, bias])
+    backend = backends.resolve(backend, features[0].device.type, features[0].dtype)
+    if backend == "reference":
+        labels, values = reference.upsample_argmax(features, size, bias, mode, antialias, via)
+        labels = labels.to(label_dtype(features[0].shape[1]))
+        return (labels, values) if return_values else labels
+    # Labels have no gradient, and an op without an autograd formula must not see inputs that want one.
+    features, bias = [f.detach() for f in features], None if bias is None else bias.detach()
+    labels, values = torch.ops.murf_fast.upsample_argmax(
+        features, bias, size, mode, antialias, via, return_values, backend
+    )
+    return (labels, values) if return_values else labels
+
+
+def label_dtype(classes: int) -> torch.dtype:
+    """The smallest integer type that holds every class."""
+    return torch.uint8 if classes <= 256 else torch.int16 if classes <= 32768 else torch.int32
+
+
+def _empty(features, size, return_values) -> tuple[Tensor, Tensor]:
+    shape = (features[0].shape[0], *size)
+    labels = features[0].new_empty(shape, dtype=label_dtype(features[0].shape[1]))
+    return labels, features[0].new_empty(shape if return_values else (0,))
+
+
+def _forward(features, bias, size, mode, antialias, via, return_values, backend) -> tuple[Tensor, Tensor]:
+    labels, values = _empty(features, size, return_values)
+    if labels.numel():
+        axes = axes_of_maps(features, size, mode, antialias, via)
+        backends.launcher(backend).upsample_argmax(
+            features, axes, float32_rows(bias), labels, values if return_values else None
+        )
+    return labels, values
+
+
+def _fake(features, bias, size, mode, antialias, via, return_values, backend) -> tuple[Tensor, Tensor]:
+    return _empty(features, size, return_values)
+
+
+register(
+    "upsample_argmax(Tensor[] features, Tensor? bias, SymInt[] size, str mode, bool antialias, SymInt[]? via, "
+    "bool return_values, str backend) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+)

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from murf_fast.reference.upsample_sum import upsample_sum
+
+
+def upsample_expectation(
+    features: Sequence[Tensor],
+    size: Sequence[int],
+    values: Tensor,
+    bias: Tensor | None = None,
+    norm: str = "softmax",
+    mode: str = "bilinear",
+    antialias: bool = False,
+    via: Sequence[int] | None = None,
+) -> Tensor:
+    """``sum_k p_k values_k`` with p the softmax, or the normalized ``relu + 0.1``, of ``upsample_sum(...)``."""
+    logits = upsample_sum(features, size, bias, mode, antialias, via)
+    if norm == "softmax":
+        distribution = logits.softmax(dim=1)
+    else:
+        floored = torch.relu(logits) + 0.1
+        distribution = floored / floored.sum(dim=1, keepdim=True)
+    return (distribution * values.reshape(1, -1, 1, 1)).sum(dim=1)
