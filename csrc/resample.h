@@ -7,59 +7,102 @@
 namespace murf {
 namespace MURF_LEVEL {
 
-// dst[x * C + c] = sum_t w_t * map[b, c, y_t, x]
+// Rows in scratch give every pixel a whole number of cache lines: aligned loads, and no remainder loops. The padding
+// holds zeros.
+inline int64_t pixel_stride(const Map& map) { return padded(map.channels); }
+inline int64_t row_floats(const Map& map) { return map.x.in * pixel_stride(map); }
+
+// dst[x * stride + c] = sum_t w_t * map[b, c, y_t, x]
 template <class T>
 inline void vertical_row(const Map& map, int64_t b, int64_t y, float* dst) {
-  const int64_t n = map.channels, width = map.x.in;
+  const int64_t n = map.channels, stride = pixel_stride(map), width = map.x.in;
   const int64_t count = map.y.count[y];
-  if (count == 0) fill_row(dst, 0.f, width * n);
+  const bool dense = map.stride_x == n && stride == n;
+  const int64_t runs = dense ? 1 : width, length = dense ? width * n : n;
+  if (count == 0) fill_row(dst, 0.f, width * stride);
   for (int64_t t = 0; t < count; ++t) {
     const float w = map.y.weights[y * map.y.taps + t];
     const T* src = static_cast<const T*>(map.data) + b * map.stride_b + (map.y.first[y] + t) * map.stride_y;
-    const bool dense = map.stride_x == n;
-    const int64_t runs = dense ? 1 : width, length = dense ? width * n : n;
     for (int64_t x = 0; x < runs; ++x) {
-      if (t == 0) scale_row(dst + x * length, src + x * map.stride_x, w, length);
-      else add_scaled_row(dst + x * length, src + x * map.stride_x, w, length);
+      if (t == 0) scale_row(dst + x * stride, src + x * map.stride_x, w, length);
+      else add_scaled_row(dst + x * stride, src + x * map.stride_x, w, length);
     }
   }
+  if (stride != n)
+    for (int64_t x = 0; x < width; ++x) fill_row(dst + x * stride + n, 0.f, stride - n);
 }
 
-// dst[c] (+)= sum_t w_t * row[x_t * C + c]
-inline void horizontal_pixel(const Map& map, const float* row, int64_t x, float* dst, bool accumulate) {
-  const int64_t n = map.channels;
-  combine_strided(dst, row + map.x.first[x] * n, n, map.x.weights + x * map.x.taps, map.x.count[x], n, accumulate);
+// dst[c] = sum_t w_t * row[x_t * stride + c], for c up to the padded channel count
+inline void horizontal_pixel(const Map& map, const float* row, int64_t x, float* dst) {
+  const int64_t stride = pixel_stride(map);
+  combine_strided(dst, row + map.x.first[x] * stride, stride, map.x.weights + x * map.x.taps, map.x.count[x], stride);
 }
 
-// The vertical rows of several maps, one behind the other in a thread's scratch.
-struct RowSet {
-  static int64_t floats(Maps maps) {
-    int64_t n = 0;
-    for (int64_t m = 0; m < maps.size; ++m) n += padded(maps.data[m].x.in * maps.data[m].channels);
-    return n;
-  }
-  static int64_t offset(Maps maps, int64_t index) { return floats(Maps{maps.data, index}); }
-};
+// The vertical rows of several maps lie one behind the other in a thread's scratch.
+inline int64_t rows_floats(Maps maps) {
+  int64_t n = 0;
+  for (int64_t m = 0; m < maps.size; ++m) n += row_floats(maps.data[m]);
+  return n;
+}
 
 template <class T>
 inline void vertical_rows(Maps maps, int64_t b, int64_t y, float* rows) {
   for (int64_t m = 0; m < maps.size; ++m) {
     vertical_row<T>(maps.data[m], b, y, rows);
-    rows += padded(maps.data[m].x.in * maps.data[m].channels);
+    rows += row_floats(maps.data[m]);
   }
 }
 
-// One pixel of the sum of all resized maps plus the bias.
-inline void sum_pixel(Maps maps, const float* rows, const float* bias, int64_t x, float* dst) {
-  const int64_t n = maps.data[0].channels;
-  bool accumulate = bias != nullptr;
-  if (accumulate) load_row(dst, bias, n);
-  for (int64_t m = 0; m < maps.size; ++m) {
-    horizontal_pixel(maps.data[m], rows, x, dst, accumulate);
-    rows += padded(maps.data[m].x.in * n);
-    accumulate = true;
+// The cells of all maps that one output pixel combines: pixel[c] = bias[c] + sum_t weights[t] * cells[t][c].
+class PixelTaps {
+ public:
+  static int64_t capacity(Maps maps) {
+    int64_t n = 0;
+    for (int64_t m = 0; m < maps.size; ++m) n += maps.data[m].x.taps;
+    return n;
   }
-}
+  static int64_t floats(Maps maps) {
+    return padded(capacity(maps)) + padded(capacity(maps) * kPointerFloats);
+  }
+
+  PixelTaps(Maps maps, float* scratch)
+      : maps_(maps), cells_(reinterpret_cast<const float**>(scratch)),
+        weights_(scratch + padded(capacity(maps) * kPointerFloats)) {}
+
+  void select(const float* rows, int64_t x) {
+    size_ = 0;
+    for (int64_t m = 0; m < maps_.size; ++m) {
+      const Map& map = maps_.data[m];
+      const int64_t stride = pixel_stride(map);
+      const float* cell = rows + map.x.first[x] * stride;
+      for (int64_t t = 0; t < map.x.count[x]; ++t, ++size_, cell += stride) {
+        cells_[size_] = cell;
+        weights_[size_] = map.x.weights[x * map.x.taps + t];
+      }
+      rows += row_floats(map);
+    }
+  }
+
+  // Writes the padded channel count; the padding is zero.
+  void sum(const float* bias, float* pixel) const {
+    const int64_t n = maps_.data[0].channels, stride = pixel_stride(maps_.data[0]);
+    if (bias != nullptr) {
+      load_row(pixel, bias, n);
+      fill_row(pixel + n, 0.f, stride - n);
+    }
+    combine(pixel, cells_, weights_, size_, stride, bias != nullptr);
+  }
+
+  const float* const* cells() const { return cells_; }
+  const float* weights() const { return weights_; }
+  int64_t size() const { return size_; }
+
+ private:
+  Maps maps_;
+  const float** cells_;
+  float* weights_;
+  int64_t size_ = 0;
+};
 
 inline const float* bias_row(Bias bias, int64_t b) {
   return bias.data == nullptr ? nullptr : bias.data + b * bias.stride_b;
@@ -72,14 +115,15 @@ inline bool worth_streaming(int64_t bytes) { return bytes >= (int64_t(8) << 20);
 template <class T>
 class PixelWriter {
  public:
-  static constexpr int64_t kPixels = 4096;  // 16 KB of float32: half a first-level cache
+  static constexpr int64_t kFloats = 4096;  // 16 KB of float32: half a first-level cache
 
-  // Scratch for one writer: the float32 run and its converted copy.
-  static int64_t floats(int64_t channels) { return 2 * padded(capacity(channels) * channels); }
+  // Scratch for one writer: the float32 run and its converted copy. A pixel may be written with its padding, which
+  // the next pixel overwrites and the room at the end catches.
+  static int64_t floats(int64_t channels) { return 2 * run_floats(channels); }
 
   PixelWriter(float* scratch, int64_t channels, T* dst, bool stream)
       : run_(scratch),
-        typed_(reinterpret_cast<T*>(scratch + padded(capacity(channels) * channels))),
+        typed_(reinterpret_cast<T*>(scratch + run_floats(channels))),
         channels_(channels),
         capacity_(capacity(channels)),
         dst_(dst),
@@ -105,7 +149,8 @@ class PixelWriter {
   }
 
  private:
-  static int64_t capacity(int64_t channels) { return max64(1, kPixels / max64(channels, 1)); }
+  static int64_t capacity(int64_t channels) { return max64(1, kFloats / channels); }
+  static int64_t run_floats(int64_t channels) { return padded(capacity(channels) * channels) + 16; }
   float* run_;
   T* typed_;
   int64_t channels_, capacity_;

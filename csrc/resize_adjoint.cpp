@@ -9,29 +9,30 @@ namespace MURF_LEVEL {
 // channels_last: a full row is first reduced to low-resolution width, then added to the low-resolution rows it touches.
 template <class T>
 static void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out, int threads) {
-  const int64_t n = map.channels, row_floats = map.x.in * n;
+  const int64_t n = map.channels, row = map.x.in * n;
   const int64_t bands = adjoint_bands(threads, batch, map.y.in);
   const int64_t band_rows = (map.y.in + bands - 1) / bands;
-  const int64_t share = padded(row_floats) + padded(band_rows * row_floats) + padded(n);
+  const int64_t share = row_floats(map) + padded(band_rows * row) + padded(n);
   Scratch scratch(share * threads);
   parallel(threads, batch * bands, [&](int thread, int64_t begin, int64_t end) {
     float* reduced = scratch.data() + thread * share;
-    float* sums = reduced + padded(row_floats);
-    float* pixel = sums + padded(band_rows * row_floats);
+    float* sums = reduced + row_floats(map);
+    float* pixel = sums + padded(band_rows * row);
+    fill_row(pixel, 0.f, padded(n));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / bands;
       const Band band = adjoint_band(map.y, task % bands, bands);
-      fill_row(sums, 0.f, (band.end - band.begin) * row_floats);
+      fill_row(sums, 0.f, (band.end - band.begin) * row);
       for (int64_t y = 0; y < map.y.out; ++y) {
         if (!band.touched_by(map.y, y)) continue;
-        fill_row(reduced, 0.f, row_floats);
+        fill_row(reduced, 0.f, row_floats(map));
         for (int64_t x = 0; x < map.x.out; ++x) {
           load_row(pixel, grad + b * map.stride_b + y * map.stride_y + x * map.stride_x, n);
           spread_pixel(map, x, pixel, reduced);
         }
         spread_row(map, y, band, reduced, sums);
       }
-      store_row(out + (b * map.y.in + band.begin) * row_floats, sums, (band.end - band.begin) * row_floats);
+      store_row(out + (b * map.y.in + band.begin) * row, sums, (band.end - band.begin) * row);
     }
   });
 }

@@ -127,15 +127,12 @@ inline void combine(float* dst, const float* const* src, const float* w, int64_t
   }
 }
 
-// The same for taps that lie `step` apart: dst (+)= sum_t w[t] * src[t * step + i]
-inline void combine_strided(float* dst, const float* src, int64_t step, const float* w, int64_t taps, int64_t n,
-                            bool accumulate) {
-  if (taps == 0 && !accumulate) fill_row(dst, 0.f, n);
-  while (taps > 0) {
-    const int64_t now = min64(taps, 4);
-    const float* rows[4] = {src, src + step, src + 2 * step, src + 3 * step};
-    combine(dst, rows, w, now, n, accumulate);
-    src += now * step, w += now, taps -= now, accumulate = true;
+// The same for taps that lie `step` apart: dst = sum_t w[t] * src[t * step + i]
+inline void combine_strided(float* dst, const float* src, int64_t step, const float* w, int64_t taps, int64_t n) {
+  if (taps == 0) fill_row(dst, 0.f, n);
+  for (int64_t t = 0; t < taps; t += 4) {
+    const float* rows[4] = {src + t * step, src + (t + 1) * step, src + (t + 2) * step, src + (t + 3) * step};
+    combine(dst, rows, w + t, min64(taps - t, 4), n, t > 0);
   }
 }
 
@@ -198,6 +195,10 @@ class Scratch {
  private:
   float* data_;
 };
+
+// Floats of scratch that hold one pointer.
+constexpr int64_t kPointerFloats = 2;
+static_assert(sizeof(float*) <= kPointerFloats * sizeof(float));
 
 // Scratch offsets are rounded up so that every thread's rows begin on a cache line.
 inline int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }

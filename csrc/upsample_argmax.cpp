@@ -5,45 +5,95 @@
 namespace murf {
 namespace MURF_LEVEL {
 
+// Sixteen classes at a time stay in registers from the interpolation to the comparison. The compiler splits these
+// vectors where the level's registers are narrower.
+constexpr int64_t kLanes = 16;
+typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
+
+static Floats load(const float* p) {
+  Floats v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// v[lane ^ distance] for every lane
+template <class Vector>
+static Vector partners(Vector v, int32_t distance) {
+#if defined(__clang__)
+  Vector swapped = {};
+  for (int32_t lane = 0; lane < kLanes; ++lane) swapped[lane] = v[lane ^ distance];
+  return swapped;
+#else
+  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return __builtin_shuffle(v, lanes ^ distance);
+#endif
+}
+
 struct Best {
   int32_t index;
   float value;
 };
 
-// As torch: the lowest index among equals, and the first NaN beats everything.
-static Best best_of(const float* v, int64_t n) {
-  float largest = v[0];
-  int32_t nan = INT32_MAX;
-#pragma omp simd reduction(max : largest) reduction(min : nan)
-  for (int64_t i = 0; i < n; ++i) {
-    largest = v[i] > largest ? v[i] : largest;
-    const int32_t candidate = v[i] != v[i] ? int32_t(i) : INT32_MAX;
-    nan = candidate < nan ? candidate : nan;
+// As torch: the lowest index among equals, and the first NaN beats everything. A tree over the lanes: a scalar loop would
+// cost more than the comparisons of a hundred classes.
+static Best best_lane(Floats values, Ints indices) {
+  for (int32_t distance = kLanes / 2; distance > 0; distance /= 2) {
+    const Floats v = partners(values, distance);
+    const Ints i = partners(indices, distance);
+    const Ints earlier = i < indices;
+    const Ints wins = (v > values) | ((v == values) & earlier) | ((v != v) & ((values == values) | earlier));
+    values = wins ? v : values;
+    indices = wins ? i : indices;
   }
-  if (nan != INT32_MAX) return {nan, v[nan]};
-  int32_t index = INT32_MAX;
-#pragma omp simd reduction(min : index)
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t candidate = v[i] == largest ? int32_t(i) : INT32_MAX;
-    index = candidate < index ? candidate : index;
+  return {indices[0], values[0]};
+}
+
+// FixedTaps: how many cells a pixel combines, or 0 for any number.
+template <int FixedTaps>
+static Best best_class(const PixelTaps& taps, const float* bias, int64_t classes) {
+  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const int64_t size = FixedTaps ? FixedTaps : taps.size();
+  Floats best = {};
+  Ints index = lanes;
+  for (int64_t k = 0; k < classes; k += kLanes) {
+    Floats v = bias == nullptr ? Floats{} : load(bias + k);
+    for (int64_t t = 0; t < size; ++t) v += taps.weights()[t] * load(taps.cells()[t] + k);
+    const Ints at = lanes + int32_t(k);
+    if (classes - k < kLanes) v = at < int32_t(classes) ? v : Floats{} - __builtin_inff();
+    if (k == 0) {
+      best = v;
+      continue;
+    }
+    const Ints wins = (v > best) | ((v != v) & (best == best));
+    best = wins ? v : best;
+    index = wins ? at : index;
   }
-  return {index, largest};
+  return best_lane(best, index);
 }
 
 template <class T, class Label>
 static void argmax(Maps maps, Grid grid, Bias bias, Label* labels, T* values, int threads) {
-  const int64_t rows_floats = RowSet::floats(maps);
-  const int64_t share = rows_floats + padded(grid.channels);
+  const int64_t rows_size = rows_floats(maps), bias_size = padded(grid.channels);
+  const int64_t share = rows_size + bias_size + PixelTaps::floats(maps);
   Scratch scratch(share * threads);
   parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
     float* rows = scratch.data() + thread * share;
-    float* pixel = rows + rows_floats;
+    float* padded_bias = rows + rows_size;
+    PixelTaps taps(maps, padded_bias + bias_size);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / grid.height;
       vertical_rows<T>(maps, b, task % grid.height, rows);
+      const float* bias_values = nullptr;
+      if (bias.data != nullptr) {
+        fill_row(padded_bias, 0.f, bias_size);
+        load_row(padded_bias, bias_row(bias, b), grid.channels);
+        bias_values = padded_bias;
+      }
       for (int64_t x = 0; x < grid.width; ++x) {
-        sum_pixel(maps, rows, bias_row(bias, b), x, pixel);
-        const Best best = best_of(pixel, grid.channels);
+        taps.select(rows, x);
+        const Best best = taps.size() == 2 ? best_class<2>(taps, bias_values, grid.channels)
+                                           : best_class<0>(taps, bias_values, grid.channels);
         labels[task * grid.width + x] = Label(best.index);
         if (values != nullptr) from_float(best.value, values[task * grid.width + x]);
       }

@@ -7,22 +7,22 @@ namespace MURF_LEVEL {
 
 template <class T>
 static void concat(Maps maps, Grid grid, T* out, int threads) {
-  const int64_t rows_floats = RowSet::floats(maps);
-  const int64_t share = rows_floats + PixelWriter<T>::floats(grid.channels);
+  const int64_t rows_size = rows_floats(maps);
+  const int64_t share = rows_size + PixelWriter<T>::floats(grid.channels);
   Scratch scratch(share * threads);
   const bool stream = worth_streaming(grid.batch * grid.height * grid.width * grid.channels * int64_t(sizeof(T)));
   parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
     float* rows = scratch.data() + thread * share;
     for (int64_t task = begin; task < end; ++task) {
       vertical_rows<T>(maps, task / grid.height, task % grid.height, rows);
-      PixelWriter<T> writer(rows + rows_floats, grid.channels, out + task * grid.width * grid.channels, stream);
+      PixelWriter<T> writer(rows + rows_size, grid.channels, out + task * grid.width * grid.channels, stream);
       for (int64_t x = 0; x < grid.width; ++x) {
         float* pixel = writer.next();
         const float* row = rows;
         for (int64_t m = 0; m < maps.size; ++m) {
-          horizontal_pixel(maps.data[m], row, x, pixel, false);
+          horizontal_pixel(maps.data[m], row, x, pixel);  // its padding is overwritten by the next map
           pixel += maps.data[m].channels;
-          row += padded(maps.data[m].x.in * maps.data[m].channels);
+          row += row_floats(maps.data[m]);
         }
         writer.commit();
       }

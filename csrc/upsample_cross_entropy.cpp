@@ -15,14 +15,15 @@ static float weight_of(CrossEntropy ce, int64_t k) { return ce.weight == nullptr
 
 template <class T>
 static void forward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse, int threads) {
-  const int64_t n = grid.channels, rows_floats = RowSet::floats(maps);
-  const int64_t share = rows_floats + padded(n);
+  const int64_t n = grid.channels, rows_size = rows_floats(maps);
+  const int64_t share = rows_size + padded(n) + PixelTaps::floats(maps);
   const float smooth = ce.label_smoothing / float(n);
   const float weight_sum = ce.weight == nullptr ? float(n) : sum_of(ce.weight, n);
   Scratch scratch(share * threads);
   parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
     float* rows = scratch.data() + thread * share;
-    float* pixel = rows + rows_floats;
+    float* pixel = rows + rows_size;
+    PixelTaps taps(maps, pixel + padded(n));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / grid.height;
       vertical_rows<T>(maps, b, task % grid.height, rows);
@@ -30,7 +31,8 @@ static void forward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* los
         const int64_t at = task * grid.width + x, target = ce.target[at];
         loss[at] = lse[at] = 0.f;
         if (target == ce.ignore_index) continue;
-        sum_pixel(maps, rows, bias_row(bias, b), x, pixel);
+        taps.select(rows, x);
+        taps.sum(bias_row(bias, b), pixel);
         const float shift = max_of(pixel, n), logit = pixel[target] - shift;
         float smoothing = 0.f;
         if (smooth > 0.f)

@@ -18,17 +18,19 @@ static float distribution(float* v, int64_t n, bool softmax) {
 
 template <class T>
 static void forward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out, int threads) {
-  const int64_t n = grid.channels, rows_floats = RowSet::floats(maps);
-  const int64_t share = rows_floats + padded(n);
+  const int64_t n = grid.channels, rows_size = rows_floats(maps);
+  const int64_t share = rows_size + padded(n) + PixelTaps::floats(maps);
   Scratch scratch(share * threads);
   parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
     float* rows = scratch.data() + thread * share;
-    float* pixel = rows + rows_floats;
+    float* pixel = rows + rows_size;
+    PixelTaps taps(maps, pixel + padded(n));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / grid.height;
       vertical_rows<T>(maps, b, task % grid.height, rows);
       for (int64_t x = 0; x < grid.width; ++x) {
-        sum_pixel(maps, rows, bias_row(bias, b), x, pixel);
+        taps.select(rows, x);
+        taps.sum(bias_row(bias, b), pixel);
         const float total = distribution(pixel, n, softmax);
         out[task * grid.width + x] = dot_of(pixel, values, n) / total;
       }

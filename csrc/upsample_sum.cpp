@@ -7,18 +7,21 @@ namespace MURF_LEVEL {
 
 template <class T>
 static void sum_channels_last(Maps maps, Grid grid, Bias bias, T* out, int threads) {
-  const int64_t rows_floats = RowSet::floats(maps);
-  const int64_t share = rows_floats + PixelWriter<T>::floats(grid.channels);
+  const int64_t rows_size = rows_floats(maps);
+  const int64_t share = rows_size + PixelTaps::floats(maps) + PixelWriter<T>::floats(grid.channels);
   Scratch scratch(share * threads);
   const bool stream = worth_streaming(grid.batch * grid.height * grid.width * grid.channels * int64_t(sizeof(T)));
   parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
     float* rows = scratch.data() + thread * share;
+    PixelTaps taps(maps, rows + rows_size);
+    float* run = rows + rows_size + PixelTaps::floats(maps);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / grid.height;
       vertical_rows<T>(maps, b, task % grid.height, rows);
-      PixelWriter<T> writer(rows + rows_floats, grid.channels, out + task * grid.width * grid.channels, stream);
+      PixelWriter<T> writer(run, grid.channels, out + task * grid.width * grid.channels, stream);
       for (int64_t x = 0; x < grid.width; ++x) {
-        sum_pixel(maps, rows, bias_row(bias, b), x, writer.next());
+        taps.select(rows, x);
+        taps.sum(bias_row(bias, b), writer.next());
         writer.commit();
       }
       writer.flush();
@@ -79,7 +82,7 @@ static void sum_planar(Maps maps, Grid grid, Bias bias, T* out, int64_t out_stri
     rings += WidenedRows::floats(maps.data[m]);
   }
   // per thread: rings, the finished row and its converted copy, tap weights, tap pointers
-  const int64_t pointer_floats = padded(taps * int64_t(sizeof(float*) / sizeof(float)));
+  const int64_t pointer_floats = padded(taps * kPointerFloats);
   const int64_t share = rings + 2 * padded(grid.width) + padded(taps) + pointer_floats;
   Scratch scratch(share * threads);
   const int64_t planes = grid.batch * grid.channels;

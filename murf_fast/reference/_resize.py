@@ -19,10 +19,8 @@ def resize_map(
     """``x`` (B, C, h, w) at ``size``, by way of ``via`` if given."""
     if via:
         x = resize_map(x, via, mode, antialias)
-    if mode in ("area", "nearest", "nearest-exact"):
-        options = {}
-    else:
-        options = {"align_corners": False, "antialias": antialias}
+    filtered = mode in ("bilinear", "bicubic")
+    options = {"align_corners": False, "antialias": antialias} if filtered else {}
     target = {"scale_factor": tuple(scale_factor)} if scale_factor else {"size": tuple(size)}
     if antialias and size[1] == 1 and size[0] != 1:
         # torch's CPU kernel gives every row the weights of row 0 when only the width is 1; swapping the axes avoids it.
