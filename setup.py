@@ -1,8 +1,8 @@
 """Builds murf_fast: pure Python, Triton kernels (JIT, nothing to build) and one C++ extension.
 
 Every kernel source is compiled once per instruction-set level into its own objects; csrc/dispatch.cpp picks a level at
-run time. There is no torch header under csrc/, so the build needs only setuptools, pybind11 and a C++20 compiler. When it
-fails the package is installed without the extension, and `murf-fast info` says what is missing.
+run time. There is no torch header under csrc/, so the build needs only setuptools, pybind11 and a C++20 compiler. When
+it fails the package is installed without the extension, and `murf-fast info` says what is missing.
 
 MURF_FAST_SANITIZE=address,undefined builds the extension with those sanitizers (see .ci/run).
 MURF_FAST_REQUIRE_NATIVE=1 turns a failed build of the extension into an error.
@@ -37,8 +37,8 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 LEVELS = {"baseline": [], "avx2": AVX2, "avx512": AVX512} if X86 else {"baseline": []}
 
-# Contraction gives fused multiply-adds; no trapping math lets comparisons vectorize. Nothing here reorders sums. Vectors
-# cross no boundary between translation units, so the ABI that -Wpsabi warns of does not matter.
+# Contraction gives fused multiply-adds; no trapping math lets comparisons vectorize. Nothing here reorders sums.
+# Vectors cross no boundary between translation units, so the ABI that -Wpsabi warns of does not matter.
 FLAGS = [
     "-O3",
     "-std=c++20",

@@ -1,7 +1,7 @@
 """Which backends exist here, why another does not, and which one a call takes.
 
-``reference`` is plain PyTorch and always there; ``native`` is the C++ extension, for CPU tensors; ``triton`` is for CUDA
-tensors (and, with ``TRITON_INTERPRET=1``, for CPU tensors in Triton's interpreter, for tests).
+``reference`` is plain PyTorch and always there; ``native`` is the C++ extension, for CPU tensors; ``triton`` is for
+CUDA tensors (and, with ``TRITON_INTERPRET=1``, for CPU tensors in Triton's interpreter, for tests).
 """
 
 from __future__ import annotations

@@ -118,8 +118,10 @@ def _matrix(in_size: int, out_size: int, mode: str, antialias: bool, scale_facto
     if mode in ("nearest", "nearest-exact"):
         # torch computes these positions in float32 for every dtype, and one rounding moves a whole pixel.
         offset = np.float32(0.5 if mode == "nearest-exact" else 0.0)
-        position = (rows.astype(np.float32) + offset) * np.float32(step)
-        matrix[rows, np.minimum(position.astype(np.int64), in_size - 1)] = 1.0
+        position = ((rows.astype(np.float32) + offset) * np.float32(step)).astype(np.int64)
+        if mode == "nearest" and out_size in (in_size, 2 * in_size):
+            position = rows * in_size // out_size  # torch ignores a scale factor here
+        matrix[rows, np.minimum(position, in_size - 1)] = 1.0
     elif mode == "area":
         for i in rows:
             lo, hi = i * in_size // out_size, -((-(i + 1) * in_size) // out_size)

@@ -58,7 +58,7 @@ def axes_of_maps(features: Sequence[Tensor], size, mode, antialias, via) -> list
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether a map lies channels_last in memory, by its strides; dense or not. Undecided layouts count as planar."""
-    return x.shape[1] > 1 and x.stride(1) == 1 and not (x.stride(3) == 1 and x.shape[3] > 1)
+    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
 def wants_channels_last(op: str, memory_format: torch.memory_format | None, like: Tensor) -> bool:

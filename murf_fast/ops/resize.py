@@ -69,6 +69,8 @@ def resize(
             )
         if mode == "area":
             factors = None  # adaptive pooling knows only sizes
+        elif tuple(size) == tuple(x.shape[2:]) and (mode == "bilinear" or antialias):
+            factors = None  # torch copies, although the step is not one
     size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
     channels_last = wants_channels_last(op, memory_format, x)
     backend = backends.resolve(backend, x.device.type, x.dtype)
@@ -127,16 +129,16 @@ def _adjoint_backward(ctx, x):
 
 
 register(
-    "resize(Tensor x, SymInt[] size, str mode, bool antialias, SymInt[]? via, float[]? scale_factor, bool channels_last, "
-    "str backend) -> Tensor",
+    "resize(Tensor x, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, float[]? scale_factor, "
+    "bool channels_last, str backend) -> Tensor",
     _forward,
     _fake,
     _backward,
     _setup_context,
 )
 register(
-    "resize_adjoint(Tensor grad, SymInt[] in_size, str mode, bool antialias, SymInt[]? via, float[]? scale_factor, "
-    "bool channels_last, str backend) -> Tensor",
+    "resize_adjoint(Tensor grad, SymInt[] in_size, str interpolation, bool antialias, SymInt[]? via, "
+    "float[]? scale_factor, bool channels_last, str backend) -> Tensor",
     _adjoint,
     _adjoint_fake,
     _adjoint_backward,

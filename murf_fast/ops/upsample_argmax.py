@@ -93,7 +93,7 @@ def _fake(features, bias, size, mode, antialias, via, return_values, backend) ->
 
 
 register(
-    "upsample_argmax(Tensor[] features, Tensor? bias, SymInt[] size, str mode, bool antialias, SymInt[]? via, "
+    "upsample_argmax(Tensor[] features, Tensor? bias, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "
     "bool return_values, str backend) -> (Tensor, Tensor)",
     _forward,
     _fake,

@@ -114,16 +114,16 @@ def _backward(ctx, grad):
 
 
 register(
-    "upsample_concat(Tensor[] features, SymInt[] size, str mode, bool antialias, SymInt[]? via, bool channels_last, "
-    "str backend) -> Tensor",
+    "upsample_concat(Tensor[] features, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "
+    "bool channels_last, str backend) -> Tensor",
     _forward,
     _fake,
     _backward,
     _setup_context,
 )
 register(
-    "upsample_concat_out(Tensor[] features, SymInt[] size, str mode, bool antialias, SymInt[]? via, Tensor(a!) out, "
-    "str backend) -> ()",
+    "upsample_concat_out(Tensor[] features, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "
+    "Tensor(a!) out, str backend) -> ()",
     _launch,
     lambda features, size, mode, antialias, via, out, backend: None,
 )

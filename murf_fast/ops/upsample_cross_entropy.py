@@ -33,8 +33,8 @@ def upsample_cross_entropy(
     """``F.cross_entropy(sum_s U_s F_s + bias, target)`` without full-resolution logits, forward and backward.
 
     With ``z`` the summed, resized logits of a pixel, ``t`` its label, class weights ``w`` and smoothing ``e`` over K
-    classes, ``loss = (1 - e) w_t (lse(z) - z_t) + e / K sum_k w_k (lse(z) - z_k)``. ``"mean"`` divides the sum by that of
-    ``w_t`` over the pixels that count.
+    classes, ``loss = (1 - e) w_t (lse(z) - z_t) + e / K sum_k w_k (lse(z) - z_k)``. ``"mean"`` divides the sum by that
+    of ``w_t`` over the pixels that count.
 
     Args:
         features: Maps of logits (B, K, h_s, w_s), floating point, one batch size, class count, device and dtype.
@@ -51,8 +51,8 @@ def upsample_cross_entropy(
         respect to features and bias.
 
     Raises:
-        TypeError, ValueError: An argument is wrong; the message names it. Labels out of range raise on CPU; on CUDA, where
-            looking at them would stall the stream, they make the loss NaN.
+        TypeError, ValueError: An argument is wrong; the message names it. Labels out of range raise on CPU; on CUDA,
+            where looking at them would stall the stream, they make the loss NaN.
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: two float32 maps (B, H, W) kept for backward, and float32 gradients of the low-resolution maps.
@@ -198,8 +198,8 @@ def _gradients_fake(
 
 
 register(
-    "upsample_cross_entropy(Tensor[] features, Tensor? bias, Tensor target, Tensor? weight, str mode, bool antialias, "
-    "SymInt[]? via, int ignore_index, float label_smoothing, str backend) -> (Tensor, Tensor)",
+    "upsample_cross_entropy(Tensor[] features, Tensor? bias, Tensor target, Tensor? weight, str interpolation, "
+    "bool antialias, SymInt[]? via, int ignore_index, float label_smoothing, str backend) -> (Tensor, Tensor)",
     _forward,
     _fake,
     _backward,
@@ -207,8 +207,8 @@ register(
 )
 register(
     "upsample_cross_entropy_backward(Tensor grad, Tensor[] features, Tensor? bias, Tensor target, Tensor? weight, "
-    "Tensor lse, str mode, bool antialias, SymInt[]? via, int ignore_index, float label_smoothing, str backend) "
-    "-> Tensor[]",
+    "Tensor lse, str interpolation, bool antialias, SymInt[]? via, int ignore_index, float label_smoothing, "
+    "str backend) -> Tensor[]",
     _gradients,
     _gradients_fake,
 )

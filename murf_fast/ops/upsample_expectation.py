@@ -145,8 +145,8 @@ def _gradients_fake(
 
 
 register(
-    "upsample_expectation(Tensor[] features, Tensor? bias, Tensor values, SymInt[] size, bool softmax, str mode, "
-    "bool antialias, SymInt[]? via, str backend) -> Tensor",
+    "upsample_expectation(Tensor[] features, Tensor? bias, Tensor values, SymInt[] size, bool softmax, "
+    "str interpolation, bool antialias, SymInt[]? via, str backend) -> Tensor",
     _forward,
     _fake,
     _backward,
@@ -154,7 +154,7 @@ register(
 )
 register(
     "upsample_expectation_backward(Tensor grad, Tensor[] features, Tensor? bias, Tensor values, bool softmax, "
-    "str mode, bool antialias, SymInt[]? via, bool values_gradient, str backend) -> Tensor[]",
+    "str interpolation, bool antialias, SymInt[]? via, bool values_gradient, str backend) -> Tensor[]",
     _gradients,
     _gradients_fake,
 )

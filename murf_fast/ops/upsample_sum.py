@@ -115,7 +115,7 @@ def _backward(ctx, grad):
 
 
 register(
-    "upsample_sum(Tensor[] features, Tensor? bias, SymInt[] size, str mode, bool antialias, SymInt[]? via, "
+    "upsample_sum(Tensor[] features, Tensor? bias, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "
     "bool channels_last, str backend) -> Tensor",
     _forward,
     _fake,
@@ -123,8 +123,8 @@ register(
     _setup_context,
 )
 register(
-    "upsample_sum_out(Tensor[] features, Tensor? bias, SymInt[] size, str mode, bool antialias, SymInt[]? via, "
-    "Tensor(a!) out, str backend) -> ()",
+    "upsample_sum_out(Tensor[] features, Tensor? bias, SymInt[] size, str interpolation, bool antialias, "
+    "SymInt[]? via, Tensor(a!) out, str backend) -> ()",
     _launch,
     lambda features, bias, size, mode, antialias, via, out, backend: None,
 )

@@ -1,6 +1,8 @@
 """What every operation means, in plain PyTorch. Runs in float64; no cleverness."""
 
+from murf_fast.reference.linear_head import linear_head
 from murf_fast.reference.resize import resize
+from murf_fast.reference.resize_gram import resize_gram
 from murf_fast.reference.upsample_argmax import upsample_argmax
 from murf_fast.reference.upsample_concat import upsample_concat
 from murf_fast.reference.upsample_cross_entropy import upsample_cross_entropy
@@ -9,7 +11,9 @@ from murf_fast.reference.upsample_mean import upsample_mean
 from murf_fast.reference.upsample_sum import upsample_sum
 
 __all__ = [
+    "linear_head",
     "resize",
+    "resize_gram",
     "upsample_argmax",
     "upsample_concat",
     "upsample_cross_entropy",

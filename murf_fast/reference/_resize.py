@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +20,9 @@ def resize_map(
     """``x`` (B, C, h, w) at ``size``, by way of ``via`` if given."""
     if via:
         x = resize_map(x, via, mode, antialias)
+    if antialias and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+        # torch has no antialiased CPU kernel for them; people upcast, as transformers does for position embeddings.
+        return resize_map(x.float(), size, mode, antialias, None, scale_factor).to(x.dtype)
     filtered = mode in ("bilinear", "bicubic")
     options = {"align_corners": False, "antialias": antialias} if filtered else {}
     target = {"scale_factor": tuple(scale_factor)} if scale_factor else {"size": tuple(size)}

@@ -1,0 +1,289 @@
+"""The linear head of a multi-resolution model, computed at low resolution."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from murf_fast import backends, reference
+from murf_fast.ops import _checks
+from murf_fast.ops._batch_norm import scale_and_mean, uses_batch_statistics
+from murf_fast.ops._library import wants_channels_last
+from murf_fast.ops.upsample_sum import upsample_sum
+
+Tokens = Sequence[Tensor | None]
+
+
+def linear_head(
+    features: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    size: int | tuple[int, int],
+    via: int | tuple[int, int] | None = None,
+    norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None,
+    cls: Tokens | None = None,
+    mode: str = "bilinear",
+    antialias: bool = False,
+    memory_format: torch.memory_format | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """1x1 convolution over resized, concatenated maps, without resizing or concatenating them.
+
+    ``out = V conv(norm(cat_s [U_s F_s, cls_s]))``: ``U_s`` resizes map ``s`` to the grid ``via`` (or to ``size``), ``V``
+    the logits from there to ``size`` (or is not there). Channel and pixel mixing commute, so the maps go through their
+    columns of the weight first, maps of one grid are added, and only class logits are resized:
+    ``out = sum_s V U_s (W_s F_s) + b'``.
+
+    Args:
+        features: Maps (B, C_s, h_s, w_s), floating point, one batch size, device and dtype; any strides. channels_last,
+            token views and planar maps are read in place.
+        weight: (K, D) or (K, D, 1, 1) in the dtype of the features. Columns in list order, for every map its C_s channels
+            and then its CLS channels: D = sum_s (C_s + C'_s).
+        bias: (K,), any floating dtype, used in float32.
+        size: (height, width) of the result in pixels; one integer means a square.
+        via: The grid on which the maps are concatenated; the logits are resized from there. Both resizes are composed.
+        norm: A batch norm over the D columns. In eval mode it is folded into weight and bias. In training mode the batch
+            statistics are those of the resized, concatenated maps (at ``via``, or else at ``size``), computed from the
+            low-resolution maps, and the running statistics are updated as torch does.
+        cls: One entry per map: None, or (B, C'_s) in the dtype of the features. They are constant over the grid and
+            become a bias per image.
+        mode, antialias, memory_format, backend: As for :func:`upsample_concat`.
+
+    Returns:
+        (B, K, height, width) in the dtype of the features; under autocast in the autocast dtype, as ``F.linear``.
+        Differentiable with respect to features, weight, bias, cls and the parameters of ``norm``.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+        BackendUnavailableError: ``backend`` cannot take this call.
+
+    Memory: the result, and K channels per low-resolution pixel. A training-mode ``norm`` adds three float32 copies of one
+    low-resolution map (of each map, while their gradients are wanted).
+
+    Source: identities I1 to I6; MuRF's segmentation and depth heads, DINOv2's ``BNHead``, DINOv3's ``LinearHead``.
+    """
+    op = "linear_head"
+    features = _checks.maps(op, features, same_channels=False)
+    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
+    _checks.mode(op, mode, antialias)
+    cls = check_head(op, features, weight, bias, norm, cls, via or size)
+    dtype = _arithmetic_dtype(features[0])
+    channels_last = wants_channels_last(op, memory_format, features[0])
+    backend = backends.resolve(backend, features[0].device.type, dtype)
+    if backend == "reference":
+        result = reference.linear_head(features, weight, bias, size, via, norm, cls, mode, antialias)
+        return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    logits, bias = logits_of_maps(
+        features, weight, bias, via or size, norm, cls, mode, antialias, channels_last, dtype, backend
+    )
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return upsample_sum(
+        logits, size, bias=bias, mode=mode, antialias=antialias, via=via, memory_format=layout, backend=backend
+    )
+
+
+def low_resolution_logits(
+    features: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    grid: int | tuple[int, int],
+    norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None,
+    cls: Tokens | None = None,
+    mode: str = "bilinear",
+    antialias: bool = False,
+    backend: str | None = None,
+) -> tuple[list[Tensor], Tensor | None]:
+    """The part of :func:`linear_head` before the resize, for the fused ops that take logits at low resolution.
+
+    Args:
+        grid: Where the maps are concatenated: the ``via`` of :func:`linear_head`, or else its ``size``.
+        features, weight, bias, norm, cls, mode, antialias, backend: As for :func:`linear_head`.
+
+    Returns:
+        One channels_last map (B, K, h, w) per distinct grid, and their common bias, (K,) or (B, K) in float32, or None:
+        ``upsample_sum(maps, size, bias=bias, via=via)`` is the result of :func:`linear_head`.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+    """
+    op = "low_resolution_logits"
+    features = _checks.maps(op, features, same_channels=False)
+    grid = _checks.grid(op, "grid", grid)
+    _checks.mode(op, mode, antialias)
+    cls = check_head(op, features, weight, bias, norm, cls, grid)
+    dtype = _arithmetic_dtype(features[0])
+    backend = backends.resolve(backend, features[0].device.type, dtype)
+    return logits_of_maps(features, weight, bias, grid, norm, cls, mode, antialias, True, dtype, backend)
+
+
+def logits_of_maps(
+    features: list[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    grid: list[int],
+    norm: _BatchNorm | None,
+    cls: Tokens,
+    mode: str,
+    antialias: bool,
+    channels_last: bool,
+    dtype: torch.dtype,
+    backend: str,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Checked arguments to logits per distinct grid and a bias."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = weight.flatten(1)
+    with _without_autocast(features[0].device.type):
+        folded = weight.to(dtype)
+        offset = None if bias is None else bias.to(wide)
+        if norm is not None:
+            scale, mean = scale_and_mean(norm, features, cls, grid, mode, antialias, wide, backend)
+            folded = (weight.to(wide) * scale).to(dtype)
+            # The mean goes through the rounded weight: what is left of it after the subtraction is then exactly zero.
+            shift = -(folded.to(wide) @ mean)
+            if norm.bias is not None:
+                shift = shift + weight.to(wide) @ norm.bias.to(wide)
+            offset = shift if offset is None else offset + shift
+        # Logits are rounded to the features' dtype once per product: float32 ones would double the memory of the result,
+        # whose dtype is that of the maps it is made from.
+        groups: dict[tuple[int, int], Tensor] = {}
+        begin = 0
+        for feature, token in zip(features, cls, strict=True):
+            end = begin + feature.shape[1]
+            key = tuple(feature.shape[2:])
+            groups[key] = _project(feature.to(dtype), folded[:, begin:end], channels_last, groups.get(key))
+            begin = end
+            if token is not None:
+                end = begin + token.shape[1]
+                per_image = token.to(dtype).to(wide) @ folded[:, begin:end].to(wide).mT
+                offset = per_image if offset is None else offset + per_image
+                begin = end
+        maps = [z.mT.unflatten(2, key) if channels_last else z.unflatten(2, key) for key, z in groups.items()]
+    return maps, offset
+
+
+def _project(x: Tensor, weight: Tensor, channels_last: bool, total: Tensor | None) -> Tensor:
+    """``total + W x`` as (B, h w, K), or (B, K, h w) for planar results; the product reads ``x`` where it lies."""
+    batch, channels, height, width = x.shape
+    if not channels_last:
+        planes, weights = x.flatten(2), weight.expand(batch, -1, -1)
+        return torch.bmm(weights, planes) if total is None else torch.baddbmm(total, weights, planes)
+    pixels = x.flatten(2).mT
+    if batch == 1 or x.stride(0) == height * width * x.stride(3):
+        rows = pixels.reshape(batch * height * width, channels)
+        if total is None:
+            return torch.mm(rows, weight.mT).view(batch, height * width, -1)
+        return torch.addmm(total.flatten(0, 1), rows, weight.mT).view(batch, height * width, -1)
+    # Token views skip the CLS rows between two images, so the batch is no single matrix.
+    weights = weight.mT.expand(batch, -1, -1)
+    return torch.bmm(pixels, weights) if total is None else torch.baddbmm(total, pixels, weights)
+
+
+def check_head(
+    op: str,
+    features: list[Tensor],
+    weight: object,
+    bias: object,
+    norm: object,
+    cls: object,
+    grid: Sequence[int],
+) -> list[Tensor | None]:
+    """Weight, bias, norm and cls against the maps; returns cls with one entry per map."""
+    first = features[0]
+    cls = _check_cls(op, features, cls)
+    columns = [x.shape[1] for pair in zip(features, cls, strict=True) for x in pair if x is not None]
+    total = sum(columns)
+    if not isinstance(weight, Tensor) or weight.dtype not in _checks.DTYPES:
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"murf_fast.{op}: `weight` must be a floating-point tensor, got {got}")
+    shape = tuple(weight.shape)
+    if len(shape) not in (2, 4) or shape[2:] not in ((), (1, 1)) or shape[0] < 1:
+        raise ValueError(f"murf_fast.{op}: `weight` must be (K, D) or (K, D, 1, 1), got {shape}")
+    if shape[1] != total:
+        raise ValueError(
+            f"murf_fast.{op}: `weight` must have one column per channel of the features and cls in list order, "
+            f"{' + '.join(map(str, columns))} = {total}, got {shape[1]}"
+        )
+    if _autocast_dtype(first) is None:
+        _checks.same_device_and_dtype(op, "weight", weight, "features[0]", first)
+    elif weight.device != first.device:
+        raise ValueError(
+            f"murf_fast.{op}: `weight` must be on the device of `features[0]`, {first.device}, got {weight.device}"
+        )
+    if bias is not None:
+        _checks.vector(op, "bias", bias, shape[0], first, what="one entry per row of `weight`")
+    if norm is not None:
+        _check_norm(op, norm, total, first, grid)
+    return cls
+
+
+def _check_cls(op: str, features: list[Tensor], cls: object) -> list[Tensor | None]:
+    if cls is None:
+        return [None] * len(features)
+    if isinstance(cls, Tensor):
+        cls = [cls]
+    if not isinstance(cls, Sequence) or len(cls) != len(features):
+        raise ValueError(
+            f"murf_fast.{op}: `cls` must have one entry per map, {len(features)}, got "
+            f"{len(cls) if isinstance(cls, Sequence) else type(cls).__name__}"
+        )
+    for i, token in enumerate(cls):
+        if token is None:
+            continue
+        if not isinstance(token, Tensor):
+            raise TypeError(f"murf_fast.{op}: `cls[{i}]` must be a tensor or None, got {type(token).__name__}")
+        if token.ndim != 2 or token.shape[0] != features[0].shape[0]:
+            raise ValueError(
+                f"murf_fast.{op}: `cls[{i}]` must have shape ({features[0].shape[0]}, channels), got {tuple(token.shape)}"
+            )
+        _checks.same_device_and_dtype(op, f"cls[{i}]", token, "features[0]", features[0])
+    return list(cls)
+
+
+def _check_norm(op: str, norm: object, columns: int, first: Tensor, grid: Sequence[int]) -> None:
+    if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        raise TypeError(f"murf_fast.{op}: `norm` must be a BatchNorm2d or SyncBatchNorm, got {type(norm).__name__}")
+    if norm.num_features != columns:
+        raise ValueError(
+            f"murf_fast.{op}: `norm` must have one feature per column of `weight`, {columns}, got {norm.num_features}"
+        )
+    for x in (norm.weight, norm.running_mean):
+        if x is not None and x.device != first.device:
+            raise ValueError(
+                f"murf_fast.{op}: `norm` must be on the device of `features[0]`, {first.device}, got {x.device}"
+            )
+    if not uses_batch_statistics(norm):
+        return
+    values = first.shape[0] * grid[0] * grid[1]
+    if values < 2:
+        raise ValueError(f"murf_fast.{op}: `norm` in training mode needs more than one value per channel, got {values}")
+    if isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_available() and torch.distributed.is_initialized():
+        processes = torch.distributed.get_world_size()
+        if processes > 1:
+            raise ValueError(
+                f"murf_fast.{op}: `norm` is a SyncBatchNorm in training mode, whose statistics over {processes} processes "
+                "are not supported; use a BatchNorm2d, or eval mode"
+            )
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast would turn the operands of a linear layer into, or None; float64 is left alone, as by torch."""
+    device = x.device.type
+    if device not in ("cpu", "cuda") or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _arithmetic_dtype(x: Tensor) -> torch.dtype:
+    return _autocast_dtype(x) or x.dtype
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+    if device not in ("cpu", "cuda"):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -1,0 +1,43 @@
+"""For every test: Triton's interpreter where there is no GPU, poisoned memory, and the levels of the CPU kernels."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    # Read by Triton when the kernels are first imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+
+from murf_fast import native
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """`torch.empty` holds NaN (or the largest integer), so that an element nobody wrote is seen."""
+
+    def poisoned(allocate):
+        def wrapper(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            if type(tensor) is torch.Tensor and not tensor.is_meta:
+                if tensor.is_floating_point():
+                    tensor.fill_(torch.nan)
+                elif tensor.dtype != torch.bool and not tensor.is_complex():
+                    tensor.fill_(torch.iinfo(tensor.dtype).max)
+            return tensor
+
+        return wrapper
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(params=native.available_levels() if native.load_error() is None else [])
+def level(request, monkeypatch):
+    """Every instruction-set level of the C++ extension that this processor runs."""
+    monkeypatch.setenv("MURF_FAST_CPU", request.param)
+    return request.param

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from suite import (
+    DTYPES,
+    LAYOUTS,
+    SUM_CASES,
+    Case,
+    check_compile,
+    check_deterministic_across_threads,
+    check_gradcheck,
+    check_gradients,
+    check_opcheck,
+    check_parity,
+    make_maps,
+)
+
+import murf_fast
+
+CASES = (
+    *(c for c in SUM_CASES if len(c.maps) == 1),
+    Case("up_and_down", ((5, 7, 23),), (19, 4)),
+    Case("antialias_to_width_one", ((3, 9, 8),), (5, 1), antialias=True),
+    Case("bicubic_antialias", ((6, 15, 13),), (7, 29), mode="bicubic", antialias=True),
+)
+
+
+def call(maps, case, backend):
+    return murf_fast.resize(maps[0], case.size, **case.resize, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity(case, layout, dtype):
+    check_parity(call, case, dtype, layout)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name != "empty_batch"], ids=str)
+def test_gradients(case, dtype, layout):
+    check_gradients(call, case, dtype, layout)
+
+
+def test_every_level(level):
+    for case in CASES:
+        check_parity(call, case, torch.float32, "channels_last")
+        if case.batch:
+            check_gradients(call, case, torch.bfloat16, "channels_last")
+            check_gradients(call, case, torch.bfloat16, "contiguous")
+
+
+@pytest.mark.parametrize(("mode", "antialias"), [("bilinear", False), ("bicubic", True), ("nearest", False)])
+@pytest.mark.parametrize("factor", [(1.7, 0.6), 2.0, (0.31, 3.3)])
+def test_scale_factor(factor, mode, antialias):
+    def by_factor(maps, case, backend):
+        return murf_fast.resize(maps[0], scale_factor=factor, mode=mode, antialias=antialias, backend=backend)
+
+    case = Case("factor", ((5, 13, 17),), (0, 0))
+    result = check_parity(by_factor, case, torch.float32, "channels_last")
+    expected = torch.nn.functional.interpolate(make_maps(case)[0], scale_factor=factor, mode="area")
+    assert result.shape == expected.shape
+    check_gradients(by_factor, case, torch.float32, "contiguous")
+
+
+@pytest.mark.parametrize(("mode", "antialias"), [("bilinear", False), ("bicubic", False), ("bicubic", True)])
+def test_scale_factor_that_changes_no_size(mode, antialias):
+    """torch copies in some modes and samples with step 1 / factor in others."""
+
+    def by_factor(maps, case, backend):
+        return murf_fast.resize(maps[0], scale_factor=1.1, mode=mode, antialias=antialias, backend=backend)
+
+    check_parity(by_factor, Case("factor", ((5, 7, 6),), (0, 0)), torch.float32, "channels_last")
+
+
+def test_gradcheck():
+    check_gradcheck(call, Case("one_pixel", ((3, 4, 1),), (5, 7)))
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "tokens"])
+def test_registration(layout, needs_gradient):
+    x = make_maps(CASES[0], layout=layout)[0].requires_grad_(needs_gradient)
+    for channels_last in (False, True):
+        arguments = ("bilinear", False, None, None, channels_last, "native")
+        check_opcheck(torch.ops.murf_fast.resize.default, x, [11, 13], *arguments)
+        check_opcheck(torch.ops.murf_fast.resize_adjoint.default, x, [3, 2], *arguments)
+
+
+def test_compile():
+    check_compile(call, CASES[0])
+
+
+def test_threads():
+    check_deterministic_across_threads(call, CASES[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": torch.ones(2, 3)}, ValueError, r"`x` must be \(B, C, H, W\)"),
+        ({"x": [torch.ones(1, 2, 3, 4)]}, TypeError, "`x` must be a tensor, got list"),
+        ({"size": None}, ValueError, "exactly one of `size` and `scale_factor`"),
+        ({"scale_factor": 2.0}, ValueError, "exactly one of `size` and `scale_factor`"),
+        ({"size": None, "scale_factor": 2.0, "via": 4}, ValueError, "`via` needs `size`"),
+        ({"size": None, "scale_factor": -1.0}, ValueError, "positive numbers, got -1.0"),
+        ({"size": None, "scale_factor": 0.1}, ValueError, "leaves no pixel"),
+    ],
+)
+def test_bad_input(change, error, words):
+    arguments = {"x": torch.ones(1, 2, 3, 4), "size": (5, 6), **change}
+    with pytest.raises(error, match=words):
+        murf_fast.resize(**arguments)

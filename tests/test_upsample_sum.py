@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from suite import (
+    DTYPES,
+    GRADIENT_CASES,
+    LAYOUTS,
+    SUM_CASES,
+    Case,
+    by_name,
+    check_compile,
+    check_deterministic_across_threads,
+    check_gradcheck,
+    check_gradients,
+    check_opcheck,
+    check_parity,
+    make_maps,
+)
+from util import assert_gradient_within_budget
+
+import murf_fast
+
+
+def bias_for(case, batch, dtype):
+    shape = (case.batch, case.maps[0][0]) if batch else (case.maps[0][0],)
+    entries = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.sin(1 + 2 * entries).view(shape).to(dtype)
+
+
+def call(maps, case, backend):
+    bias = bias_for(case, case.batch == 2, maps[0].dtype)
+    return murf_fast.upsample_sum(maps, case.size, bias=bias, **case.resize, backend=backend)
+
+
+def call_without_bias(maps, case, backend):
+    return murf_fast.upsample_sum(maps, case.size, **case.resize, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", SUM_CASES, ids=str)
+def test_parity(case, layout, dtype):
+    check_parity(call, case, dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_level(level, dtype):
+    for case in SUM_CASES:
+        for layout in ("contiguous", "channels_last"):
+            check_parity(call, case, dtype, layout)
+            check_parity(call_without_bias, case, dtype, layout)
+
+
+@given(
+    grids=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=6),
+    channels=st.integers(1, 40),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    mode=st.sampled_from(["bilinear", "bicubic", "area"]),
+    layout=st.sampled_from(LAYOUTS),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shape(grids, channels, size, mode, layout):
+    case = Case("drawn", tuple((channels, *g) for g in grids), size, mode, batch=1)
+    check_parity(call, case, torch.float32, layout)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", by_name(SUM_CASES, GRADIENT_CASES), ids=str)
+def test_gradients(case, dtype, layout):
+    check_gradients(call, case, dtype, layout)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_gradient_of_bias(batch):
+    case = SUM_CASES[0]
+
+    def gradient(dtype, backend):
+        maps = [m.to(dtype) for m in make_maps(case)]
+        bias = bias_for(case, batch, dtype).requires_grad_()
+        result = murf_fast.upsample_sum(maps, case.size, bias=bias, backend=backend)
+        direction = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        return torch.autograd.grad(result, bias, direction)[0]
+
+    oracle, same_dtype = gradient(torch.float64, "reference"), gradient(torch.float32, "reference")
+    assert_gradient_within_budget(gradient(torch.float32, "native"), oracle, same_dtype)
+
+
+def test_gradcheck():
+    check_gradcheck(call, by_name(SUM_CASES, ("one_pixel",))[0])
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_registration(layout, needs_gradient):
+    case = SUM_CASES[0]
+    maps = [m.requires_grad_(needs_gradient) for m in make_maps(case, layout=layout)]
+    bias = bias_for(case, True, torch.float32).requires_grad_(needs_gradient)
+    op = torch.ops.murf_fast.upsample_sum.default
+    check_opcheck(op, maps, bias, [11, 13], "bilinear", False, None, True, "native")
+    check_opcheck(op, maps, None, [11, 13], "area", False, [4, 5], False, "native")
+
+
+def test_registration_of_out():
+    maps = make_maps(SUM_CASES[0])
+    op = torch.ops.murf_fast.upsample_sum_out.default
+    check_opcheck(op, maps, None, [11, 13], "bilinear", False, None, torch.zeros(2, 5, 11, 13), "native")
+
+
+def test_compile():
+    check_compile(call, SUM_CASES[0])
+
+
+@pytest.mark.parametrize("name", ["seventeen", "many_rows", "one_channel", "via"])
+def test_threads(name):
+    check_deterministic_across_threads(call, by_name(SUM_CASES, (name,))[0])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_out(layout):
+    case = SUM_CASES[0]
+    out = torch.empty(2, 5, *case.size).to(memory_format=layout)
+    result = murf_fast.upsample_sum(make_maps(case), case.size, out=out)
+    assert result is out
+    assert torch.equal(out, murf_fast.upsample_sum(make_maps(case), case.size, memory_format=layout))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"features": [torch.ones(1, 2, 3, 4), torch.ones(1, 3, 3, 4)]}, ValueError, "channels of .* 2, got 3"),
+        ({"bias": torch.ones(3)}, ValueError, r"`bias` must have shape \(2,\) or \(1, 2\).*got \(3,\)"),
+        ({"bias": [0.0, 1.0]}, TypeError, "`bias` must be a floating-point tensor, got list"),
+        ({"bias": torch.ones(2, dtype=torch.int64)}, TypeError, "`bias` .* got torch.int64"),
+        ({"bias": torch.ones(2, device="meta")}, ValueError, "`bias` must be on cpu, got meta"),
+        ({"size": -3}, ValueError, "`size` must be positive"),
+        ({"out": torch.ones(1, 3, 5, 6)}, ValueError, "`out` must have shape"),
+    ],
+)
+def test_bad_input(change, error, words):
+    arguments = {"features": [torch.ones(1, 2, 3, 4)], "size": (5, 6), **change}
+    with pytest.raises(error, match=words):
+        murf_fast.upsample_sum(**arguments)
