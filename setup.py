@@ -28,6 +28,8 @@ KERNEL_SOURCES = [
     "csrc/upsample_argmax.cpp",
     "csrc/upsample_expectation.cpp",
     "csrc/upsample_cross_entropy.cpp",
+    "csrc/adaptive_conv.cpp",
+    "csrc/bilateral_kernels.cpp",
 ]
 COMMON_SOURCES = ["csrc/dispatch.cpp", "csrc/bindings.cpp"]
 

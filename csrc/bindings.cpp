@@ -80,6 +80,60 @@ std::vector<float*> gradients_of(const std::vector<uintptr_t>& addresses) {
   return v;
 }
 
+// The composed window of one axis, with arrays of its own.
+class FoldedTable {
+ public:
+  FoldedTable(int64_t in, const py::array_t<int32_t>& first, const py::array_t<int32_t>& count,
+              const py::array_t<float>& weights, const py::array_t<int32_t>& reader_begin,
+              const py::array_t<int32_t>& reader_end)
+      : in_(in),
+        first_(first.data(), first.data() + first.size()),
+        count_(count.data(), count.data() + count.size()),
+        reader_begin_(reader_begin.data(), reader_begin.data() + reader_begin.size()),
+        reader_end_(reader_end.data(), reader_end.data() + reader_end.size()),
+        weights_(weights.data(), weights.data() + weights.size()) {
+    const int64_t out = int64_t(first_.size());
+    if (weights.ndim() != 3 || weights.shape(0) != out || int64_t(count_.size()) != out ||
+        int64_t(reader_begin_.size()) != in || int64_t(reader_end_.size()) != in)
+      throw std::invalid_argument("FoldedAxis: the arrays disagree");
+    taps_ = weights.shape(1), window_ = weights.shape(2);
+    for (int64_t i = 0; i < out; ++i)
+      if (first_[i] < 0 || count_[i] < 0 || count_[i] > window_ || first_[i] + count_[i] > in)
+        throw std::invalid_argument("FoldedAxis: a window reaches outside the input");
+    for (int64_t j = 0; j < in; ++j)
+      if (reader_begin_[j] < 0 || reader_end_[j] > out)
+        throw std::invalid_argument("FoldedAxis: a reader lies outside the output");
+  }
+  FoldedAxis view() const {
+    return {in_, int64_t(first_.size()), taps_, window_, first_.data(), count_.data(), weights_.data(),
+            reader_begin_.data(), reader_end_.data()};
+  }
+
+ private:
+  int64_t in_, taps_, window_;
+  std::vector<int32_t> first_, count_, reader_begin_, reader_end_;
+  std::vector<float> weights_;
+};
+
+using StridedTuple = std::tuple<uintptr_t, std::array<int64_t, 4>>;  // (address, (stride_b, stride_c, stride_y, stride_x))
+// (batch, channels, axis of rows, axis of columns)
+using ConvTuple = std::tuple<int64_t, int64_t, std::shared_ptr<FoldedTable>, std::shared_ptr<FoldedTable>>;
+// ((batch, height, width, guides, key, radius), fix-up, parameters, range mask or 0, fix-up mask or 0)
+using BilateralTuple = std::tuple<std::array<int64_t, 6>, bool, uintptr_t, uintptr_t, uintptr_t>;
+
+Strided strided_of(const StridedTuple& t) {
+  const auto& s = std::get<1>(t);
+  return {pointer<void>(std::get<0>(t)), s[0], s[1], s[2], s[3]};
+}
+AdaptiveConv conv_of(const ConvTuple& t) {
+  return {std::get<0>(t), std::get<1>(t), std::get<2>(t)->view(), std::get<3>(t)->view()};
+}
+Bilateral bilateral_of(const BilateralTuple& t) {
+  const auto& n = std::get<0>(t);
+  return {n[0], n[1], n[2], n[3], n[4], n[5], std::get<1>(t), pointer<float>(std::get<2>(t)),
+          pointer<float>(std::get<3>(t)), pointer<float>(std::get<4>(t))};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -165,5 +219,53 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     k.upsample_cross_entropy_backward(dtype, view(m), grid_of(shape), bias_of(bias), cross_entropy_of(ce),
                                       pointer<float>(lse), pointer<float>(grad_loss), g.data(), threads);
+  });
+
+  py::class_<FoldedTable, std::shared_ptr<FoldedTable>>(m, "FoldedAxis")
+      .def(py::init<int64_t, const py::array_t<int32_t>&, const py::array_t<int32_t>&, const py::array_t<float>&,
+                    const py::array_t<int32_t>&, const py::array_t<int32_t>&>());
+  m.def("adaptive_conv", [](DType dtype, DType kernels_dtype, const ConvTuple& conv, const StridedTuple& source,
+                            const StridedTuple& kernels, uintptr_t bias, const StridedTuple& out, int threads) {
+    const Kernels& k = current_kernels();
+    const AdaptiveConv c = conv_of(conv);
+    py::gil_scoped_release release;
+    k.adaptive_conv(dtype, kernels_dtype, c, strided_of(source), strided_of(kernels), pointer<float>(bias),
+                    strided_of(out), threads);
+  });
+  m.def("adaptive_conv_backward_source", [](DType dtype, DType kernels_dtype, const ConvTuple& conv,
+                                            const StridedTuple& grad, const StridedTuple& kernels,
+                                            const StridedTuple& out, int threads) {
+    const Kernels& k = current_kernels();
+    const AdaptiveConv c = conv_of(conv);
+    py::gil_scoped_release release;
+    k.adaptive_conv_backward_source(dtype, kernels_dtype, c, strided_of(grad), strided_of(kernels), strided_of(out),
+                                    threads);
+  });
+  m.def("adaptive_conv_backward_kernels", [](DType dtype, DType kernels_dtype, const ConvTuple& conv,
+                                             const StridedTuple& grad, const StridedTuple& source,
+                                             const StridedTuple& out, int threads) {
+    const Kernels& k = current_kernels();
+    const AdaptiveConv c = conv_of(conv);
+    py::gil_scoped_release release;
+    k.adaptive_conv_backward_kernels(dtype, kernels_dtype, c, strided_of(grad), strided_of(source), strided_of(out),
+                                     threads);
+  });
+  m.def("bilateral_kernels", [](DType dtype, DType out_dtype, const BilateralTuple& net, const StridedTuple& guidance,
+                                const StridedTuple& out, int threads) {
+    const Kernels& k = current_kernels();
+    const Bilateral n = bilateral_of(net);
+    py::gil_scoped_release release;
+    k.bilateral_kernels(dtype, out_dtype, n, strided_of(guidance), strided_of(out), threads);
+  });
+  m.def("bilateral_kernels_backward", [](DType dtype, DType grad_dtype, const BilateralTuple& net,
+                                         const StridedTuple& guidance, const StridedTuple& grad, int64_t bands,
+                                         uintptr_t grad_logits, uintptr_t grad_guidance, uintptr_t grad_params,
+                                         int threads) {
+    const Kernels& k = current_kernels();
+    const Bilateral n = bilateral_of(net);
+    py::gil_scoped_release release;
+    k.bilateral_kernels_backward(dtype, grad_dtype, n, strided_of(guidance), strided_of(grad), bands,
+                                 pointer<float>(grad_logits), pointer<float>(grad_guidance),
+                                 pointer<float>(grad_params), threads);
   });
 }

@@ -2,6 +2,7 @@
 // that dispatch.cpp chooses from.
 #pragma once
 
+#include "folded.h"
 #include "types.h"
 
 #define MURF_KERNELS(X)                                                                                              \
@@ -19,7 +20,18 @@
   X(upsample_cross_entropy, (DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse, \
                              int threads))                                                                           \
   X(upsample_cross_entropy_backward, (DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce,                 \
-                                      const float* lse, const float* grad_loss, float* const* gradients, int threads))
+                                      const float* lse, const float* grad_loss, float* const* gradients, int threads))\
+  X(adaptive_conv, (DType dtype, DType kernels_dtype, AdaptiveConv conv, Strided source, Strided kernels,            \
+                    const float* bias, Strided out, int threads))                                                    \
+  X(adaptive_conv_backward_source, (DType dtype, DType kernels_dtype, AdaptiveConv conv, Strided grad,               \
+                                    Strided kernels, Strided out, int threads))                                      \
+  X(adaptive_conv_backward_kernels, (DType dtype, DType kernels_dtype, AdaptiveConv conv, Strided grad,              \
+                                     Strided source, Strided out, int threads))                                      \
+  X(bilateral_kernels,                                                                                               \
+    (DType dtype, DType out_dtype, Bilateral net, Strided guidance, Strided out, int threads))                       \
+  X(bilateral_kernels_backward,                                                                                      \
+    (DType dtype, DType grad_dtype, Bilateral net, Strided guidance, Strided grad, int64_t bands,                    \
+     float* grad_logits, float* grad_guidance, float* grad_params, int threads))
 
 namespace murf {
 

@@ -1,5 +1,8 @@
 """What every operation means, in plain PyTorch. Runs in float64; no cleverness."""
 
+from murf_fast.reference.adaptive_conv import adaptive_conv
+from murf_fast.reference.bilateral_kernels import bilateral_kernels
+from murf_fast.reference.joint_bilateral_upsample import joint_bilateral_upsample
 from murf_fast.reference.linear_head import linear_head
 from murf_fast.reference.resize import resize
 from murf_fast.reference.resize_gram import resize_gram
@@ -11,6 +14,9 @@ from murf_fast.reference.upsample_mean import upsample_mean
 from murf_fast.reference.upsample_sum import upsample_sum
 
 __all__ = [
+    "adaptive_conv",
+    "bilateral_kernels",
+    "joint_bilateral_upsample",
     "linear_head",
     "resize",
     "resize_gram",
