@@ -4,6 +4,7 @@
 #include "folded.h"
 #include "kernels.h"
 #include "micro.h"
+#include "resample.h"
 
 namespace murf {
 namespace MURF_LEVEL {

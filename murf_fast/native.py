@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from murf_fast.resample import AxisTable
+from murf_fast.window import FoldedAxis
 
 Axes = list[tuple[AxisTable, AxisTable]]
+Folded = tuple[FoldedAxis, FoldedAxis]
 
 
 @functools.cache
@@ -229,3 +231,105 @@ def _dtype(x: Tensor):
 
 def _threads() -> int:
     return torch.get_num_threads()
+
+
+def adaptive_conv(source: Tensor, kernels: Tensor, bias: Tensor | None, axes: Folded, out: Tensor) -> None:
+    module().adaptive_conv(
+        _dtype(source),
+        _dtype(kernels),
+        (*source.shape[:2], axes[0].native, axes[1].native),
+        _strided(source),
+        _strided(kernels),
+        0 if bias is None else bias.data_ptr(),
+        _strided(out),
+        _threads(),
+    )
+
+
+def adaptive_conv_backward_source(grad: Tensor, kernels: Tensor, axes: Folded, out: Tensor) -> None:
+    grad = _channels_contiguous(grad)  # its pixels are read once for every source row of their windows
+    module().adaptive_conv_backward_source(
+        _dtype(grad),
+        _dtype(kernels),
+        (*grad.shape[:2], axes[0].native, axes[1].native),
+        _strided(grad),
+        _strided(kernels),
+        _strided(out),
+        _threads(),
+    )
+
+
+def adaptive_conv_backward_kernels(grad: Tensor, source: Tensor, axes: Folded, out: Tensor) -> None:
+    module().adaptive_conv_backward_kernels(
+        _dtype(source),
+        _dtype(out),
+        (*grad.shape[:2], axes[0].native, axes[1].native),
+        _strided(grad),
+        _strided(source),
+        _strided(out),
+        _threads(),
+    )
+
+
+def bilateral_kernels(
+    guidance: Tensor,
+    params: list[Tensor],
+    range_mask: Tensor | None,
+    fixup_mask: Tensor | None,
+    radius: int,
+    out: Tensor,
+) -> None:
+    network = _bilateral(guidance, params, range_mask, fixup_mask, radius)
+    module().bilateral_kernels(
+        _dtype(guidance), _dtype(out), network.tuple, _strided(guidance), _strided(out), _threads()
+    )
+
+
+def bilateral_kernels_backward(
+    grad: Tensor,
+    guidance: Tensor,
+    params: list[Tensor],
+    range_mask: Tensor | None,
+    fixup_mask: Tensor | None,
+    radius: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the guidance (B, G, H, W) and of the concatenated parameters, both float32."""
+    network = _bilateral(guidance, params, range_mask, fixup_mask, radius)
+    batch, guides, height, width = guidance.shape
+    # Bands of rows sum up parameter gradients of their own; their number must not depend on that of the threads.
+    bands = max(1, min(16, height // 16))
+    grad_logits = torch.empty((batch, height, grad.shape[1], width), dtype=torch.float32)
+    grad_guidance = torch.empty((batch, height, guides, width), dtype=torch.float32)
+    grad_params = torch.empty((batch * bands, network.params.numel()), dtype=torch.float32)
+    module().bilateral_kernels_backward(
+        _dtype(guidance),
+        _dtype(grad),
+        network.tuple,
+        _strided(guidance),
+        _strided(grad),
+        bands,
+        grad_logits.data_ptr(),
+        grad_guidance.data_ptr(),
+        grad_params.data_ptr(),
+        _threads(),
+    )
+    return grad_guidance.transpose(1, 2), grad_params.sum(0)
+
+
+class _bilateral:
+    """The extension's view of the networks of `bilateral_kernels`; keeps copies alive until the call is over."""
+
+    def __init__(self, guidance: Tensor, params: list[Tensor], range_mask, fixup_mask, radius: int):
+        self.params = torch.cat([p.detach().reshape(-1).float() for p in params])
+        self.masks = [None if m is None else m.float().contiguous() for m in (range_mask, fixup_mask)]
+        batch, guides, height, width = guidance.shape
+        self.tuple = (
+            (batch, height, width, guides, params[3].numel(), radius),
+            len(params) > 6,
+            self.params.data_ptr(),
+            *(0 if m is None else m.data_ptr() for m in self.masks),
+        )
+
+
+def _strided(x: Tensor) -> tuple[int, tuple[int, ...]]:
+    return x.data_ptr(), tuple(x.stride())

@@ -1,5 +1,9 @@
 """The operations: thin functions over kernels, registered with torch.library."""
 
+from murf_fast.ops._bilateral import BilateralParams
+from murf_fast.ops.adaptive_conv import adaptive_conv
+from murf_fast.ops.bilateral_kernels import bilateral_kernels
+from murf_fast.ops.joint_bilateral_upsample import joint_bilateral_upsample
 from murf_fast.ops.linear_head import linear_head
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_argmax import upsample_argmax
@@ -10,6 +14,10 @@ from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.ops.upsample_sum import upsample_sum
 
 __all__ = [
+    "BilateralParams",
+    "adaptive_conv",
+    "bilateral_kernels",
+    "joint_bilateral_upsample",
     "linear_head",
     "resize",
     "upsample_argmax",

@@ -1,0 +1,75 @@
+"""What the bilateral ops share: their parameters, and the choice of a backend."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from murf_fast import backends
+from murf_fast.ops import _checks
+
+
+class BilateralParams(NamedTuple):
+    """Parameters of one level of FeatUp's joint bilateral upsampler; K = 32 keys, G guides, P = D * D taps.
+
+    1x1 convolutions may come as (out, in) or (out, in, 1, 1). Without the four fix-up parameters (all or none) the
+    kernels stay normalized, as in FeatSharp.
+    """
+
+    range_temp: Tensor  # (): log of the softmax's temperature
+    sigma_spatial: Tensor  # (): of the spatial Gaussian; the window's edge is at distance 1
+    range_weight0: Tensor  # (K, G)
+    range_bias0: Tensor  # (K,)
+    range_weight1: Tensor  # (K, K)
+    range_bias1: Tensor  # (K,)
+    fixup_weight0: Tensor | None = None  # (P, P + G)
+    fixup_bias0: Tensor | None = None  # (P,)
+    fixup_weight1: Tensor | None = None  # (P, P)
+    fixup_bias1: Tensor | None = None  # (P,)
+
+
+def check_params(op: str, params: object, guidance: Tensor, radius: int) -> list[Tensor]:
+    """The parameters that are there, with shapes that fit the guidance and the radius."""
+    if not isinstance(params, BilateralParams):
+        raise TypeError(f"murf_fast.{op}: `params` must be a BilateralParams, got {type(params).__name__}")
+    if isinstance(radius, bool) or not isinstance(radius, int) or radius < 0:
+        raise ValueError(f"murf_fast.{op}: `radius` must be an integer >= 0, got {radius!r}")
+    missing = [name for name in params._fields if getattr(params, name) is None]
+    if missing and missing != list(params._fields[6:]):
+        raise ValueError(f"murf_fast.{op}: `params` lacks {', '.join(missing)}; the fix-up is given whole or not")
+    for name, value in params._asdict().items():
+        if value is not None and not (isinstance(value, Tensor) and value.dtype in _checks.DTYPES):
+            raise TypeError(f"murf_fast.{op}: `params.{name}` must be a floating-point tensor, got {value!r}")
+        if value is not None and value.device != guidance.device:
+            raise ValueError(f"murf_fast.{op}: `params.{name}` must be on {guidance.device}, got {value.device}")
+    taps, guides, keys = (2 * radius + 1) ** 2, guidance.shape[1], params.range_bias0.numel()
+    shapes = [(), (), (keys, guides), (keys,), (keys, keys), (keys,), (taps, taps + guides), (taps,), (taps, taps), (taps,)]
+    for (name, value), shape in zip(params._asdict().items(), shapes, strict=True):
+        if value is not None and tuple(value.shape) not in (shape, (*shape, 1, 1) if len(shape) == 2 else shape):
+            raise ValueError(
+                f"murf_fast.{op}: `params.{name}` must have shape {shape} for a guidance of {guides} channels and a "
+                f"radius of {radius}, got {tuple(value.shape)}"
+            )
+    check_reflection(op, radius, guidance.shape[2:])
+    return [p for p in params if p is not None]
+
+
+def check_reflection(op: str, radius: int, size) -> None:
+    if min(size) <= radius:
+        raise ValueError(
+            f"murf_fast.{op}: reflect padding by {radius} needs at least {radius + 1} rows and columns, got {tuple(size)}"
+        )
+
+
+def resolve(request: str | None, x: Tensor) -> str:
+    """As :func:`murf_fast.backends.resolve`, for ops that have no Triton kernel."""
+    backend = backends.resolve(request, x.device.type, x.dtype)
+    if backend != "triton":
+        return backend
+    if request == "triton" or not torch.cuda.is_available():
+        raise backends.BackendUnavailableError("murf_fast: the bilateral ops have no Triton kernels; use the reference")
+    warnings.warn("murf_fast: the bilateral ops take the slow reference on CUDA", RuntimeWarning, stacklevel=4)
+    return "reference"

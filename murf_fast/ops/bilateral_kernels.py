@@ -1,0 +1,132 @@
+"""One filter kernel per pixel, predicted from a guidance image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from murf_fast import backends, reference
+from murf_fast.ops import _checks
+from murf_fast.ops._bilateral import BilateralParams, check_params, resolve
+from murf_fast.ops._library import empty_map, register
+
+
+def bilateral_kernels(
+    guidance: Tensor,
+    params: BilateralParams,
+    *,
+    radius: int = 3,
+    range_mask: Tensor | None = None,
+    fixup_mask: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Joint bilateral kernels of every pixel of ``guidance``, D x D taps with D = 2 * radius + 1.
+
+    With ``p = W1 gelu(W0 g + b0) + b1`` per pixel, taps ``t = (i, j)`` and reflected borders::
+
+        R_t = softmax_t(clamp(exp(range_temp), 1e-4, 1e4) * <p[y + i - r, x + j - r], p[y, x]>)
+        S_t = exp(-(d_i^2 + d_j^2) / (2 sigma_spatial^2)),    d = linspace(-1, 1, D)
+        K   = R S / max(sum_t R S, 1e-7)
+        K  += 0.1 * (V1 gelu(V0 [K, g] + c0) + c1)             # fix-up; absent in FeatSharp
+
+    After the fix-up kernels neither sum to one nor stay positive. Differentiable in ``guidance`` and every parameter.
+
+    Args:
+        guidance: (B, G, H, W), floating point, any strides; H, W > radius.
+        params: The networks; any floating dtype, used in float32.
+        radius: Half the kernel's width.
+        range_mask, fixup_mask: (B, K) and (B, P) factors of the hidden channels, for dropout; None means 1.
+        dtype: Of the result: that of the guidance (default) or float32.
+        backend: ``"native"`` or ``"reference"``; None chooses from the device.
+
+    Returns:
+        (B, D * D, H, W), channels_last: the taps of a pixel are consecutive.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Memory: the result, and D projected rows per thread. The backward holds one more tensor of the result's size.
+
+    Source: FeatUp (arXiv 2403.10516), ``JBULearnedRange``.
+    """
+    op = "bilateral_kernels"
+    guidance = _checks.map_(op, "guidance", guidance)
+    tensors = check_params(op, params, guidance, radius)
+    taps = (2 * radius + 1) ** 2
+    for name, mask, channels in (
+        ("range_mask", range_mask, params.range_bias0.numel()),
+        ("fixup_mask", fixup_mask, taps),
+    ):
+        if mask is not None and tuple(mask.shape) != (guidance.shape[0], channels):
+            raise ValueError(
+                f"murf_fast.{op}: `{name}` must have shape ({guidance.shape[0]}, {channels}), got {tuple(mask.shape)}"
+            )
+    if dtype not in (None, guidance.dtype, torch.float32):
+        raise TypeError(f"murf_fast.{op}: `dtype` must be {guidance.dtype} or torch.float32, got {dtype}")
+    dtype = dtype or guidance.dtype
+    backend = resolve(backend, guidance)
+    if backend == "reference":
+        result = reference.bilateral_kernels(guidance, tensors, radius, range_mask, fixup_mask).to(dtype)
+        return result.contiguous(memory_format=torch.channels_last)
+    return torch.ops.murf_fast.bilateral_kernels(guidance, tensors, range_mask, fixup_mask, radius, dtype, backend)
+
+
+def _forward(guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> Tensor:
+    out = _fake(guidance, params, range_mask, fixup_mask, radius, dtype, backend)
+    if out.numel():
+        backends.launcher(backend).bilateral_kernels(guidance, params, range_mask, fixup_mask, radius, out)
+    return out
+
+
+def _fake(guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> Tensor:
+    shape = (guidance.shape[0], (2 * radius + 1) ** 2, *guidance.shape[2:])
+    return empty_map(guidance, shape, True, dtype)
+
+
+def _backward_forward(grad, guidance, params, range_mask, fixup_mask, radius, backend) -> tuple[Tensor, Tensor]:
+    grad_guidance, grad_params = _backward_fake(grad, guidance, params, range_mask, fixup_mask, radius, backend)
+    if not guidance.numel():
+        return grad_guidance, grad_params.zero_()
+    in_rows, packed = backends.launcher(backend).bilateral_kernels_backward(
+        grad, guidance, params, range_mask, fixup_mask, radius
+    )
+    return grad_guidance.copy_(in_rows), grad_params.copy_(packed)
+
+
+def _backward_fake(grad, guidance, params, range_mask, fixup_mask, radius, backend) -> tuple[Tensor, Tensor]:
+    total = sum(p.numel() for p in params)
+    return torch.empty_like(guidance), guidance.new_empty(total, dtype=torch.float32)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    guidance, params, range_mask, fixup_mask, ctx.radius, _, ctx.backend = inputs
+    ctx.masks = (range_mask is not None, fixup_mask is not None)
+    ctx.save_for_backward(guidance, *(m for m in (range_mask, fixup_mask) if m is not None), *params)
+
+
+def _backward(ctx, grad):
+    guidance, *rest = ctx.saved_tensors
+    masks = [rest.pop(0) if given else None for given in ctx.masks]
+    grad_guidance, packed = torch.ops.murf_fast.bilateral_kernels_backward(
+        grad, guidance, rest, *masks, ctx.radius, ctx.backend
+    )
+    pieces = packed.split([p.numel() for p in rest])
+    grads = [g.view(p.shape).to(p.dtype) for g, p in zip(pieces, rest, strict=True)]
+    return grad_guidance, grads, None, None, None, None, None
+
+
+register(
+    "bilateral_kernels(Tensor guidance, Tensor[] params, Tensor? range_mask, Tensor? fixup_mask, int radius, "
+    "ScalarType kernels_dtype, str backend) -> Tensor",
+    _forward,
+    _fake,
+    _backward,
+    _setup_context,
+)
+register(
+    "bilateral_kernels_backward(Tensor grad, Tensor guidance, Tensor[] params, Tensor? range_mask, Tensor? fixup_mask, "
+    "int radius, str backend) -> (Tensor, Tensor)",
+    _backward_forward,
+    _backward_fake,
+)

@@ -1,0 +1,334 @@
+"""bilateral_kernels, adaptive_conv and joint_bilateral_upsample: the three share their cases and their checks."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from suite import DTYPES, LAYOUTS
+from util import assert_gradient_within_budget, assert_within_budget, layouts
+
+import murf_fast
+from murf_fast import BilateralParams
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("range_temp", "sigma_spatial", "range_proj.0.weight", "range_proj.0.bias")
+FEATUP = (*NAMES, "range_proj.3.weight", "range_proj.3.bias", *(f"fixup_proj.{n}" for n in ("0.weight", "0.bias", "3.weight", "3.bias")))
+FEATSHARP = (*NAMES, "range_proj.2.weight", "range_proj.2.bias")
+
+
+def draw(*shape, seed=0, scale=1.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def make_params(radius=3, guides=3, keys=32, fixup=True, dtype=torch.float32):
+    taps = (2 * radius + 1) ** 2
+    values = [torch.tensor(0.4), torch.tensor(0.9), draw(keys, guides), draw(keys), draw(keys, keys, scale=0.15), draw(keys)]
+    if fixup:
+        inputs = taps + guides
+        values += [draw(taps, inputs, scale=0.2), draw(taps), draw(taps, taps, scale=0.2), draw(taps, scale=0.1)]
+    return BilateralParams(*(v.to(dtype) for v in values))
+
+
+def assert_parity(call, tensors, dtype, name="result"):
+    """`call(tensors, backend)` within the budget of the reference in the same dtype, forward and every gradient."""
+    results = {}
+    for key, kind, backend in (
+        ("oracle", torch.float64, "reference"),
+        ("same", dtype, "reference"),
+        ("actual", dtype, "native"),
+    ):
+        leaves = [t.to(dtype).to(kind).requires_grad_() for t in tensors]
+        out = call(leaves, backend)
+        direction = draw(*out.shape, seed=7).to(dtype)
+        results[key] = (out.detach(), *torch.autograd.grad(out, leaves, direction.to(out.dtype)))
+    for i, (actual, oracle, same) in enumerate(zip(*(results[k] for k in ("actual", "oracle", "same")), strict=True)):
+        check = assert_gradient_within_budget if i else assert_within_budget
+        check(actual, oracle, same, f"{name}: {f'gradient {i - 1}' if i else 'result'}")
+
+
+# (radius, fixup, guides, keys, batch, height, width): tile borders, smallest grids, other widths of the networks.
+KERNEL_CASES = (
+    (3, True, 3, 32, 2, 9, 13),
+    (3, False, 3, 32, 1, 4, 4),
+    (3, True, 3, 32, 1, 5, 129),
+    (3, False, 1, 7, 2, 37, 17),
+    (2, True, 5, 11, 1, 33, 6),
+    (1, True, 3, 8, 2, 2, 2),
+    (5, True, 3, 32, 1, 7, 6),
+    (0, True, 2, 4, 1, 3, 1),
+)
+
+
+def kernels_of(case):
+    radius, fixup, guides, keys, batch, height, width = case
+
+    def call(tensors, backend):
+        return murf_fast.bilateral_kernels(tensors[0], BilateralParams(*tensors[1:]), radius=radius, backend=backend)
+
+    return call, [draw(batch, guides, height, width), *(p for p in make_params(radius, guides, keys, fixup) if p is not None)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
+def test_kernels(case, dtype):
+    assert_parity(*kernels_of(case), dtype, str(case))
+
+
+def test_kernels_every_level(level):
+    for case in KERNEL_CASES[:5]:
+        assert_parity(*kernels_of(case), torch.float32, str(case))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kernels_layouts(layout):
+    params, guidance = make_params(), draw(2, 3, 8, 9)
+    expected = murf_fast.bilateral_kernels(guidance, params)
+    assert torch.equal(murf_fast.bilateral_kernels(layouts(guidance)[layout], params), expected)
+
+
+def test_kernels_masks():
+    call, tensors = kernels_of(KERNEL_CASES[0])
+    range_mask = (draw(2, 32) > 0).float() / 0.9
+    fixup_mask = (draw(2, 49) > 0).float() / 0.9
+
+    def masked(leaves, backend):
+        params = BilateralParams(*leaves[1:])
+        return murf_fast.bilateral_kernels(
+            leaves[0], params, range_mask=range_mask, fixup_mask=fixup_mask, backend=backend
+        )
+
+    assert_parity(masked, tensors, torch.float32)
+    assert not torch.equal(masked(tensors, "native"), call(tensors, "native"))
+
+
+# (radius, source size, size, mode, padding): FeatUp, FeatSharp by 2 and 3, the drop-in, odd and non-integer ratios.
+CONV_CASES = (
+    (3, (4, 5), (8, 10), "bicubic", "reflect"),
+    (3, (5, 4), (10, 8), "bilinear", "reflect"),
+    (3, (4, 3), (12, 9), "bilinear", "reflect"),
+    (3, (13, 16), (7, 10), None, None),
+    (3, (7, 10), (7, 10), None, "reflect"),
+    (3, (2, 2), (4, 4), "bicubic", "reflect"),
+    (2, (5, 7), (13, 33), "bicubic", "replicate"),
+    (2, (5, 7), (11, 9), "bilinear", "constant"),
+    (2, (9, 11), (4, 5), "bicubic", "reflect"),
+    (1, (1, 1), (2, 5), "bicubic", "reflect"),
+    (5, (20, 6), (40, 12), "bicubic", "reflect"),
+    (0, (3, 4), (5, 9), "bilinear", None),
+    (1, (4, 6), (9, 14), "bilinear", None),
+)
+
+
+def conv_of(case, channels=19, batch=2):
+    radius, source, size, mode, padding = case
+
+    def call(tensors, backend):
+        return murf_fast.adaptive_conv(
+            tensors[0], tensors[1], size, mode=mode, padding=padding, bias=tensors[2], backend=backend
+        )
+
+    return call, [draw(batch, channels, *source), draw(batch, (2 * radius + 1) ** 2, *size), draw(channels)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CONV_CASES, ids=str)
+def test_conv(case, dtype):
+    assert_parity(*conv_of(case), dtype, str(case))
+
+
+@pytest.mark.parametrize("channels", [1, 16, 65, 150])
+def test_conv_every_level(level, channels):
+    for case in CONV_CASES[:4]:
+        assert_parity(*conv_of(case, channels, 1), torch.float32, str(case))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel_layout", LAYOUTS)
+def test_conv_layouts(layout, kernel_layout):
+    call, (source, kernels, bias) = conv_of(CONV_CASES[0])
+    expected = call([source, kernels, bias], "native")
+    actual = call([layouts(source)[layout], layouts(kernels)[kernel_layout], bias], "native")
+    assert torch.equal(actual, expected)
+
+
+@given(
+    radius=st.integers(0, 3),
+    source=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.tuples(st.integers(4, 24), st.integers(4, 24)),
+    mode=st.sampled_from(["bilinear", "bicubic"]),
+    padding=st.sampled_from(["reflect", "replicate", "constant", None]),
+    channels=st.integers(1, 40),
+)
+@settings(max_examples=40, deadline=None)
+def test_conv_any_shape(radius, source, size, mode, padding, channels):
+    assert_parity(*conv_of((radius, source, size, mode, padding), channels, 1), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_level(dtype):
+    def call(tensors, backend):
+        return murf_fast.joint_bilateral_upsample(
+            tensors[0], tensors[1], BilateralParams(*tensors[2:]), backend=backend
+        )
+
+    assert_parity(call, [draw(2, 21, 5, 7), draw(2, 3, 10, 14), *make_params()], dtype)
+
+
+def test_several_sources_share_the_kernels():
+    params, guidance = make_params(), draw(1, 3, 12, 14)
+    sources = [draw(1, 5, 6, 7), draw(1, 17, 6, 7)]
+    for result, source in zip(murf_fast.joint_bilateral_upsample(sources, guidance, params), sources, strict=True):
+        assert torch.equal(result, murf_fast.joint_bilateral_upsample(source, guidance, params))
+
+
+def golden(file, prefix=""):
+    with np.load(GOLDEN / file) as arrays:
+        return {k.removeprefix(prefix): torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith(prefix)}
+
+
+def assert_golden(data, names, output, suffix, mode, backend, dtype, allowed):
+    leaves = [data[n].to(dtype).requires_grad_() for n in ("source", "guidance", *(f"param.{n}" for n in names))]
+    result = murf_fast.joint_bilateral_upsample(
+        leaves[0], leaves[1], BilateralParams(*leaves[2:]), mode=mode, backend=backend
+    )
+    assert (result - data[output]).abs().max() <= allowed * data[output].abs().max()
+    gradients = torch.autograd.grad(result, leaves, data["grad_output"].to(dtype))
+    keys = [n for n in ("source", "guidance", *names)]
+    for key, gradient in zip(keys, gradients, strict=True):
+        expected = data.get(f"grad.{key}{suffix}", data.get(f"grad_{key}{suffix}"))
+        assert (gradient - expected).abs().max() <= allowed * expected.abs().max(), key
+
+
+# Allowed: what the files' authors measured for float32 (1.1e-5, 2e-5), and float32's own rounding in float64.
+@pytest.mark.parametrize(("backend", "dtype", "allowed"), [("reference", torch.float64, 3e-7), ("native", torch.float32, 1.1e-5)])
+def test_featup_level(backend, dtype, allowed):
+    assert_golden(golden("featup_level_grads.npz"), FEATUP, "output", "", "bicubic", backend, dtype, allowed)
+
+
+@pytest.mark.parametrize("factor", ["x2.", "x3."])
+@pytest.mark.parametrize(("backend", "dtype", "allowed"), [("reference", torch.float64, 3e-7), ("native", torch.float32, 2e-5)])
+def test_featsharp_level(factor, backend, dtype, allowed):
+    data = golden("featsharp__jbu_levels.npz", factor)
+    assert_golden(data, FEATSHARP, "output.f64", ".f64", "bilinear", backend, dtype, allowed)
+
+
+def test_gradcheck():
+    def call(source, guidance, *params):
+        return murf_fast.joint_bilateral_upsample(source, guidance, BilateralParams(*params), radius=1)
+
+    params = make_params(1, 3, 4, dtype=torch.float64)
+    leaves = [draw(1, 2, 2, 2).double(), draw(1, 3, 4, 3).double(), *params]
+    assert torch.autograd.gradcheck(call, [t.requires_grad_() for t in leaves])
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_registration(needs_gradient):
+    _, tensors = kernels_of(KERNEL_CASES[5])
+    guidance, *params = [t.requires_grad_(needs_gradient) for t in tensors]
+    mask = torch.ones(2, 8)
+    ops = torch.ops.murf_fast
+    torch.library.opcheck(ops.bilateral_kernels.default, (guidance, params, mask, None, 1, torch.float32, "native"))
+    for layout in ("contiguous", "channels_last"):
+        _, (source, kernels, bias) = conv_of(CONV_CASES[6])
+        arguments = [t.requires_grad_(needs_gradient) for t in (layouts(source)[layout], kernels, bias)]
+        torch.library.opcheck(
+            ops.adaptive_conv.default, (*arguments, "bicubic", "replicate", layout == "channels_last", "native")
+        )
+
+
+def level_and_gradients(leaves):
+    leaves = [t.detach().requires_grad_() for t in leaves]
+    result = murf_fast.joint_bilateral_upsample(leaves[0], leaves[1], BilateralParams(*leaves[2:]), backend="native")
+    return [result.detach(), *torch.autograd.grad(result, leaves, torch.ones_like(result))]
+
+
+def test_threads():
+    leaves = [draw(1, 21, 33, 9), draw(1, 3, 66, 18), *make_params()]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = level_and_gradients(leaves)
+        torch.set_num_threads(3)
+        results = [level_and_gradients(leaves)]
+    finally:
+        torch.set_num_threads(before)
+    workers = [threading.Thread(target=lambda: results.append(level_and_gradients(leaves))) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 4
+    for result in results:
+        for a, e in zip(result, expected, strict=True):
+            assert torch.equal(a, e)
+
+
+def test_compile():
+    leaves = [draw(1, 5, 4, 4), draw(1, 3, 8, 8), *make_params()]
+
+    def function(*tensors):
+        return murf_fast.joint_bilateral_upsample(tensors[0] * 2, tensors[1], BilateralParams(*tensors[2:])) * 3
+
+    torch.compiler.reset()
+    leaves = [t.requires_grad_() for t in leaves]
+    expected, actual = function(*leaves), torch.compile(function, fullgraph=True)(*leaves)
+    assert torch.equal(actual, expected)
+    direction = torch.ones_like(expected)
+    for a, e in zip(
+        torch.autograd.grad(actual, leaves, direction), torch.autograd.grad(expected, leaves, direction), strict=True
+    ):
+        assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_empty_batch(batch):
+    result = murf_fast.joint_bilateral_upsample(draw(batch, 5, 4, 4), draw(batch, 3, 8, 8), make_params())
+    assert result.shape == (batch, 5, 8, 8)
+    assert not result.isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"guidance": torch.ones(2, 3, 8, 8)}, ValueError, "`guidance` must have the batch size of `source`, 1, got 2"),
+        ({"guidance": torch.ones(1, 4, 8, 8)}, ValueError, r"`params.range_weight0` .* 4 channels .* got \(32, 3\)"),
+        ({"guidance": torch.ones(1, 3, 3, 8)}, ValueError, "needs at least 4 rows and columns"),
+        ({"guidance": torch.ones(1, 3, 8, 8).half()}, TypeError, "`guidance` must have the dtype of `source`"),
+        ({"radius": 2}, ValueError, r"`params.fixup_weight0` must have shape \(25, 28\)"),
+        ({"radius": 1.5}, ValueError, "`radius` must be an integer"),
+        ({"params": make_params()._replace(fixup_bias1=None)}, ValueError, "lacks fixup_bias1"),
+        ({"params": list(make_params())}, TypeError, "`params` must be a BilateralParams"),
+        ({"mode": "area"}, ValueError, "`mode` must be None or one of"),
+    ],
+)
+def test_bad_input_of_a_level(change, error, words):
+    arguments = {"source": torch.ones(1, 5, 4, 4), "guidance": torch.ones(1, 3, 8, 8), "params": make_params(), **change}
+    with pytest.raises(error, match=words):
+        murf_fast.joint_bilateral_upsample(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"kernels": torch.ones(1, 16, 8, 8)}, ValueError, "D odd .* got 16"),
+        ({"kernels": torch.ones(1, 50, 8, 8)}, ValueError, "D odd .* got 50"),
+        ({"kernels": torch.ones(2, 49, 8, 8)}, ValueError, "batch size of `source`, 1, got 2"),
+        ({"kernels": torch.ones(1, 49, 8, 8).half()}, TypeError, "`kernels` must be torch.float32"),
+        ({"kernels": torch.ones(1, 49, 8, 3)}, ValueError, "at least 4 rows and columns"),
+        ({"size": 9}, ValueError, "`size` must be that of `kernels`"),
+        ({"padding": "circular"}, ValueError, "`padding` must be None or one of"),
+        ({"mode": None}, ValueError, r"`source` must be \(8, 8\)"),
+        ({"mode": None, "padding": None}, ValueError, r"`source` must be \(14, 14\)"),
+        ({"bias": torch.ones(3)}, ValueError, r"`bias` must have shape \(5,\)"),
+    ],
+)
+def test_bad_input_of_a_conv(change, error, words):
+    arguments = {"source": torch.ones(1, 5, 4, 4), "kernels": torch.ones(1, 49, 8, 8), **change}
+    with pytest.raises(error, match=words):
+        murf_fast.adaptive_conv(**arguments)
