@@ -213,8 +213,8 @@ struct Tile {
         j += now;
       }
     }
-    float* largest = hidden;  // free until the fix-up
-    float* sum = hidden + kPitch;
+    float* largest = hidden;  // these two are free until the fix-up
+    float* sum = before;
     load_row(largest, logits, width);
     for (int64_t t = 1; t < layers.taps; ++t) {
       const float* l = logits + t * kPitch;
@@ -222,10 +222,12 @@ struct Tile {
     }
     fill_row(sum, 0.f, width);
     for (int64_t t = 0; t < layers.taps; ++t) {
-      const float* l = logits + t * kPitch;
+      float* l = logits + t * kPitch;
       float* r = similarity + t * kPitch;
       for (int64_t i = 0; i < width; ++i) {
-        const float e = exp_row_element(temperature * (l[i] - largest[i]));
+        // Kept relative to the largest: the temperature's gradient would cancel otherwise.
+        l[i] -= largest[i];
+        const float e = exp_row_element(temperature * l[i]);
         r[i] = e;
         sum[i] += e;
       }

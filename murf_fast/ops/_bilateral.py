@@ -46,7 +46,18 @@ def check_params(op: str, params: object, guidance: Tensor, radius: int) -> list
         if value is not None and value.device != guidance.device:
             raise ValueError(f"murf_fast.{op}: `params.{name}` must be on {guidance.device}, got {value.device}")
     taps, guides, keys = (2 * radius + 1) ** 2, guidance.shape[1], params.range_bias0.numel()
-    shapes = [(), (), (keys, guides), (keys,), (keys, keys), (keys,), (taps, taps + guides), (taps,), (taps, taps), (taps,)]
+    shapes = [
+        (),
+        (),
+        (keys, guides),
+        (keys,),
+        (keys, keys),
+        (keys,),
+        (taps, taps + guides),
+        (taps,),
+        (taps, taps),
+        (taps,),
+    ]
     for (name, value), shape in zip(params._asdict().items(), shapes, strict=True):
         if value is not None and tuple(value.shape) not in (shape, (*shape, 1, 1) if len(shape) == 2 else shape):
             raise ValueError(
@@ -60,7 +71,8 @@ def check_params(op: str, params: object, guidance: Tensor, radius: int) -> list
 def check_reflection(op: str, radius: int, size) -> None:
     if min(size) <= radius:
         raise ValueError(
-            f"murf_fast.{op}: reflect padding by {radius} needs at least {radius + 1} rows and columns, got {tuple(size)}"
+            f"murf_fast.{op}: reflect padding by {radius} needs at least {radius + 1} rows and columns, "
+            f"got {tuple(size)}"
         )
 
 
