@@ -1,0 +1,17 @@
+"""pytest on a sanitized build of the extension. Arguments: the folder it lies in, and pytest's own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from murf_fast import native
+
+folder, *arguments = sys.argv[1:]
+extension = Path(native.module().__file__).resolve()
+assert extension.is_relative_to(Path(folder).resolve()), f"the sanitized build is not the one imported, but {extension}"
+assert b"__asan_" in extension.read_bytes(), f"{extension} was not built with AddressSanitizer"
+
+# The kernels' own tests: compilers, Triton's interpreter and the command line touch no C++ of ours.
+kernels = "not compile and not triton and not gradcheck and not opcheck and not cli and not packaging and not slow"
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", kernels, *arguments]))
