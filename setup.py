@@ -28,6 +28,7 @@ KERNEL_SOURCES = [
     "csrc/upsample_argmax.cpp",
     "csrc/upsample_expectation.cpp",
     "csrc/upsample_cross_entropy.cpp",
+    "csrc/image_to_patches.cpp",
 ]
 COMMON_SOURCES = ["csrc/dispatch.cpp", "csrc/bindings.cpp"]
 
@@ -106,7 +107,14 @@ class BuildLevels(build_ext):
 
 
 setup(
-    packages=["murf_fast", "murf_fast.ops", "murf_fast.reference", "murf_fast.nn", "murf_fast.kernels"],
+    packages=[
+        "murf_fast",
+        "murf_fast.ops",
+        "murf_fast.reference",
+        "murf_fast.nn",
+        "murf_fast.demo",
+        "murf_fast.kernels",
+    ],
     package_dir={"murf_fast": "murf_fast", "murf_fast.kernels": "kernels"},
     ext_modules=[Extension("murf_fast._native", sources=[*COMMON_SOURCES, *KERNEL_SOURCES])],
     cmdclass={"build_ext": BuildLevels},

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 50
-SECONDS = 2.0
+SECONDS = 1.0
 
 
 def observed(call: Callable) -> tuple[object, int | None]:

@@ -116,9 +116,8 @@ def _draw(photo, maps, resolutions, grid, backbone: str, path: Path) -> None:
 def _print(rows: list[Row], facts: dict[str, str], console: Console) -> None:
     for name, value in facts.items():
         console.print(f"[bold]{name}[/]: {escape(value)}", soft_wrap=True, highlight=False)
-    table = Table(
-        title="murf_fast against plain PyTorch in float32, on these maps", title_justify="left", show_lines=True
-    )
+    title = "murf_fast against plain PyTorch in float32, on these maps"
+    table = Table(title=title, title_justify="left", show_lines=True, pad_edge=False)
     table.add_column("operation")
     table.add_column("by", no_wrap=True)
     for name in ("time", "speed-up", "memory", "error"):
@@ -138,7 +137,7 @@ def _print(rows: list[Row], facts: dict[str, str], console: Console) -> None:
     console.print(
         "time: median of interleaved calls. memory: peak resident memory of a call above that before it, with its "
         f"result{'' if measurable else ' (not measurable on this system)'}. error: largest deviation from float64, "
-        "over the largest value (of labels: how far the chosen logit stays below the largest). Heads have random weights.",
+        "over the largest value (of labels: how far the chosen logit is below the largest). Heads are random weights.",
         style="dim",
         highlight=False,
     )
