@@ -166,4 +166,23 @@ PYBIND11_MODULE(_native, m) {
     k.upsample_cross_entropy_backward(dtype, view(m), grid_of(shape), bias_of(bias), cross_entropy_of(ce),
                                       pointer<float>(lse), pointer<float>(grad_loss), g.data(), threads);
   });
+  // image: (address, (B, H, W), (stride_b, stride_c, stride_y, stride_x))
+  // rows: (patch, stride_b, stride_row, channels_first, gains, offsets)
+  m.def("image_to_patches", [](bool is_uint8, DType in, DType out,
+                               const std::tuple<uintptr_t, std::array<int64_t, 3>, std::array<int64_t, 4>>& image,
+                               const std::shared_ptr<AxisTable>& axis_y, const std::shared_ptr<AxisTable>& axis_x,
+                               const std::tuple<int64_t, int64_t, int64_t, bool, std::array<float, 3>,
+                                                std::array<float, 3>>& rows,
+                               uintptr_t result, int threads) {
+    const auto& [address, shape, strides] = image;
+    const auto& [patch, stride_b, stride_row, channels_first, gain, offset] = rows;
+    const Image view{pointer<void>(address), shape[0], shape[1], shape[2], strides[0], strides[1], strides[2],
+                     strides[3]};
+    const PatchRows layout{patch, stride_b, stride_row, channels_first, {gain[0], gain[1], gain[2]},
+                           {offset[0], offset[1], offset[2]}};
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.image_to_patches(is_uint8, in, out, view, axis_y->view(), axis_x->view(), layout, pointer<void>(result),
+                       threads);
+  });
 }

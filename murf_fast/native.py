@@ -180,6 +180,32 @@ def upsample_cross_entropy_backward(
     )
 
 
+def image_to_patches(
+    image: Tensor,
+    axes: tuple[AxisTable, AxisTable],
+    patch_size: int,
+    gain: tuple[float, float, float],
+    offset: tuple[float, float, float],
+    channels_first: bool,
+    out: Tensor,
+) -> None:
+    """``image`` is a (B, 3, H, W) view; ``out`` (B, rows, 3 p p) may have any batch and row stride."""
+    image = image if image.stride(3) == 1 or image.stride()[1::2] == (1, 3) else image.contiguous()
+    batch, _, height, width = image.shape
+    is_uint8 = image.dtype == torch.uint8
+    module().image_to_patches(
+        is_uint8,
+        _dtype(out) if is_uint8 else _dtype(image),
+        _dtype(out),
+        (image.data_ptr(), (batch, height, width), tuple(image.stride())),
+        axes[0].native,
+        axes[1].native,
+        (patch_size, out.stride(0), out.stride(1), channels_first, gain, offset),
+        out.data_ptr(),
+        _threads(),
+    )
+
+
 class _maps:
     """The extension's view of low-resolution maps; keeps copies alive until the call is over."""
 
