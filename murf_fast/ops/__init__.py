@@ -1,5 +1,6 @@
 """The operations: thin functions over kernels, registered with torch.library."""
 
+from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.linear_head import linear_head
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_argmax import upsample_argmax
@@ -10,6 +11,7 @@ from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.ops.upsample_sum import upsample_sum
 
 __all__ = [
+    "image_to_patches",
     "linear_head",
     "resize",
     "upsample_argmax",

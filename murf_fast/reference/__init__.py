@@ -1,5 +1,6 @@
 """What every operation means, in plain PyTorch. Runs in float64; no cleverness."""
 
+from murf_fast.reference.image_to_patches import image_to_patches
 from murf_fast.reference.linear_head import linear_head
 from murf_fast.reference.resize import resize
 from murf_fast.reference.resize_gram import resize_gram
@@ -11,6 +12,7 @@ from murf_fast.reference.upsample_mean import upsample_mean
 from murf_fast.reference.upsample_sum import upsample_sum
 
 __all__ = [
+    "image_to_patches",
     "linear_head",
     "resize",
     "resize_gram",
