@@ -57,7 +57,7 @@ def demo(
         with as_file(bundled) as default:
             run(image or default, out, weights, resolutions, longest, _console())
     except ModuleNotFoundError as error:
-        _fail(f"the demo needs {error.name}: pip install 'murf-fast[cli,models]'")
+        _fail(f"the demo needs {str(error.name).partition('.')[0]}: pip install 'murf-fast[cli,models]'")
     except (OSError, ValueError) as error:
         _fail(str(error))
 

@@ -9,7 +9,11 @@ def main() -> None:
     try:
         from murf_fast._commands import app
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] == "murf_fast":
+        if _package(error) in (None, "murf_fast"):
             raise
-        sys.exit(f"murf-fast: the command line needs {error.name}: pip install 'murf-fast[cli]'")
+        sys.exit(f"murf-fast: the command line needs {_package(error)}: pip install 'murf-fast[cli]'")
     app(prog_name="murf-fast")
+
+
+def _package(error: ModuleNotFoundError) -> str | None:
+    return error.name and error.name.partition(".")[0]

@@ -10,6 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
+from huggingface_hub import constants
+from transformers import AutoConfig, Dinov2Config, Dinov2Model
+from transformers.utils import logging
 
 HUB_NAME = "facebook/dinov2-small"
 SEED = 0
@@ -33,8 +36,6 @@ def load(weights: Path | None = None) -> Backbone:
 
     Only the last two steps may be passed over; weights that were named and do not load raise.
     """
-    from transformers.utils import logging
-
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     named = weights or os.environ.get("MURF_FAST_WEIGHTS")
@@ -67,8 +68,6 @@ def _described(model: torch.nn.Module, where: str) -> Backbone:
 
 
 def _pretrained(name: str | Path, **options) -> torch.nn.Module:
-    from transformers import AutoConfig, Dinov2Model
-
     kind = AutoConfig.from_pretrained(name, **options).model_type
     if kind != "dinov2":
         raise ValueError(f"the demo's backbone must be a Dinov2Model, {name} holds a model of type {kind!r}")
@@ -76,8 +75,6 @@ def _pretrained(name: str | Path, **options) -> torch.nn.Module:
 
 
 def _random() -> torch.nn.Module:
-    from transformers import Dinov2Config, Dinov2Model
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return Dinov2Model(
@@ -87,8 +84,6 @@ def _random() -> torch.nn.Module:
 
 def _hub_reachable() -> bool:
     """Whether the hub's host answers within seconds. In a thread, as name resolution knows no timeout."""
-    from huggingface_hub import constants
-
     if constants.HF_HUB_OFFLINE:
         return False
     answered = threading.Event()

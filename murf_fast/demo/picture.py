@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 PANEL_INCHES = 3.0
 DPI = 160
@@ -20,9 +22,6 @@ class Panel:
 
 def draw(panels: list[Panel], footer: str, path: Path) -> None:
     """Writes the panels side by side as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height, width = panels[0].pixels.shape[:2]
     gap, head, foot = 0.12, 0.62, 0.42
     panel_height = PANEL_INCHES * height / width
