@@ -1,0 +1,6 @@
+"""Modules that load the checkpoints of the original code bases and run on the operations of this library."""
+
+from murf_fast.nn.depth_head import DepthHead
+from murf_fast.nn.segmentation_head import SegmentationHead
+
+__all__ = ["DepthHead", "SegmentationHead"]
