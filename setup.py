@@ -30,7 +30,7 @@ KERNEL_SOURCES = [
     "csrc/upsample_cross_entropy.cpp",
     "csrc/image_to_patches.cpp",
 ]
-COMMON_SOURCES = ["csrc/dispatch.cpp", "csrc/bindings.cpp"]
+COMMON_SOURCES = ["csrc/dispatch.cpp", "csrc/memory.cpp", "csrc/bindings.cpp"]
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]

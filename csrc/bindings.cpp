@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "dispatch.h"
+#include "memory.h"
 
 namespace py = pybind11;
 using namespace murf;
@@ -96,6 +97,8 @@ PYBIND11_MODULE(_native, m) {
     return false;
 #endif
   });
+
+  m.def("prefer_huge_pages", [](uintptr_t begin, int64_t bytes) { prefer_huge_pages(pointer<void>(begin), bytes); });
 
   m.def("upsample_concat", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape, uintptr_t out,
                               int threads) {

@@ -13,6 +13,9 @@ from murf_fast.resample import AxisTable
 
 Axes = list[tuple[AxisTable, AxisTable]]
 
+# Bytes from which a result is worth a system call about its pages.
+_LARGE = 8 << 20
+
 
 @functools.cache
 def _load():
@@ -45,6 +48,7 @@ def available_levels() -> list[str]:
 
 
 def upsample_concat(features: list[Tensor], axes: Axes, out: Tensor) -> None:
+    _prefer_huge_pages(out)
     if _is_channels_last(out):
         maps = _maps(features, axes, channels_last=True)
         module().upsample_concat(_dtype(out), maps.tuples, tuple(out.shape), out.data_ptr(), _threads())
@@ -56,6 +60,7 @@ def upsample_concat(features: list[Tensor], axes: Axes, out: Tensor) -> None:
 
 
 def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Tensor) -> None:
+    _prefer_huge_pages(out)
     if not _is_channels_last(out):
         _sum_planar(features, axes, bias, out)
         return
@@ -190,6 +195,7 @@ def image_to_patches(
     out: Tensor,
 ) -> None:
     """``image`` is a (B, 3, H, W) view; ``out`` (B, rows, 3 p p) may have any batch and row stride."""
+    _prefer_huge_pages(out)
     image = image if image.stride(3) == 1 or image.stride()[1::2] == (1, 3) else image.contiguous()
     batch, _, height, width = image.shape
     is_uint8 = image.dtype == torch.uint8
@@ -233,6 +239,11 @@ def _sum_planar(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Te
     module().upsample_sum(
         _dtype(out), maps.tuples, tuple(out.shape), _bias(bias), out.data_ptr(), False, out.stride(0), _threads()
     )
+
+
+def _prefer_huge_pages(out: Tensor) -> None:
+    if out.numel() * out.element_size() >= _LARGE:
+        module().prefer_huge_pages(out.data_ptr(), out.numel() * out.element_size())
 
 
 def _is_channels_last(out: Tensor) -> bool:
