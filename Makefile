@@ -21,7 +21,7 @@ test: install  ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: install  ## the benchmarks
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/murf-fast bench $(ARGS)
 
 lint: install  ## ruff's checks and format
 	$(BIN)/ruff check

@@ -62,6 +62,17 @@ def demo(
         _fail(str(error))
 
 
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(help="Operations; all if left out.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON and the report.", show_default=False)] = None,
+) -> None:
+    """Run the benchmark suites of a source checkout and write their report."""
+    from murf_fast.bench import main
+
+    raise typer.Exit(main(ops or (), out))
+
+
 def _resolutions(sizes: str) -> list[int]:
     try:
         resolutions = [int(part) for part in sizes.replace(",", " ").split()]
