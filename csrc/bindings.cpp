@@ -188,4 +188,9 @@ PYBIND11_MODULE(_native, m) {
     k.image_to_patches(is_uint8, in, out, view, axis_y->view(), axis_x->view(), layout, pointer<void>(result),
                        threads);
   });
+  m.def("stream_fill", [](uintptr_t out, int64_t bytes, int threads) {
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.stream_fill(pointer<void>(out), bytes, threads);
+  });
 }

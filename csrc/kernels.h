@@ -21,7 +21,8 @@
   X(upsample_cross_entropy_backward, (DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce,                 \
                                       const float* lse, const float* grad_loss, float* const* gradients, int threads)) \
   X(image_to_patches, (bool is_uint8, DType in, DType out, Image image, Axis axis_y, Axis axis_x, PatchRows rows,    \
-                       void* result, int threads))
+                       void* result, int threads))                                                                   \
+  X(stream_fill, (void* out, int64_t bytes, int threads))
 
 namespace murf {
 

@@ -4,6 +4,7 @@ Arguments have been checked by the ops. Launchers run on the current stream of t
 and allocate at most per-pixel float32 statistics.
 """
 
+from murf_fast.kernels.image_to_patches import image_to_patches
 from murf_fast.kernels.resize_adjoint import resize_adjoint
 from murf_fast.kernels.upsample_argmax import upsample_argmax
 from murf_fast.kernels.upsample_concat import upsample_concat
@@ -12,6 +13,7 @@ from murf_fast.kernels.upsample_expectation import upsample_expectation, upsampl
 from murf_fast.kernels.upsample_sum import upsample_sum
 
 __all__ = [
+    "image_to_patches",
     "resize_adjoint",
     "upsample_argmax",
     "upsample_concat",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from murf_fast.kernels.upsample_sum import upsample_sum
 from torch import Tensor
 
+from murf_fast.kernels.upsample_sum import upsample_sum
 from murf_fast.resample import AxisTable
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from murf_fast.kernels import launch
-from murf_fast.kernels.resample import resampled_sum
 from torch import Tensor
 
+from murf_fast.kernels import launch
+from murf_fast.kernels.resample import resampled_sum
 from murf_fast.resample import AxisTable
 
 Axes = list[tuple[AxisTable, AxisTable]]

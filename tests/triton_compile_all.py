@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from murf_fast import kernels
-from murf_fast.ops._library import axes_of_maps, empty_map
+from murf_fast.ops._library import axes_of, axes_of_maps, empty_map
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -60,6 +60,7 @@ def main(arch: int) -> None:
 
 def launch_everything(dtype: torch.dtype) -> None:
     """Every launcher in the layouts, widths and options that change what is compiled."""
+    patches(dtype)
     for channels_last in (True, False):
         maps = [empty_map(torch.zeros(1, dtype=dtype), (1, 768, n, n), channels_last) for n in (5, 9)]
         few = [m[:, :19] for m in maps]
@@ -75,6 +76,14 @@ def launch_everything(dtype: torch.dtype) -> None:
         if channels_last and dtype == torch.bfloat16:
             reductions(maps, bicubic, bias, torch.ones(768))
             reductions(few, axes_of_maps(few, (3, 3), "area", False, None), bias[:, :19].contiguous(), per_class)
+
+
+def patches(dtype: torch.dtype) -> None:
+    for images in (torch.zeros(2, 3, 20, 30, dtype=torch.uint8), torch.zeros(2, 3, 20, 30, dtype=dtype)):
+        for channels_first in (True, False):
+            out = torch.zeros(2, 6, 588, dtype=dtype)
+            axes = axes_of(20, 30, (28, 42), "bilinear", False)
+            kernels.image_to_patches(images, axes, 14, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), channels_first, out)
 
 
 def reductions(maps, axes, bias, per_class) -> None:
