@@ -7,14 +7,14 @@ cd "$(dirname "$0")/.."
 export PYTHONUNBUFFERED=1
 python="${PYTHON:-python3}"
 out="${OUT:-benchmarks/results/gpu-run}"
-mkdir -p "$out"
-summary="$out/summary.txt"
-: > "$summary"
-
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
   echo "gpu.sh: no CUDA device, or no torch, in $python" >&2
   exit 2
 fi
+
+mkdir -p "$out"
+summary="$out/summary.txt"
+: > "$summary"
 
 note() { echo "$*" | tee -a "$summary"; }
 
