@@ -342,6 +342,26 @@ def position_embedding(device, dtype):
     )
 
 
+@case("resample_pos_embed", "DINOv2 table, 768 channels, 37 -> 56 x 40, dinov2-hf")
+def pos_embed(device, dtype):
+    m, grid = side(37), (side(56), side(40))
+    table = randn(device, dtype, 1, 1 + m * m, classes(768))
+
+    def plain(table):
+        map_ = table[:, 1:].unflatten(1, (m, m)).permute(0, 3, 1, 2)
+        return torch.cat([table[:, :1], up(map_, grid, "bicubic").flatten(2).mT], dim=1)
+
+    def oracle():
+        yield (), plain(table.double())
+
+    return Contenders(
+        lambda: murf_fast.resample_pos_embed(table, grid, flavor="dinov2-hf", num_prefix_tokens=1),
+        {"eager": lambda: plain(table), "compile": compiled(plain, table)},
+        oracle,
+        (1 + grid[0] * grid[1]) * table.shape[2] * table.element_size(),
+    )
+
+
 @case("image_to_patches", "8 images 640 x 480, uint8 -> 266, 518, 784, patch 14")
 def patches(device, dtype):
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 from murf_fast.reference.image_to_patches import image_to_patches
 from murf_fast.reference.linear_head import linear_head
+from murf_fast.reference.resample_pos_embed import resample_patch_embed, resample_pos_embed
 from murf_fast.reference.resize import resize
 from murf_fast.reference.resize_gram import resize_gram
 from murf_fast.reference.upsample_argmax import upsample_argmax
@@ -14,6 +15,8 @@ from murf_fast.reference.upsample_sum import upsample_sum
 __all__ = [
     "image_to_patches",
     "linear_head",
+    "resample_patch_embed",
+    "resample_pos_embed",
     "resize",
     "resize_gram",
     "upsample_argmax",
