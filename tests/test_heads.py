@@ -1,7 +1,8 @@
 """The heads against the original implementations (`tests/golden/`), and the checkpoints they load.
 
-The golden arrays are float64 results of the originals, stored in float32. Budget, as everywhere: twice the error that
-the original itself makes in float32 (recorded in `tests/golden/README.md`), plus one rounding.
+The golden arrays are float64 results of the originals, stored in float32. Budget: three times the error that the original
+itself makes in float32 (recorded in `tests/golden/README.md`, whose authors ask for that much: another order of the same
+sums is another error), plus one rounding.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Golden:
         oracle = self[f"{key}.f64"].double()
         assert actual.shape == oracle.shape
         scale = oracle.abs().max() if quantity == "gradients" else 1.0
-        allowed = 2 * RECORDED[self.name][quantity or key] * scale + rounding(oracle, torch.float32)
+        allowed = 3 * RECORDED[self.name][quantity or key] * scale + rounding(oracle, torch.float32)
         error = (actual.detach().double() - oracle).abs()
         assert (error <= allowed).all(), f"{key}: error {float(error.max()):.3g}, allowed {float(allowed.min()):.3g}"
 
