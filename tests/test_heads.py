@@ -1,8 +1,8 @@
 """The heads against the original implementations (`tests/golden/`), and the checkpoints they load.
 
-The golden arrays are float64 results of the originals, stored in float32. Budget: three times the error that the original
-itself makes in float32 (recorded in `tests/golden/README.md`, whose authors ask for that much: another order of the same
-sums is another error), plus one rounding.
+The golden arrays are float64 results of the originals, stored in float32. Budget: three times the error that the
+original itself makes in float32 (recorded in `tests/golden/README.md`, whose authors ask for that much: another order
+of the same sums is another error), plus one rounding.
 """
 
 from __future__ import annotations
