@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH := torch==2.13.0
+# The oldest Triton supported, that of the GPU machines; what it compiles is checked for register spills.
+TRITON := triton==3.6.0
 EXTRAS := cli,models,test,bench,dev
 BIN := $(VENV)/bin
 CONSTRAINTS := $(VENV)/constraints.txt
@@ -36,7 +38,7 @@ install: $(VENV)/.installed  ## .venv with murf_fast (editable, C++ extension bu
 $(VENV)/.torch: Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "murf_fast needs Python >= 3.10, $(PYTHON) is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	echo '$(TORCH)' > $(CONSTRAINTS)
+	printf '%s\n' '$(TORCH)' '$(TRITON)' > $(CONSTRAINTS)
 	$(PIP) '$(TORCH)'
 	touch $@
 

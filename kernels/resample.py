@@ -28,7 +28,8 @@ def _x_tap(row, source, t, x, first, count, weights, taps, x_inside, c_offset, c
 @triton.jit
 def _y_tap(total, t, y, y_first, y_count, y_weights, y_taps, data, stride_y, stride_x,
            x, first, count, weights, taps, x_inside, c_offset, c_inside, TAPS_X: tl.constexpr):  # fmt: skip
-    used = x_inside & (t < y_count)
+    # A vector of the scalar condition: the interpreter of Triton 3.9 makes integers of a vector and a scalar bit.
+    used = x_inside & (tl.zeros_like(x) + t < y_count)
     weight = tl.load(y_weights + y * y_taps + t, mask=t < y_count, other=0.0)
     source = data + (y_first + t).to(tl.int64) * stride_y
     row = tl.zeros_like(total)

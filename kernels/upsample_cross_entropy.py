@@ -101,7 +101,7 @@ def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, we
         pixels = (b * height + y).to(tl.int64) * width
         s = 0
         while s < x_taps:
-            used = cell_inside & (t < count_y) & (s < count)
+            used = cell_inside & (tl.zeros_like(count) + t < count_y) & (s < count)
             x = first + s
             label = tl.load(target + pixels + x, mask=used, other=ignore_index)
             counts = used & (label != ignore_index)

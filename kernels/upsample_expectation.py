@@ -97,7 +97,7 @@ def _upsample_expectation_backward(maps, bias, bias_stride, values, expectations
         pixels = (b * height + y).to(tl.int64) * width
         s = 0
         while s < x_taps:
-            used = cell_inside & (t < count_y) & (s < count)
+            used = cell_inside & (tl.zeros_like(count) + t < count_y) & (s < count)
             x = first + s
             weight = weight_y * tl.load(x_weights + cell_x * x_taps + s, mask=used, other=0.0)
             logits = resampled_sum(
