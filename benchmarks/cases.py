@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -158,7 +159,7 @@ def sum_logits(device, dtype):
     size = (side(512), side(512))
 
     def plain(*maps):
-        return sum(up(m, size) for m in maps)
+        return reduce(torch.add, [up(m, size) for m in maps])
 
     def oracle():
         yield (), plain(*[m.double() for m in maps])
@@ -206,7 +207,8 @@ def linear_head(device, dtype):
             "MuRF channels_last": lambda: murf(*maps),
             "MuRF contiguous": lambda: murf(*planar),
             "MuRF compile": compiled(murf, *planar),
-            "full resolution": lambda: at(size, *maps),
+            "full resolution channels_last": lambda: at(size, *maps),
+            "full resolution contiguous": lambda: at(size, *planar),
         },
         oracle,
         k * size[0] * size[1] * maps[0].element_size(),
@@ -307,7 +309,7 @@ def mean(device, dtype):
     size = (side(1536), side(3348))
 
     def plain(*maps):
-        return sum(up(m, size) for m in maps) / len(maps)
+        return reduce(torch.add, [up(m, size) for m in maps]) / len(maps)
 
     def stacked():
         return torch.stack([up(m, size) for m in maps]).mean(0)

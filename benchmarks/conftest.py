@@ -17,8 +17,21 @@ def ceilings() -> dict:
     return measured_ceilings()
 
 
+_failed: list[str] = []
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A case that is refused or raises has no benchmark entry; the report must show it all the same."""
+    outcome = yield
+    if outcome.get_result().failed:
+        reason = str(call.excinfo.value).splitlines() or [call.excinfo.typename]
+        _failed.append(f"{item.name}: {reason[0]}")
+
+
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     """Every round's time is noise in a repository; the summaries stay."""
+    output_json["failed"] = list(_failed)
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)
 

@@ -15,8 +15,9 @@ import murf_fast
 from murf_fast import native
 
 
-def describe() -> dict:
-    gpu = torch.cuda.is_available()
+def describe(device: str = "cpu") -> dict:
+    """The processor or GPU that was measured, and what ran on it."""
+    gpu = device == "cuda"
     return {
         "device": torch.cuda.get_device_name() if gpu else _processor(),
         "driver": _driver() if gpu else None,

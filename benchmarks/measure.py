@@ -44,6 +44,8 @@ def check(case: Case, contenders: Contenders) -> float:
             error = float((best - oracle.gather(1, ours.long()[:, None])[:, 0]).max())
             allowed = 0.0
         else:
+            if ours[where].shape != oracle.shape:
+                raise WrongResult(f"{case.id}: shape {tuple(ours[where].shape)}, expected {tuple(oracle.shape)}")
             error = float((ours[where].double() - oracle).abs().max())
             allowed = 2 * float((theirs[where].double() - oracle).abs().max())
         allowed += float(torch.finfo(case.dtype).eps) * largest

@@ -23,7 +23,12 @@ def condense(run: dict) -> dict:
     ceilings = cases[0].pop("ceilings") if cases else {}
     for case in cases[1:]:
         case.pop("ceilings")
-    return {"machine": run["machine_info"]["murf_fast"], "ceilings": ceilings, "cases": cases}
+    return {
+        "machine": run["machine_info"]["murf_fast"],
+        "ceilings": ceilings,
+        "cases": cases,
+        "failed": run.get("failed", []),
+    }
 
 
 def verdicts(case: dict, ceilings: dict) -> list[dict]:
@@ -33,7 +38,7 @@ def verdicts(case: dict, ceilings: dict) -> list[dict]:
     for family in dict.fromkeys(_family(name) for name in case["contenders"] if name != "murf_fast"):
         members = {n: c for n, c in case["contenders"].items() if n != "murf_fast" and _family(n) == family}
         name, fastest = min(members.items(), key=lambda item: item[1]["median_s"])
-        goal = next((t["ratio"] for t in case["targets"] if family.startswith(t["against"])), None)
+        goal = next((t["ratio"] for t in case["targets"] if family == t["against"]), None)
         ratio = fastest["median_s"] / ours["median_s"]
         rows.append(
             {
@@ -94,6 +99,7 @@ def short_table(results: dict) -> str:
             lines.append(
                 f"| `{case['op']}` | {case['case']} | | {sentence} | {'reached' if reached else '**missed**'} |"
             )
+    lines += [f"| {failure} | | | not measured | **failed** |" for failure in results.get("failed", [])]
     return "\n".join(lines)
 
 
@@ -117,6 +123,7 @@ def describe(results: dict) -> str:
 
 def page(results: dict) -> str:
     goals = [s for case in results["cases"] for s in other_goals(case, results["ceilings"])]
+    goals += [(failure, False) for failure in results.get("failed", [])]
     sentences = "\n".join(f"- {text}: {'reached' if reached else '**missed**'}" for text, reached in goals)
     return (
         f"# Results\n\n{describe(results)}\n\nColumns: see [the method](../../README.md).\n\n"
@@ -173,11 +180,7 @@ def update_readme(readme: Path, root: Path = RESULTS) -> None:
 
 def gpu_section(results: dict) -> str:
     ran = sorted({case["op"] for case in results["cases"]})
-    failed = results.get("failed", [])
-    lines = [describe(results), "Ran: " + ", ".join(f"`{op}`" for op in ran) + "."]
-    if failed:
-        lines.append("Failed: " + "; ".join(failed) + ".")
-    return "\n\n".join([*lines, short_table(results)])
+    return "\n\n".join([describe(results), "Ran: " + ", ".join(f"`{op}`" for op in ran) + ".", short_table(results)])
 
 
 def replace_between(path: Path, marker: str, text: str) -> None:
@@ -217,6 +220,8 @@ def main() -> None:
     results = json.loads(arguments.run.read_text())
     if "benchmarks" in results:
         results = condense(results)
+    if not results["cases"]:
+        raise SystemExit("nothing was measured: " + "; ".join(results["failed"]))
     folder = arguments.out / slug(results["machine"])
     write(results, folder)
     if arguments.readme:

@@ -140,7 +140,7 @@ def test_report_is_written_and_fills_the_readme(results, tmp_path):
     assert (
         text.index("Some GPU, driver 1.2") < text.index("\nb\n") < text.index("Some CPU, 2 threads") < text.index("\nc")
     )
-    assert "Failed: upsample_argmax: it broke." in text
+    assert "| upsample_argmax: it broke | | | not measured | **failed** |" in text
     once = text
     report.update_readme(readme, tmp_path)
     assert readme.read_text() == once
@@ -184,3 +184,8 @@ def test_gpu_suite_dry_run(op, tmp_path):
     assert results["failed"] == []
     assert {c["op"] for c in results["cases"]} == {op}
     assert f"| `{op}` |" in report.table(results)
+
+
+def test_refused_cases_stay_in_the_report():
+    run = {"benchmarks": [], "machine_info": {"murf_fast": {}}, "failed": ["test_x[case]: error 2 against float64"]}
+    assert report.condense(run)["failed"] == ["test_x[case]: error 2 against float64"]
