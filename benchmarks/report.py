@@ -31,6 +31,13 @@ def condense(run: dict) -> dict:
     }
 
 
+def merged(old: dict, new: dict) -> dict:
+    """A run of some operations put in the place of theirs in an older run on the same machine."""
+    ran = {case["op"] for case in new["cases"]}
+    cases = [case for case in old["cases"] if case["op"] not in ran] + new["cases"]
+    return {**new, "cases": sorted(cases, key=lambda case: case["op"]), "failed": new["failed"]}
+
+
 def verdicts(case: dict, ceilings: dict) -> list[dict]:
     """One row per contender family: the fastest of it, the ratio, and whether the goal was reached."""
     ours = case["contenders"]["murf_fast"]
@@ -216,6 +223,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--readme", type=Path)
+    parser.add_argument("--merge", action="store_true", help="keep the operations of the folder that this run lacks")
     arguments = parser.parse_args()
     results = json.loads(arguments.run.read_text())
     if "benchmarks" in results:
@@ -223,6 +231,8 @@ def main() -> None:
     if not results["cases"]:
         raise SystemExit("nothing was measured: " + "; ".join(results["failed"]))
     folder = arguments.out / slug(results["machine"])
+    if arguments.merge and (folder / "results.json").is_file():
+        results = merged(json.loads((folder / "results.json").read_text()), results)
     write(results, folder)
     if arguments.readme:
         update_readme(arguments.readme)
