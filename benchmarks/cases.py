@@ -410,6 +410,53 @@ def patches(device, dtype):
     )
 
 
+@case(
+    "patch_embed",
+    "8 images 640 x 480, uint8 -> 266, 518, 784, ViT-B/14 with positions",
+    targets=(Target("eager", 1.3),),
+)
+def patch_embed(device, dtype):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, side(480), side(640), 3), generator=generator, dtype=torch.uint8).to(device)
+    sizes, patch, width, m = [14 * side(n) for n in (19, 37, 56)], 14, classes(768), side(37)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    weight = randn(device, dtype, width, 3, patch, patch) / (3 * patch * patch) ** 0.5
+    bias, cls, table = (
+        randn(device, dtype, width),
+        randn(device, dtype, 1, width),
+        randn(device, dtype, 1, 1 + m * m, width),
+    )
+
+    def embeddings(x: Tensor, weight, bias, cls, table) -> Tensor:
+        tokens = F.conv2d(x, weight, bias, stride=patch)
+        grid = tokens.shape[2:]
+        positions = up(table[:, 1:].unflatten(1, (m, m)).permute(0, 3, 1, 2), grid, "bicubic")
+        head = (cls + table[:, 0]).expand(len(x), 1, -1)
+        return torch.cat([head, tokens.flatten(2).mT + positions.flatten(2).mT], dim=1).flatten(0, 1)
+
+    def plain(images, weight, bias, cls, table):
+        x = ((images.permute(0, 3, 1, 2).to(weight.dtype) / 255 - mean) / std).contiguous()
+        return torch.cat([embeddings(up(x, (size, size)), weight, bias, cls, table) for size in sizes])
+
+    arguments = (images, weight, bias, cls, table)
+
+    def oracle():
+        yield (), plain(images, *(t.double() for t in arguments[1:]))
+
+    def ours():
+        options = {"flavor": "dinov2-hf", "num_prefix_tokens": 1, "prefix": cls, "mean": MEAN, "std": STD}
+        return murf_fast.patch_embed(images, sizes, weight, bias, table, patch_size=patch, **options).tokens
+
+    tokens = sum(8 * (1 + (size // patch) ** 2) for size in sizes)
+    return Contenders(
+        ours,
+        {"eager": lambda: plain(*arguments), "compile": compiled(plain, *arguments)},
+        oracle,
+        tokens * width * weight.element_size(),
+        operations=2 * tokens * width * 3 * patch * patch,
+    )
+
+
 class Rows(list):
     """Patch rows of several sizes, compared as one tensor but not joined while the clock runs."""
 

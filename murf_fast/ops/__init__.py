@@ -2,6 +2,7 @@
 
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.linear_head import linear_head
+from murf_fast.ops.patch_embed import PackedTokens, patch_embed
 from murf_fast.ops.resample_pos_embed import resample_patch_embed, resample_pos_embed
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_argmax import upsample_argmax
@@ -12,8 +13,10 @@ from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.ops.upsample_sum import upsample_sum
 
 __all__ = [
+    "PackedTokens",
     "image_to_patches",
     "linear_head",
+    "patch_embed",
     "resample_patch_embed",
     "resample_pos_embed",
     "resize",
