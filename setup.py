@@ -30,8 +30,10 @@ KERNEL_SOURCES = [
     "csrc/upsample_cross_entropy.cpp",
     "csrc/adaptive_conv.cpp",
     "csrc/bilateral_kernels.cpp",
+    "csrc/image_to_patches.cpp",
+    "csrc/stream_fill.cpp",
 ]
-COMMON_SOURCES = ["csrc/dispatch.cpp", "csrc/bindings.cpp"]
+COMMON_SOURCES = ["csrc/dispatch.cpp", "csrc/memory.cpp", "csrc/bindings.cpp"]
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -108,7 +110,14 @@ class BuildLevels(build_ext):
 
 
 setup(
-    packages=["murf_fast", "murf_fast.ops", "murf_fast.reference", "murf_fast.nn", "murf_fast.kernels"],
+    packages=[
+        "murf_fast",
+        "murf_fast.ops",
+        "murf_fast.reference",
+        "murf_fast.nn",
+        "murf_fast.demo",
+        "murf_fast.kernels",
+    ],
     package_dir={"murf_fast": "murf_fast", "murf_fast.kernels": "kernels"},
     ext_modules=[Extension("murf_fast._native", sources=[*COMMON_SOURCES, *KERNEL_SOURCES])],
     cmdclass={"build_ext": BuildLevels},

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "dispatch.h"
+#include "memory.h"
 
 namespace py = pybind11;
 using namespace murf;
@@ -151,6 +152,8 @@ PYBIND11_MODULE(_native, m) {
 #endif
   });
 
+  m.def("prefer_huge_pages", [](uintptr_t begin, int64_t bytes) { prefer_huge_pages(pointer<void>(begin), bytes); });
+
   m.def("upsample_concat", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape, uintptr_t out,
                               int threads) {
     const auto m = maps_of(maps);
@@ -267,5 +270,29 @@ PYBIND11_MODULE(_native, m) {
     k.bilateral_kernels_backward(dtype, grad_dtype, n, strided_of(guidance), strided_of(grad), bands,
                                  pointer<float>(grad_logits), pointer<float>(grad_guidance),
                                  pointer<float>(grad_params), threads);
+  });
+  // image: (address, (B, H, W), (stride_b, stride_c, stride_y, stride_x))
+  // rows: (patch, stride_b, stride_row, channels_first, gains, offsets)
+  m.def("image_to_patches", [](bool is_uint8, DType in, DType out,
+                               const std::tuple<uintptr_t, std::array<int64_t, 3>, std::array<int64_t, 4>>& image,
+                               const std::shared_ptr<AxisTable>& axis_y, const std::shared_ptr<AxisTable>& axis_x,
+                               const std::tuple<int64_t, int64_t, int64_t, bool, std::array<float, 3>,
+                                                std::array<float, 3>>& rows,
+                               uintptr_t result, int threads) {
+    const auto& [address, shape, strides] = image;
+    const auto& [patch, stride_b, stride_row, channels_first, gain, offset] = rows;
+    const Image view{pointer<void>(address), shape[0], shape[1], shape[2], strides[0], strides[1], strides[2],
+                     strides[3]};
+    const PatchRows layout{patch, stride_b, stride_row, channels_first, {gain[0], gain[1], gain[2]},
+                           {offset[0], offset[1], offset[2]}};
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.image_to_patches(is_uint8, in, out, view, axis_y->view(), axis_x->view(), layout, pointer<void>(result),
+                       threads);
+  });
+  m.def("stream_fill", [](uintptr_t out, int64_t bytes, int threads) {
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.stream_fill(pointer<void>(out), bytes, threads);
   });
 }

@@ -31,7 +31,10 @@
     (DType dtype, DType out_dtype, Bilateral net, Strided guidance, Strided out, int threads))                       \
   X(bilateral_kernels_backward,                                                                                      \
     (DType dtype, DType grad_dtype, Bilateral net, Strided guidance, Strided grad, int64_t bands,                    \
-     float* grad_logits, float* grad_guidance, float* grad_params, int threads))
+     float* grad_logits, float* grad_guidance, float* grad_params, int threads))                                       \
+  X(image_to_patches, (bool is_uint8, DType in, DType out, Image image, Axis axis_y, Axis axis_x, PatchRows rows,    \
+                       void* result, int threads))                                                                   \
+  X(stream_fill, (void* out, int64_t bytes, int threads))
 
 namespace murf {
 

@@ -56,4 +56,19 @@ struct CrossEntropy {
   float label_smoothing;
 };
 
+// A batch of three-channel images at full size; strides in elements. Rows are read in runs: either interleaved
+// (stride_x = 3, stride_c = 1) or planar (stride_x = 1).
+struct Image {
+  const void* data;
+  int64_t batch, height, width;
+  int64_t stride_b, stride_c, stride_y, stride_x;
+};
+
+// Patches as matrix rows of 3 * patch^2 values: pixel * gain + offset, in the order (c, y, x) or (y, x, c).
+struct PatchRows {
+  int64_t patch, stride_b, stride_row;
+  bool channels_first;
+  float gain[3], offset[3];
+};
+
 }  // namespace murf

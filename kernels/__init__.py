@@ -1,0 +1,25 @@
+"""Triton kernels and their launchers, with the signatures of :mod:`murf_fast.native`.
+
+Arguments have been checked by the ops. Launchers run on the current stream of the tensors' device, never wait for it,
+and allocate at most per-pixel float32 statistics.
+"""
+
+from murf_fast.kernels.image_to_patches import image_to_patches
+from murf_fast.kernels.resize_adjoint import resize_adjoint
+from murf_fast.kernels.upsample_argmax import upsample_argmax
+from murf_fast.kernels.upsample_concat import upsample_concat
+from murf_fast.kernels.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_backward
+from murf_fast.kernels.upsample_expectation import upsample_expectation, upsample_expectation_backward
+from murf_fast.kernels.upsample_sum import upsample_sum
+
+__all__ = [
+    "image_to_patches",
+    "resize_adjoint",
+    "upsample_argmax",
+    "upsample_concat",
+    "upsample_cross_entropy",
+    "upsample_cross_entropy_backward",
+    "upsample_expectation",
+    "upsample_expectation_backward",
+    "upsample_sum",
+]

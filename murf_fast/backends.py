@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 
 NAMES = ("reference", "native", "triton")
-OLDEST_TRITON = (3, 4)
+OLDEST_TRITON = (3, 6)
 
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("murf_fast_backend", default=None)
 

@@ -15,6 +15,9 @@ from murf_fast.window import FoldedAxis
 Axes = list[tuple[AxisTable, AxisTable]]
 Folded = tuple[FoldedAxis, FoldedAxis]
 
+# Bytes from which a result is worth a system call about its pages.
+_LARGE = 8 << 20
+
 
 @functools.cache
 def _load():
@@ -47,6 +50,7 @@ def available_levels() -> list[str]:
 
 
 def upsample_concat(features: list[Tensor], axes: Axes, out: Tensor) -> None:
+    _prefer_huge_pages(out)
     if _is_channels_last(out):
         maps = _maps(features, axes, channels_last=True)
         module().upsample_concat(_dtype(out), maps.tuples, tuple(out.shape), out.data_ptr(), _threads())
@@ -58,6 +62,7 @@ def upsample_concat(features: list[Tensor], axes: Axes, out: Tensor) -> None:
 
 
 def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Tensor) -> None:
+    _prefer_huge_pages(out)
     if not _is_channels_last(out):
         _sum_planar(features, axes, bias, out)
         return
@@ -182,6 +187,38 @@ def upsample_cross_entropy_backward(
     )
 
 
+def image_to_patches(
+    image: Tensor,
+    axes: tuple[AxisTable, AxisTable],
+    patch_size: int,
+    gain: tuple[float, float, float],
+    offset: tuple[float, float, float],
+    channels_first: bool,
+    out: Tensor,
+) -> None:
+    """``image`` is a (B, 3, H, W) view; ``out`` (B, rows, 3 p p) may have any batch and row stride."""
+    _prefer_huge_pages(out)
+    image = image if image.stride(3) == 1 or image.stride()[1::2] == (1, 3) else image.contiguous()
+    batch, _, height, width = image.shape
+    is_uint8 = image.dtype == torch.uint8
+    module().image_to_patches(
+        is_uint8,
+        _dtype(out) if is_uint8 else _dtype(image),
+        _dtype(out),
+        (image.data_ptr(), (batch, height, width), tuple(image.stride())),
+        axes[0].native,
+        axes[1].native,
+        (patch_size, out.stride(0), out.stride(1), channels_first, gain, offset),
+        out.data_ptr(),
+        _threads(),
+    )
+
+
+def stream_fill(out: Tensor) -> None:
+    """Fills a dense float32 tensor with ones past the caches: the write rate that results are measured against."""
+    module().stream_fill(out.data_ptr(), out.numel() * out.element_size(), _threads())
+
+
 class _maps:
     """The extension's view of low-resolution maps; keeps copies alive until the call is over."""
 
@@ -209,6 +246,11 @@ def _sum_planar(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Te
     module().upsample_sum(
         _dtype(out), maps.tuples, tuple(out.shape), _bias(bias), out.data_ptr(), False, out.stride(0), _threads()
     )
+
+
+def _prefer_huge_pages(out: Tensor) -> None:
+    if out.numel() * out.element_size() >= _LARGE:
+        module().prefer_huge_pages(out.data_ptr(), out.numel() * out.element_size())
 
 
 def _is_channels_last(out: Tensor) -> bool:

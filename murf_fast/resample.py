@@ -104,6 +104,12 @@ def gram_axis(
     return _from_dense(dense.T @ dense)
 
 
+@lru_cache(maxsize=256)
+def pseudo_inverse(in_size: int, out_size: int, mode: str, antialias: bool) -> np.ndarray:
+    """(in_size, out_size) pseudo-inverse of one axis, in float64: what undoes a resize."""
+    return np.linalg.pinv(_matrix(in_size, out_size, mode, antialias, None))
+
+
 def scaled_size(in_size: int, scale_factor: float) -> int:
     """Pixels that ``F.interpolate(scale_factor=...)`` gives an axis."""
     return math.floor(in_size * scale_factor)

@@ -36,6 +36,15 @@ def poisoned_memory(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
 
 
+@pytest.fixture
+def three_threads():
+    """Enough threads that kernels cut their work in bands, whatever this machine has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=native.available_levels() if native.load_error() is None else [])
 def level(request, monkeypatch):
     """Every instruction-set level of the C++ extension that this processor runs."""

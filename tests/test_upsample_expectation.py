@@ -78,8 +78,8 @@ def test_gradients(case, layout, dtype, call):
 
 @pytest.mark.parametrize("norm", ["softmax", "linear"])
 @pytest.mark.parametrize("batch", [False, True])
-def test_gradients_of_bias_and_values(batch, norm):
-    case = by_name(SUM_CASES, ("seventeen",))[0]
+@pytest.mark.parametrize("case", by_name(SUM_CASES, ("seventeen", "many_rows")), ids=str)
+def test_gradients_of_bias_and_values(case, batch, norm, three_threads):
 
     def gradients(dtype, backend):
         maps = [m.to(dtype) for m in make_maps(case)]

@@ -91,6 +91,29 @@ def test_gradient_of_bias(batch):
     assert_gradient_within_budget(gradient(torch.float32, "native"), oracle, same_dtype)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rounds_to_nearest_even(level, dtype, memory_format):
+    """Every exponent with values at and around a tie, subnormals, infinities and NaN: as torch rounds."""
+    upper = torch.arange(2**16, dtype=torch.int64) << 16
+    lower = [0, 1, 0x0FFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x3001, 0x7FFF, 0x8000, 0x8001, 0xFFFF]
+    bits = torch.cat([upper | low for low in lower])
+    values = bits.where(bits < 2**31, bits - 2**32).to(torch.int32).view(torch.float32)
+    zeros = torch.zeros(1, len(values), 1, 1, dtype=dtype)
+    actual = murf_fast.upsample_sum([zeros], (1, 1), bias=values, memory_format=memory_format)
+    assert torch.equal(actual.flatten().isnan(), values.isnan())
+    assert torch.equal(actual.flatten().nan_to_num(nan=0.0), values.to(dtype).nan_to_num(nan=0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_reads_every_half_value(level, dtype):
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int64).to(torch.int16)
+    values = bits.view(dtype).view(1, -1, 1, 1)
+    actual = murf_fast.upsample_sum([values], (1, 1)).flatten()
+    assert torch.equal(actual.isnan(), values.flatten().isnan())
+    assert torch.equal(actual.nan_to_num(nan=0.0), values.flatten().nan_to_num(nan=0.0))
+
+
 def test_gradcheck():
     check_gradcheck(call, by_name(SUM_CASES, ("one_pixel",))[0])
 

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 
 
-def rounding(oracle: Tensor, dtype: torch.dtype) -> Tensor:
-    """One rounding of each value to ``dtype``, at least that of a value a quarter as large as the largest.
+def rounding(oracle: Tensor, dtype: torch.dtype, terms: float = 0.0) -> Tensor:
+    """One rounding of each value to ``dtype``, at least that of ``terms`` or a quarter of the largest.
 
-    Small results of large terms carry the terms' roundings.
+    Small results of large terms carry the terms' roundings; ``terms`` is their size where the results do not show it.
     """
     floor = oracle.abs().max() / 4 if oracle.numel() else oracle
-    return torch.finfo(dtype).eps * torch.maximum(oracle.abs(), floor)
+    return torch.finfo(dtype).eps * torch.maximum(oracle.abs(), floor).clamp(min=terms)
 
 
-def assert_within_budget(actual: Tensor, oracle: Tensor, same_dtype: Tensor, name: str = "result") -> None:
+def assert_within_budget(
+    actual: Tensor, oracle: Tensor, same_dtype: Tensor, name: str = "result", terms: float = 0.0
+) -> None:
     """``|actual - oracle| <= 2 max|same_dtype - oracle| + rounding``, elementwise; NaN and wrong shapes fail."""
     assert actual.shape == oracle.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(oracle.shape)}"
     oracle = oracle.detach().double()
     error = (actual.detach().double() - oracle).abs()
     allowed = 2 * (same_dtype.detach().double() - oracle).abs().max() if oracle.numel() else 0.0
-    excess = error - (allowed + rounding(oracle, actual.dtype))
+    excess = error - (allowed + rounding(oracle, actual.dtype, terms))
     assert bool((excess <= 0).all()), (
         f"{name}: error {float(error.max()):.3g}, allowed {float(allowed):.3g} plus one rounding of "
         f"{float(oracle.abs().max()):.3g} in {actual.dtype}"

@@ -3,8 +3,11 @@
 from murf_fast.ops._bilateral import BilateralParams
 from murf_fast.ops.adaptive_conv import adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
+from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.joint_bilateral_upsample import joint_bilateral_upsample
 from murf_fast.ops.linear_head import linear_head
+from murf_fast.ops.patch_embed import PackedTokens, patch_embed
+from murf_fast.ops.resample_pos_embed import resample_patch_embed, resample_pos_embed
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_argmax import upsample_argmax
 from murf_fast.ops.upsample_concat import upsample_concat
@@ -15,10 +18,15 @@ from murf_fast.ops.upsample_sum import upsample_sum
 
 __all__ = [
     "BilateralParams",
+    "PackedTokens",
     "adaptive_conv",
     "bilateral_kernels",
+    "image_to_patches",
     "joint_bilateral_upsample",
     "linear_head",
+    "patch_embed",
+    "resample_patch_embed",
+    "resample_pos_embed",
     "resize",
     "upsample_argmax",
     "upsample_concat",

@@ -1,4 +1,4 @@
-"""A batch norm over resized, concatenated maps, as one scale and one mean per column, from the maps as they are."""
+"""A batch norm over resized, concatenated columns, as a scale and a mean per column, from the maps as they are."""
 
 from __future__ import annotations
 
@@ -15,45 +15,49 @@ def uses_batch_statistics(norm: _BatchNorm) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def scale_and_mean(
+def running_statistics(norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``(gamma / sqrt(var + eps), mean)`` per column."""
+    return _scale(norm, norm.running_var.to(dtype)), norm.running_mean.to(dtype)
+
+
+def batch_statistics(
     norm: _BatchNorm,
-    features: Sequence[Tensor],
-    cls: Sequence[Tensor | None],
+    columns: Sequence[Tensor],
     grid: Sequence[int],
     mode: str,
     antialias: bool,
     dtype: torch.dtype,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """``(gamma / sqrt(var + eps), mean)`` per column in ``dtype``; running statistics are updated as torch does."""
-    if uses_batch_statistics(norm):
-        mean, variance = _statistics(features, cls, grid, mode, antialias, dtype, backend)
-        if norm.training and norm.running_mean is not None:
-            _update(norm, mean, variance, values=features[0].shape[0] * grid[0] * grid[1])
-    else:
-        mean, variance = norm.running_mean.to(dtype), norm.running_var.to(dtype)
-    scale = torch.rsqrt(variance + norm.eps)
-    return (scale if norm.weight is None else scale * norm.weight.to(dtype)), mean
+) -> tuple[Tensor, list[Tensor]]:
+    """``gamma / sqrt(var + eps)`` and the centred columns, in ``dtype``; running statistics are updated as torch does.
 
-
-def _statistics(features, cls, grid, mode, antialias, dtype, backend) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every column at ``grid``, by identity I6: ``<1, U f>`` and ``<f, U^T U f>``."""
-    means, variances = [], []
-    values = features[0].shape[0] * grid[0] * grid[1]
-    for feature, token in zip(features, cls, strict=True):
-        x = feature.to(dtype)
+    Columns are maps (B, C, h, w), whose statistics are those after a resize to ``grid``, or vectors (B, C). By identity
+    I6 the mean is ``<1, U f>`` and the biased variance ``<f, U^T U f>`` of the centred map, both per value of the grid.
+    """
+    means, variances, centred = [], [], []
+    values = columns[0].shape[0] * grid[0] * grid[1]
+    for column in columns:
+        x = column.to(dtype)
+        if x.ndim == 2:
+            means.append(x.mean(0))
+            centred.append(x - means[-1])
+            variances.append(centred[-1].square().mean(0))
+            continue
         ones = torch.ones((1, 1, *x.shape[2:]), dtype=dtype, device=x.device)
         pixel_weights = resize_gram(ones, grid, mode, antialias, backend).flatten()
-        mean = (x.flatten(2) @ pixel_weights).sum(0) / values
-        # Centred first, against cancellation. A shift of the data does not change the variance: no gradient through it.
-        centred = x - mean.detach()[:, None, None]
-        means.append(mean)
-        variances.append((centred * resize_gram(centred, grid, mode, antialias, backend)).sum((0, 2, 3)) / values)
-        if token is not None:
-            variance, mean = torch.var_mean(token.to(dtype), dim=0, correction=0)
-            means.append(mean)
-            variances.append(variance)
-    return torch.cat(means), torch.cat(variances)
+        means.append((x.flatten(2) @ pixel_weights).sum(0) / values)
+        centred.append(x - means[-1][:, None, None])
+        squares = centred[-1] * resize_gram(centred[-1], grid, mode, antialias, backend)
+        variances.append(squares.sum((0, 2, 3)) / values)
+    mean, variance = torch.cat(means), torch.cat(variances)
+    if norm.training and norm.running_mean is not None:
+        _update(norm, mean, variance, values)
+    return _scale(norm, variance), centred
+
+
+def _scale(norm: _BatchNorm, variance: Tensor) -> Tensor:
+    scale = torch.rsqrt(variance + norm.eps)
+    return scale if norm.weight is None else scale * norm.weight.to(scale.dtype)
 
 
 @torch.no_grad()

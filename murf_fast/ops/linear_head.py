@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
-from murf_fast.ops._batch_norm import scale_and_mean, uses_batch_statistics
+from murf_fast.ops._batch_norm import batch_statistics, running_statistics, uses_batch_statistics
 from murf_fast.ops._library import wants_channels_last
 from murf_fast.ops.upsample_sum import upsample_sum
 
@@ -34,22 +34,22 @@ def linear_head(
 ) -> Tensor:
     """1x1 convolution over resized, concatenated maps, without resizing or concatenating them.
 
-    ``out = V conv(norm(cat_s [U_s F_s, cls_s]))``: ``U_s`` resizes map ``s`` to the grid ``via`` (or to ``size``), ``V``
-    the logits from there to ``size`` (or is not there). Channel and pixel mixing commute, so the maps go through their
-    columns of the weight first, maps of one grid are added, and only class logits are resized:
+    ``out = V conv(norm(cat_s [U_s F_s, cls_s]))``, where ``U_s`` resizes map ``s`` to the grid ``via`` and ``V`` the
+    logits from there to ``size``; without ``via``, ``U_s`` goes to ``size``. Channel and pixel mixing commute, so the
+    maps go through their columns of the weight first, maps of one grid are added, and only class logits are resized:
     ``out = sum_s V U_s (W_s F_s) + b'``.
 
     Args:
         features: Maps (B, C_s, h_s, w_s), floating point, one batch size, device and dtype; any strides. channels_last,
             token views and planar maps are read in place.
-        weight: (K, D) or (K, D, 1, 1) in the dtype of the features. Columns in list order, for every map its C_s channels
-            and then its CLS channels: D = sum_s (C_s + C'_s).
+        weight: (K, D) or (K, D, 1, 1) in the dtype of the features. Columns in list order, for every map its C_s
+            channels and then its CLS channels: D = sum_s (C_s + C'_s).
         bias: (K,), any floating dtype, used in float32.
         size: (height, width) of the result in pixels; one integer means a square.
         via: The grid on which the maps are concatenated; the logits are resized from there. Both resizes are composed.
-        norm: A batch norm over the D columns. In eval mode it is folded into weight and bias. In training mode the batch
-            statistics are those of the resized, concatenated maps (at ``via``, or else at ``size``), computed from the
-            low-resolution maps, and the running statistics are updated as torch does.
+        norm: A batch norm over the D columns. In eval mode it is folded into weight and bias. In training mode the
+            batch statistics are those of the resized, concatenated maps (at ``via``, or else at ``size``), computed
+            from the low-resolution maps, and the running statistics are updated as torch does.
         cls: One entry per map: None, or (B, C'_s) in the dtype of the features. They are constant over the grid and
             become a bias per image.
         mode, antialias, memory_format, backend: As for :func:`upsample_concat`.
@@ -62,8 +62,8 @@ def linear_head(
         TypeError, ValueError: An argument is wrong; the message names it.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: the result, and K channels per low-resolution pixel. A training-mode ``norm`` adds three float32 copies of one
-    low-resolution map (of each map, while their gradients are wanted).
+    Memory: the result, and K channels per low-resolution pixel. With the statistics of the batch also the
+    low-resolution maps in float32, and twice the largest of them (of each of them, while their gradients are wanted).
 
     Source: identities I1 to I6; MuRF's segmentation and depth heads, DINOv2's ``BNHead``, DINOv3's ``LinearHead``.
     """
@@ -139,46 +139,75 @@ def logits_of_maps(
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     weight = weight.flatten(1)
     with _without_autocast(features[0].device.type):
-        folded = weight.to(dtype)
         offset = None if bias is None else bias.to(wide)
+        mean = None
+        columns = [x for pair in zip(features, cls, strict=True) for x in pair if x is not None]
+        # Logits are rounded to the features' dtype once per product: upsample_sum returns the dtype of its maps, so
+        # float32 ones would need a float32 result and a cast, three times the memory of a half result.
+        product = dtype
         if norm is not None:
-            scale, mean = scale_and_mean(norm, features, cls, grid, mode, antialias, wide, backend)
-            folded = (weight.to(wide) * scale).to(dtype)
-            # The mean goes through the rounded weight: what is left of it after the subtraction is then exactly zero.
-            shift = -(folded.to(wide) @ mean)
             if norm.bias is not None:
-                shift = shift + weight.to(wide) @ norm.bias.to(wide)
-            offset = shift if offset is None else offset + shift
-        # Logits are rounded to the features' dtype once per product: float32 ones would double the memory of the result,
-        # whose dtype is that of the maps it is made from.
-        groups: dict[tuple[int, int], Tensor] = {}
+                offset = _added(offset, weight.to(wide) @ norm.bias.to(wide))
+            if uses_batch_statistics(norm):
+                # The statistics need centred float32 maps anyway. With them in the product too, the gradients of weight
+                # and norm do not cancel against a mean that the norm takes away.
+                product = wide
+                scale, columns = batch_statistics(norm, columns, grid, mode, antialias, wide, backend)
+            else:
+                scale, mean = running_statistics(norm, wide)
+            weight = weight.to(wide) * scale
+        groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        shifts: dict[tuple[int, int], Tensor] = {}
         begin = 0
-        for feature, token in zip(features, cls, strict=True):
-            end = begin + feature.shape[1]
-            key = tuple(feature.shape[2:])
-            groups[key] = _project(feature.to(dtype), folded[:, begin:end], channels_last, groups.get(key))
+        for x in columns:
+            end = begin + x.shape[1]
+            if x.ndim == 4:
+                key, folded = tuple(x.shape[2:]), weight[:, begin:end].to(product)
+                groups.setdefault(key, []).append((x.to(product), folded))
+                if mean is not None:
+                    # Through the rounded weight: its rounding then scales the deviation from the mean, not the mean.
+                    shifts[key] = _added(shifts.get(key), -(folded.to(wide) @ mean[begin:end]))
+            else:
+                deviation = x.to(wide) if mean is None else x.to(wide) - mean[begin:end]
+                offset = _added(offset, deviation @ weight[:, begin:end].to(wide).mT)
             begin = end
-            if token is not None:
-                end = begin + token.shape[1]
-                per_image = token.to(dtype).to(wide) @ folded[:, begin:end].to(wide).mT
-                offset = per_image if offset is None else offset + per_image
-                begin = end
-        maps = [z.mT.unflatten(2, key) if channels_last else z.unflatten(2, key) for key, z in groups.items()]
+        maps = []
+        for key, members in groups.items():
+            total = None
+            if key in shifts:
+                # The mean is subtracted within the product, which then rounds what is left. The bias makes up for the
+                # rounding of what was subtracted, and carries its whole gradient: in float32.
+                total = shifts[key].detach().to(product)
+                offset = _added(offset, shifts[key] - total.to(wide))
+            for x, folded in members:
+                total = _project(x, folded, channels_last, total)
+            maps.append((total.mT if channels_last else total).to(dtype).unflatten(2, key))
     return maps, offset
 
 
+def _added(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total + term
+
+
 def _project(x: Tensor, weight: Tensor, channels_last: bool, total: Tensor | None) -> Tensor:
-    """``total + W x`` as (B, h w, K), or (B, K, h w) for planar results; the product reads ``x`` where it lies."""
+    """``total + W x`` as (B, h w, K), or (B, K, h w) for planar results; ``total`` is such a result, (K,) or None.
+
+    The product reads ``x`` where it lies.
+    """
     batch, channels, height, width = x.shape
     if not channels_last:
         planes, weights = x.flatten(2), weight.expand(batch, -1, -1)
-        return torch.bmm(weights, planes) if total is None else torch.baddbmm(total, weights, planes)
+        if total is None:
+            return torch.bmm(weights, planes)
+        return torch.baddbmm(total[:, None] if total.ndim == 1 else total, weights, planes)
     pixels = x.flatten(2).mT
     if batch == 1 or x.stride(0) == height * width * x.stride(3):
         rows = pixels.reshape(batch * height * width, channels)
         if total is None:
-            return torch.mm(rows, weight.mT).view(batch, height * width, -1)
-        return torch.addmm(total.flatten(0, 1), rows, weight.mT).view(batch, height * width, -1)
+            product = torch.mm(rows, weight.mT)
+        else:
+            product = torch.addmm(total if total.ndim == 1 else total.flatten(0, 1), rows, weight.mT)
+        return product.view(batch, height * width, -1)
     # Token views skip the CLS rows between two images, so the batch is no single matrix.
     weights = weight.mT.expand(batch, -1, -1)
     return torch.bmm(pixels, weights) if total is None else torch.baddbmm(total, pixels, weights)
@@ -239,7 +268,8 @@ def _check_cls(op: str, features: list[Tensor], cls: object) -> list[Tensor | No
             raise TypeError(f"murf_fast.{op}: `cls[{i}]` must be a tensor or None, got {type(token).__name__}")
         if token.ndim != 2 or token.shape[0] != features[0].shape[0]:
             raise ValueError(
-                f"murf_fast.{op}: `cls[{i}]` must have shape ({features[0].shape[0]}, channels), got {tuple(token.shape)}"
+                f"murf_fast.{op}: `cls[{i}]` must have shape ({features[0].shape[0]}, channels), "
+                f"got {tuple(token.shape)}"
             )
         _checks.same_device_and_dtype(op, f"cls[{i}]", token, "features[0]", features[0])
     return list(cls)
@@ -266,8 +296,8 @@ def _check_norm(op: str, norm: object, columns: int, first: Tensor, grid: Sequen
         processes = torch.distributed.get_world_size()
         if processes > 1:
             raise ValueError(
-                f"murf_fast.{op}: `norm` is a SyncBatchNorm in training mode, whose statistics over {processes} processes "
-                "are not supported; use a BatchNorm2d, or eval mode"
+                f"murf_fast.{op}: `norm` is a SyncBatchNorm in training mode, whose statistics over {processes} "
+                "processes are not supported; use a BatchNorm2d, or eval mode"
             )
 
 

@@ -2,8 +2,11 @@
 
 from murf_fast.reference.adaptive_conv import adaptive_conv
 from murf_fast.reference.bilateral_kernels import bilateral_kernels
+from murf_fast.reference.image_to_patches import image_to_patches
 from murf_fast.reference.joint_bilateral_upsample import joint_bilateral_upsample
 from murf_fast.reference.linear_head import linear_head
+from murf_fast.reference.patch_embed import patch_embed
+from murf_fast.reference.resample_pos_embed import resample_patch_embed, resample_pos_embed
 from murf_fast.reference.resize import resize
 from murf_fast.reference.resize_gram import resize_gram
 from murf_fast.reference.upsample_argmax import upsample_argmax
@@ -16,8 +19,12 @@ from murf_fast.reference.upsample_sum import upsample_sum
 __all__ = [
     "adaptive_conv",
     "bilateral_kernels",
+    "image_to_patches",
     "joint_bilateral_upsample",
     "linear_head",
+    "patch_embed",
+    "resample_patch_embed",
+    "resample_pos_embed",
     "resize",
     "resize_gram",
     "upsample_argmax",

@@ -1,0 +1,19 @@
+"""pytest on a sanitized build of the extension. Arguments: the folder it lies in, and pytest's own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from murf_fast import native
+
+folder, *arguments = sys.argv[1:]
+extension = Path(native.module().__file__).resolve()
+assert extension.is_relative_to(Path(folder).resolve()), f"the sanitized build is not the one imported, but {extension}"
+assert b"__asan_" in extension.read_bytes(), f"{extension} was not built with AddressSanitizer"
+
+# The kernels' own tests: compilers, registration, float64, Triton, the command line and the benchmarks run no C++ of
+# ours, or the same again, and results of gigabytes only run more of it.
+SKIPPED = ("compile", "registration", "gradcheck", "triton", "gpu", "cli", "packaging", "large", "benchmarks")
+kernels = " and ".join(f"not {word}" for word in SKIPPED)
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", kernels, *arguments]))

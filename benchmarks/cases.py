@@ -1,0 +1,464 @@
+"""What is measured: every case once, for the CPU suites and the GPU suite alike.
+
+A case builds its data on a device and names its contenders: ours, and what people run today at its best (both memory
+layouts where the layout is free, ``torch.compile`` of the plain graph). ``oracle`` yields slices of the float64 result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import murf_fast
+
+Function = Callable[[], Tensor]
+CL = torch.channels_last
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A goal: at least ``ratio`` times as fast as the fastest contender whose name starts with ``against``."""
+
+    against: str
+    ratio: float
+
+
+@dataclass
+class Contenders:
+    ours: Function
+    others: dict[str, Function]
+    oracle: Callable[[], Iterator[tuple[tuple, Tensor]]]
+    result_bytes: int
+    operations: int = 0  # floating-point operations of the matrix products, where there are any
+    labels: bool = False  # the result is classes: compare the logits that they choose
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    name: str
+    build: Callable[[str, torch.dtype], Contenders]
+    dtype: torch.dtype = torch.float32
+    targets: tuple[Target, ...] = ()
+    write_target: float | None = None  # fraction of the streaming-write rate
+    memory_target: tuple[float, str] | None = None  # times these bytes, what they are
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}: {self.name}"
+
+
+CASES: list[Case] = []
+
+
+def case(op: str, name: str, **options):
+    def register(build):
+        CASES.append(Case(op, name, build, **options))
+        return build
+
+    return register
+
+
+_scale = 1.0
+
+
+def scale_down(factor: float) -> None:
+    """Shrinks every case (dry runs and tests); a result of it is never reported."""
+    global _scale
+    _scale = factor
+
+
+def side(n: int) -> int:
+    return max(2, round(n * _scale))
+
+
+def classes(n: int) -> int:
+    return max(2, round(n * _scale))
+
+
+def randn(device: str, dtype: torch.dtype, *shape: int, memory_format=torch.contiguous_format) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    values = torch.randn(shape, generator=generator).to(device, dtype)
+    return values.contiguous(memory_format=memory_format)
+
+
+def up(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    return F.interpolate(x, size, mode=mode, align_corners=False)
+
+
+def compiled(function: Callable, *arguments) -> Function:
+    graph = torch.compile(function, fullgraph=True)
+    return lambda: graph(*arguments)
+
+
+def feature_maps(device, dtype, channels: int, memory_format=CL) -> list[Tensor]:
+    channels = classes(channels)
+    return [randn(device, dtype, 1, channels, side(s), side(s), memory_format=memory_format) for s in (18, 37, 55)]
+
+
+def concat(device, dtype, memory_format) -> Contenders:
+    maps = feature_maps(device, dtype, 768)
+    planar = [m.contiguous() for m in maps]
+    size = (side(518), side(518))
+    total = sum(m.shape[1] for m in maps)
+    out = torch.empty(1, total, *size, dtype=dtype, device=device).to(memory_format=memory_format)
+    theirs = torch.empty_like(out, memory_format=CL)
+    contiguous = torch.empty_like(out, memory_format=torch.contiguous_format)
+
+    def plain(*maps):
+        return torch.cat([up(m, size) for m in maps], dim=1)
+
+    def oracle():
+        begin = 0
+        for m in maps:
+            yield (slice(None), slice(begin, begin + m.shape[1])), up(m.double(), size)
+            begin += m.shape[1]
+
+    return Contenders(
+        lambda: murf_fast.upsample_concat(maps if memory_format == CL else planar, size, out=out),
+        {
+            "eager channels_last": lambda: torch.cat([up(m, size) for m in maps], dim=1, out=theirs),
+            "eager contiguous": lambda: torch.cat([up(m, size) for m in planar], dim=1, out=contiguous),
+            "compile": compiled(plain, *maps),
+        },
+        oracle,
+        out.numel() * out.element_size(),
+    )
+
+
+@case(
+    "upsample_concat",
+    "3 x 768 channels (18, 37, 55) -> 518, channels_last, out=",
+    targets=(Target("eager", 8.0),),
+    write_target=0.6,
+)
+def concat_channels_last(device, dtype):
+    return concat(device, dtype, CL)
+
+
+@case("upsample_concat", "the same, planar")
+def concat_planar(device, dtype):
+    return concat(device, dtype, torch.contiguous_format)
+
+
+@case("upsample_concat", "the same, channels_last, bfloat16", dtype=torch.bfloat16)
+def concat_bfloat16(device, dtype):
+    return concat(device, dtype, CL)
+
+
+@case("upsample_sum", "3 maps of 150 classes (18, 37, 55) -> 512, channels_last")
+def sum_logits(device, dtype):
+    maps = feature_maps(device, dtype, 150)
+    planar = [m.contiguous() for m in maps]
+    size = (side(512), side(512))
+
+    def plain(*maps):
+        return reduce(torch.add, [up(m, size) for m in maps])
+
+    def oracle():
+        yield (), plain(*[m.double() for m in maps])
+
+    return Contenders(
+        lambda: murf_fast.upsample_sum(maps, size),
+        {
+            "eager channels_last": lambda: plain(*maps),
+            "eager contiguous": lambda: plain(*planar),
+            "compile": compiled(plain, *maps),
+        },
+        oracle,
+        maps[0].shape[1] * size[0] * size[1] * maps[0].element_size(),
+    )
+
+
+@case(
+    "linear_head",
+    "3 x 768 channels, 150 classes -> 512",
+    targets=(Target("MuRF", 2.5),),
+    memory_target=(1.1, "logits"),
+)
+def head_of_murf(device, dtype):
+    return linear_head(device, dtype, {"MuRF channels_last", "MuRF contiguous", "MuRF compile"})
+
+
+# By itself: it takes gigabytes and gives them back, and whoever runs next to it pays for fresh pages.
+@case("linear_head", "the same", targets=(Target("full resolution", 50.0),))
+def head_at_full_resolution(device, dtype):
+    return linear_head(device, dtype, {"full resolution channels_last", "full resolution contiguous"})
+
+
+def linear_head(device, dtype, contenders: set[str]) -> Contenders:
+    maps = feature_maps(device, dtype, 768)
+    planar = [m.contiguous() for m in maps]
+    k, columns = classes(150), sum(m.shape[1] for m in maps)
+    weight, bias = randn(device, dtype, k, columns) / columns**0.5, randn(device, dtype, k)
+    size, largest = (side(512), side(512)), tuple(maps[-1].shape[2:])
+    kernel = weight[:, :, None, None]
+
+    def at(grid, *maps):
+        return F.conv2d(torch.cat([up(m, grid) for m in maps], dim=1), kernel, bias)
+
+    def murf(*maps):
+        return up(at(largest, *maps), size)
+
+    def oracle():
+        double = [m.double() for m in maps]
+        cat = torch.cat([up(m, largest) for m in double], dim=1)
+        yield (), up(F.conv2d(cat, kernel.double(), bias.double()), size)
+
+    others = {
+        "MuRF channels_last": lambda: murf(*maps),
+        "MuRF contiguous": lambda: murf(*planar),
+        "MuRF compile": compiled(murf, *planar),
+        "full resolution channels_last": lambda: at(size, *maps),
+        "full resolution contiguous": lambda: at(size, *planar),
+    }
+    return Contenders(
+        lambda: murf_fast.linear_head(maps, weight, bias, size=size, via=largest),
+        {name: function for name, function in others.items() if name in contenders},
+        oracle,
+        k * size[0] * size[1] * maps[0].element_size(),
+        operations=2 * k * sum(m.numel() for m in maps),
+    )
+
+
+@case(
+    "upsample_argmax",
+    "150 classes, 56 -> 1024",
+    targets=(Target("eager", 8.0),),
+    memory_target=(0.05, "logits"),
+)
+def argmax(device, dtype):
+    logits = randn(device, dtype, 1, classes(150), side(56), side(56), memory_format=CL)
+    planar, size = logits.contiguous(), (side(1024), side(1024))
+
+    def plain(x):
+        return up(x, size).argmax(1)
+
+    def oracle():
+        yield (), up(logits.double(), size)
+
+    return Contenders(
+        lambda: murf_fast.upsample_argmax([logits], size),
+        {
+            "eager channels_last": lambda: plain(logits),
+            "eager contiguous": lambda: plain(planar),
+            "compile": compiled(plain, planar),
+        },
+        oracle,
+        logits.shape[1] * size[0] * size[1] * logits.element_size(),
+        labels=True,
+    )
+
+
+@case("upsample_expectation", "256 bins, 44 x 58 -> 176 x 232")
+def expectation(device, dtype):
+    logits = randn(device, dtype, 1, classes(256), side(44), side(58), memory_format=CL)
+    planar, size = logits.contiguous(), (side(176), side(232))
+    values = torch.linspace(0.001, 10, logits.shape[1], device=device, dtype=dtype)
+
+    def plain(x):
+        return (up(x, size).softmax(1) * values.view(1, -1, 1, 1)).sum(1)
+
+    def oracle():
+        yield (), (up(logits.double(), size).softmax(1) * values.double().view(1, -1, 1, 1)).sum(1)
+
+    return Contenders(
+        lambda: murf_fast.upsample_expectation([logits], size, values),
+        {
+            "eager channels_last": lambda: plain(logits),
+            "eager contiguous": lambda: plain(planar),
+            "compile": compiled(plain, planar),
+        },
+        oracle,
+        logits.shape[1] * size[0] * size[1] * logits.element_size(),
+    )
+
+
+@case(
+    "upsample_cross_entropy",
+    "150 classes, 56 -> 512, forward and backward",
+    targets=(Target("eager", 4.0),),
+    memory_target=(0.15, "logits"),
+)
+def cross_entropy(device, dtype):
+    logits = randn(device, dtype, 1, classes(150), side(56), side(56), memory_format=CL).requires_grad_()
+    planar, size = logits.detach().contiguous().requires_grad_(), (side(512), side(512))
+    target = torch.randint(0, logits.shape[1], (1, *size), generator=torch.Generator().manual_seed(0)).to(device)
+
+    def gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return torch.autograd.grad(loss(x), x)[0]
+
+    def plain(x):
+        return F.cross_entropy(up(x, size), target)
+
+    def oracle():
+        yield (), gradient(plain, logits.detach().double().requires_grad_())
+
+    graph = torch.compile(plain, fullgraph=True)
+    return Contenders(
+        lambda: gradient(lambda x: murf_fast.upsample_cross_entropy([x], target), logits),
+        {
+            "eager channels_last": lambda: gradient(plain, logits),
+            "eager contiguous": lambda: gradient(plain, planar),
+            "compile": lambda: gradient(graph, planar),
+        },
+        oracle,
+        logits.shape[1] * size[0] * size[1] * logits.element_size(),
+    )
+
+
+@case("upsample_mean", "15 score maps of 5 grids -> 1536 x 3348", targets=(Target("eager", 8.0),))
+def mean(device, dtype):
+    grids = ((33, 72), (44, 96), (55, 120), (66, 143), (77, 167))
+    maps = [randn(device, dtype, 1, 1, side(h), side(w)) + i for h, w in grids for i in range(3)]
+    size = (side(1536), side(3348))
+
+    def plain(*maps):
+        return reduce(torch.add, [up(m, size) for m in maps]) / len(maps)
+
+    def stacked():
+        return torch.stack([up(m, size) for m in maps]).mean(0)
+
+    def oracle():
+        yield (), plain(*[m.double() for m in maps])
+
+    return Contenders(
+        lambda: murf_fast.upsample_mean(maps, size),
+        {"eager running sum": lambda: plain(*maps), "eager stack": stacked, "compile": compiled(plain, *maps)},
+        oracle,
+        size[0] * size[1] * maps[0].element_size(),
+    )
+
+
+@case("resize", "position embedding, 768 channels, 37 -> 56, bicubic")
+def position_embedding(device, dtype):
+    table = randn(device, dtype, 1, classes(768), side(37), side(37), memory_format=CL)
+    planar, size = table.contiguous(), (side(56), side(56))
+
+    def oracle():
+        yield (), up(table.double(), size, "bicubic")
+
+    return Contenders(
+        lambda: murf_fast.resize(table, size, mode="bicubic"),
+        {
+            "eager channels_last": lambda: up(table, size, "bicubic"),
+            "eager contiguous": lambda: up(planar, size, "bicubic"),
+        },
+        oracle,
+        table.shape[1] * size[0] * size[1] * table.element_size(),
+    )
+
+
+@case("resample_pos_embed", "DINOv2 table, 768 channels, 37 -> 56 x 40, dinov2-hf")
+def pos_embed(device, dtype):
+    m, grid = side(37), (side(56), side(40))
+    table = randn(device, dtype, 1, 1 + m * m, classes(768))
+
+    def plain(table):
+        map_ = table[:, 1:].unflatten(1, (m, m)).permute(0, 3, 1, 2)
+        return torch.cat([table[:, :1], up(map_, grid, "bicubic").flatten(2).mT], dim=1)
+
+    def oracle():
+        yield (), plain(table.double())
+
+    return Contenders(
+        lambda: murf_fast.resample_pos_embed(table, grid, flavor="dinov2-hf", num_prefix_tokens=1),
+        {"eager": lambda: plain(table), "compile": compiled(plain, table)},
+        oracle,
+        (1 + grid[0] * grid[1]) * table.shape[2] * table.element_size(),
+    )
+
+
+@case("image_to_patches", "8 images 640 x 480, uint8 -> 266, 518, 784, patch 14")
+def patches(device, dtype):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, side(480), side(640), 3), generator=generator, dtype=torch.uint8).to(device)
+    sizes, patch = [14 * side(n) for n in (19, 37, 56)], 14
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+
+    def cut(x: Tensor, size: int) -> Tensor:
+        n = size // patch
+        rows = up(x, (size, size)).view(8, 3, n, patch, n, patch).permute(0, 2, 4, 1, 3, 5)
+        return rows.reshape(8, n * n, 3 * patch * patch)
+
+    def plain(images):
+        x = ((images.permute(0, 3, 1, 2).to(dtype) / 255 - mean) / std).contiguous()
+        return torch.cat([cut(x, size) for size in sizes], dim=1)
+
+    def resize_only():
+        x = ((images.permute(0, 3, 1, 2).to(dtype) / 255 - mean) / std).contiguous()
+        return [up(x, (size, size)) for size in sizes][-1]
+
+    def oracle():
+        x = (images.permute(0, 3, 1, 2).double() / 255 - mean) / std
+        yield (), torch.cat([cut(x, size) for size in sizes], dim=1)
+
+    def ours():
+        return Rows(murf_fast.image_to_patches(images, sizes, patch, mean=MEAN, std=STD))
+
+    return Contenders(
+        ours,
+        {"eager rows": lambda: plain(images), "eager images only": resize_only, "compile": compiled(plain, images)},
+        oracle,
+        8 * 3 * sum(n * n for n in sizes) * 4,
+    )
+
+
+@case(
+    "patch_embed",
+    "8 images 640 x 480, uint8 -> 266, 518, 784, ViT-B/14 with positions",
+    targets=(Target("eager", 1.3),),
+)
+def patch_embed(device, dtype):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, side(480), side(640), 3), generator=generator, dtype=torch.uint8).to(device)
+    sizes, patch, width, m = [14 * side(n) for n in (19, 37, 56)], 14, classes(768), side(37)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    weight = randn(device, dtype, width, 3, patch, patch) / (3 * patch * patch) ** 0.5
+    bias, cls, table = (
+        randn(device, dtype, width),
+        randn(device, dtype, 1, width),
+        randn(device, dtype, 1, 1 + m * m, width),
+    )
+
+    def embeddings(x: Tensor, weight, bias, cls, table) -> Tensor:
+        tokens = F.conv2d(x, weight, bias, stride=patch)
+        grid = tokens.shape[2:]
+        positions = up(table[:, 1:].unflatten(1, (m, m)).permute(0, 3, 1, 2), grid, "bicubic")
+        head = (cls + table[:, 0]).expand(len(x), 1, -1)
+        return torch.cat([head, tokens.flatten(2).mT + positions.flatten(2).mT], dim=1).flatten(0, 1)
+
+    def plain(images, weight, bias, cls, table):
+        x = ((images.permute(0, 3, 1, 2).to(weight.dtype) / 255 - mean) / std).contiguous()
+        return torch.cat([embeddings(up(x, (size, size)), weight, bias, cls, table) for size in sizes])
+
+    arguments = (images, weight, bias, cls, table)
+
+    def oracle():
+        yield (), plain(images, *(t.double() for t in arguments[1:]))
+
+    def ours():
+        options = {"flavor": "dinov2-hf", "num_prefix_tokens": 1, "prefix": cls, "mean": MEAN, "std": STD}
+        return murf_fast.patch_embed(images, sizes, weight, bias, table, patch_size=patch, **options).tokens
+
+    tokens = sum(8 * (1 + (size // patch) ** 2) for size in sizes)
+    return Contenders(
+        ours,
+        {"eager": lambda: plain(*arguments), "compile": compiled(plain, *arguments)},
+        oracle,
+        tokens * width * weight.element_size(),
+        operations=2 * tokens * width * 3 * patch * patch,
+    )
+
+
+class Rows(list):
+    """Patch rows of several sizes, compared as one tensor but not joined while the clock runs."""
+
+    def joined(self) -> Tensor:
+        return torch.cat(self, dim=1)

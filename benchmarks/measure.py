@@ -1,0 +1,161 @@
+"""Measuring a case on a CPU: parity first, then every contender interleaved with ours on the same data.
+
+Peak memory is the rise of the process's resident high-water mark (reset through /proc/self/clear_refs) during one call,
+the result included; None where the system does not offer it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from cases import Case, Contenders, Rows
+from torch import Tensor
+
+SECONDS = 20.0  # per case, for all contenders
+FEWEST, MOST = 3, 25
+
+
+class WrongResult(AssertionError):
+    """Ours is not within the error budget; nothing is timed."""
+
+
+def joined(result) -> Tensor:
+    return result.joined() if isinstance(result, Rows) else result
+
+
+def check(case: Case, contenders: Contenders) -> float:
+    """Largest error of ours against float64, relative to the largest value; raises WrongResult over budget.
+
+    The budget is that of the tests: twice the error of plain PyTorch in the same dtype, plus one rounding.
+    """
+    ours = joined(contenders.ours())
+    theirs = None if contenders.labels else next(iter(contenders.others.values()))()
+    worst = 0.0
+    for where, oracle in contenders.oracle():
+        largest = float(oracle.abs().max())
+        if contenders.labels:
+            best = oracle.amax(1)
+            error = float((best - oracle.gather(1, ours.long()[:, None])[:, 0]).max())
+            allowed = 0.0
+        else:
+            if ours[where].shape != oracle.shape:
+                raise WrongResult(f"{case.id}: shape {tuple(ours[where].shape)}, expected {tuple(oracle.shape)}")
+            error = float((ours[where].double() - oracle).abs().max())
+            allowed = 2 * float((theirs[where].double() - oracle).abs().max())
+        allowed += float(torch.finfo(case.dtype).eps) * largest
+        if not error <= allowed:
+            raise WrongResult(f"{case.id}: error {error:.3g} against float64, {allowed:.3g} allowed")
+        worst = max(worst, error / largest)
+    return worst
+
+
+def run(benchmark, case: Case, ceilings: dict) -> None:
+    """Checks, measures memory, and times ours by pytest-benchmark with the others in between its rounds."""
+    contenders = case.build("cpu", case.dtype)
+    error = check(case, contenders)
+    _release()
+    functions = {"murf_fast": contenders.ours, **contenders.others}
+    memory, first = {}, {}
+    for name, function in functions.items():
+        function()  # compiles, fills caches
+        memory[name] = peak_memory(function)
+        first[name] = _seconds(function)
+    others = {n: [] for n in contenders.others}
+    rounds = int(min(MOST, max(FEWEST, SECONDS / sum(first.values()))))
+
+    def others_first():
+        for name, function in contenders.others.items():
+            # A slow contender needs no more than a few rounds.
+            if len(others[name]) < max(FEWEST, SECONDS / len(functions) / first[name]):
+                others[name].append(_seconds(function))
+
+    ours = []
+
+    def timed():
+        ours.append(_seconds(contenders.ours))
+
+    benchmark.pedantic(timed, setup=others_first, rounds=rounds, warmup_rounds=1)
+    times = {"murf_fast": ours[1:], **others}
+    benchmark.extra_info.update(
+        op=case.op,
+        case=case.name,
+        dtype=str(case.dtype).removeprefix("torch."),
+        error=error,
+        threads=torch.get_num_threads(),
+        bytes=contenders.result_bytes,
+        operations=contenders.operations,
+        contenders={name: {**_summary(seconds), "peak_bytes": memory[name]} for name, seconds in times.items()},
+        targets=[{"against": t.against, "ratio": t.ratio} for t in case.targets],
+        write_target=case.write_target,
+        memory_target=case.memory_target,
+        ceilings=ceilings,
+    )
+
+
+def peak_memory(function) -> int | None:
+    status = Path("/proc/self/status")
+    try:
+        _release()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _field(status, "VmRSS")
+        result = function()
+        rise = _field(status, "VmHWM") - before
+    except OSError:
+        return None
+    del result
+    return rise
+
+
+def measured_ceilings() -> dict:
+    """This machine's own rates with the threads in use: streaming write, copy (read plus written), float32 GEMM."""
+    from murf_fast import native
+
+    memory = torch.ones(1 << 28)
+    copy = torch.ones(1 << 28)
+    a, b, c = torch.ones(2048, 2048), torch.ones(2048, 2048), torch.empty(2048, 2048)
+    size = memory.numel() * 4
+    return {
+        "write_bytes_per_s": size / _best(lambda: native.stream_fill(memory)),
+        "copy_bytes_per_s": 2 * size / _best(lambda: copy.copy_(memory)),
+        "gemm_flops_per_s": 2 * 2048**3 / _best(lambda: torch.mm(a, b, out=c)),
+    }
+
+
+def _best(function) -> float:
+    function()
+    return min(_seconds(function) for _ in range(7))
+
+
+def _seconds(function) -> float:
+    start = time.perf_counter()
+    result = function()
+    seconds = time.perf_counter() - start
+    del result
+    return seconds
+
+
+def _summary(seconds: list[float]) -> dict:
+    ordered = sorted(seconds)
+    return {
+        "median_s": statistics.median(ordered),
+        "p20_s": ordered[int(0.2 * (len(ordered) - 1))],
+        "p80_s": ordered[int(0.8 * (len(ordered) - 1) + 0.5)],
+        "rounds": len(ordered),
+    }
+
+
+def _release() -> None:
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _field(status: Path, name: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,243 @@
+"""Tables and plots from the JSON of a run. Nothing in a report is typed by hand.
+
+    python benchmarks/report.py RUN.json [--readme README.md]
+
+writes results/<device>/{results.json, README.md, speedup.png} and, with --readme, the tables between the markers of
+that file: BENCH from all CPU results, GPU from all GPU results in the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from machine import slug
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def condense(run: dict) -> dict:
+    """What a repository keeps of pytest-benchmark's JSON."""
+    cases = [entry["extra_info"] for entry in run["benchmarks"] if "op" in entry["extra_info"]]
+    ceilings = cases[0].pop("ceilings") if cases else {}
+    for case in cases[1:]:
+        case.pop("ceilings")
+    return {
+        "machine": run["machine_info"]["murf_fast"],
+        "ceilings": ceilings,
+        "cases": cases,
+        "failed": run.get("failed", []),
+    }
+
+
+def merged(old: dict, new: dict) -> dict:
+    """A run of some operations put in the place of theirs in an older run on the same machine."""
+    ran = {case["op"] for case in new["cases"]}
+    cases = [case for case in old["cases"] if case["op"] not in ran] + new["cases"]
+    return {**new, "cases": sorted(cases, key=lambda case: case["op"]), "failed": new["failed"]}
+
+
+def verdicts(case: dict, ceilings: dict) -> list[dict]:
+    """One row per contender family: the fastest of it, the ratio, and whether the goal was reached."""
+    ours = case["contenders"]["murf_fast"]
+    rows = []
+    for family in dict.fromkeys(_family(name) for name in case["contenders"] if name != "murf_fast"):
+        members = {n: c for n, c in case["contenders"].items() if n != "murf_fast" and _family(n) == family}
+        name, fastest = min(members.items(), key=lambda item: item[1]["median_s"])
+        goal = next((t["ratio"] for t in case["targets"] if family == t["against"]), None)
+        ratio = fastest["median_s"] / ours["median_s"]
+        rows.append(
+            {
+                "against": name,
+                "ratio": ratio,
+                "goal": goal,
+                "reached": None if goal is None else ratio >= goal,
+                "peak_bytes": fastest["peak_bytes"],
+            }
+        )
+    return rows
+
+
+def other_goals(case: dict, ceilings: dict) -> list[tuple[str, bool]]:
+    """Goals beside the ratios, as sentences."""
+    ours, found = case["contenders"]["murf_fast"], []
+    if case["write_target"]:
+        share = case["bytes"] / ours["median_s"] / ceilings["write_bytes_per_s"]
+        found.append(
+            (
+                f"{share:.0%} of the streaming-write rate (goal {case['write_target']:.0%})",
+                share >= case["write_target"],
+            )
+        )
+    if case["memory_target"] and ours["peak_bytes"] is not None:
+        limit, what = case["memory_target"]
+        share = ours["peak_bytes"] / case["bytes"]
+        found.append((f"peak memory {share:.2f} times the {what} (goal at most {limit:g})", share <= limit))
+    return found
+
+
+def table(results: dict) -> str:
+    lines = [
+        "| operation | case | murf_fast | spread | of write rate | peak MB | against | ratio | goal | their peak MB |",
+        "|---|---|---:|---:|---:|---:|---|---:|---|---:|",
+    ]
+    for case in results["cases"]:
+        ours = case["contenders"]["murf_fast"]
+        share = case["bytes"] / ours["median_s"] / results["ceilings"]["write_bytes_per_s"]
+        spread = f"{_ms(ours['p20_s'])} to {_ms(ours['p80_s'])}"
+        head = (
+            f"| `{case['op']}` | {case['case']} | {_ms(ours['median_s'])} | {spread} "
+            f"| {share:.0%} | {_mb(ours['peak_bytes'])} "
+        )
+        for row in verdicts(case, results["ceilings"]):
+            lines.append(f"{head}| {row['against']} | {row['ratio']:.1f} | {_goal(row)} | {_mb(row['peak_bytes'])} |")
+            head = "| | | | | | "
+    return "\n".join(lines)
+
+
+def short_table(results: dict) -> str:
+    lines = ["| operation | case | against | times faster | goal |", "|---|---|---|---:|---|"]
+    for case in results["cases"]:
+        for row in verdicts(case, results["ceilings"]):
+            lines.append(f"| `{case['op']}` | {case['case']} | {row['against']} | {row['ratio']:.1f} | {_goal(row)} |")
+    for case in results["cases"]:
+        for sentence, reached in other_goals(case, results["ceilings"]):
+            lines.append(
+                f"| `{case['op']}` | {case['case']} | | {sentence} | {'reached' if reached else '**missed**'} |"
+            )
+    lines += [f"| {failure} | | | not measured | **failed** |" for failure in results.get("failed", [])]
+    return "\n".join(lines)
+
+
+def describe(results: dict) -> str:
+    machine, ceilings = results["machine"], results["ceilings"]
+    rates = (
+        f"streaming write {ceilings['write_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"copy {ceilings['copy_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"GEMM {ceilings['gemm_flops_per_s'] / 1e9:.0f} GFLOP/s"
+    )
+    where = (
+        f"{machine['device']}, driver {machine['driver']}"
+        if machine["driver"]
+        else (f"{machine['device']}, {machine['threads']} threads, {machine['cpu_level']}")
+    )
+    return (
+        f"{where}; measured ceilings: {rates}. torch {machine['torch']}, triton {machine['triton']}, "
+        f"Python {machine['python']}, murf_fast {machine['murf_fast']} at {machine['commit']}, {machine['date']}."
+    )
+
+
+def page(results: dict) -> str:
+    goals = [s for case in results["cases"] for s in other_goals(case, results["ceilings"])]
+    goals += [(failure, False) for failure in results.get("failed", [])]
+    sentences = "\n".join(f"- {text}: {'reached' if reached else '**missed**'}" for text, reached in goals)
+    return (
+        f"# Results\n\n{describe(results)}\n\nColumns: see [the method](../../README.md).\n\n"
+        f"{table(results)}\n\n{sentences}\n\n![speed-up](speedup.png)\n"
+    )
+
+
+def plot(results: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [
+        (f"{case['op']}\n{case['case']}", row)
+        for case in results["cases"]
+        for row in verdicts(case, results["ceilings"])
+    ][::-1]
+    figure, axes = plt.subplots(figsize=(11, 0.42 * len(rows) + 1.2), layout="constrained")
+    positions = range(len(rows))
+    colors = ["#8a8a8a" if r["goal"] is None else "#2b7a4b" if r["reached"] else "#b23b3b" for _, r in rows]
+    axes.barh(positions, [r["ratio"] for _, r in rows], color=colors)
+    for y, (_, r) in zip(positions, rows, strict=True):
+        axes.text(r["ratio"] * 1.03, y, f"{r['ratio']:.1f}x against {r['against']}", va="center", fontsize=7)
+        if r["goal"] is not None:
+            axes.plot([r["goal"]] * 2, [y - 0.4, y + 0.4], color="black", linewidth=1.5)
+    axes.set_yticks(positions, [label for label, _ in rows], fontsize=6)
+    axes.set_xscale("log")
+    axes.set_xlim(0.5, max(r["ratio"] for _, r in rows) * 6)
+    axes.axvline(1, color="black", linewidth=0.5)
+    axes.set_xlabel("times faster than the fastest of that kind (bar: goal; green reached, red missed, grey none set)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write(results: dict, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "README.md").write_text(page(results))
+    plot(results, folder / "speedup.png")
+
+
+def update_readme(readme: Path, root: Path = RESULTS) -> None:
+    found = [json.loads(path.read_text()) for path in sorted(root.glob("*/results.json"))]
+    cpu = [r for r in found if not r["machine"]["driver"]]
+    gpu = [r for r in found if r["machine"]["driver"]]
+    replace_between(
+        readme, "BENCH", "\n\n".join(f"{describe(r)}\n\n{short_table(r)}" for r in cpu) or "No results yet."
+    )
+    replace_between(
+        readme, "GPU", "\n\n".join(gpu_section(r) for r in gpu) or "None yet: no results from a GPU are here."
+    )
+
+
+def gpu_section(results: dict) -> str:
+    ran = sorted({case["op"] for case in results["cases"]})
+    return "\n\n".join([describe(results), "Ran: " + ", ".join(f"`{op}`" for op in ran) + ".", short_table(results)])
+
+
+def replace_between(path: Path, marker: str, text: str) -> None:
+    begin, end = f"<!-- {marker}:BEGIN -->", f"<!-- {marker}:END -->"
+    before, rest = path.read_text().split(begin)
+    _, after = rest.split(end)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def _family(name: str) -> str:
+    for kind in ("compile", "images only"):
+        if kind in name:
+            return name
+    return name.removesuffix(" channels_last").removesuffix(" contiguous").split(" running")[0].split(" stack")[0]
+
+
+def _goal(row: dict) -> str:
+    if row["goal"] is None:
+        return ""
+    return f"{row['goal']:g}, {'reached' if row['reached'] else '**missed**'}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def _mb(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--merge", action="store_true", help="keep the operations of the folder that this run lacks")
+    arguments = parser.parse_args()
+    results = json.loads(arguments.run.read_text())
+    if "benchmarks" in results:
+        results = condense(results)
+    if not results["cases"]:
+        raise SystemExit("nothing was measured: " + "; ".join(results["failed"]))
+    folder = arguments.out / slug(results["machine"])
+    if arguments.merge and (folder / "results.json").is_file():
+        results = merged(json.loads((folder / "results.json").read_text()), results)
+    write(results, folder)
+    if arguments.readme:
+        update_readme(arguments.readme)
+    print(describe(results), short_table(results), f"written to {folder}", sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

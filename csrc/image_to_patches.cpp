@@ -1,0 +1,104 @@
+// image_to_patches: resize, scale, normalize and cut an image into patches in one pass that writes the operand of the
+// patch projection. Neither the resized nor the normalized image exists. Normalization is affine per channel and the rows
+// of a resize sum to one, so it is applied to the finished pixel.
+#include "kernels.h"
+#include "rows.h"
+
+namespace murf {
+namespace MURF_LEVEL {
+
+inline float to_float(uint8_t v) { return float(v); }
+
+// dst[c][x] = sum_t w_t * image[b, c, y_t, x] for the three channels, planar
+template <class In>
+static void blend_rows(const Image& image, const Axis& axis, int64_t b, int64_t y, float* mixed, float* planar,
+                       int64_t planar_stride) {
+  const int64_t width = image.width;
+  const bool interleaved = image.stride_c == 1 && image.stride_x == 3;
+  for (int64_t c = 0; c < (interleaved ? 1 : 3); ++c) {
+    const int64_t length = interleaved ? 3 * width : width;
+    float* dst = interleaved ? mixed : planar + c * planar_stride;
+    for (int64_t t = 0; t < axis.count[y]; ++t) {
+      const In* src = static_cast<const In*>(image.data) + b * image.stride_b + c * image.stride_c +
+                      (axis.first[y] + t) * image.stride_y;
+      const float w = axis.weights[y * axis.taps + t];
+      if (t == 0) scale_row(dst, src, w, length);
+      else add_scaled_row(dst, src, w, length);
+    }
+  }
+  if (!interleaved) return;
+  for (int64_t c = 0; c < 3; ++c) {
+    float* dst = planar + c * planar_stride;
+    for (int64_t x = 0; x < width; ++x) dst[x] = mixed[3 * x + c];
+  }
+}
+
+// dst[x] = gain * sum_t w_t * src[x_t] + offset
+static void narrow_row(const Axis& axis, const float* __restrict src, float gain, float offset, int64_t n,
+                       float* __restrict dst) {
+  if (axis.taps == 2) {  // src has room behind it, and the weight of a missing second tap is zero
+    for (int64_t x = 0; x < n; ++x) {
+      const int64_t at = axis.first[x];
+      dst[x] = gain * (axis.weights[2 * x] * src[at] + axis.weights[2 * x + 1] * src[at + 1]) + offset;
+    }
+    return;
+  }
+  for (int64_t x = 0; x < n; ++x) {
+    const float* w = axis.weights + x * axis.taps;
+    const float* s = src + axis.first[x];
+    float v = 0.f;
+    for (int64_t t = 0; t < axis.count[x]; ++t) v += w[t] * s[t];
+    dst[x] = gain * v + offset;
+  }
+}
+
+template <class In, class Out>
+static void patches(const Image& image, Axis axis_y, Axis axis_x, const PatchRows& rows, Out* out, int threads) {
+  const int64_t p = rows.patch, grid_h = axis_y.out / p, grid_w = axis_x.out / p, width = grid_w * p;
+  const int64_t planar_stride = padded(image.width + 1);
+  const int64_t share = padded(3 * image.width) + 3 * planar_stride + 3 * padded(width);
+  Scratch scratch(share * threads);
+  parallel(threads, image.batch * grid_h, [&](int thread, int64_t begin, int64_t end) {
+    float* mixed = scratch.data() + thread * share;
+    float* planar = mixed + padded(3 * image.width);
+    float* pixels = planar + 3 * planar_stride;
+    fill_row(planar, 0.f, 3 * planar_stride);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / grid_h, patch_y = task % grid_h;
+      Out* dst = out + b * rows.stride_b + patch_y * grid_w * rows.stride_row;
+      for (int64_t yy = 0; yy < p; ++yy) {
+        blend_rows<In>(image, axis_y, b, patch_y * p + yy, mixed, planar, planar_stride);
+        for (int64_t c = 0; c < 3; ++c)
+          narrow_row(axis_x, planar + c * planar_stride, rows.gain[c], rows.offset[c], width,
+                     pixels + c * padded(width));
+        for (int64_t patch_x = 0; patch_x < grid_w; ++patch_x) {
+          Out* row = dst + patch_x * rows.stride_row;
+          for (int64_t c = 0; c < 3; ++c) {
+            const float* src = pixels + c * padded(width) + patch_x * p;
+            if (rows.channels_first) {
+              store_row(row + (c * p + yy) * p, src, p);
+            } else {
+              for (int64_t xx = 0; xx < p; ++xx) from_float(src[xx], row[(yy * p + xx) * 3 + c]);
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+void image_to_patches(bool is_uint8, DType in, DType out, Image image, Axis axis_y, Axis axis_x, PatchRows rows,
+                      void* result, int threads) {
+  with_dtype(out, [&](auto out_tag) {
+    using Out = decltype(out_tag);
+    Out* typed = static_cast<Out*>(result);
+    if (is_uint8) {
+      patches<uint8_t>(image, axis_y, axis_x, rows, typed, threads);
+    } else {
+      with_dtype(in, [&](auto in_tag) { patches<decltype(in_tag)>(image, axis_y, axis_x, rows, typed, threads); });
+    }
+  });
+}
+
+}  // namespace MURF_LEVEL
+}  // namespace murf

@@ -1,0 +1,77 @@
+"""The class of the largest summed, resized logit of every pixel: a running maximum over chunks of classes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from murf_fast.kernels import launch
+from murf_fast.kernels.resample import resampled_sum
+from murf_fast.resample import AxisTable
+
+
+@triton.jit
+def _upsample_argmax(maps, bias, bias_stride, labels, values, channels, height, width,
+                     BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
+                     TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
+    program = tl.program_id(0)
+    x_tiles = tl.cdiv(width, BLOCK_X)
+    row = program // x_tiles
+    b, y = row // height, row % height
+    x = (program % x_tiles) * BLOCK_X + tl.arange(0, BLOCK_X)
+    x_inside = x < width
+    best = tl.full((BLOCK_X,), float("-inf"), dtype=tl.float32)
+    index = tl.zeros((BLOCK_X,), dtype=tl.int32)
+    start = 0
+    while start < channels:
+        c = start + tl.arange(0, BLOCK_C)
+        c_inside = c < channels
+        logits = resampled_sum(
+            maps, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
+        )
+        logits = tl.where(c_inside[None, :], logits, float("-inf"))
+        # As torch: the lowest class among equals, and the first NaN beats everything.
+        is_nan = logits != logits
+        has_nan = tl.max(is_nan.to(tl.int32), axis=1) > 0
+        largest = tl.max(tl.where(is_nan, float("-inf"), logits), axis=1)
+        winners = tl.where(has_nan[:, None], is_nan, logits == largest[:, None])
+        winner = tl.min(tl.where(winners, c[None, :], channels), axis=1)
+        wins = (best == best) & (has_nan | (largest > best))
+        best = tl.where(wins, tl.where(has_nan, float("nan"), largest), best)
+        index = tl.where(wins, winner, index)
+        start += BLOCK_C
+    at = row.to(tl.int64) * width + x
+    tl.store(labels + at, index.to(labels.dtype.element_ty), mask=x_inside)
+    if values is not None:
+        tl.store(values + at, best.to(values.dtype.element_ty), mask=x_inside)
+
+
+def upsample_argmax(
+    features: list[Tensor],
+    axes: list[tuple[AxisTable, AxisTable]],
+    bias: Tensor | None,
+    labels: Tensor,
+    values: Tensor | None,
+) -> None:
+    """``labels = argmax_c(sum_s U_s features[s] + bias)``, and the maxima in ``values``; both dense (B, H, W)."""
+    batch, height, width = labels.shape
+    channels = features[0].shape[1]
+    tile, taps = launch.reduce_tile(channels, width), launch.unrolled(axes)
+    with launch.on_device_of(labels):
+        _upsample_argmax[(batch * height * triton.cdiv(width, tile.pixels),)](
+            launch.map_arguments(features, axes),
+            bias,
+            launch.bias_stride(bias),
+            labels,
+            values,
+            channels,
+            height,
+            width,
+            BLOCK_X=tile.pixels,
+            BLOCK_C=tile.channels,
+            TAPS_Y=taps.y,
+            TAPS_X=taps.x,
+            num_warps=tile.warps,
+            maxnreg=tile.registers,
+        )

@@ -1,0 +1,3 @@
+from murf_fast.cli import main
+
+main()

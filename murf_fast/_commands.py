@@ -1,0 +1,94 @@
+"""The subcommands of ``murf-fast``."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Fast, exact kernels for dense features of frozen vision transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def info() -> None:
+    """Versions, processors, and every backend with each reason why it cannot be used."""
+    from murf_fast.info import render
+
+    render(_console())
+
+
+@app.command()
+def demo(
+    image: Annotated[
+        Path | None, typer.Argument(help="A photo; a bundled one if left out.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.")] = Path("out"),
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a Hugging Face Dinov2Model. Else $MURF_FAST_WEIGHTS, else facebook/dinov2-small from cache "
+            "or hub, else random weights.",
+            show_default=False,
+        ),
+    ] = None,
+    sizes: Annotated[str, typer.Option(help="Resolutions to encode at, in pixels.")] = "266,518,784",
+    longest: Annotated[int, typer.Option(min=1, help="Longer side of the fused map, in pixels.")] = 448,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; torch's number if left out.", show_default=False)
+    ] = None,
+) -> None:
+    """Encode a photo at several resolutions, fuse the features, compare with plain PyTorch, draw the components."""
+    resolutions = _resolutions(sizes)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    bundled = files("murf_fast") / "assets" / "coffee.jpg"
+    try:
+        from murf_fast.demo.run import run
+
+        with as_file(bundled) as default:
+            run(image or default, out, weights, resolutions, longest, _console())
+    except ModuleNotFoundError as error:
+        _fail(f"the demo needs {str(error.name).partition('.')[0]}: pip install 'murf-fast[cli,models]'")
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(help="Operations; all if left out.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON and the report.", show_default=False)] = None,
+) -> None:
+    """Run the benchmark suites of a source checkout and write their report."""
+    from murf_fast.bench import main
+
+    raise typer.Exit(main(ops or (), out))
+
+
+def _resolutions(sizes: str) -> list[int]:
+    try:
+        resolutions = [int(part) for part in sizes.replace(",", " ").split()]
+    except ValueError:
+        resolutions = []
+    if not resolutions or min(resolutions) < 1:
+        raise typer.BadParameter(f"expected pixels such as 266,518,784, got {sizes!r}", param_hint="--sizes")
+    return resolutions
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"murf-fast: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _console() -> Console:
+    """Rich's console; where the output is no terminal, wide enough for every table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)

@@ -1,0 +1,23 @@
+"""The grid on which a head concatenates its maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+GRIDS = ("largest", "first", "image")
+
+
+def check(what: str, grid: str) -> str:
+    if grid not in GRIDS:
+        raise ValueError(f"murf_fast.{what}: `grid` must be one of {GRIDS}, got {grid!r}")
+    return grid
+
+
+def head_grid(grid: str, features: Sequence[Tensor], size: tuple[int, int], upsample: int = 1) -> tuple[int, int]:
+    """(height, width): that of the image, or ``upsample`` times that of the first map or of the largest, per axis."""
+    if grid == "image":
+        return size
+    maps = features[:1] if grid == "first" else features
+    return upsample * max(f.shape[2] for f in maps), upsample * max(f.shape[3] for f in maps)

@@ -1,0 +1,139 @@
+"""Images to the operand of a patch projection, at several resolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from murf_fast import backends, reference
+from murf_fast.ops import _checks
+from murf_fast.ops._library import axes_of, register
+
+LAYOUTS = ("cyx", "yxc")
+RESULT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def image_to_patches(
+    images: Tensor,
+    sizes: Sequence[int | tuple[int, int]],
+    patch_size: int,
+    *,
+    mode: str = "bilinear",
+    antialias: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layout: str = "cyx",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> list[Tensor]:
+    """Resize, normalize and cut a batch of images into patches, once per size, in one pass each.
+
+    ``row[n] = flatten(patch n of (U_h image U_w^T - mean) / std)``. The resized images never exist. The normalization
+    is affine and the rows of a resize sum to one, so its place before (MuRF) or after the resize does not matter.
+
+    Args:
+        images: (B, 3, H, W) or (B, H, W, 3), uint8 (scaled by 1/255) or floating point (taken as it is). Any strides.
+        sizes: (height, width) in pixels, or one integer for a square, for every resolution.
+        patch_size: Side p of a patch in pixels. Rows and columns beyond the last whole patch are dropped, as a
+            convolution drops them.
+        mode, antialias: As for :func:`upsample_concat`. MuRF's pyramid is ``"bilinear"`` without antialias;
+            torchvision's and Pillow's resizes are antialiased.
+        mean, std: Three numbers each, in the unit of the (scaled) pixels.
+        layout: Order of the values of a row: ``"cyx"``, a convolution's flattened weight, or ``"yxc"`` (NaFlex).
+        dtype: float32, bfloat16 or float16; None for the dtype of floating-point images and float32 for uint8.
+        backend: ``"native"``, ``"triton"`` or ``"reference"``; None chooses from the device.
+
+    Returns:
+        For every size a tensor (B, (h // p) * (w // p), 3 * p * p); patches in raster order. No gradients.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+        BackendUnavailableError: ``backend`` cannot take this call.
+
+    Memory: the results, and a few image rows per thread.
+
+    Source: MuRF's image pyramid and the patch embedding of every ViT; SigLIP 2's NaFlex patches.
+    """
+    op = "image_to_patches"
+    images = _channels_second(op, images)
+    if not isinstance(sizes, Sequence) or len(sizes) == 0:
+        raise TypeError(f"murf_fast.{op}: `sizes` must be a non-empty list of (height, width), got {sizes!r}")
+    grids = [_checks.grid(op, f"sizes[{i}]", size) for i, size in enumerate(sizes)]
+    if not isinstance(patch_size, int) or patch_size < 1:
+        raise ValueError(f"murf_fast.{op}: `patch_size` must be a positive integer, got {patch_size!r}")
+    for i, size in enumerate(grids):
+        if min(size) < patch_size:
+            raise ValueError(f"murf_fast.{op}: `sizes[{i}]` must hold a patch of {patch_size} pixels, got {size}")
+    _checks.mode(op, mode, antialias)
+    if layout not in LAYOUTS:
+        raise ValueError(f"murf_fast.{op}: `layout` must be one of {LAYOUTS}, got {layout!r}")
+    is_uint8 = images.dtype == torch.uint8
+    gain, offset = _affine(op, mean, std, 1 / 255 if is_uint8 else 1.0)
+    dtype = dtype or (torch.float32 if is_uint8 else images.dtype)
+    double = dtype == torch.float64 or images.dtype == torch.float64
+    if not double and dtype not in RESULT_DTYPES:
+        raise TypeError(f"murf_fast.{op}: `dtype` must be float32, bfloat16 or float16, got {dtype}")
+    backend = backends.resolve(backend, images.device.type, torch.float64 if double else dtype)
+    if backend == "reference":
+        # Arithmetic in the dtype of the result, but never below float32, as for every other backend.
+        pixels = images.to(torch.promote_types(dtype, torch.float32))
+        return [
+            reference.image_to_patches(pixels, size, patch_size, gain, offset, mode, antialias, layout).to(dtype)
+            for size in grids
+        ]
+    return [
+        torch.ops.murf_fast.image_to_patches(
+            images, size, patch_size, mode, antialias, gain, offset, layout == "cyx", dtype, backend
+        )
+        for size in grids
+    ]
+
+
+def _channels_second(op: str, images: object) -> Tensor:
+    if not isinstance(images, Tensor) or (images.dtype != torch.uint8 and images.dtype not in _checks.DTYPES):
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"murf_fast.{op}: `images` must be a uint8 or floating-point tensor, got {got}")
+    if images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]) or min(images.shape[1:]) < 1:
+        raise ValueError(
+            f"murf_fast.{op}: `images` must be (B, 3, H, W) or (B, H, W, 3) with H, W >= 1, got {tuple(images.shape)}"
+        )
+    _checks.no_gradients(op, "`images`", [images])
+    return images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
+
+
+def _affine(op: str, mean, std, scale: float) -> tuple[list[float], list[float]]:
+    """Per channel (gain, offset) such that the normalized value is ``pixel * gain + offset``."""
+    numbers = []
+    for name, value, default in (("mean", mean, 0.0), ("std", std, 1.0)):
+        value = [default] * 3 if value is None else [float(v) for v in value]
+        if len(value) != 3 or (name == "std" and not all(v > 0 for v in value)):
+            what = "three numbers, all > 0" if name == "std" else "three numbers"
+            raise ValueError(f"murf_fast.{op}: `{name}` must be {what}, got {value}")
+        numbers.append(value)
+    means, stds = numbers
+    return [scale / s for s in stds], [-m / s for m, s in zip(means, stds, strict=True)]
+
+
+def _fake(images, size, patch_size, mode, antialias, gain, offset, channels_first, dtype, backend) -> Tensor:
+    patches = (size[0] // patch_size) * (size[1] // patch_size)
+    return images.new_empty((images.shape[0], patches, 3 * patch_size * patch_size), dtype=dtype)
+
+
+def _forward(images, size, patch_size, mode, antialias, gain, offset, channels_first, dtype, backend) -> Tensor:
+    out = _fake(images, size, patch_size, mode, antialias, gain, offset, channels_first, dtype, backend)
+    if out.numel():
+        axes = axes_of(images.shape[2], images.shape[3], size, mode, antialias)
+        backends.launcher(backend).image_to_patches(
+            images, axes, patch_size, tuple(gain), tuple(offset), channels_first, out
+        )
+    return out
+
+
+register(
+    "image_to_patches(Tensor images, SymInt[] size, int patch_size, str interpolation, bool antialias, float[] gain, "
+    "float[] offset, bool channels_first, ScalarType dtype, str backend) -> Tensor",
+    _forward,
+    _fake,
+)

@@ -1,0 +1,315 @@
+"""Images to the tokens of a ViT at several resolutions, packed in one buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from murf_fast import backends, reference
+from murf_fast.ops import _checks
+from murf_fast.ops.image_to_patches import image_to_patches
+from murf_fast.ops.resample_pos_embed import resample_pos_embed
+
+REMAINDERS = ("raise", "drop")
+
+_kept_positions: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sequences of one length, one behind the other: those of one resolution (and of its tiles)."""
+
+    start: int  # first row in the buffer
+    batch: int  # images
+    grid: tuple[int, int]  # patches of one sequence
+    tiles: int = 1  # an image is tiles x tiles sequences, tile-major
+
+    @property
+    def sequences(self) -> int:
+        return self.tiles * self.tiles * self.batch
+
+    def length(self, prefix: int) -> int:
+        """Tokens of one sequence."""
+        return prefix + self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """Token sequences of several lengths in one buffer. Everything that slices is a view.
+
+    Attributes:
+        tokens: (T, D). Each sequence is its ``prefix`` tokens (CLS, registers), then its patches in raster order.
+        blocks: The resolutions, in order.
+        prefix: Tokens before the patches of every sequence.
+    """
+
+    tokens: Tensor
+    blocks: tuple[Block, ...]
+    prefix: int
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        return [block.grid for block in self.blocks]
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """(sequences + 1,) int32 on the CPU: where each sequence starts, as variable-length attention takes it."""
+        lengths = [block.length(self.prefix) for block in self.blocks for _ in range(block.sequences)]
+        return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+    def with_tokens(self, tokens: Tensor) -> PackedTokens:
+        """The same sequences with other values."""
+        return replace(self, tokens=tokens)
+
+    def block(self, s: int) -> Tensor:
+        """(sequences, P + N, D): all sequences of resolution ``s``."""
+        block = self.blocks[s]
+        n = block.length(self.prefix)
+        return self.tokens[block.start : block.start + block.sequences * n].unflatten(0, (block.sequences, n))
+
+    def sequence(self, s: int, b: int) -> Tensor:
+        """(P + N, D): image ``b`` at resolution ``s`` (a tile of it, if that is tiled; tile-major, batch-minor)."""
+        return self.block(s)[b]
+
+    def map(self, s: int) -> Tensor:
+        """(B, D, h, w): the patches of resolution ``s``, channels_last by strides. Tiles are put together (a copy)."""
+        block = self.blocks[s]
+        rows, columns = block.grid
+        patches = self.block(s)[:, self.prefix :]
+        if block.tiles == 1:
+            return patches.mT.unflatten(2, (rows, columns))
+        t = block.tiles
+        merged = patches.reshape(t, t, block.batch, rows, columns, -1).permute(2, 0, 3, 1, 4, 5)
+        return merged.reshape(block.batch, t * rows, t * columns, -1).permute(0, 3, 1, 2)
+
+    def maps(self) -> list[Tensor]:
+        return [self.map(s) for s in range(len(self))]
+
+    def prefix_tokens(self, s: int) -> Tensor:
+        """(B, P, D), or with tiles their mean over the tiles of an image (as S2 does)."""
+        block = self.blocks[s]
+        tokens = self.block(s)[:, : self.prefix]
+        return tokens if block.tiles == 1 else tokens.unflatten(0, (-1, block.batch)).mean(0)
+
+
+def patch_embed(
+    images: Tensor | Sequence[Tensor],
+    sizes: Sequence[int | tuple[int, int]] | Sequence[Sequence[int | tuple[int, int]]],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    pos_embed: Tensor | None = None,
+    *,
+    patch_size: int,
+    flavor: str | None = None,
+    num_prefix_tokens: int = 0,
+    source_grid: tuple[int, int] | None = None,
+    prefix: Tensor | None = None,
+    tiles: Sequence[int] | None = None,
+    remainder: str = "raise",
+    mode: str = "bilinear",
+    antialias: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layout: str = "cyx",
+    backend: str | None = None,
+) -> PackedTokens:
+    """Resize, normalize, cut and project images at several resolutions, with positions, into one packed buffer.
+
+    ``patches(resize(image)) W^T + bias + positions``, with the prefix tokens before each sequence.
+
+    Args:
+        images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; or a list of such batches of different sizes.
+        sizes: (height, width) in pixels per resolution. With a list of batches, one such list for each batch, and the
+            blocks of the result are batch by batch.
+        weight: (D, 3 * p * p), or the (D, 3, p, p) of a convolution.
+        bias: (D,) or None.
+        pos_embed: The table of :func:`resample_pos_embed`, or None (rotary models).
+        patch_size: p in pixels.
+        flavor, num_prefix_tokens, source_grid: As for :func:`resample_pos_embed`. The table's prefix rows are added to
+            the first prefix tokens; registers behind them have no position.
+        prefix: (P, D): CLS and register tokens, or None.
+        tiles: Per resolution, cut the resized image into t x t non-overlapping tiles, which become sequences of their
+            own with the positions of one tile (S2, SigLIP-HD). None: no tiles.
+        remainder: What to do with a size that is no multiple of the patch: ``"raise"``, or ``"drop"`` the pixels beyond
+            the last whole patch, as convolutions do.
+        mode, antialias, mean, std, layout: As for :func:`image_to_patches`.
+        backend: As for :func:`image_to_patches`; ``"reference"`` for all parts.
+
+    Returns:
+        :class:`PackedTokens` in the dtype of ``weight``. Gradients go to ``weight``, ``bias``, ``pos_embed`` and
+        ``prefix``, not to the images.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Memory: the tokens, the patches of one resolution, and the resized tables. Where gradients are needed also a copy of
+    the tokens.
+
+    Source: MuRF, section 3; the embeddings of DINOv2, DINOv3, SigLIP and SigLIP 2.
+    """
+    op = "patch_embed"
+    weight, batches, grids = _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder)
+    backend_name = backends.resolve(backend, weight.device.type, weight.dtype)
+    count = 0 if prefix is None else len(prefix)
+    blocks, start = [], 0
+    for batch, its_sizes in zip(batches, grids, strict=True):
+        for s, (rows, columns) in enumerate(its_sizes):
+            t = 1 if tiles is None else tiles[s]
+            block = Block(start, len(batch), (rows // patch_size // t, columns // patch_size // t), t)
+            start += block.sequences * block.length(count)
+            blocks.append(block)
+    tables = [None] * len(blocks)
+    if pos_embed is not None:
+        rule = (flavor, num_prefix_tokens, source_grid, backend)
+        tables = _positions(pos_embed, tuple(block.grid for block in blocks), rule)
+    trainable = [x for x in (weight, bias, pos_embed, prefix) if x is not None]
+    # Writing into the buffer has no gradient, and compilers fuse the plain expression themselves.
+    functional = torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in trainable))
+    functional = functional or backend_name == "reference"
+    packed = PackedTokens(weight.new_empty((0 if functional else start, weight.shape[0])), tuple(blocks), count)
+    pieces, i = [], 0
+    for batch, its_sizes in zip(batches, grids, strict=True):
+        for size in its_sizes:
+            (patches,) = image_to_patches(
+                batch,
+                [size],
+                patch_size,
+                mode=mode,
+                antialias=antialias,
+                mean=mean,
+                std=std,
+                layout=layout,
+                dtype=weight.dtype,
+                backend=backend,
+            )
+            patches = _cut(patches, blocks[i])
+            head, positions = _split_positions(prefix, tables[i], num_prefix_tokens)
+            if functional:
+                tokens = reference.patch_embed(patches, weight, bias, None, None)
+                tokens = tokens if positions is None else tokens + positions
+                if head is not None:
+                    tokens = torch.cat([head.expand(len(tokens), -1, -1), tokens], dim=1)
+                pieces.append(tokens.flatten(0, 1))
+            else:
+                _project(packed.block(i), patches, weight, bias, head, positions)
+            i += 1
+    return packed.with_tokens(torch.cat(pieces)) if functional else packed
+
+
+def _positions(pos_embed: Tensor, grids: tuple[tuple[int, int], ...], rule: tuple) -> list[Tensor]:
+    """The table at every grid, (P + N, D) each; kept while a frozen table lives and is unchanged.
+
+    A change that goes round the tensor's version counter (through ``.data``) is not seen.
+    """
+
+    def resampled() -> list[Tensor]:
+        flavor, prefix, source, backend = rule
+        tables = resample_pos_embed(
+            pos_embed, list(grids), flavor=flavor, num_prefix_tokens=prefix, source_grid=source, backend=backend
+        )
+        return [table.flatten(0, -2) for table in tables]
+
+    needs_gradients = torch.is_grad_enabled() and pos_embed.requires_grad
+    if needs_gradients or torch.compiler.is_compiling() or pos_embed.is_inference():
+        return resampled()
+    state = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device)
+    entry = _kept_positions.get(pos_embed)
+    if entry is None or entry[0] != state:
+        entry = _kept_positions[pos_embed] = (state, {})
+    tables = entry[1].get((grids, rule))
+    if tables is None:
+        # Outside inference mode, so that what is kept can be used under autograd later.
+        with torch.inference_mode(False), torch.no_grad():
+            tables = entry[1][grids, rule] = resampled()
+    return tables
+
+
+def _cut(patches: Tensor, block: Block) -> Tensor:
+    """(B, t h t w, K) patches of whole images -> (t t B, h w, K), tile-major."""
+    if block.tiles == 1:
+        return patches
+    t, (rows, columns) = block.tiles, block.grid
+    tiled = patches.unflatten(1, (t, rows, t, columns)).permute(1, 3, 0, 2, 4, 5)
+    return tiled.reshape(block.sequences, rows * columns, -1)
+
+
+def _split_positions(prefix: Tensor | None, table: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    """Prefix tokens with their positions, and the positions of the patches."""
+    if table is None:
+        return prefix, None
+    if prefix is not None and rows:
+        prefix = torch.cat([prefix[:rows] + table[:rows], prefix[rows:]])
+    return prefix, table[rows:]
+
+
+def _project(
+    out: Tensor,
+    patches: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    head: Tensor | None,
+    positions: Tensor | None,
+) -> None:
+    """One GEMM per image straight into its rows of the buffer, with positions + bias as the added matrix."""
+    if head is not None:
+        out[:, : len(head)] = head
+        out = out[:, len(head) :]
+    added = positions
+    if bias is not None:
+        added = bias if positions is None else positions + bias
+    for row, patch in zip(out, patches, strict=True):
+        if added is None:
+            torch.mm(patch, weight.mT, out=row)
+        else:
+            torch.addmm(added, patch, weight.mT, out=row)
+
+
+def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder):
+    if not isinstance(weight, Tensor) or weight.dtype not in _checks.DTYPES:
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"murf_fast.{op}: `weight` must be a floating-point tensor, got {got}")
+    if not isinstance(patch_size, int) or patch_size < 1:
+        raise ValueError(f"murf_fast.{op}: `patch_size` must be a positive integer, got {patch_size!r}")
+    columns = 3 * patch_size * patch_size
+    shape = tuple(weight.shape)
+    weight = weight.flatten(1) if weight.ndim == 4 else weight
+    if weight.ndim != 2 or weight.shape[1] != columns:
+        raise ValueError(
+            f"murf_fast.{op}: `weight` must be (D, {columns}) or (D, 3, {patch_size}, {patch_size}), got {shape}"
+        )
+    if bias is not None:
+        _checks.vector(op, "bias", bias, len(weight), weight, what="one entry per row of `weight`")
+    if prefix is not None and (prefix.ndim != 2 or prefix.shape[1] != len(weight)):
+        raise ValueError(f"murf_fast.{op}: `prefix` must be (P, {len(weight)}), got {tuple(prefix.shape)}")
+    if remainder not in REMAINDERS:
+        raise ValueError(f"murf_fast.{op}: `remainder` must be one of {REMAINDERS}, got {remainder!r}")
+    if not isinstance(sizes, Sequence) or len(sizes) == 0:
+        raise TypeError(f"murf_fast.{op}: `sizes` must be a non-empty list of (height, width), got {sizes!r}")
+    batches, lists = ([images], [sizes]) if isinstance(images, Tensor) else (list(images), list(sizes))
+    if len(batches) != len(lists):
+        raise ValueError(f"murf_fast.{op}: `sizes` must hold one list for each of {len(batches)} batches of images")
+    grids = [[tuple(_checks.grid(op, "sizes", size)) for size in its_sizes] for its_sizes in lists]
+    for its_sizes in grids:
+        if tiles is not None and (len(tiles) != len(its_sizes) or not all(isinstance(t, int) and t > 0 for t in tiles)):
+            raise ValueError(
+                f"murf_fast.{op}: `tiles` must hold one positive integer for each of {len(its_sizes)} sizes, "
+                f"got {tiles!r}"
+            )
+        for s, size in enumerate(its_sizes):
+            t = 1 if tiles is None else tiles[s]
+            unit = t * patch_size
+            if min(size) < unit:
+                raise ValueError(f"murf_fast.{op}: `sizes[{s}]` must hold a patch of {unit} pixels, got {size}")
+            if any(n % unit for n in size) and (remainder == "raise" or t > 1):
+                raise ValueError(
+                    f"murf_fast.{op}: `sizes[{s}]` must be a multiple of {unit} pixels (patch size times tiles), got "
+                    f'{size}; remainder="drop" drops the pixels beyond the last whole patch (without tiles)'
+                )
+    return weight, batches, grids

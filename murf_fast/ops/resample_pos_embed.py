@@ -1,0 +1,170 @@
+"""Learned position tables at other grids, and patch-embedding kernels at other patch sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from murf_fast import backends, reference
+from murf_fast.ops import _checks
+from murf_fast.ops.resize import resize
+from murf_fast.resample import pseudo_inverse
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """How one code base resizes its table."""
+
+    mode: str
+    antialias: bool
+    offset: float = 0.0  # added to the grid before the scale factor is taken
+
+
+FLAVORS = {
+    "dinov2-hub": Flavor("bicubic", False, 0.1),
+    "dinov2-hf": Flavor("bicubic", False),
+    "dinov2-reg": Flavor("bicubic", True),
+    "siglip": Flavor("bicubic", False),
+    "siglip2": Flavor("bilinear", True),
+    "timm": Flavor("bicubic", True),
+}
+
+
+def resample_pos_embed(
+    pos_embed: Tensor,
+    grid: tuple[int, int] | Sequence[tuple[int, int]],
+    *,
+    flavor: str,
+    num_prefix_tokens: int = 0,
+    source_grid: tuple[int, int] | None = None,
+    backend: str | None = None,
+) -> Tensor | list[Tensor]:
+    """Resize a learned table of positions to another grid, as a named code base does.
+
+    ``out = [prefix; U_h table U_w^T]``. The flavors are numerically different, and users compare them: ``dinov2-hub``
+    (torch.hub models without registers, and transformers up to 4.40; bicubic with step ``M / (g + 0.1)``),
+    ``dinov2-hf`` (transformers today; bicubic), ``dinov2-reg`` (hub and transformers models with registers;
+    antialiased bicubic), ``siglip`` (bicubic), ``siglip2`` (NaFlex; antialiased bilinear), ``timm`` (antialiased
+    bicubic, also for DINOv2). Every one returns the table itself for the square grid it was learned on.
+
+    Args:
+        pos_embed: (P + M_h * M_w, D) or (1, P + M_h * M_w, D), floating point.
+        grid: (h, w) in patches, or a list of them (a ragged batch).
+        flavor: One of the names above.
+        num_prefix_tokens: P, rows in front of the grid (CLS, registers), which are not resized.
+        source_grid: (M_h, M_w); None for a square table.
+        backend: As for :func:`upsample_concat`.
+
+    Returns:
+        (P + h * w, D), with the leading 1 where the table has it, in its dtype; a list for a list of grids, where equal
+        grids share one tensor. float32 arithmetic and one rounding for half tables, on every device. Differentiable.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+        BackendUnavailableError: ``backend`` cannot take this call.
+
+    Memory: the results.
+
+    Source: ``interpolate_pos_encoding`` of DINOv2 and transformers, ``resize_positional_embeddings`` of SigLIP 2,
+    ``resample_abs_pos_embed`` of timm.
+    """
+    op = "resample_pos_embed"
+    if not isinstance(pos_embed, Tensor) or pos_embed.dtype not in _checks.DTYPES:
+        got = pos_embed.dtype if isinstance(pos_embed, Tensor) else type(pos_embed).__name__
+        raise TypeError(f"murf_fast.{op}: `pos_embed` must be a floating-point tensor, got {got}")
+    if pos_embed.ndim not in (2, 3) or (pos_embed.ndim == 3 and pos_embed.shape[0] != 1):
+        raise ValueError(f"murf_fast.{op}: `pos_embed` must be (N, D) or (1, N, D), got {tuple(pos_embed.shape)}")
+    if flavor not in FLAVORS:
+        raise ValueError(f"murf_fast.{op}: `flavor` must be one of {tuple(FLAVORS)}, got {flavor!r}")
+    rows = pos_embed.shape[-2]
+    if not isinstance(num_prefix_tokens, int) or not 0 <= num_prefix_tokens < rows:
+        raise ValueError(f"murf_fast.{op}: `num_prefix_tokens` must be in [0, {rows}), got {num_prefix_tokens!r}")
+    source = _source_grid(op, source_grid, rows - num_prefix_tokens)
+    single = len(grid) == 2 and all(isinstance(n, (int, torch.SymInt)) for n in grid) if grid else False
+    grids = [grid] if single else list(grid)
+    if not grids:
+        raise ValueError(f"murf_fast.{op}: `grid` must be (h, w) or a non-empty list of them, got {grid!r}")
+    grids = [tuple(_checks.grid(op, "grid", g)) for g in grids]
+    tables = pos_embed.flatten(0, -2)
+    prefix = tables[:num_prefix_tokens]
+    table = tables[num_prefix_tokens:].unflatten(0, source)
+    results = {}
+    for g in dict.fromkeys(grids):
+        resized = torch.cat([prefix, _resized(table, source, g, FLAVORS[flavor], backend)])
+        results[g] = resized.view(*pos_embed.shape[:-2], *resized.shape)
+    return results[grids[0]] if single else [results[g] for g in grids]
+
+
+def _resized(table: Tensor, source: tuple[int, int], grid: tuple[int, int], flavor: Flavor, backend) -> Tensor:
+    if grid == source and (source[0] == source[1] or not flavor.offset):
+        return table.flatten(0, 1)
+    factors = None
+    if flavor.offset:
+        factors = [(g + flavor.offset) / m for g, m in zip(grid, source, strict=True)]
+    if backends.resolve(backend, table.device.type, table.dtype) == "reference":
+        # Half tables are resized in float32, as all the sources do but SigLIP's.
+        wide = table.to(torch.promote_types(table.dtype, torch.float32))
+        return reference.resample_pos_embed(wide, grid, flavor.mode, flavor.antialias, factors).to(table.dtype)
+    options = {"mode": flavor.mode, "antialias": flavor.antialias, "backend": backend}
+    target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
+    resized = resize(table.permute(2, 0, 1)[None], memory_format=torch.channels_last, **target, **options)
+    return resized[0].permute(1, 2, 0).flatten(0, 1)
+
+
+def _source_grid(op: str, source_grid: object, patches: int) -> tuple[int, int]:
+    if source_grid is None:
+        side = math.isqrt(patches)
+        if side * side != patches:
+            raise ValueError(
+                f"murf_fast.{op}: `source_grid` is needed for a table of {patches} rows, which is no square"
+            )
+        return side, side
+    height, width = _checks.grid(op, "source_grid", source_grid)
+    if height * width != patches:
+        raise ValueError(f"murf_fast.{op}: `source_grid` must hold the {patches} rows of the table, got {source_grid}")
+    return height, width
+
+
+def resample_patch_embed(
+    weight: Tensor,
+    patch_size: int | tuple[int, int],
+    *,
+    mode: str = "bicubic",
+    antialias: bool = True,
+) -> Tensor:
+    """A patch-embedding kernel for another patch size: the pseudo-inverse resize of FlexiViT.
+
+    ``W' = W pinv(B)`` with ``B = U_h (x) U_w`` the resize of a patch: the token of an enlarged patch stays what it was.
+    The pseudo-inverse of a Kronecker product is that of its factors, so the P'^2 x P^2 matrix never exists.
+
+    Args:
+        weight: (D, C, p_h, p_w), floating point.
+        patch_size: (height, width) of the new patches in pixels; one integer means a square.
+        mode, antialias: The resize; FlexiViT's and timm's is antialiased bicubic.
+
+    Returns:
+        (D, C, height, width) in the dtype of ``weight``; float32 arithmetic for half dtypes. Differentiable.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Memory: the result, and one tensor of (D, C, height, p_w).
+
+    Source: FlexiViT, section 3.4; ``resample_patch_embed`` of timm.
+    """
+    op = "resample_patch_embed"
+    _checks.map_(op, "weight", weight)
+    size = _checks.grid(op, "patch_size", patch_size)
+    _checks.mode(op, mode, antialias)
+    if tuple(size) == tuple(weight.shape[2:]):
+        return weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    rows, columns = (
+        torch.from_numpy(pseudo_inverse(n, m, mode, antialias)).to(weight.device, dtype)
+        for n, m in zip(weight.shape[2:], size, strict=True)
+    )
+    return torch.einsum("dcij,iy,jx->dcyx", weight.to(dtype), rows, columns).to(weight.dtype)

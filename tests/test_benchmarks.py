@@ -1,0 +1,191 @@
+"""The measuring itself: wrong results are refused, reports come from JSON alone, the GPU scripts run where they can."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cases
+import measure
+import pytest
+import report
+import torch
+
+import murf_fast
+from murf_fast import backends, bench
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(cases, "_scale", 0.03)
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.id)
+def test_contenders_agree(case, small):
+    contenders = case.build("cpu", case.dtype)
+    assert measure.check(case, contenders) < 1e-2
+    shape = measure.joined(contenders.ours()).shape
+    first = next(iter(contenders.others.values()))()
+    assert first.shape == shape
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.id)
+def test_wrong_results_are_refused(case, small):
+    contenders = case.build("cpu", case.dtype)
+    right = measure.joined(contenders.ours()).clone()
+    wrong = right.roll(1, dims=-1) if right.dtype != torch.uint8 else (right + 1) % 2
+    assert not torch.equal(wrong, right)
+    contenders.ours = lambda: wrong
+    with pytest.raises(measure.WrongResult, match="allowed"):
+        measure.check(case, contenders)
+
+
+def test_every_operation_has_a_suite():
+    assert set(bench.operations()) == {c.op for c in cases.CASES}
+    # One call per model and patch size: its speed is nobody's concern; and a type.
+    assert set(bench.operations()) == set(murf_fast.ops.__all__) - {"resample_patch_embed", "PackedTokens"}
+
+
+def test_unknown_operation():
+    with pytest.raises(ValueError, match="no suite for sort; there are: image_to_patches"):
+        bench.main(["sort"])
+
+
+def test_ceilings_are_of_this_planet():
+    rates = measure.measured_ceilings()
+    assert 1e8 < rates["write_bytes_per_s"] < 1e13
+    assert 1e8 < rates["copy_bytes_per_s"] < 1e13
+    assert 1e8 < rates["gemm_flops_per_s"] < 1e15
+
+
+def test_peak_memory_sees_the_result():
+    size = 1 << 28
+    rise = measure.peak_memory(lambda: torch.ones(size // 4))
+    if rise is None:
+        pytest.skip("the system does not tell the resident high-water mark")
+    # The kernel counts resident pages in batches.
+    assert 0.9 * size < rise < 1.2 * size
+
+
+def timing(seconds, peak=10_000_000):
+    return {"median_s": seconds, "p20_s": seconds * 0.9, "p80_s": seconds * 1.1, "rounds": 5, "peak_bytes": peak}
+
+
+@pytest.fixture
+def results():
+    case = {
+        "op": "upsample_sum",
+        "case": "two maps",
+        "dtype": "float32",
+        "error": 1e-7,
+        "bytes": 1_000_000,
+        "operations": 0,
+        "contenders": {
+            "murf_fast": timing(0.001),
+            "eager channels_last": timing(0.006),
+            "eager contiguous": timing(0.004),
+            "compile": timing(0.002),
+        },
+        "targets": [{"against": "eager", "ratio": 5.0}],
+        "write_target": 0.6,
+        "memory_target": [11, "logits"],
+    }
+    machine = {
+        "device": "Some CPU",
+        "driver": None,
+        "threads": 2,
+        "cpu_level": "avx2",
+        "python": "3",
+        "torch": "2",
+        "triton": None,
+        "murf_fast": "0",
+        "commit": "abc",
+        "date": "2026-01-01",
+    }
+    rates = {"write_bytes_per_s": 1e10, "copy_bytes_per_s": 1e10, "gemm_flops_per_s": 1e11}
+    return {"machine": machine, "ceilings": rates, "cases": [case]}
+
+
+def test_report_counts_the_fastest_of_a_kind_and_shows_misses(results):
+    eager, compiled = report.verdicts(results["cases"][0], results["ceilings"])
+    assert eager["against"] == "eager contiguous"
+    assert eager["ratio"] == pytest.approx(4.0)
+    assert eager["reached"] is False
+    assert compiled["goal"] is None
+    text = report.short_table(results)
+    assert "eager contiguous | 4.0 | 5, **missed**" in text
+    assert "10% of the streaming-write rate (goal 60%) | **missed**" in text
+    assert "peak memory 10.00 times the logits (goal at most 11) | reached" in text
+
+
+def test_report_is_written_and_fills_the_readme(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    report.write(results, tmp_path / "cpu-some-cpu")
+    gpu = json.loads(json.dumps(results))
+    gpu["machine"].update(device="Some GPU", driver="1.2")
+    gpu["failed"] = ["upsample_argmax: it broke"]
+    report.write(gpu, tmp_path / "gpu-some-gpu")
+    assert (tmp_path / "cpu-some-cpu" / "speedup.png").stat().st_size > 5000
+    assert "**missed**" in (tmp_path / "cpu-some-cpu" / "README.md").read_text()
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- GPU:BEGIN -->\nold\n<!-- GPU:END -->\nb\n<!-- BENCH:BEGIN -->\n<!-- BENCH:END -->\nc\n")
+    report.update_readme(readme, tmp_path)
+    text = readme.read_text()
+    assert "old" not in text
+    assert (
+        text.index("Some GPU, driver 1.2") < text.index("\nb\n") < text.index("Some CPU, 2 threads") < text.index("\nc")
+    )
+    assert "| upsample_argmax: it broke | | | not measured | **failed** |" in text
+    once = text
+    report.update_readme(readme, tmp_path)
+    assert readme.read_text() == once
+
+
+def test_no_gpu_results_are_said_to_be_none(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- GPU:BEGIN --><!-- GPU:END --><!-- BENCH:BEGIN --><!-- BENCH:END -->")
+    report.update_readme(readme, tmp_path)
+    assert "None yet" in readme.read_text()
+
+
+def test_readme_tables_come_from_the_committed_results(tmp_path):
+    expected = (BENCHMARKS.parent / "README.md").read_text()
+    copy = tmp_path / "README.md"
+    copy.write_text(expected)
+    report.update_readme(copy)
+    assert copy.read_text() == expected
+
+
+def test_gpu_script_is_valid_and_says_when_there_is_no_gpu():
+    subprocess.run(["bash", "-n", BENCHMARKS / "gpu.sh"], check=True)
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU; the script itself is the test")
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(["bash", BENCHMARKS / "gpu.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no CUDA device" in done.stderr
+
+
+@pytest.mark.skipif(
+    bool(backends.reasons_against("triton", "cpu")), reason="; ".join(backends.reasons_against("triton", "cpu"))
+)
+@pytest.mark.parametrize("op", ["upsample_mean", "upsample_cross_entropy"])
+def test_gpu_suite_dry_run(op, tmp_path):
+    out = tmp_path / "results.json"
+    command = [sys.executable, BENCHMARKS / "gpu_speed.py", out, "--dry-run", "--only", op]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(out.read_text())
+    assert results["failed"] == []
+    assert {c["op"] for c in results["cases"]} == {op}
+    assert f"| `{op}` |" in report.table(results)
+
+
+def test_refused_cases_stay_in_the_report():
+    run = {"benchmarks": [], "machine_info": {"murf_fast": {}}, "failed": ["test_x[case]: error 2 against float64"]}
+    assert report.condense(run)["failed"] == ["test_x[case]: error 2 against float64"]

@@ -1,0 +1,214 @@
+"""The command line: what it prints, what it writes, and that its numbers hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import murf_fast
+from murf_fast import _commands, backends, info, native
+from murf_fast.demo import backbone, measure, pca, pipeline
+from murf_fast.demo.operations import operations
+
+OPERATIONS = [
+    "upsample_concat",
+    "linear_head",
+    "upsample_argmax",
+    "upsample_expectation",
+    "upsample_cross_entropy",
+    "upsample_mean",
+]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(_commands.app, [str(a) for a in arguments])
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A tiny Dinov2Model on disk."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2, image_size=56, patch_size=14
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).resize((90, 60), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def test_info_names_everything():
+    result = invoke("info")
+    assert result.exit_code == 0, result.output
+    for expected in (murf_fast.__version__, torch.__version__, *backends.NAMES, *info.VARIABLES, *info.OPTIONAL):
+        assert expected in result.output
+    if native.load_error() is None:
+        assert native.current_level() in result.output
+
+
+def test_info_gives_every_reason(monkeypatch):
+    monkeypatch.setattr(backends, "native_problems", lambda: ["the extension went on holiday"])
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    report = info.collect()
+    assert report.backends["native", "cpu"] == ["the extension went on holiday"]
+    assert len(report.backends["native", "cuda"]) >= 2
+    assert any("interpreter" in reason for reason in report.backends["triton", "cpu"])
+    assert report.backends["reference", "cpu"] == []
+
+
+def test_info_survives_a_level_that_cannot_run():
+    code = "from murf_fast import info; print(info.collect().cpu)"
+    result = python(code, MURF_FAST_CPU="abacus")
+    assert result.returncode == 0, result.stderr
+    assert "abacus" in result.stdout
+
+
+def test_info_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "murf_fast", "info"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert murf_fast.__version__ in result.stdout
+    assert "Backends" in result.stdout
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_a_missing_extra_is_one_line(missing):
+    result = python(f"import sys; sys.modules[{missing!r}] = None\nfrom murf_fast.cli import main; main()")
+    assert result.returncode == 1
+    assert result.stderr.strip() == f"murf-fast: the command line needs {missing}: pip install 'murf-fast[cli]'"
+
+
+@pytest.mark.parametrize("missing", ["PIL", "matplotlib", "transformers"])
+def test_the_demo_says_what_it_needs(missing, tmp_path):
+    result = python(
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['murf-fast', 'demo', '--out', {str(tmp_path)!r}]\n"
+        "from murf_fast.cli import main; main()"
+    )
+    assert result.returncode == 1
+    assert "pip install 'murf-fast[cli,models]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_demo_end_to_end(weights, photo, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("demo", photo, "--out", out, "--weights", weights, "--sizes", "28,42,70", "--longest", 40)
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "tiny" in result.output
+    for name in OPERATIONS:
+        assert name in result.output
+    record = json.loads((out / "murf_fast_demo.json").read_text())
+    assert [row["operation"] for row in record["rows"]] == OPERATIONS
+    for row in record["rows"]:
+        assert row["fast"]["seconds"] > 0
+        assert row["reference"]["seconds"] > 0
+        # The budget of every parity test: twice the float32 reference's error, and one rounding.
+        assert row["fast"]["error"] <= 2 * row["reference"]["error"] + torch.finfo(torch.float32).eps
+    with Image.open(out / "murf_fast_demo.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape[1] > 3 * pixels.shape[0]
+    # Five panels: in each fifth of the width something other than paper and grey text.
+    for fifth in np.array_split(pixels.astype(int), 5, axis=1):
+        assert (np.ptp(fifth, axis=2) > 40).mean() > 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "28;42"], "--sizes"),
+        (["--sizes", ""], "--sizes"),
+        (["--weights", "nowhere"], "--weights must be a folder"),
+        (["no_such_photo.jpg"], "no_such_photo.jpg"),
+        (["--sizes", "7"], "patch size"),
+    ],
+)
+def test_demo_refuses_bad_input(arguments, message, weights, tmp_path):
+    given = [] if "--weights" in arguments else ["--weights", weights]
+    result = invoke("demo", "--out", tmp_path, *given, *arguments)
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_demo_operations_notice_a_wrong_result():
+    maps = [torch.randn(1, 5, n, n).contiguous(memory_format=torch.channels_last) for n in (3, 4)]
+    for operation in operations(maps, (9, 11)):
+        good = operation.fast()
+        wrong = [t + 1 for t in good] if isinstance(good, list) else good + 1
+        if good is not wrong and operation.name == "upsample_argmax":
+            wrong = (good.int() + 1) % 150
+        kept, broken = operation.errors((good, wrong))
+        assert kept < 1e-5 < broken, operation.name
+
+
+def test_backbone_falls_back_to_seeded_random_weights(monkeypatch):
+    transformers = pytest.importorskip("transformers")
+
+    def unreachable(name, **options):
+        raise OSError(f"{name} is not here")
+
+    monkeypatch.delenv("MURF_FAST_WEIGHTS", raising=False)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
+    monkeypatch.setattr(backbone, "_hub_reachable", lambda: False)
+    first, second = backbone.load(), backbone.load()
+    assert "RANDOM" in first.description
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_encoding_follows_murf(weights):
+    loaded = backbone.load(weights)
+    image = torch.randn(1, 3, 50, 80)
+    feature = pipeline.encode(loaded, image, 42)
+    square = torch.nn.functional.interpolate(image, (42, 42), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        tokens = loaded.model(pixel_values=square).last_hidden_state
+    assert feature.shape == (1, 24, 3, 3)
+    assert torch.equal(feature[0, :, 1, 2], tokens[0, 1 + 3 + 2])
+
+
+def test_components_are_those_of_the_fused_map():
+    maps = [torch.randn(1, c, n, n) for c, n in ((5, 3), (4, 6))]
+    grid = (9, 8)
+    shown = pca.fused_projection(maps, grid).double()
+    fused = torch.cat([torch.nn.functional.interpolate(m.double(), (6, 6), mode="bilinear") for m in maps], 1)
+    tokens = fused[0].flatten(1).T
+    centred = tokens - tokens.mean(0)
+    axes = torch.linalg.svd(centred, full_matrices=False).Vh[:3]
+    projected = (axes @ centred.T).reshape(1, 3, 6, 6)
+    expected = torch.nn.functional.interpolate(projected, grid, mode="bilinear")[0]
+    signs = (shown * expected).sum((1, 2)).sign()[:, None, None]
+    torch.testing.assert_close(shown, signs * expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory can be reset on Linux only")
+def test_peak_memory_counts_what_is_freed_again():
+    def call():
+        passing = torch.ones(2**24)
+        return passing.sum()
+
+    _, peak = measure.observed(call)
+    # Linux counts resident pages in batches per processor, so a mark is some hundred kilobytes off.
+    assert 0.95 * 2**26 < peak < 2**27

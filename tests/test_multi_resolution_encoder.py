@@ -1,0 +1,308 @@
+"""The packed pass against the original models, run once per resolution."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from util import assert_within_budget
+
+from murf_fast.nn import MultiResolutionEncoder
+
+transformers = pytest.importorskip("transformers", reason="needs transformers, the original models")
+
+PATCH = 4
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIZES = [(12, 20), (24, 24), (32, 28)]
+SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "patch_size": PATCH}
+
+
+class HubAttention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class HubScale(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(dim))
+
+    def forward(self, x):
+        return x * self.gamma
+
+
+class HubBlock(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.attn, self.ls1, self.ls2 = HubAttention(dim, heads), HubScale(dim), HubScale(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x):
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class DinoVisionTransformer(nn.Module):
+    """A stand-in with the DINOv2 hub's names and its rules for positions."""
+
+    def __init__(self, dim=24, heads=3, depth=3, side=6, registers=0):
+        super().__init__()
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(3, dim, PATCH, PATCH)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.randn(1, 1 + side * side, dim))
+        self.register_tokens = nn.Parameter(torch.randn(1, registers, dim)) if registers else None
+        self.interpolate_antialias, self.interpolate_offset = bool(registers), 0.0 if registers else 0.1
+        self.blocks, self.norm = nn.ModuleList(HubBlock(dim, heads) for _ in range(depth)), nn.LayerNorm(dim, eps=1e-6)
+        self.side = side
+
+    def outputs(self, images):
+        x = self.patch_embed.proj(images)
+        grid = tuple(x.shape[2:])
+        positions = self.pos_embed[:, 1:].mT.unflatten(2, (self.side, self.side))
+        if grid != (self.side, self.side):
+            if self.interpolate_offset:
+                how = {"scale_factor": tuple((n + self.interpolate_offset) / self.side for n in grid)}
+            else:
+                how = {"size": grid}
+            positions = F.interpolate(positions, **how, mode="bicubic", antialias=self.interpolate_antialias)
+        x = (x + positions).flatten(2).mT
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        registers = [] if self.register_tokens is None else [self.register_tokens.expand(len(x), -1, -1)]
+        x = torch.cat([first, *registers, x], dim=1)
+        outputs = [x]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1]))
+        return outputs
+
+
+def dinov2():
+    config = transformers.Dinov2Config(**SMALL, image_size=6 * PATCH, layerscale_value=0.7)
+    return transformers.Dinov2Model(config)
+
+
+def dinov2_swiglu():
+    config = transformers.Dinov2Config(**SMALL, image_size=6 * PATCH, use_swiglu_ffn=True)
+    return transformers.Dinov2Model(config)
+
+
+def dinov2_registers():
+    config = transformers.Dinov2WithRegistersConfig(**SMALL, image_size=6 * PATCH, num_register_tokens=2)
+    return transformers.Dinov2WithRegistersModel(config)
+
+
+def dinov3():
+    config = transformers.DINOv3ViTConfig(**SMALL, image_size=6 * PATCH, intermediate_size=48, num_register_tokens=2)
+    config.hidden_size, config.num_attention_heads = 24, 3
+    return transformers.DINOv3ViTModel(config)
+
+
+def siglip():
+    config = transformers.SiglipVisionConfig(**SMALL, image_size=6 * PATCH, intermediate_size=48)
+    return transformers.SiglipVisionModel(config)
+
+
+def siglip2():
+    config = transformers.Siglip2VisionConfig(**SMALL, num_patches=36, intermediate_size=48)
+    return transformers.Siglip2VisionModel(config)
+
+
+def hub():
+    return DinoVisionTransformer()
+
+
+def hub_registers():
+    return DinoVisionTransformer(registers=2)
+
+
+FAMILIES = [dinov2, dinov2_swiglu, dinov2_registers, dinov3, siglip, siglip2, hub, hub_registers]
+
+
+def model_of(build):
+    torch.manual_seed(3)
+    model = build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # zero initialisations would hide errors
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.requires_grad_(False)
+
+
+def prefix_of(build):
+    return {dinov2: 1, dinov2_swiglu: 1, dinov2_registers: 3, dinov3: 3, hub: 1, hub_registers: 3}.get(build, 0)
+
+
+def original(build, model, images, size, layer, norm):
+    """Tokens (B, P + N, D) of the original model: resize, normalize, run, take a layer."""
+    dtype = next(model.parameters()).dtype
+    # Pixels in the dtype of the run, as everything behind them: the budget is that of the whole pipeline.
+    mean, std = (torch.tensor(v, dtype=dtype).view(3, 1, 1) for v in (MEAN, STD))
+    pixels = F.interpolate((images.to(dtype) / 255 - mean) / std, size, mode="bilinear", align_corners=False)
+    if build in (hub, hub_registers):
+        output = model.outputs(pixels)[layer + 1]
+        return model.norm(output) if norm else output
+    if build is siglip2:
+        h, w = size[0] // PATCH, size[1] // PATCH
+        cut = pixels.unflatten(3, (w, PATCH)).unflatten(2, (h, PATCH)).permute(0, 2, 4, 3, 5, 1).flatten(3)
+        x = model.embeddings.patch_embedding(cut.flatten(1, 2))
+        table = model.embeddings.position_embedding.weight.mT.reshape(1, -1, 6, 6)
+        positions = F.interpolate(table, (h, w), mode="bilinear", align_corners=False, antialias=True)
+        x = x + positions.flatten(2).mT
+        if dtype == torch.float32:
+            shapes = torch.tensor([[h, w]] * len(x))
+            torch.testing.assert_close(x, model.embeddings(cut.flatten(1, 2), shapes))
+        for block in model.encoder.layers[: layer + 1]:
+            output = block(x, attention_mask=None)
+            x = output[0] if isinstance(output, tuple) else output
+        return model.post_layernorm(x) if norm else x
+    extra = {"interpolate_pos_encoding": True} if build is siglip else {}
+    output = model(pixels, output_hidden_states=True, **extra)
+    hidden = output.hidden_states[layer + 1]
+    if not norm:
+        return hidden
+    final = getattr(model, "layernorm", None) or getattr(model, "norm", None) or model.post_layernorm
+    return final(hidden)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("build", FAMILIES, ids=lambda f: f.__name__)
+def test_equals_the_model_once_per_resolution(build, norm):
+    model = model_of(build)
+    double = copy.deepcopy(model).double()
+    images = torch.randint(0, 256, (2, 3, 30, 26), dtype=torch.uint8)
+    layers = [0, -1]
+    encoder = MultiResolutionEncoder(model, SIZES, layers=layers, norm=norm, mean=MEAN, std=STD)
+    prefix = prefix_of(build)
+    with torch.no_grad():
+        features = encoder(images)
+        assert len(features.maps) == len(SIZES) * len(layers)
+        for s, size in enumerate(SIZES):
+            grid = (size[0] // PATCH, size[1] // PATCH)
+            for i, layer in enumerate((0, 2)):
+                oracle = original(build, double, images, size, layer, norm)
+                same = original(build, model, images, size, layer, norm)
+                name = f"layer {layer} at {size}"
+                assert_within_budget(features.tokens[i].block(s), oracle, same, name)
+                expected = oracle[:, prefix:].mT.unflatten(2, grid)
+                actual = features.maps[2 * s + i]
+                assert actual.stride(1) == 1
+                assert_within_budget(actual, expected, same[:, prefix:].mT.unflatten(2, grid), name)
+                cls = features.cls[2 * s + i]
+                if prefix:
+                    assert_within_budget(cls, oracle[:, 0], same[:, 0], name)
+                else:
+                    assert cls is None
+
+
+def test_parameters_are_shared_and_maps_are_views():
+    model = model_of(dinov2)
+    encoder = MultiResolutionEncoder(model, SIZES)
+    assert {id(p) for p in encoder.parameters()} == {id(p) for p in model.parameters()}
+    features = encoder(torch.zeros(1, 3, 24, 24))
+    storage = features.tokens[0].tokens.untyped_storage().data_ptr()
+    for map_, cls in zip(features.maps, features.cls, strict=True):
+        assert map_.untyped_storage().data_ptr() == storage == cls.untyped_storage().data_ptr()
+    assert features.tokens[0].cu_seqlens.tolist() == [0, 16, 53, 110]
+
+
+def test_a_copy_runs_on_its_own_parameters():
+    encoder = MultiResolutionEncoder(model_of(hub), SIZES[:1])
+    twin = copy.deepcopy(encoder).double()
+    assert twin(torch.rand(1, 3, 24, 24)).maps[0].dtype == torch.float64
+    assert encoder(torch.rand(1, 3, 24, 24)).maps[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("build", [dinov2, dinov3], ids=lambda f: f.__name__)
+def test_gradients_reach_the_parameters(build):
+    model = model_of(build).requires_grad_(True)
+    images = torch.randint(0, 256, (1, 3, 24, 24), dtype=torch.uint8)
+    encoder = MultiResolutionEncoder(model, SIZES[:2], mean=MEAN, std=STD)
+    sum(m.square().sum() for m in encoder(images).maps).backward()
+    actual = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    prefix = prefix_of(build)
+    sum(original(build, model, images, s, 2, True)[:, prefix:].square().sum() for s in SIZES[:2]).backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert actual.keys() == expected.keys()
+    double = copy.deepcopy(model).double()
+    double.zero_grad()
+    sum(original(build, double, images, s, 2, True)[:, prefix:].square().sum() for s in SIZES[:2]).backward()
+    for name, p in double.named_parameters():
+        if p.grad is not None:
+            assert_within_budget(actual[name], p.grad, expected[name], name)
+
+
+def test_tiles_are_images_of_their_own():
+    model = model_of(dinov2)
+    images = torch.rand(2, 3, 48, 48)
+    tiled = MultiResolutionEncoder(model, [(24, 24), (48, 48)], tiles=[1, 2])(images)
+    assert tiled.maps[1].shape[2:] == (12, 12)
+    plain = MultiResolutionEncoder(model, [(24, 24)])
+    for y in range(2):
+        for x in range(2):
+            alone = plain(images[:, :, 24 * y : 24 * (y + 1), 24 * x : 24 * (x + 1)]).maps[0]
+            torch.testing.assert_close(tiled.maps[1][:, :, 6 * y : 6 * (y + 1), 6 * x : 6 * (x + 1)], alone)
+
+
+def test_scales_and_their_rounding():
+    model = model_of(dinov2)
+    by_rule = {rule: MultiResolutionEncoder(model, scales=[0.5, 1.5], rounding=rule) for rule in ("floor", "murf")}
+    assert by_rule["floor"].sizes_for(30, 26) == [(12, 12), (44, 36)]
+    assert by_rule["murf"].sizes_for(30, 26) == [(15, 13), (45, 39)]
+    assert [tuple(m.shape[2:]) for m in by_rule["murf"](torch.rand(1, 3, 30, 26)).maps] == [(3, 3), (11, 9)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"model": nn.Linear(2, 2)}, TypeError, "Dinov2Model"),
+        ({"layers": [3]}, ValueError, "3 blocks"),
+        ({"layers": []}, ValueError, "layers"),
+        ({"scales": [1.0]}, ValueError, "either"),
+        ({"sizes": None}, ValueError, "either"),
+        ({"rounding": "up"}, ValueError, "rounding"),
+        ({"sizes": None, "scales": [0.0]}, ValueError, "> 0"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    good = {"model": model_of(dinov2), "sizes": [(24, 24)]}
+    with pytest.raises(error) as caught:
+        MultiResolutionEncoder(**{**good, **arguments})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes", "message"),
+    [
+        (torch.rand(3, 24, 24), [(24, 24)], "images"),
+        (torch.rand(1, 4, 24, 24), [(24, 24)], "images"),
+        (torch.rand(1, 3, 24, 24), [(24, 25)], "multiple of 4"),
+        (torch.rand(1, 3, 24, 24), [(3, 24)], "hold a patch"),
+    ],
+)
+def test_bad_images(images, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        MultiResolutionEncoder(model_of(dinov2), sizes)(images)
+
+
+def test_nan_pixels_stay_in_their_patch_before_attention():
+    images = torch.rand(1, 3, 24, 24)
+    images[0, 1, 5, 9] = torch.nan
+    packed = MultiResolutionEncoder(model_of(dinov2), [(24, 24)]).embed(images)
+    bad = packed.map(0).isnan().any(1)[0]
+    assert bad.nonzero().tolist() == [[1, 2]]
+
+
+def test_dropout_in_training_is_refused():
+    config = transformers.Dinov2Config(**SMALL, image_size=24, hidden_dropout_prob=0.1)
+    encoder = MultiResolutionEncoder(transformers.Dinov2Model(config), [(24, 24)]).train()
+    with pytest.raises(ValueError, match="training mode"):
+        encoder(torch.rand(1, 3, 24, 24))

@@ -1,0 +1,131 @@
+"""The package without its parts, and what goes into a wheel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+BLOCK = """
+import importlib.abc, importlib.metadata, importlib.util, sys, warnings
+
+class Blocked(importlib.abc.MetaPathFinder):
+    names = {names}
+    def find_spec(self, name, path=None, target=None):
+        if name in self.names:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in Blocked.names else find_spec(name, package)
+"""
+
+
+def run_without(names, code):
+    """Runs code where the modules ``names`` cannot be imported."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("MURF_FAST_BACKEND", "TRITON_INTERPRET")}
+    result = subprocess.run(
+        [sys.executable, "-c", BLOCK.format(names=set(names)) + code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_without_extension_and_triton_the_reference_answers_with_one_warning():
+    out = run_without(
+        ["murf_fast._native", "triton"],
+        """
+import torch
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    import murf_fast
+    maps = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 2, 2)]
+    for op in (murf_fast.upsample_concat, murf_fast.upsample_sum, murf_fast.upsample_mean, murf_fast.upsample_concat):
+        result = op(maps, (7, 6))
+        expected = getattr(murf_fast.reference, op.__name__)(maps, (7, 6))
+        assert torch.equal(result, expected), op
+told = [w for w in told if "murf_fast" in str(w.message)]
+assert len(told) == 1, told
+assert told[0].category is RuntimeWarning
+assert "native" in str(told[0].message) and "C++20 compiler" in str(told[0].message)
+""",
+    )
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("backend", "reasons"),
+    [("native", ["not built or does not load"]), ("triton", ["TRITON_INTERPRET=1", "triton is not installed"])],
+)
+def test_a_backend_asked_for_by_name_raises_with_every_reason(backend, reasons):
+    for how in ("argument", "context", "environment"):
+        out = run_without(
+            ["murf_fast._native", "triton"],
+            f"""
+import contextlib, os, torch, murf_fast
+if {how!r} == "environment":
+    os.environ["MURF_FAST_BACKEND"] = {backend!r}
+context = murf_fast.use_backend({backend!r}) if {how!r} == "context" else contextlib.nullcontext()
+options = dict(backend={backend!r}) if {how!r} == "argument" else dict()
+with context:
+    try:
+        murf_fast.resize(torch.ones(1, 1, 2, 2), 3, **options)
+    except murf_fast.BackendUnavailableError as error:
+        print(error)
+""",
+        )
+        for reason in reasons:
+            assert reason in out, how
+
+
+def test_info_without_extension_and_triton_says_how_to_get_them():
+    out = run_without(
+        ["murf_fast._native", "triton"],
+        "sys.argv = ['murf-fast', 'info']\nfrom murf_fast.cli import main\ntry: main()\nexcept SystemExit: pass\n",
+    )
+    assert "C++ extension" in out
+    assert "pip install --force-reinstall" in " ".join(out.split())
+    assert "triton is not installed" in " ".join(out.split())
+
+
+def test_importing_needs_no_extra():
+    run_without(
+        ["rich", "typer", "PIL", "matplotlib", "transformers", "safetensors", "timm", "psutil"],
+        "import murf_fast, murf_fast.info, murf_fast.cli; murf_fast.info.collect()",
+    )
+
+
+def test_every_subpackage_is_packaged(monkeypatch):
+    import setuptools
+
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: given.update(options))
+    monkeypatch.chdir(ROOT)
+    exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), {"__name__": "setup", "__file__": "setup.py"})
+    folders = {given["package_dir"].get(name, name.replace(".", "/")) for name in given["packages"]}
+    found = {str(p.parent.relative_to(ROOT)) for top in ("murf_fast", "kernels") for p in (ROOT / top).rglob("*.py")}
+    assert found == folders
+    for folder in folders:
+        assert (ROOT / folder / "__init__.py").is_file(), folder
+    # Sources with bodies per instruction-set level and the others: every one of them is built.
+    (extension,) = given["ext_modules"]
+    assert {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*.cpp")} == set(extension.sources)
+
+
+def test_bundled_photos_have_their_licences():
+    assets = ROOT / "murf_fast" / "assets"
+    licences = (assets / "LICENSES.md").read_text()
+    photos = [p for p in assets.iterdir() if p.suffix in (".jpg", ".png")]
+    assert photos
+    for photo in photos:
+        assert photo.name in licences
+        assert photo.stat().st_size < 300_000

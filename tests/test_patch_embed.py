@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from test_image_to_patches import MEAN, STD, images
+from util import assert_gradient_within_budget, assert_within_budget
+
+import murf_fast
+
+PATCH, WIDTH = 7, 24
+SIZES = [(28, 35), 14]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def parameters(dtype=torch.float64):
+    def wave(*shape):
+        n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+        return (torch.sin(1 + 0.7 * n) / shape[-1] ** 0.5).view(shape).to(dtype)
+
+    return {
+        "weight": wave(WIDTH, 3, PATCH, PATCH),
+        "bias": wave(WIDTH),
+        "pos_embed": wave(1, 1 + 9, WIDTH),
+        "prefix": wave(3, WIDTH),
+    }
+
+
+def embed(x, dtype, backend, sizes=SIZES, **options):
+    tensors = {**parameters(dtype), **{k: v for k, v in options.items() if k in parameters()}}
+    rest = {k: v for k, v in options.items() if k not in tensors}
+    return murf_fast.patch_embed(
+        x,
+        sizes,
+        patch_size=PATCH,
+        flavor="dinov2-hf",
+        num_prefix_tokens=1,
+        mean=MEAN,
+        std=STD,
+        backend=backend,
+        **tensors,
+        **rest,
+    )
+
+
+def plain(x, size, dtype):
+    """One resolution, the way models do it: resize, convolution, flatten, prefix, positions."""
+    p = parameters(dtype)
+    pixels = (x.permute(0, 3, 1, 2).to(dtype) / 255 - torch.tensor(MEAN, dtype=dtype).view(3, 1, 1)) / torch.tensor(
+        STD, dtype=dtype
+    ).view(3, 1, 1)
+    resized = murf_fast.reference.resize(pixels, size)
+    tokens = torch.nn.functional.conv2d(resized, p["weight"], p["bias"], stride=PATCH)
+    grid = tokens.shape[2:]
+    table = p["pos_embed"][:, 1:].unflatten(1, (3, 3)).permute(0, 3, 1, 2)
+    positions = murf_fast.reference.resize(table, grid, "bicubic").flatten(2).mT
+    head = p["prefix"].clone()
+    head[0] += p["pos_embed"][0, 0]
+    return torch.cat([head.expand(len(x), -1, -1), tokens.flatten(2).mT + positions], dim=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_parity_with_a_model_run_once_per_size(backend, dtype):
+    x = images("uint8 hwc")
+    packed = embed(x, dtype, backend)
+    for s, size in enumerate(((28, 35), (14, 14))):
+        oracle, same_dtype = plain(x, size, torch.float64), plain(x, size, dtype)
+        assert_within_budget(packed.block(s), oracle, same_dtype)
+        assert packed.map(s).shape == (2, WIDTH, size[0] // PATCH, size[1] // PATCH)
+        assert torch.equal(packed.map(s).flatten(2).mT, packed.block(s)[:, 3:])
+
+
+def test_slices_are_views_and_offsets_fit():
+    packed = embed(images("uint8 hwc"), torch.float32, "native")
+    lengths = packed.cu_seqlens.diff().tolist()
+    assert lengths == [23, 23, 7, 7]
+    assert packed.cu_seqlens[-1] == len(packed.tokens)
+    for s, b, start in ((0, 0, 0), (0, 1, 23), (1, 0, 46), (1, 1, 53)):
+        sequence = packed.sequence(s, b)
+        assert sequence.data_ptr() == packed.tokens[start].data_ptr()
+        assert packed.map(s)[b].data_ptr() == packed.tokens[start + 3].data_ptr()
+
+
+def test_batches_of_different_sizes():
+    first, second = images("uint8 hwc"), images("uint8 hwc", 40, 22, 1)
+    packed = embed([first, second], torch.float32, "native", sizes=[SIZES, [(21, 7)]])
+    alone = embed(second, torch.float32, "native", sizes=[(21, 7)])
+    assert len(packed) == 3
+    assert torch.equal(packed.block(2), alone.block(0))
+    assert torch.equal(packed.block(0), embed(first, torch.float32, "native").block(0))
+
+
+def test_tiles_are_images_of_their_own():
+    x = images("uint8 hwc", 28, 28)
+    packed = embed(x, torch.float32, "native", sizes=[28], tiles=[2])
+    corner = embed(x[:, :14, 14:], torch.float32, "native", sizes=[14])
+    torch.testing.assert_close(packed.block(0).unflatten(0, (4, 2))[1], corner.block(0))
+    assert packed.map(0).shape == (2, WIDTH, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "pos_embed", "prefix"])
+def test_gradients(name):
+    x = images("uint8 hwc")
+
+    def gradient(dtype, backend):
+        leaf = parameters(dtype)[name].requires_grad_()
+        tokens = embed(x, dtype, backend, **{name: leaf}).tokens
+        direction = torch.cos(torch.arange(tokens.numel(), dtype=torch.float64)).view(tokens.shape).to(dtype)
+        return torch.autograd.grad(tokens, leaf, direction)[0]
+
+    oracle, same_dtype = gradient(torch.float64, "reference"), gradient(torch.float32, "reference")
+    assert_gradient_within_budget(gradient(torch.float32, "native"), oracle, same_dtype)
+
+
+def test_positions_are_kept_until_the_table_changes():
+    x, table = images("uint8 hwc"), parameters(torch.float32)["pos_embed"]
+    first = embed(x, torch.float32, "native", pos_embed=table).tokens
+    assert torch.equal(embed(x, torch.float32, "native", pos_embed=table).tokens, first)
+    table.mul_(2)
+    doubled = embed(x, torch.float32, "native", pos_embed=table).tokens
+    assert not torch.equal(doubled, first)
+    assert torch.equal(doubled, embed(x, torch.float32, "native", pos_embed=table.clone()).tokens)
+
+
+def test_compile():
+    x = images("uint8 hwc")
+
+    def function(x, weight):
+        return embed(x, torch.float32, "native", weight=weight).tokens * 2
+
+    weight = parameters(torch.float32)["weight"]
+    torch.testing.assert_close(
+        torch.compile(function, fullgraph=True, backend="aot_eager")(x, weight), function(x, weight)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"weight": torch.ones(WIDTH, 3, 5, 5)}, ValueError, r"`weight` must be \(D, 147\) or \(D, 3, 7, 7\)"),
+        ({"weight": torch.ones(WIDTH, 147).long()}, TypeError, "`weight` must be a floating-point tensor"),
+        ({"bias": torch.ones(3)}, ValueError, r"`bias` must have shape \(24,\)"),
+        ({"prefix": torch.ones(2, 5)}, ValueError, r"`prefix` must be \(P, 24\), got \(2, 5\)"),
+        ({"sizes": []}, TypeError, "`sizes` must be a non-empty list"),
+        ({"sizes": [(28, 30)]}, ValueError, "must be a multiple of 7 pixels"),
+        ({"sizes": [3]}, ValueError, "must hold a patch of 7 pixels"),
+        ({"tiles": [2]}, ValueError, "`tiles` must hold one positive integer for each of 2 sizes"),
+        ({"remainder": "pad"}, ValueError, "`remainder` must be one of"),
+    ],
+)
+def test_bad_input(change, error, words):
+    with pytest.raises(error, match=words):
+        embed(images("uint8 hwc"), torch.float32, "native", **change)

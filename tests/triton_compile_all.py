@@ -1,0 +1,117 @@
+"""Compiles every Triton kernel for one GPU architecture, without a GPU, exactly as the launchers call it.
+
+The launchers run on CPU tensors under a stand-in for the driver; each kernel is specialized and compiled for the
+architecture on the command line instead of being launched. Prints one JSON line per compiled kernel: its name, bytes
+of shared memory, and bytes of local memory and stack per thread (register spills) as cuobjdump reports them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from murf_fast import kernels
+from murf_fast.ops._library import axes_of, axes_of_maps, empty_map
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class OfflineDriver:
+    """As much of a driver as compilation asks for."""
+
+    def __init__(self, arch: int):
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def main(arch: int) -> None:
+    compiled: dict[str, object] = {}
+    driver.set_active(OfflineDriver(arch))
+    launch = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled[kernel.hash] = kernel
+        return kernel
+
+    JITFunction.run = compile_only
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        launch_everything(dtype)
+    for kernel in compiled.values():
+        print(json.dumps({"name": kernel.name, "shared": kernel.metadata.shared, **resources(kernel)}))
+
+
+def launch_everything(dtype: torch.dtype) -> None:
+    """Every launcher in the layouts, widths and options that change what is compiled."""
+    patches(dtype)
+    for channels_last in (True, False):
+        maps = [empty_map(torch.zeros(1, dtype=dtype), (1, 768, n, n), channels_last) for n in (5, 9)]
+        few = [m[:, :19] for m in maps]
+        bilinear, bicubic = (axes_of_maps(maps, (23, 300), mode, False, None) for mode in ("bilinear", "bicubic"))
+        out = empty_map(maps[0], (1, 1536, 23, 300), channels_last)
+        bias, per_class = torch.zeros(1, 768), torch.ones(19)
+        kernels.upsample_concat(maps, bilinear, out)
+        kernels.upsample_sum(maps, bicubic, bias, out[:, :768])
+        kernels.resize_adjoint(out[:, :768], bilinear[0], maps[0])
+        # What a reduction does with a layout does not depend on the dtype.
+        if channels_last or dtype == torch.float32:
+            reductions(few, bilinear, None, per_class)
+        if channels_last and dtype == torch.bfloat16:
+            reductions(maps, bicubic, bias, torch.ones(768))
+            reductions(few, axes_of_maps(few, (3, 3), "area", False, None), bias[:, :19].contiguous(), per_class)
+
+
+def patches(dtype: torch.dtype) -> None:
+    for images in (torch.zeros(2, 3, 20, 30, dtype=torch.uint8), torch.zeros(2, 3, 20, 30, dtype=dtype)):
+        for channels_first in (True, False):
+            out = torch.zeros(2, 6, 588, dtype=dtype)
+            axes = axes_of(20, 30, (28, 42), "bilinear", False)
+            kernels.image_to_patches(images, axes, 14, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), channels_first, out)
+
+
+def reductions(maps, axes, bias, per_class) -> None:
+    size = (axes[0][0].out_size, axes[0][1].out_size)
+    pixels = torch.zeros(1, *size)
+    gradients = [empty_map(m, m.shape, True, torch.float32) for m in maps]
+    target = torch.zeros(1, *size, dtype=torch.int64)
+    for labels, values in ((torch.uint8, None), (torch.int16, pixels.to(maps[0].dtype)), (torch.int32, None)):
+        kernels.upsample_argmax(maps, axes, bias, pixels.to(labels), values)
+    for softmax in (True, False):
+        kernels.upsample_expectation(maps, axes, bias, per_class, softmax, pixels)
+        rows = torch.zeros(size[0], len(per_class))
+        kernels.upsample_expectation_backward(maps, axes, bias, per_class, softmax, pixels, gradients, rows)
+    for weight, smoothing in ((None, 0.0), (per_class, 0.1)):
+        options = (maps, axes, bias, target, weight, -100, smoothing)
+        kernels.upsample_cross_entropy(*options, pixels, pixels)
+        kernels.upsample_cross_entropy_backward(*options, pixels, pixels, gradients)
+
+
+def resources(kernel) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    return {name.lower(): int(re.search(rf"\b{name}:(\d+)", report)[1]) for name in ("REG", "STACK", "LOCAL")}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
