@@ -135,17 +135,27 @@ class ProjectedRows {
   int64_t* held_;
 };
 
-// dst[j][i] = sum_c window[c][i + j] * center[c][i], for J offsets j and V vectors of i
+// Keys whose products are summed at a time: logits are sums of large terms whose rounding the softmax magnifies, and
+// sums of sums keep it small.
+constexpr int64_t kKeys = 4;
+
+// dst[j][i] (+)= sum_c window[c][i + j] * center[c][i], for J offsets j and V vectors of i
 template <int J, int V>
 inline void logits_block(float* dst, const float* window, const float* center, int64_t pitch, int64_t key) {
-  Vec sum[J][V] = {};
-  for (int64_t c = 0; c < key; ++c)
-    for (int v = 0; v < V; ++v) {
-      const Vec p = load_vec(center + c * pitch + v * kLanes);
-      for (int j = 0; j < J; ++j) sum[j][v] += p * load_vec(window + c * pitch + v * kLanes + j);
-    }
-  for (int j = 0; j < J; ++j)
-    for (int v = 0; v < V; ++v) store_vec(dst + j * kPitch + v * kLanes, sum[j][v]);
+  for (int64_t begin = 0; begin < key; begin += kKeys) {
+    const int64_t end = min64(begin + kKeys, key);
+    Vec sum[J][V] = {};
+    for (int64_t c = begin; c < end; ++c)
+      for (int v = 0; v < V; ++v) {
+        const Vec p = load_vec(center + c * pitch + v * kLanes);
+        for (int j = 0; j < J; ++j) sum[j][v] += p * load_vec(window + c * pitch + v * kLanes + j);
+      }
+    for (int j = 0; j < J; ++j)
+      for (int v = 0; v < V; ++v) {
+        float* to = dst + j * kPitch + v * kLanes;
+        store_vec(to, begin == 0 ? sum[j][v] : load_vec(to) + sum[j][v]);
+      }
+  }
 }
 
 template <int J>
