@@ -275,7 +275,7 @@ template <class T, class K>
 static void forward(const Bilateral& net, const Strided& guidance, const Strided& out, int threads) {
   const int64_t share = padded(ProjectedRows::floats(net)) + padded(Tile::floats(net)) + Layers(net).taps * kPitch;
   Scratch scratch(share * threads);
-  const int64_t bands = max64(1, min64(2 * threads, net.height / 32));
+  const int64_t height = net.row_end - net.row_begin, bands = max64(1, min64(2 * threads, height / 32));
   parallel(threads, net.batch * bands, [&](int thread, int64_t first, int64_t last) {
     float* at = scratch.data() + thread * share;
     ProjectedRows rows(net, guidance, at);
@@ -285,9 +285,9 @@ static void forward(const Bilateral& net, const Strided& guidance, const Strided
     const Dense second{net.params + tile.layers.fixup_weight1, net.params + tile.layers.fixup_bias1, taps, taps};
     for (int64_t task = first; task < last; ++task) {
       const int64_t b = task / bands, band = task % bands;
-      for (int64_t y = net.height * band / bands; y < net.height * (band + 1) / bands; ++y)
+      for (int64_t at_row = height * band / bands; at_row < height * (band + 1) / bands; ++at_row)
         for (int64_t x = 0; x < net.width; x += kTile) {
-          const int64_t length = min64(kTile, net.width - x), width = padded(length);
+          const int64_t y = net.row_begin + at_row, length = min64(kTile, net.width - x), width = padded(length);
           tile.normalized<T>(rows, b, y, x, width);
           const float* result = tile.kernels;
           if (net.fixup) {
@@ -301,7 +301,7 @@ static void forward(const Bilateral& net, const Strided& guidance, const Strided
             }
             result = fixed;
           }
-          K* dst = static_cast<K*>(out.data) + b * out.stride_b + y * out.stride_y + x * out.stride_x;
+          K* dst = static_cast<K*>(out.data) + b * out.stride_b + at_row * out.stride_y + x * out.stride_x;
           for (int64_t i = 0; i < length; ++i)
             for (int64_t t = 0; t < taps; ++t) from_float(result[t * kPitch + i], dst[i * out.stride_x + t * out.stride_c]);
         }

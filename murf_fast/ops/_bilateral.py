@@ -1,14 +1,11 @@
-"""What the bilateral ops share: their parameters, and the choice of a backend."""
+"""What the bilateral ops share: their parameters and the checks of them."""
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from murf_fast import backends
 from murf_fast.ops import _checks
 
 
@@ -76,12 +73,17 @@ def check_reflection(op: str, radius: int, size) -> None:
         )
 
 
-def resolve(request: str | None, x: Tensor) -> str:
-    """As :func:`murf_fast.backends.resolve`, for ops that have no Triton kernel."""
-    backend = backends.resolve(request, x.device.type, x.dtype)
-    if backend != "triton":
-        return backend
-    if request == "triton" or not torch.cuda.is_available():
-        raise backends.BackendUnavailableError("murf_fast: the bilateral ops have no Triton kernels; use the reference")
-    warnings.warn("murf_fast: the bilateral ops take the slow reference on CUDA", RuntimeWarning, stacklevel=4)
-    return "reference"
+def check_masks(op: str, params: BilateralParams, guidance: Tensor, radius: int, range_mask, fixup_mask) -> None:
+    """Dropout's factors of the hidden channels of every image."""
+    for name, mask, channels in (
+        ("range_mask", range_mask, params.range_bias0.numel()),
+        ("fixup_mask", fixup_mask, (2 * radius + 1) ** 2),
+    ):
+        if mask is not None and not isinstance(mask, Tensor):
+            raise TypeError(f"murf_fast.{op}: `{name}` must be a tensor, got {type(mask).__name__}")
+        if mask is not None and tuple(mask.shape) != (guidance.shape[0], channels):
+            raise ValueError(
+                f"murf_fast.{op}: `{name}` must have shape ({guidance.shape[0]}, {channels}), got {tuple(mask.shape)}"
+            )
+        if mask is not None and mask.device != guidance.device:
+            raise ValueError(f"murf_fast.{op}: `{name}` must be on {guidance.device}, got {mask.device}")
