@@ -644,9 +644,7 @@ def jbu_gradients(device, dtype):
         kernels = murf_fast.reference.bilateral_kernels(exact, [p.detach().double() for p in params])
         to_kernels, begin = torch.zeros_like(kernels), 0
         for where, block in channel_blocks(source.detach()):
-            block, k = block.requires_grad_(), kernels.detach().requires_grad_()
-            to_block, to_k = torch.autograd.grad(shifted_graph(block, k), [block, k], direction[where].double())
-            to_kernels += to_k
+            to_block = shifted_gradients(block, kernels.detach(), direction[where].double(), to_kernels)
             yield (slice(begin, begin + block.numel()),), to_block.flatten()
             begin += block.numel()
         yield (slice(begin, None),), torch.autograd.grad(kernels, exact, to_kernels)[0].flatten()
@@ -667,12 +665,18 @@ def jbu_gradients(device, dtype):
     )
 
 
-def shifted_graph(source: Tensor, kernels: Tensor) -> Tensor:
-    """:func:`shifted`, differentiable."""
+def shifted_gradients(source: Tensor, kernels: Tensor, direction: Tensor, to_kernels: Tensor) -> Tensor:
+    """The gradient of :func:`shifted` to the source; that to the kernels is added to ``to_kernels``."""
     size, diameter = kernels.shape[2:], round(kernels.shape[1] ** 0.5)
-    padded = F.pad(up(source, size, "bicubic"), [diameter // 2] * 4, mode="reflect")
-    windows = (padded[:, :, y : y + size[0], x : x + size[1]] for y in range(diameter) for x in range(diameter))
-    return reduce(torch.add, [w * kernels[:, t : t + 1] for t, w in enumerate(windows)])
+    leaf = source.detach().requires_grad_()
+    padded = F.pad(up(leaf, size, "bicubic"), [diameter // 2] * 4, mode="reflect")
+    windows, to_padded = padded.detach(), torch.zeros_like(padded)
+    for t in range(diameter**2):
+        y, x = divmod(t, diameter)
+        where = (..., slice(y, y + size[0]), slice(x, x + size[1]))
+        to_kernels[:, t] += torch.einsum("bcyx,bcyx->byx", direction, windows[where])
+        to_padded[where].addcmul_(direction, kernels[:, t : t + 1])
+    return torch.autograd.grad(padded, leaf, to_padded)[0]
 
 
 class Rows(list):
