@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from util import assert_within_budget
 
-from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.nn import MultiResolutionEncoder, _attention, _blocks
 
 transformers = pytest.importorskip("transformers", reason="needs transformers, the original models")
 
@@ -202,6 +202,118 @@ def test_equals_the_model_once_per_resolution(build, norm):
                     assert cls is None
 
 
+@pytest.mark.parametrize("build", FAMILIES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("chunk", [1, 7, 36, 10_000])
+def test_chunks_of_rows_change_nothing(build, chunk, monkeypatch):
+    encoder = MultiResolutionEncoder(model_of(build), SIZES, layers=[0, 1, -1], norm=False)
+    images = torch.rand(2, 3, 30, 26)
+    whole = encoder(images)
+    monkeypatch.setattr(_blocks, "CHUNK", chunk)
+    for a, b in zip(encoder(images).tokens, whole.tokens, strict=True):
+        torch.testing.assert_close(a.tokens, b.tokens)
+    # With gradients wanted, and under a compiler, a pass overwrites nothing.
+    encoder.requires_grad_(True)
+    for a, b in zip(encoder(images).tokens, whole.tokens, strict=True):
+        torch.testing.assert_close(a.tokens, b.tokens)
+
+
+def test_neighbours_of_one_grid_attend_together():
+    model = model_of(dinov3)
+    encoder = MultiResolutionEncoder(model, [(24, 24), (48, 48), (24, 24)], tiles=[1, 2, 1])
+    packed = encoder.embed(torch.rand(2, 3, 48, 48))
+    runs = _attention.runs(packed, encoder._rotations(packed))
+    assert [(r.start, r.sequences, r.length) for r in runs] == [(0, 2 + 8 + 2, 36 + 3)]
+    assert runs[0].stop == len(packed.tokens)
+
+
+class Adapter(nn.Linear):
+    """A projection that is more than its product."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_projections_that_are_more_than_their_product():
+    model = model_of(dinov2)
+    changed = copy.deepcopy(model)
+    q = changed.encoder.layer[1].attention.q_proj
+    adapter = Adapter(q.in_features, q.out_features).requires_grad_(False)
+    adapter.load_state_dict(q.state_dict())
+    changed.encoder.layer[1].attention.q_proj = adapter
+    images = torch.rand(1, 3, 24, 24)
+    result = MultiResolutionEncoder(changed, [(24, 24)])(images).tokens[0].block(0)
+    torch.testing.assert_close(result, changed(images).last_hidden_state)
+    assert not torch.allclose(result, model(images).last_hidden_state)
+    hooked = copy.deepcopy(model)
+    hooked.encoder.layer[0].attention.v_proj.register_forward_hook(lambda module, inputs, output: 2 * output)
+    result = MultiResolutionEncoder(hooked, [(24, 24)])(images).tokens[0].block(0)
+    torch.testing.assert_close(result, hooked(images).last_hidden_state)
+
+
+def test_autocast():
+    model = model_of(dinov2)
+    images = torch.rand(1, 3, 24, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = MultiResolutionEncoder(model, [(24, 24)])(images).tokens[0].block(0)
+        same = model(images).last_hidden_state
+    oracle = copy.deepcopy(model).double()(images.double()).last_hidden_state
+    assert actual.dtype == same.dtype
+    assert_within_budget(actual, oracle, same, "autocast")
+
+
+def test_compiles_in_one_graph():
+    model = model_of(dinov2)
+    encoder = MultiResolutionEncoder(model, SIZES[:2])
+    images = torch.rand(1, 3, 30, 26)
+    compiled = torch.compile(lambda x: encoder(x).maps, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(images), encoder(images).maps, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def per_sequence(q, k, v, cu_q, cu_k, longest_q, longest_k):
+    """What ``torch.nn.attention.varlen.varlen_attn`` means, on any device."""
+    assert torch.equal(cu_q, cu_k) and cu_q.dtype == torch.int32
+    assert longest_q == longest_k == int((cu_q[1:] - cu_q[:-1]).max())
+    parts = []
+    for a, b in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+        parts.append(F.scaled_dot_product_attention(*(t[a:b].transpose(0, 1) for t in (q, k, v))).transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("build", [dinov2, dinov3, hub], ids=lambda f: f.__name__)
+def test_varlen_takes_the_packed_buffer(build, monkeypatch):
+    """The launch of all sequences at once, with a stand-in for the CUDA kernel."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no varlen attention")
+    monkeypatch.setattr(varlen, "varlen_attn", per_sequence)
+    monkeypatch.setattr(_attention, "varlen_reasons", lambda device, dtype: [])
+    model = model_of(build)
+    images = torch.rand(2, 3, 30, 26)
+    expected = MultiResolutionEncoder(model, SIZES)(images).tokens[0].tokens
+    encoder = MultiResolutionEncoder(model, SIZES, attention="varlen")
+    torch.testing.assert_close(encoder(images).tokens[0].tokens, expected)
+    torch.testing.assert_close(encoder.requires_grad_(True)(images).tokens[0].tokens, expected)
+
+
+def test_varlen_is_refused_with_every_reason():
+    with pytest.raises(ValueError, match="CUDA device.*float32"):
+        MultiResolutionEncoder(model_of(dinov2), SIZES, attention="varlen")(torch.rand(1, 3, 24, 24))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("build", [dinov2, dinov3], ids=lambda f: f.__name__)
+def test_varlen_on_a_gpu(build):
+    pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no varlen attention")
+    model = model_of(build)
+    double = copy.deepcopy(model).double()
+    half = copy.deepcopy(model).to("cuda", torch.bfloat16)
+    images = torch.rand(2, 3, 30, 26)
+    oracle = MultiResolutionEncoder(double, SIZES)(images.double()).tokens[0].tokens
+    same = MultiResolutionEncoder(half, SIZES)(images.cuda()).tokens[0].tokens
+    actual = MultiResolutionEncoder(half, SIZES, attention="varlen")(images.cuda()).tokens[0].tokens
+    assert_within_budget(actual.cpu(), oracle, same.cpu(), "varlen")
+
+
 def test_parameters_are_shared_and_maps_are_views():
     model = model_of(dinov2)
     encoder = MultiResolutionEncoder(model, SIZES)
@@ -269,6 +381,7 @@ def test_scales_and_their_rounding():
         ({"scales": [1.0]}, ValueError, "either"),
         ({"sizes": None}, ValueError, "either"),
         ({"rounding": "up"}, ValueError, "rounding"),
+        ({"attention": "flash"}, ValueError, "attention"),
         ({"sizes": None, "scales": [0.0]}, ValueError, "> 0"),
     ],
 )
@@ -299,6 +412,12 @@ def test_nan_pixels_stay_in_their_patch_before_attention():
     packed = MultiResolutionEncoder(model_of(dinov2), [(24, 24)]).embed(images)
     bad = packed.map(0).isnan().any(1)[0]
     assert bad.nonzero().tolist() == [[1, 2]]
+
+
+def test_random_rotations_in_training_are_refused():
+    encoder = MultiResolutionEncoder(model_of(dinov3).train(), [(24, 24)])
+    with pytest.raises(ValueError, match="training mode"):
+        encoder(torch.rand(1, 3, 24, 24))
 
 
 def test_dropout_in_training_is_refused():

@@ -37,6 +37,7 @@ class Family:
     layout = "cyx"
     num_position_prefix = 0  # rows of the table before the patches
     source_grid: tuple[int, int] | None = None
+    augments_positions = False  # at random in training
 
     heads: int
     patch_size: int
@@ -87,6 +88,8 @@ class HuggingFaceDinov3(Family):
     def __init__(self, model: nn.Module) -> None:
         self.embeddings, self.rope = model.embeddings, model.rope_embeddings
         self.heads = model.config.num_attention_heads
+        names = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
+        self.augments_positions = any(getattr(model.config, name, None) is not None for name in names)
         self.projection = model.embeddings.patch_embeddings
         self.patch_size = _square(self.projection.kernel_size)
         self.final_norm = model.norm
