@@ -272,7 +272,8 @@ def test_compiles_in_one_graph():
 
 def per_sequence(q, k, v, cu_q, cu_k, longest_q, longest_k):
     """What ``torch.nn.attention.varlen.varlen_attn`` means, on any device."""
-    assert torch.equal(cu_q, cu_k) and cu_q.dtype == torch.int32
+    assert torch.equal(cu_q, cu_k)
+    assert cu_q.dtype == torch.int32
     assert longest_q == longest_k == int((cu_q[1:] - cu_q[:-1]).max())
     parts = []
     for a, b in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
@@ -295,7 +296,7 @@ def test_varlen_takes_the_packed_buffer(build, monkeypatch):
 
 
 def test_varlen_is_refused_with_every_reason():
-    with pytest.raises(ValueError, match="CUDA device.*float32"):
+    with pytest.raises(ValueError, match=r"CUDA device.*float32"):
         MultiResolutionEncoder(model_of(dinov2), SIZES, attention="varlen")(torch.rand(1, 3, 24, 24))
 
 

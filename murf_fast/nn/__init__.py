@@ -2,6 +2,18 @@
 
 from murf_fast.nn.depth_head import DepthHead
 from murf_fast.nn.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
+from murf_fast.nn.murf import MuRF
+from murf_fast.nn.s2 import S2
 from murf_fast.nn.segmentation_head import SegmentationHead
+from murf_fast.nn.siglip_hd import fine_to_coarse_loss, multi_scale_target
 
-__all__ = ["DepthHead", "MultiResolutionEncoder", "MultiResolutionFeatures", "SegmentationHead"]
+__all__ = [
+    "S2",
+    "DepthHead",
+    "MuRF",
+    "MultiResolutionEncoder",
+    "MultiResolutionFeatures",
+    "SegmentationHead",
+    "fine_to_coarse_loss",
+    "multi_scale_target",
+]
