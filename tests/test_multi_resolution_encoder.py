@@ -85,6 +85,34 @@ class DinoVisionTransformer(nn.Module):
         return outputs
 
 
+class VisionTransformer(DinoVisionTransformer):
+    """A stand-in with timm's names and rules: antialiased positions; with registers none for CLS and registers."""
+
+    def __init__(self, registers=0, **options):
+        super().__init__(registers=registers, **options)
+        self.pos_drop, self.norm_pre, self.patch_drop = nn.Identity(), nn.Identity(), nn.Identity()
+        self.patch_embed.grid_size = (self.side, self.side)
+        if registers:
+            self.pos_embed = nn.Parameter(self.pos_embed[:, 1:].detach().clone())
+        self.reg_token = self.register_tokens
+        del self.register_tokens
+
+    def outputs(self, images):
+        x = self.patch_embed.proj(images)
+        grid = tuple(x.shape[2:])
+        prefix = self.pos_embed.shape[1] - self.side**2
+        positions = self.pos_embed[:, prefix:].mT.unflatten(2, (self.side, self.side))
+        if grid != (self.side, self.side):
+            positions = F.interpolate(positions, grid, mode="bicubic", antialias=True)
+        x = (x + positions).flatten(2).mT
+        first = self.cls_token + self.pos_embed[:, :1] if prefix else self.cls_token
+        tokens = [t.expand(len(x), -1, -1) for t in (first, self.reg_token) if t is not None]
+        outputs = [torch.cat([*tokens, x], dim=1)]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1]))
+        return outputs
+
+
 def dinov2():
     config = transformers.Dinov2Config(**SMALL, image_size=6 * PATCH, layerscale_value=0.7)
     return transformers.Dinov2Model(config)
@@ -124,7 +152,21 @@ def hub_registers():
     return DinoVisionTransformer(registers=2)
 
 
-FAMILIES = [dinov2, dinov2_swiglu, dinov2_registers, dinov3, siglip, siglip2, hub, hub_registers]
+def timm_layout():
+    return VisionTransformer()
+
+
+def timm_registers():
+    return VisionTransformer(registers=2)
+
+
+OWN = [
+    hub,
+    hub_registers,
+    timm_layout,
+    timm_registers,
+]  # stand-ins: their weights are no download, their code no package
+FAMILIES = [dinov2, dinov2_swiglu, dinov2_registers, dinov3, siglip, siglip2, *OWN]
 
 
 def model_of(build):
@@ -137,7 +179,8 @@ def model_of(build):
 
 
 def prefix_of(build):
-    return {dinov2: 1, dinov2_swiglu: 1, dinov2_registers: 3, dinov3: 3, hub: 1, hub_registers: 3}.get(build, 0)
+    one, three = (dinov2, dinov2_swiglu, hub, timm_layout), (dinov2_registers, dinov3, hub_registers, timm_registers)
+    return 1 if build in one else 3 if build in three else 0
 
 
 def original(build, model, images, size, layer, norm):
@@ -146,7 +189,7 @@ def original(build, model, images, size, layer, norm):
     # Pixels in the dtype of the run, as everything behind them: the budget is that of the whole pipeline.
     mean, std = (torch.tensor(v, dtype=dtype).view(3, 1, 1) for v in (MEAN, STD))
     pixels = F.interpolate((images.to(dtype) / 255 - mean) / std, size, mode="bilinear", align_corners=False)
-    if build in (hub, hub_registers):
+    if build in OWN:
         output = model.outputs(pixels)[layer + 1]
         return model.norm(output) if norm else output
     if build is siglip2:
@@ -224,6 +267,29 @@ def test_neighbours_of_one_grid_attend_together():
     runs = _attention.runs(packed, encoder._rotations(packed))
     assert [(r.start, r.sequences, r.length) for r in runs] == [(0, 2 + 8 + 2, 36 + 3)]
     assert runs[0].stop == len(packed.tokens)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_timm_itself(registers):
+    vit = pytest.importorskip("timm.models.vision_transformer", reason="needs timm, which needs torchvision")
+    torch.manual_seed(0)
+    model = vit.VisionTransformer(
+        img_size=24,
+        patch_size=PATCH,
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        init_values=0.5,
+        dynamic_img_size=True,
+        reg_tokens=registers,
+        no_embed_class=bool(registers),
+    ).eval()
+    images = torch.rand(2, 3, 32, 28)
+    with torch.no_grad():
+        actual = MultiResolutionEncoder(model, [(32, 28)])(images).tokens[0].block(0)
+        same = model.forward_features(images)
+        oracle = copy.deepcopy(model).double().forward_features(images.double())
+    assert_within_budget(actual, oracle, same)
 
 
 class Adapter(nn.Linear):
