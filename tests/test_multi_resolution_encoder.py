@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -193,6 +194,7 @@ def original(build, model, images, size, layer, norm):
         output = model.outputs(pixels)[layer + 1]
         return model.norm(output) if norm else output
     if build is siglip2:
+        model = getattr(model, "vision_model", model)
         h, w = size[0] // PATCH, size[1] // PATCH
         cut = pixels.unflatten(3, (w, PATCH)).unflatten(2, (h, PATCH)).permute(0, 2, 4, 3, 5, 1).flatten(3)
         x = model.embeddings.patch_embedding(cut.flatten(1, 2))
@@ -206,13 +208,25 @@ def original(build, model, images, size, layer, norm):
             output = block(x, attention_mask=None)
             x = output[0] if isinstance(output, tuple) else output
         return model.post_layernorm(x) if norm else x
-    extra = {"interpolate_pos_encoding": True} if build is siglip else {}
-    output = model(pixels, output_hidden_states=True, **extra)
-    hidden = output.hidden_states[layer + 1]
+    # A hook, as what `hidden_states` holds of the last block differs among models and versions.
+    outputs = []
+    hook = blocks_of(model)[layer].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model(pixels, **({"interpolate_pos_encoding": True} if build is siglip else {}))
+    hook.remove()
+    hidden = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
     if not norm:
         return hidden
+    model = getattr(model, "vision_model", model)
     final = getattr(model, "layernorm", None) or getattr(model, "norm", None) or model.post_layernorm
     return final(hidden)
+
+
+def blocks_of(model):
+    """The blocks of a transformers model, under the names of versions 4 and 5."""
+    for path in ("encoder.layer", "encoder.layers", "vision_model.encoder.layers", "layer", "model.layer"):
+        with contextlib.suppress(AttributeError):
+            return model.get_submodule(path)
+    raise AssertionError(f"no blocks in {type(model).__name__}")
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -302,16 +316,17 @@ class Adapter(nn.Linear):
 def test_projections_that_are_more_than_their_product():
     model = model_of(dinov2)
     changed = copy.deepcopy(model)
-    q = changed.encoder.layer[1].attention.q_proj
+    name, q = next((n, m) for n, m in changed.named_modules() if n.endswith(("q_proj", "query")) and ".1." in n)
     adapter = Adapter(q.in_features, q.out_features).requires_grad_(False)
     adapter.load_state_dict(q.state_dict())
-    changed.encoder.layer[1].attention.q_proj = adapter
+    changed.set_submodule(name, adapter)
     images = torch.rand(1, 3, 24, 24)
     result = MultiResolutionEncoder(changed, [(24, 24)])(images).tokens[0].block(0)
     torch.testing.assert_close(result, changed(images).last_hidden_state)
     assert not torch.allclose(result, model(images).last_hidden_state)
     hooked = copy.deepcopy(model)
-    hooked.encoder.layer[0].attention.v_proj.register_forward_hook(lambda module, inputs, output: 2 * output)
+    v = next(m for n, m in hooked.named_modules() if n.endswith(("v_proj", "value")) and ".0." in n)
+    v.register_forward_hook(lambda module, inputs, output: 2 * output)
     result = MultiResolutionEncoder(hooked, [(24, 24)])(images).tokens[0].block(0)
     torch.testing.assert_close(result, hooked(images).last_hidden_state)
 
