@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from cases import CASES
+from cases import cpu_cases
 from measure import run
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if c.op == "joint_bilateral_upsample" and "cpu" in c.devices], ids=lambda c: c.name
-)
+@pytest.mark.parametrize("case", cpu_cases("joint_bilateral_upsample"), ids=lambda c: c.name)
 def test_joint_bilateral_upsample(benchmark, case, ceilings):
     run(benchmark, case, ceilings)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from cases import CASES
+from cases import cpu_cases
 from measure import run
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.op == "upsample_sum"], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", cpu_cases("upsample_sum"), ids=lambda c: c.name)
 def test_upsample_sum(benchmark, case, ceilings):
     run(benchmark, case, ceilings)

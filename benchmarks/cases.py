@@ -7,7 +7,7 @@ layouts where the layout is free, ``torch.compile`` of the plain graph). ``oracl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 import torch
@@ -49,7 +49,10 @@ class Case:
     targets: tuple[Target, ...] = ()
     write_target: float | None = None  # fraction of the streaming-write rate
     memory_target: tuple[float, str] | None = None  # times these bytes, what they are
+    less_memory: tuple[str, float] | None = None  # of that contender's peak at most so much
+    beside: tuple[str, str, float] | None = None  # (part, against, ratio): the ratio once both are rid of that part
     devices: tuple[str, ...] = ("cpu", "cuda")
+    facts: dict = field(default_factory=dict)  # columns of the table of whole models
 
     @property
     def id(self) -> str:
@@ -65,6 +68,10 @@ def case(op: str, name: str, **options):
         return build
 
     return register
+
+
+def cpu_cases(op: str) -> list[Case]:
+    return [c for c in CASES if c.op == op and "cpu" in c.devices]
 
 
 _scale = 1.0
@@ -357,24 +364,40 @@ def position_embedding(device, dtype):
     )
 
 
-@case("resample_pos_embed", "DINOv2 table, 768 channels, 37 -> 56 x 40, dinov2-hf")
-def pos_embed(device, dtype):
-    m, grid = side(37), (side(56), side(40))
-    table = randn(device, dtype, 1, 1 + m * m, classes(768))
+def pos_embed(flavor: str, antialias: bool, keep: bool):
+    def build(device, dtype):
+        m, grids = side(37), [(side(n), side(n)) for n in (16, 28, 55)]
+        table = randn(device, dtype, 1, 1 + m * m, classes(768))
 
-    def plain(table):
-        map_ = table[:, 1:].unflatten(1, (m, m)).permute(0, 3, 1, 2)
-        return torch.cat([table[:, :1], up(map_, grid, "bicubic").flatten(2).mT], dim=1)
+        def plain(table):
+            map_ = table[:, 1:].unflatten(1, (m, m)).permute(0, 3, 1, 2)
+            results = []
+            for grid in grids:
+                resized = F.interpolate(map_, grid, mode="bicubic", antialias=antialias, align_corners=False)
+                results.append(torch.cat([table[:, :1], resized.flatten(2).mT], dim=1))
+            return Rows(results)
 
-    def oracle():
-        yield (), plain(table.double())
+        def oracle():
+            yield (), plain(table.double()).joined()
 
-    return Contenders(
-        lambda: murf_fast.resample_pos_embed(table, grid, flavor="dinov2-hf", num_prefix_tokens=1),
-        {"eager": lambda: plain(table), "compile": compiled(plain, table)},
-        oracle,
-        (1 + grid[0] * grid[1]) * table.shape[2] * table.element_size(),
-    )
+        def ours():
+            options = {"flavor": flavor, "num_prefix_tokens": 1, "keep": keep}
+            return Rows(murf_fast.resample_pos_embed(table, grids, **options))
+
+        return Contenders(
+            ours,
+            {"eager": lambda: plain(table), "compile": compiled(plain, table)},
+            oracle,
+            sum(1 + h * w for h, w in grids) * table.shape[2] * table.element_size(),
+        )
+
+    return build
+
+
+for _flavor, _antialias, _mode in (("dinov2-hf", False, "bicubic"), ("dinov2-reg", True, "antialiased bicubic")):
+    _name = f"DINOv2 table, 768 channels, 37 -> 16, 28, 55, {_mode}"
+    case("resample_pos_embed", _name, targets=(Target("eager", 5),))(pos_embed(_flavor, _antialias, False))
+    case("resample_pos_embed", f"{_name}, kept", targets=(Target("eager", 100),))(pos_embed(_flavor, _antialias, True))
 
 
 @case("image_to_patches", "8 images 640 x 480, uint8 -> 266, 518, 784, patch 14")
@@ -416,6 +439,7 @@ def patches(device, dtype):
     "patch_embed",
     "8 images 640 x 480, uint8 -> 266, 518, 784, ViT-B/14 with positions",
     targets=(Target("eager", 1.3),),
+    beside=("GEMM alone", "eager", 2.0),
 )
 def patch_embed(device, dtype):
     generator = torch.Generator().manual_seed(0)
@@ -450,9 +474,14 @@ def patch_embed(device, dtype):
         return murf_fast.patch_embed(images, sizes, weight, bias, table, patch_size=patch, **options).tokens
 
     tokens = sum(8 * (1 + (size // patch) ** 2) for size in sizes)
+    rows = torch.cat(murf_fast.image_to_patches(images, sizes, patch, mean=MEAN, std=STD, dtype=dtype), 1).flatten(0, 1)
+    product = rows.new_empty(len(rows), width)
+    others = {"eager": lambda: plain(*arguments), "compile": compiled(plain, *arguments)}
+    # A part of both sides, not a contender: what nobody here can make faster.
+    others["GEMM alone"] = lambda: torch.mm(rows, weight.flatten(1).T, out=product)
     return Contenders(
         ours,
-        {"eager": lambda: plain(*arguments), "compile": compiled(plain, *arguments)},
+        others,
         oracle,
         tokens * width * weight.element_size(),
         operations=2 * tokens * width * 3 * patch * patch,
@@ -684,3 +713,6 @@ class Rows(list):
 
     def joined(self) -> Tensor:
         return torch.cat(self, dim=1)
+
+
+import murf_cases  # noqa: E402, F401  (registers the whole models)

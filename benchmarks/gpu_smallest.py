@@ -36,6 +36,20 @@ SMALLEST = {
     "linear_head": lambda: differentiated(
         lambda m: murf_fast.linear_head(m, torch.randn(4, 38, device="cuda"), size=(7, 9))
     ),
+    "resample_pos_embed": lambda: (
+        murf_fast.resample_pos_embed(
+            torch.randn(1, 10, 19, device="cuda", requires_grad=True), (4, 2), flavor="dinov2-hub", num_prefix_tokens=1
+        )
+        .sum()
+        .backward()
+    ),
+    "patch_embed": lambda: murf_fast.patch_embed(
+        torch.zeros(1, 9, 8, 3, dtype=torch.uint8, device="cuda"),
+        [(6, 9)],
+        torch.randn(5, 27, device="cuda"),
+        patch_size=3,
+        prefix=torch.randn(2, 5, device="cuda"),
+    ),
     "image_to_patches": lambda: murf_fast.image_to_patches(
         torch.zeros(1, 3, 9, 8, dtype=torch.uint8, device="cuda"), [(6, 7)], 3
     ),

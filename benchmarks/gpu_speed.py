@@ -113,9 +113,12 @@ def measure(case: Case, device: str, clock: Clock) -> dict:
         "operations": contenders.operations,
         "contenders": measured,
         # The goals of the CPU suites are for CPUs; on a GPU the write rate is the goal of the copy-like operation.
-        "targets": [],
+        "targets": [{"against": t.against, "ratio": t.ratio} for t in case.targets if case.devices == ("cuda",)],
         "write_target": 0.85 if case.op == "upsample_concat" else None,
         "memory_target": case.memory_target,
+        "less_memory": case.less_memory,
+        "beside": None,
+        "facts": case.facts,
     }
 
 
@@ -134,6 +137,8 @@ def ceilings(device: str) -> dict:
 
 def variants(case: Case) -> list[Case]:
     """The case as it stands and, unless it names its dtype, in bfloat16."""
+    if "cuda" not in case.devices:
+        return []
     if case.dtype != torch.float32 or any(c.op == case.op and c.dtype == torch.bfloat16 for c in CASES):
         return [case]
     return [case, dataclasses.replace(case, dtype=torch.bfloat16)]

@@ -41,9 +41,11 @@ def merged(old: dict, new: dict) -> dict:
 def verdicts(case: dict, ceilings: dict) -> list[dict]:
     """One row per contender family: the fastest of it, the ratio, and whether the goal was reached."""
     ours = case["contenders"]["murf_fast"]
+    part = case["beside"][0] if case.get("beside") else None
+    others = {n: c for n, c in case["contenders"].items() if n not in ("murf_fast", part)}
     rows = []
-    for family in dict.fromkeys(_family(name) for name in case["contenders"] if name != "murf_fast"):
-        members = {n: c for n, c in case["contenders"].items() if n != "murf_fast" and _family(n) == family}
+    for family in dict.fromkeys(_family(name) for name in others):
+        members = {n: c for n, c in others.items() if _family(n) == family}
         name, fastest = min(members.items(), key=lambda item: item[1]["median_s"])
         goal = next((t["ratio"] for t in case["targets"] if family == t["against"]), None)
         ratio = fastest["median_s"] / ours["median_s"]
@@ -74,7 +76,39 @@ def other_goals(case: dict, ceilings: dict) -> list[tuple[str, bool]]:
         limit, what = case["memory_target"]
         share = ours["peak_bytes"] / case["bytes"]
         found.append((f"peak memory {share:.2f} times the {what} (goal at most {limit:g})", share <= limit))
+    if case.get("less_memory") and ours["peak_bytes"] is not None:
+        against, limit = case["less_memory"]
+        share = ours["peak_bytes"] / case["contenders"][against]["peak_bytes"]
+        found.append((f"peak memory {share:.2f} times that of {against} (goal at most {limit:g})", share <= limit))
+    if case.get("beside"):
+        part, against, goal = case["beside"]
+        without = [
+            case["contenders"][n]["median_s"] - case["contenders"][part]["median_s"] for n in ("murf_fast", against)
+        ]
+        own, theirs = max(without[0], 1e-9), without[1]
+        found.append(
+            (f"{theirs / own:.1f} times faster than {against} beside the {part} (goal {goal:g})", theirs >= goal * own)
+        )
     return found
+
+
+def model_table(results: dict) -> str:
+    """Latency, head parameters and peak memory of whole models; empty where none were run."""
+    found = [case for case in results["cases"] if case.get("facts")]
+    if not found:
+        return ""
+    others = [n for n in dict.fromkeys(n for case in found for n in case["contenders"]) if n != "murf_fast"]
+    names = [*others, "murf_fast"]
+    facts = list(dict.fromkeys(name for case in found for name in case["facts"]))
+    head = [*facts, "dtype", *(f"{n} {what}" for what in ("latency", "peak MB") for n in names)]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * (len(facts) + 1)}{'---:|' * (2 * len(names))}"]
+    for case in found:
+        sides = [case["contenders"].get(name) for name in names]
+        cells = [str(case["facts"].get(name, "")) for name in facts] + [case["dtype"]]
+        cells += ["" if s is None else _ms(s["median_s"]) for s in sides]
+        cells += ["" if s is None else _mb(s["peak_bytes"]) for s in sides]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def table(results: dict) -> str:
@@ -131,10 +165,12 @@ def describe(results: dict) -> str:
 def page(results: dict) -> str:
     goals = [s for case in results["cases"] for s in other_goals(case, results["ceilings"])]
     goals += [(failure, False) for failure in results.get("failed", [])]
+    models = model_table(results)
+    models = f"## Whole models\n\n{models}\n\n" if models else ""
     sentences = "\n".join(f"- {text}: {'reached' if reached else '**missed**'}" for text, reached in goals)
     return (
         f"# Results\n\n{describe(results)}\n\nColumns: see [the method](../../README.md).\n\n"
-        f"{table(results)}\n\n{sentences}\n\n![speed-up](speedup.png)\n"
+        f"{table(results)}\n\n{sentences}\n\n{models}![speed-up](speedup.png)\n"
     )
 
 
@@ -236,7 +272,8 @@ def main() -> None:
     write(results, folder)
     if arguments.readme:
         update_readme(arguments.readme)
-    print(describe(results), short_table(results), f"written to {folder}", sep="\n\n")
+    parts = [describe(results), short_table(results), model_table(results), f"written to {folder}"]
+    print("\n\n".join(part for part in parts if part))
 
 
 if __name__ == "__main__":

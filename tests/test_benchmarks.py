@@ -30,7 +30,7 @@ def test_contenders_agree(case, small):
     contenders = case.build("cpu", case.dtype)
     assert measure.check(case, contenders) < 1e-2
     shape = measure.joined(contenders.ours()).shape
-    first = next(iter(contenders.others.values()))()
+    first = measure.joined(next(iter(contenders.others.values()))())
     assert first.shape == shape
 
 
@@ -47,9 +47,9 @@ def test_wrong_results_are_refused(case, small):
 
 def test_every_operation_has_a_suite():
     assert set(bench.operations()) == {c.op for c in cases.CASES}
-    # One call per model and patch size: its speed is nobody's concern; and types.
-    others = {"resample_patch_embed", "BilateralParams", "PackedTokens"}
-    assert set(bench.operations()) == set(murf_fast.ops.__all__) - others
+    # One call per model and patch size: its speed is nobody's concern; and types. Whole models have suites too.
+    measured = set(murf_fast.ops.__all__) - {"resample_patch_embed", "BilateralParams", "PackedTokens"}
+    assert set(bench.operations()) == measured | {"murf"}
 
 
 def test_unknown_operation():
@@ -122,6 +122,27 @@ def test_report_counts_the_fastest_of_a_kind_and_shows_misses(results):
     assert "eager contiguous | 4.0 | 5, **missed**" in text
     assert "10% of the streaming-write rate (goal 60%) | **missed**" in text
     assert "peak memory 10.00 times the logits (goal at most 11) | reached" in text
+
+
+def test_goals_beside_a_part_and_against_a_peak(results):
+    case = results["cases"][0]
+    case["contenders"]["GEMM alone"] = timing(0.0005)
+    case["beside"] = ["GEMM alone", "eager contiguous", 8.0]
+    case["less_memory"] = ["compile", 0.7]
+    case["contenders"]["compile"] = timing(0.002, peak=20_000_000)
+    assert "GEMM alone" not in [row["against"] for row in report.verdicts(case, results["ceilings"])]
+    text = report.short_table(results)
+    assert "7.0 times faster than eager contiguous beside the GEMM alone (goal 8) | **missed**" in text
+    assert "peak memory 0.50 times that of compile (goal at most 0.7) | reached" in text
+
+
+def test_table_of_whole_models(results):
+    assert report.model_table(results) == ""
+    results["cases"][0]["facts"] = {"model": "ViT", "head parameters": 7}
+    table = report.model_table(results)
+    assert table.splitlines()[0].startswith("| model | head parameters | dtype | eager channels_last latency |")
+    assert table.splitlines()[2] == ("| ViT | 7 | float32 | 6 ms | 4 ms | 2 ms | 1 ms | 10 | 10 | 10 | 10 |")
+    assert "## Whole models" in report.page(results)
 
 
 def test_report_is_written_and_fills_the_readme(results, tmp_path):

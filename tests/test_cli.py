@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 import murf_fast
 from murf_fast import _commands, backends, bench_jbu, info, native
-from murf_fast.demo import backbone, measure, pca, pipeline
+from murf_fast.demo import backbone, measure, pipeline
 from murf_fast.demo.operations import operations
+from murf_fast.nn.principal import fused_projection
 
 OPERATIONS = [
     "upsample_concat",
@@ -193,7 +194,7 @@ def test_encoding_follows_murf(weights):
 def test_components_are_those_of_the_fused_map():
     maps = [torch.randn(1, c, n, n) for c, n in ((5, 3), (4, 6))]
     grid = (9, 8)
-    shown = pca.fused_projection(maps, grid).double()
+    shown = fused_projection(maps, grid)[0].double()
     fused = torch.cat([torch.nn.functional.interpolate(m.double(), (6, 6), mode="bilinear") for m in maps], 1)
     tokens = fused[0].flatten(1).T
     centred = tokens - tokens.mean(0)

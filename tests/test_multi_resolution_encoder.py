@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from util import assert_within_budget
 
-from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.nn import MultiResolutionEncoder, _attention, _blocks
 
 transformers = pytest.importorskip("transformers", reason="needs transformers, the original models")
 
@@ -85,6 +86,34 @@ class DinoVisionTransformer(nn.Module):
         return outputs
 
 
+class VisionTransformer(DinoVisionTransformer):
+    """A stand-in with timm's names and rules: antialiased positions; with registers none for CLS and registers."""
+
+    def __init__(self, registers=0, **options):
+        super().__init__(registers=registers, **options)
+        self.pos_drop, self.norm_pre, self.patch_drop = nn.Identity(), nn.Identity(), nn.Identity()
+        self.patch_embed.grid_size = (self.side, self.side)
+        if registers:
+            self.pos_embed = nn.Parameter(self.pos_embed[:, 1:].detach().clone())
+        self.reg_token = self.register_tokens
+        del self.register_tokens
+
+    def outputs(self, images):
+        x = self.patch_embed.proj(images)
+        grid = tuple(x.shape[2:])
+        prefix = self.pos_embed.shape[1] - self.side**2
+        positions = self.pos_embed[:, prefix:].mT.unflatten(2, (self.side, self.side))
+        if grid != (self.side, self.side):
+            positions = F.interpolate(positions, grid, mode="bicubic", antialias=True)
+        x = (x + positions).flatten(2).mT
+        first = self.cls_token + self.pos_embed[:, :1] if prefix else self.cls_token
+        tokens = [t.expand(len(x), -1, -1) for t in (first, self.reg_token) if t is not None]
+        outputs = [torch.cat([*tokens, x], dim=1)]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1]))
+        return outputs
+
+
 def dinov2():
     config = transformers.Dinov2Config(**SMALL, image_size=6 * PATCH, layerscale_value=0.7)
     return transformers.Dinov2Model(config)
@@ -124,7 +153,21 @@ def hub_registers():
     return DinoVisionTransformer(registers=2)
 
 
-FAMILIES = [dinov2, dinov2_swiglu, dinov2_registers, dinov3, siglip, siglip2, hub, hub_registers]
+def timm_layout():
+    return VisionTransformer()
+
+
+def timm_registers():
+    return VisionTransformer(registers=2)
+
+
+OWN = [
+    hub,
+    hub_registers,
+    timm_layout,
+    timm_registers,
+]  # stand-ins: their weights are no download, their code no package
+FAMILIES = [dinov2, dinov2_swiglu, dinov2_registers, dinov3, siglip, siglip2, *OWN]
 
 
 def model_of(build):
@@ -137,7 +180,8 @@ def model_of(build):
 
 
 def prefix_of(build):
-    return {dinov2: 1, dinov2_swiglu: 1, dinov2_registers: 3, dinov3: 3, hub: 1, hub_registers: 3}.get(build, 0)
+    one, three = (dinov2, dinov2_swiglu, hub, timm_layout), (dinov2_registers, dinov3, hub_registers, timm_registers)
+    return 1 if build in one else 3 if build in three else 0
 
 
 def original(build, model, images, size, layer, norm):
@@ -146,10 +190,11 @@ def original(build, model, images, size, layer, norm):
     # Pixels in the dtype of the run, as everything behind them: the budget is that of the whole pipeline.
     mean, std = (torch.tensor(v, dtype=dtype).view(3, 1, 1) for v in (MEAN, STD))
     pixels = F.interpolate((images.to(dtype) / 255 - mean) / std, size, mode="bilinear", align_corners=False)
-    if build in (hub, hub_registers):
+    if build in OWN:
         output = model.outputs(pixels)[layer + 1]
         return model.norm(output) if norm else output
     if build is siglip2:
+        model = getattr(model, "vision_model", model)
         h, w = size[0] // PATCH, size[1] // PATCH
         cut = pixels.unflatten(3, (w, PATCH)).unflatten(2, (h, PATCH)).permute(0, 2, 4, 3, 5, 1).flatten(3)
         x = model.embeddings.patch_embedding(cut.flatten(1, 2))
@@ -163,13 +208,25 @@ def original(build, model, images, size, layer, norm):
             output = block(x, attention_mask=None)
             x = output[0] if isinstance(output, tuple) else output
         return model.post_layernorm(x) if norm else x
-    extra = {"interpolate_pos_encoding": True} if build is siglip else {}
-    output = model(pixels, output_hidden_states=True, **extra)
-    hidden = output.hidden_states[layer + 1]
+    # A hook, as what `hidden_states` holds of the last block differs among models and versions.
+    outputs = []
+    hook = blocks_of(model)[layer].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model(pixels, **({"interpolate_pos_encoding": True} if build is siglip else {}))
+    hook.remove()
+    hidden = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
     if not norm:
         return hidden
+    model = getattr(model, "vision_model", model)
     final = getattr(model, "layernorm", None) or getattr(model, "norm", None) or model.post_layernorm
     return final(hidden)
+
+
+def blocks_of(model):
+    """The blocks of a transformers model, under the names of versions 4 and 5."""
+    for path in ("encoder.layer", "encoder.layers", "vision_model.encoder.layers", "layer", "model.layer"):
+        with contextlib.suppress(AttributeError):
+            return model.get_submodule(path)
+    raise AssertionError(f"no blocks in {type(model).__name__}")
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -200,6 +257,143 @@ def test_equals_the_model_once_per_resolution(build, norm):
                     assert_within_budget(cls, oracle[:, 0], same[:, 0], name)
                 else:
                     assert cls is None
+
+
+@pytest.mark.parametrize("build", FAMILIES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("chunk", [1, 7, 36, 10_000])
+def test_chunks_of_rows_change_nothing(build, chunk, monkeypatch):
+    encoder = MultiResolutionEncoder(model_of(build), SIZES, layers=[0, 1, -1], norm=False)
+    images = torch.rand(2, 3, 30, 26)
+    whole = encoder(images)
+    monkeypatch.setattr(_blocks, "CHUNK", chunk)
+    for a, b in zip(encoder(images).tokens, whole.tokens, strict=True):
+        torch.testing.assert_close(a.tokens, b.tokens)
+    # With gradients wanted, and under a compiler, a pass overwrites nothing.
+    encoder.requires_grad_(True)
+    for a, b in zip(encoder(images).tokens, whole.tokens, strict=True):
+        torch.testing.assert_close(a.tokens, b.tokens)
+
+
+def test_neighbours_of_one_grid_attend_together():
+    model = model_of(dinov3)
+    encoder = MultiResolutionEncoder(model, [(24, 24), (48, 48), (24, 24)], tiles=[1, 2, 1])
+    packed = encoder.embed(torch.rand(2, 3, 48, 48))
+    runs = _attention.runs(packed, encoder._rotations(packed))
+    assert [(r.start, r.sequences, r.length) for r in runs] == [(0, 2 + 8 + 2, 36 + 3)]
+    assert runs[0].stop == len(packed.tokens)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_timm_itself(registers):
+    vit = pytest.importorskip("timm.models.vision_transformer", reason="needs timm, which needs torchvision")
+    torch.manual_seed(0)
+    model = vit.VisionTransformer(
+        img_size=24,
+        patch_size=PATCH,
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        init_values=0.5,
+        dynamic_img_size=True,
+        reg_tokens=registers,
+        no_embed_class=bool(registers),
+    ).eval()
+    images = torch.rand(2, 3, 32, 28)
+    with torch.no_grad():
+        actual = MultiResolutionEncoder(model, [(32, 28)])(images).tokens[0].block(0)
+        same = model.forward_features(images)
+        oracle = copy.deepcopy(model).double().forward_features(images.double())
+    assert_within_budget(actual, oracle, same)
+
+
+class Adapter(nn.Linear):
+    """A projection that is more than its product."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_projections_that_are_more_than_their_product():
+    model = model_of(dinov2)
+    changed = copy.deepcopy(model)
+    name, q = next((n, m) for n, m in changed.named_modules() if n.endswith(("q_proj", "query")) and ".1." in n)
+    adapter = Adapter(q.in_features, q.out_features).requires_grad_(False)
+    adapter.load_state_dict(q.state_dict())
+    changed.set_submodule(name, adapter)
+    images = torch.rand(1, 3, 24, 24)
+    result = MultiResolutionEncoder(changed, [(24, 24)])(images).tokens[0].block(0)
+    torch.testing.assert_close(result, changed(images).last_hidden_state)
+    assert not torch.allclose(result, model(images).last_hidden_state)
+    hooked = copy.deepcopy(model)
+    v = next(m for n, m in hooked.named_modules() if n.endswith(("v_proj", "value")) and ".0." in n)
+    v.register_forward_hook(lambda module, inputs, output: 2 * output)
+    result = MultiResolutionEncoder(hooked, [(24, 24)])(images).tokens[0].block(0)
+    torch.testing.assert_close(result, hooked(images).last_hidden_state)
+
+
+def test_autocast():
+    model = model_of(dinov2)
+    images = torch.rand(1, 3, 24, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = MultiResolutionEncoder(model, [(24, 24)])(images).tokens[0].block(0)
+        same = model(images).last_hidden_state
+    oracle = copy.deepcopy(model).double()(images.double()).last_hidden_state
+    assert actual.dtype == same.dtype
+    assert_within_budget(actual, oracle, same, "autocast")
+
+
+def test_compiles_in_one_graph():
+    model = model_of(dinov2)
+    encoder = MultiResolutionEncoder(model, SIZES[:2])
+    images = torch.rand(1, 3, 30, 26)
+    compiled = torch.compile(lambda x: encoder(x).maps, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(images), encoder(images).maps, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def per_sequence(q, k, v, cu_q, cu_k, longest_q, longest_k):
+    """What ``torch.nn.attention.varlen.varlen_attn`` means, on any device."""
+    assert torch.equal(cu_q, cu_k)
+    assert cu_q.dtype == torch.int32
+    assert longest_q == longest_k == int((cu_q[1:] - cu_q[:-1]).max())
+    parts = []
+    for a, b in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+        parts.append(F.scaled_dot_product_attention(*(t[a:b].transpose(0, 1) for t in (q, k, v))).transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("build", [dinov2, dinov3, hub], ids=lambda f: f.__name__)
+def test_varlen_takes_the_packed_buffer(build, monkeypatch):
+    """The launch of all sequences at once, with a stand-in for the CUDA kernel."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no varlen attention")
+    monkeypatch.setattr(varlen, "varlen_attn", per_sequence)
+    monkeypatch.setattr(_attention, "varlen_reasons", lambda device, dtype: [])
+    model = model_of(build)
+    images = torch.rand(2, 3, 30, 26)
+    expected = MultiResolutionEncoder(model, SIZES)(images).tokens[0].tokens
+    encoder = MultiResolutionEncoder(model, SIZES, attention="varlen")
+    torch.testing.assert_close(encoder(images).tokens[0].tokens, expected)
+    torch.testing.assert_close(encoder.requires_grad_(True)(images).tokens[0].tokens, expected)
+
+
+def test_varlen_is_refused_with_every_reason():
+    with pytest.raises(ValueError, match=r"CUDA device.*float32"):
+        MultiResolutionEncoder(model_of(dinov2), SIZES, attention="varlen")(torch.rand(1, 3, 24, 24))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("build", [dinov2, dinov3], ids=lambda f: f.__name__)
+def test_varlen_on_a_gpu(build):
+    pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no varlen attention")
+    model = model_of(build)
+    double = copy.deepcopy(model).double()
+    half = copy.deepcopy(model).to("cuda", torch.bfloat16)
+    images = torch.rand(2, 3, 30, 26)
+    oracle = MultiResolutionEncoder(double, SIZES)(images.double()).tokens[0].tokens
+    same = MultiResolutionEncoder(half, SIZES)(images.cuda()).tokens[0].tokens
+    actual = MultiResolutionEncoder(half, SIZES, attention="varlen")(images.cuda()).tokens[0].tokens
+    assert_within_budget(actual.cpu(), oracle, same.cpu(), "varlen")
 
 
 def test_parameters_are_shared_and_maps_are_views():
@@ -269,6 +463,7 @@ def test_scales_and_their_rounding():
         ({"scales": [1.0]}, ValueError, "either"),
         ({"sizes": None}, ValueError, "either"),
         ({"rounding": "up"}, ValueError, "rounding"),
+        ({"attention": "flash"}, ValueError, "attention"),
         ({"sizes": None, "scales": [0.0]}, ValueError, "> 0"),
     ],
 )
@@ -299,6 +494,12 @@ def test_nan_pixels_stay_in_their_patch_before_attention():
     packed = MultiResolutionEncoder(model_of(dinov2), [(24, 24)]).embed(images)
     bad = packed.map(0).isnan().any(1)[0]
     assert bad.nonzero().tolist() == [[1, 2]]
+
+
+def test_random_rotations_in_training_are_refused():
+    encoder = MultiResolutionEncoder(model_of(dinov3).train(), [(24, 24)])
+    with pytest.raises(ValueError, match="training mode"):
+        encoder(torch.rand(1, 3, 24, 24))
 
 
 def test_dropout_in_training_is_refused():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from test_image_to_patches import MEAN, STD, images
@@ -151,3 +153,13 @@ def test_compile():
 def test_bad_input(change, error, words):
     with pytest.raises(error, match=words):
         embed(images("uint8 hwc"), torch.float32, "native", **change)
+
+
+@pytest.mark.parametrize("tiles", [None, [1, 2]])
+def test_groups_of_images_change_nothing(tiles, monkeypatch):
+    x = images("uint8 hwc")
+    sizes = [(28, 35), (42, 56)]
+    whole = embed(x, torch.float32, "native", sizes=sizes, tiles=tiles).tokens
+    monkeypatch.setattr(importlib.import_module("murf_fast.ops.patch_embed"), "PATCHES_AT_A_TIME", 1)
+    torch.testing.assert_close(embed(x, torch.float32, "native", sizes=sizes, tiles=tiles).tokens, whole)
+    assert embed(x[:0], torch.float32, "native", sizes=sizes, tiles=tiles).tokens.shape == (0, WIDTH)

@@ -195,3 +195,21 @@ def test_bad_input(change, error, words):
     arguments = {"pos_embed": torch.ones(17, 4), "grid": (3, 3), "flavor": "timm", "num_prefix_tokens": 1, **change}
     with pytest.raises(error, match=words):
         murf_fast.resample_pos_embed(**arguments)
+
+
+def test_kept_tables():
+    table = torch.randn(1, 1 + 36, 8)
+    call = {"flavor": "dinov2-hf", "num_prefix_tokens": 1, "keep": True}
+    first = murf_fast.resample_pos_embed(table, [(4, 5), (6, 6)], **call)
+    again = murf_fast.resample_pos_embed(table, (4, 5), **call)
+    assert again is first[0]
+    assert murf_fast.resample_pos_embed(table, (4, 5), **{**call, "flavor": "timm"}) is not again
+    with torch.inference_mode():
+        assert murf_fast.resample_pos_embed(table, (4, 5), **call) is again
+    table.mul_(2)
+    changed = murf_fast.resample_pos_embed(table, (4, 5), **call)
+    torch.testing.assert_close(changed, 2 * again)
+    table.requires_grad_(True)
+    learned = murf_fast.resample_pos_embed(table, (4, 5), **call)
+    assert learned.requires_grad
+    assert not murf_fast.resample_pos_embed(table.detach(), (4, 5), **call).requires_grad

@@ -7,16 +7,7 @@ from torch import Tensor
 
 import murf_fast
 from murf_fast.demo import jbu
-
-
-def fused_projection(maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
-    """First three components of the maps fused on the largest map's grid and shown on ``grid``: (3, H, W).
-
-    A projection is a 1x1 convolution, hence a linear head; by way of the largest grid, as in MuRF.
-    """
-    largest = max((tuple(m.shape[2:]) for m in maps), key=lambda side: side[0] * side[1])
-    mean, axes = _components(murf_fast.upsample_concat(maps, largest))
-    return murf_fast.linear_head(maps, axes.T.contiguous(), -(mean @ axes), size=grid, via=largest)[0]
+from murf_fast.nn.principal import principal_axes
 
 
 def single_projection(feature: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
@@ -24,7 +15,7 @@ def single_projection(feature: Tensor, grid: tuple[int, int], like: Tensor) -> T
 
     Sign and order of components are arbitrary: those of ``like`` (3, H, W) with the largest correlation are taken.
     """
-    mean, axes = _components(feature)
+    mean, axes = principal_axes(feature)
     projected = torch.einsum("bchw,ck->bkhw", feature - mean.reshape(1, -1, 1, 1), axes)
     return _matched(murf_fast.resize(projected, grid)[0], like)
 
@@ -34,7 +25,7 @@ def upsampled_projection(feature: Tensor, image: Tensor, grid: tuple[int, int], 
 
     It is linear and treats channels alike: three components take its way instead of all channels.
     """
-    mean, axes = _components(feature)
+    mean, axes = principal_axes(feature)
     projected = torch.einsum("bchw,ck->bkhw", feature - mean.reshape(1, -1, 1, 1), axes)
     return _matched(murf_fast.resize(jbu.bundled()(projected, image), grid)[0], like)
 
@@ -45,19 +36,6 @@ def colours(projection: Tensor, clip: float = 0.01) -> Tensor:
     low, high = torch.quantile(flat, torch.tensor([clip, 1 - clip]), dim=1)
     stretched = (flat - low[:, None]) / (high - low).clamp_min(torch.finfo(flat.dtype).tiny)[:, None]
     return stretched.clamp(0, 1).reshape(projection.shape).permute(1, 2, 0)
-
-
-def _components(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and first three principal axes (C, 3) of the pixels of a map, by the covariance's eigenvectors."""
-    tokens = feature[0].flatten(1).T.double()
-    mean = tokens.mean(0)
-    centred = tokens - mean
-    _, vectors = torch.linalg.eigh(centred.T @ centred)
-    axes = vectors[:, -3:].flip(1)
-    # An eigenvector's sign is arbitrary; its largest entry is made positive.
-    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-    axes = axes * torch.where(largest < 0, -1.0, 1.0)
-    return mean.to(feature.dtype), axes.to(feature.dtype)
 
 
 def _matched(projection: Tensor, like: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from murf_fast import native
 from murf_fast.demo import backbone as backbones
 from murf_fast.demo import jbu, measure, pca, picture, pipeline
 from murf_fast.demo.operations import Operation, operations
+from murf_fast.nn.principal import fused_projection
 
 RESOLUTIONS = (266, 518, 784)
 PICTURE, NUMBERS = "murf_fast_demo.png", "murf_fast_demo.json"
@@ -99,7 +100,7 @@ def _row(operation: Operation) -> Row:
 
 
 def _draw(photo, image, maps, resolutions, grid, backbone: str, path: Path) -> None:
-    fused = pca.fused_projection(maps, grid)
+    fused = fused_projection(maps, grid)[0]
     small = photo.resize((grid[1], grid[0]))
     panels = [picture.Panel("Photo", f"{photo.width} × {photo.height} px", np.asarray(small))]
     for resolution, m in zip(resolutions, maps, strict=True):

@@ -37,6 +37,7 @@ class Family:
     layout = "cyx"
     num_position_prefix = 0  # rows of the table before the patches
     source_grid: tuple[int, int] | None = None
+    augments_positions = False  # at random in training
 
     heads: int
     patch_size: int
@@ -87,6 +88,8 @@ class HuggingFaceDinov3(Family):
     def __init__(self, model: nn.Module) -> None:
         self.embeddings, self.rope = model.embeddings, model.rope_embeddings
         self.heads = model.config.num_attention_heads
+        names = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
+        self.augments_positions = any(getattr(model.config, name, None) is not None for name in names)
         self.projection = model.embeddings.patch_embeddings
         self.patch_size = _square(self.projection.kernel_size)
         self.final_norm = model.norm
@@ -167,16 +170,29 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         TypeError: It is none of the supported ones.
     """
+    family = _family_class(model)
+    if family is None:
+        raise TypeError(
+            f"murf_fast.MultiResolutionEncoder: `model` must be one of {SUPPORTED}, got {type(model).__name__}"
+        )
+    return family(model)
+
+
+def is_supported(model: nn.Module) -> bool:
+    return _family_class(model) is not None
+
+
+def _family_class(model: nn.Module) -> type[Family] | None:
     kind = type(model).__name__
     if kind in ("Dinov2Model", "Dinov2WithRegistersModel"):
-        return HuggingFaceDinov2(model)
+        return HuggingFaceDinov2
     if kind == "DINOv3ViTModel":
-        return HuggingFaceDinov3(model)
+        return HuggingFaceDinov3
     if kind in ("SiglipVisionModel", "Siglip2VisionModel"):
-        return HuggingFaceSiglip(model)
+        return HuggingFaceSiglip
     if kind in ("DinoVisionTransformer", "VisionTransformer") and _is_plain(model):
-        return Hub(model)
-    raise TypeError(f"murf_fast.MultiResolutionEncoder: `model` must be one of {SUPPORTED}, got {kind}")
+        return Hub
+    return None
 
 
 def _is_plain(model: nn.Module) -> bool:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from murf_fast.nn._families import Family, Layer, family_of
+from murf_fast.nn import _attention, _blocks
+from murf_fast.nn._families import Family, family_of
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, patch_embed
 
@@ -52,9 +51,14 @@ class MultiResolutionEncoder(nn.Module):
         remainder: For ``sizes``, as for :func:`patch_embed`: ``"raise"`` or ``"drop"``.
         mode, antialias, mean, std: As for :func:`image_to_patches`. Without ``mean`` and ``std`` images are taken as
             they are (uint8 divided by 255).
+        attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"``: one launch of
+            ``torch.nn.attention.varlen`` for all sequences (CUDA, bfloat16 and float16).
 
     Raises:
         TypeError, ValueError: An argument is wrong (an unsupported model: the supported ones are listed).
+
+    Memory (no gradients wanted): four to five times the tokens of all resolutions, beside one copy per chosen layer.
+    Hooks on the model's submodules see rows of the packed buffer, on CPUs in chunks.
 
     Source: MuRF, section 3; SigLIP-HD, section 2.
     """
@@ -74,6 +78,7 @@ class MultiResolutionEncoder(nn.Module):
         antialias: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        attention: str = "sdpa",
     ) -> None:
         super().__init__()
         what = "MultiResolutionEncoder"
@@ -89,6 +94,9 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(f"murf_fast.{what}: `scales` must be > 0, got {list(scales)}")
         self.rounding, self.norm, self.tiles = rounding, norm, None if tiles is None else list(tiles)
         self.remainder = "drop" if scales is not None else remainder
+        if attention not in _attention.KINDS:
+            raise ValueError(f"murf_fast.{what}: `attention` must be one of {_attention.KINDS}, got {attention!r}")
+        self.attention = attention
         depth = len(self.family.layers)
         asked = [depth - 1] if layers is None else list(layers)
         if not asked or any(not isinstance(i, int) or not -depth <= i < depth for i in asked):
@@ -112,13 +120,12 @@ class MultiResolutionEncoder(nn.Module):
     def forward(self, images: Tensor) -> MultiResolutionFeatures:
         """Features of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; see :class:`PackedTokens`."""
         packed = self.embed(images)
-        wanted, outputs = set(self.layers), {}
-        rotations = self._rotations(packed)
-        for i, layer in enumerate(self.family.layers[: max(wanted) + 1]):
-            packed = packed.with_tokens(_block(packed, layer, self.family.heads, rotations))
-            if i in wanted:
-                outputs[i] = packed.with_tokens(self.family.final_norm(packed.tokens)) if self.norm else packed
-        tokens = [outputs[i] for i in self.layers]
+        outputs = _blocks.run(
+            packed, self.family.layers, self.family.heads, self._rotations(packed), set(self.layers), self.attention
+        )
+        if self.norm:
+            outputs = {i: self.family.final_norm(tokens) for i, tokens in outputs.items()}
+        tokens = [packed.with_tokens(outputs[i]) for i in self.layers]
         resolutions = range(len(packed))
         return MultiResolutionFeatures(
             maps=[t.map(s) for s in resolutions for t in tokens],
@@ -129,7 +136,13 @@ class MultiResolutionEncoder(nn.Module):
     def embed(self, images: Tensor) -> PackedTokens:
         """The tokens before the first block."""
         family = self.family
-        if self.training and any(_drops(module) for module in self.model.modules()):
+        self._check_attention(family.projection.weight)
+        if self.model.training and family.augments_positions:
+            raise ValueError(
+                "murf_fast.MultiResolutionEncoder: `model` shifts or rescales its rotary positions at random in "
+                "training mode; call model.eval()"
+            )
+        if self.model.training and any(_drops(module) for module in self.model.modules()):
             raise ValueError(
                 "murf_fast.MultiResolutionEncoder: `model` has dropout and is in training mode; call model.eval()"
             )
@@ -156,45 +169,16 @@ class MultiResolutionEncoder(nn.Module):
             **self.resize,
         )
 
+    def _check_attention(self, weight: Tensor) -> None:
+        reasons = _attention.varlen_reasons(weight.device, weight.dtype) if self.attention == "varlen" else []
+        if reasons:
+            raise ValueError(
+                f'murf_fast.MultiResolutionEncoder: `attention="varlen"` cannot be used: {"; ".join(reasons)}'
+            )
+
     def _rotations(self, packed: PackedTokens) -> list[tuple[Tensor, Tensor] | None]:
         tokens = packed.tokens
         return [self.family.rotation(grid, tokens.dtype, tokens.device) for grid in packed.grids]
-
-
-def _block(packed: PackedTokens, layer: Layer, heads: int, rotations: list) -> Tensor:
-    """One pre-norm transformer block on the whole buffer."""
-    x = packed.tokens
-    y = layer.output(_attention(packed, layer, heads, rotations))
-    x = x + (y if layer.scale1 is None else layer.scale1(y))
-    y = layer.mlp(layer.norm2(x))
-    return x + (y if layer.scale2 is None else layer.scale2(y))
-
-
-def _attention(packed: PackedTokens, layer: Layer, heads: int, rotations: list) -> Tensor:
-    # SDPA once per resolution: a block's sequences have one length, so they are a batch without padding or a mask, in
-    # every dtype, on every device, differentiable and compilable. A variable-length kernel would save as many launches
-    # as there are further resolutions, and takes half precision on CUDA only.
-    normed = layer.norm1(packed.tokens)
-    if len(layer.projections) == 1:
-        parts = layer.projections[0](normed).unflatten(-1, (3, heads, -1)).unbind(1)
-    else:
-        parts = [project(normed).unflatten(-1, (heads, -1)) for project in layer.projections]
-    results = []
-    for block, rotation in zip(packed.blocks, rotations, strict=True):
-        n = block.length(packed.prefix)
-        rows = slice(block.start, block.start + block.sequences * n)
-        q, k, v = (part[rows].unflatten(0, (block.sequences, n)).transpose(1, 2) for part in parts)
-        if rotation is not None:
-            q, k = (_rotate(t, *rotation) for t in (q, k))
-        results.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1))
-    return results[0] if len(results) == 1 else torch.cat(results)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on the patches, which come last."""
-    prefix, patches = x.split((x.shape[-2] - len(cos), len(cos)), dim=-2)
-    a, b = patches.chunk(2, dim=-1)
-    return torch.cat([prefix, patches * cos + torch.cat([-b, a], dim=-1) * sin], dim=-2)
 
 
 def _drops(module: nn.Module) -> bool:

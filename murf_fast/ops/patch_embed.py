@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
@@ -16,7 +15,8 @@ from murf_fast.ops.resample_pos_embed import resample_pos_embed
 
 REMAINDERS = ("raise", "drop")
 
-_kept_positions: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# Bytes of patches that are made before they are projected on a CPU: they stay in cache, and their memory is reused.
+PATCHES_AT_A_TIME = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def patch_embed(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Memory: the tokens, the patches of one resolution, and the resized tables. Where gradients are needed also a copy of
-    the tokens.
+    Memory: the tokens, the resized tables, and the patches of one resolution: on CPUs those of as many images as take
+    8 MB, at least one. Where gradients are needed also a copy of the tokens and the patches of every resolution.
 
     Source: MuRF, section 3; the embeddings of DINOv2, DINOv3, SigLIP and SigLIP 2.
     """
@@ -167,68 +167,55 @@ def patch_embed(
             blocks.append(block)
     tables = [None] * len(blocks)
     if pos_embed is not None:
-        rule = (flavor, num_prefix_tokens, source_grid, backend)
-        tables = _positions(pos_embed, tuple(block.grid for block in blocks), rule)
+        tables = resample_pos_embed(
+            pos_embed,
+            [block.grid for block in blocks],
+            flavor=flavor,
+            num_prefix_tokens=num_prefix_tokens,
+            source_grid=source_grid,
+            keep=True,
+            backend=backend,
+        )
+        tables = [table.flatten(0, -2) for table in tables]
     trainable = [x for x in (weight, bias, pos_embed, prefix) if x is not None]
     # Writing into the buffer has no gradient, and compilers fuse the plain expression themselves.
     functional = torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in trainable))
     functional = functional or backend_name == "reference"
     packed = PackedTokens(weight.new_empty((0 if functional else start, weight.shape[0])), tuple(blocks), count)
-    pieces, i = [], 0
-    for batch, its_sizes in zip(batches, grids, strict=True):
-        for size in its_sizes:
-            (patches,) = image_to_patches(
-                batch,
-                [size],
-                patch_size,
-                mode=mode,
-                antialias=antialias,
-                mean=mean,
-                std=std,
-                layout=layout,
-                dtype=weight.dtype,
-                backend=backend,
-            )
-            patches = _cut(patches, blocks[i])
-            head, positions = _split_positions(prefix, tables[i], num_prefix_tokens)
-            if functional:
-                tokens = reference.patch_embed(patches, weight, bias, None, None)
-                tokens = tokens if positions is None else tokens + positions
-                if head is not None:
-                    tokens = torch.cat([head.expand(len(tokens), -1, -1), tokens], dim=1)
-                pieces.append(tokens.flatten(0, 1))
-            else:
-                _project(packed.block(i), patches, weight, bias, head, positions)
-            i += 1
+    rule = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
+    rule |= {"dtype": weight.dtype, "backend": backend}
+    pairs = [(batch, size) for batch, its_sizes in zip(batches, grids, strict=True) for size in its_sizes]
+    pieces = []
+    for i, ((batch, size), block, table) in enumerate(zip(pairs, blocks, tables, strict=True)):
+        head, positions = _split_positions(prefix, table, num_prefix_tokens)
+        if functional:
+            (patches,) = image_to_patches(batch, [size], patch_size, **rule)
+            tokens = reference.patch_embed(_cut(patches, block), weight, bias, None, None)
+            tokens = tokens if positions is None else tokens + positions
+            if head is not None:
+                tokens = torch.cat([head.expand(len(tokens), -1, -1), tokens], dim=1)
+            pieces.append(tokens.flatten(0, 1))
+            continue
+        out = packed.block(i)
+        if head is not None:
+            out[:, :count] = head
+        rows = out[:, count:].unflatten(0, (block.tiles**2, block.batch))
+        added = _added(bias, positions)
+        for images_at_a_time in _groups(block, weight):
+            (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **rule)
+            patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
+            _project(rows[:, images_at_a_time], patches, weight, added)
     return packed.with_tokens(torch.cat(pieces)) if functional else packed
 
 
-def _positions(pos_embed: Tensor, grids: tuple[tuple[int, int], ...], rule: tuple) -> list[Tensor]:
-    """The table at every grid, (P + N, D) each; kept while a frozen table lives and is unchanged.
-
-    A change that goes round the tensor's version counter (through ``.data``) is not seen.
-    """
-
-    def resampled() -> list[Tensor]:
-        flavor, prefix, source, backend = rule
-        tables = resample_pos_embed(
-            pos_embed, list(grids), flavor=flavor, num_prefix_tokens=prefix, source_grid=source, backend=backend
-        )
-        return [table.flatten(0, -2) for table in tables]
-
-    needs_gradients = torch.is_grad_enabled() and pos_embed.requires_grad
-    if needs_gradients or torch.compiler.is_compiling() or pos_embed.is_inference():
-        return resampled()
-    state = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device)
-    entry = _kept_positions.get(pos_embed)
-    if entry is None or entry[0] != state:
-        entry = _kept_positions[pos_embed] = (state, {})
-    tables = entry[1].get((grids, rule))
-    if tables is None:
-        # Outside inference mode, so that what is kept can be used under autograd later.
-        with torch.inference_mode(False), torch.no_grad():
-            tables = entry[1][grids, rule] = resampled()
-    return tables
+def _groups(block: Block, weight: Tensor) -> Iterator[slice]:
+    """Images whose patches are in memory at once; on other devices than CPUs all."""
+    step = block.batch
+    if weight.device.type == "cpu":
+        an_image = block.tiles**2 * block.grid[0] * block.grid[1] * weight.shape[1] * weight.element_size()
+        step = max(1, PATCHES_AT_A_TIME // an_image)
+    for start in range(0, block.batch, max(step, 1)):
+        yield slice(start, start + step)
 
 
 def _cut(patches: Tensor, block: Block) -> Tensor:
@@ -237,7 +224,7 @@ def _cut(patches: Tensor, block: Block) -> Tensor:
         return patches
     t, (rows, columns) = block.tiles, block.grid
     tiled = patches.unflatten(1, (t, rows, t, columns)).permute(1, 3, 0, 2, 4, 5)
-    return tiled.reshape(block.sequences, rows * columns, -1)
+    return tiled.reshape(-1, rows * columns, tiled.shape[-1])
 
 
 def _split_positions(prefix: Tensor | None, table: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
@@ -249,26 +236,21 @@ def _split_positions(prefix: Tensor | None, table: Tensor | None, rows: int) -> 
     return prefix, table[rows:]
 
 
-def _project(
-    out: Tensor,
-    patches: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    head: Tensor | None,
-    positions: Tensor | None,
-) -> None:
-    """One GEMM per image straight into its rows of the buffer, with positions + bias as the added matrix."""
-    if head is not None:
-        out[:, : len(head)] = head
-        out = out[:, len(head) :]
-    added = positions
-    if bias is not None:
-        added = bias if positions is None else positions + bias
-    for row, patch in zip(out, patches, strict=True):
-        if added is None:
-            torch.mm(patch, weight.mT, out=row)
-        else:
-            torch.addmm(added, patch, weight.mT, out=row)
+def _added(bias: Tensor | None, positions: Tensor | None) -> Tensor | None:
+    """What is added to the product: (D,), (N, D) or nothing."""
+    if bias is None or positions is None:
+        return positions if bias is None else bias
+    return positions + bias
+
+
+def _project(out: Tensor, patches: Tensor, weight: Tensor, added: Tensor | None) -> None:
+    """One GEMM per sequence straight into its rows of the buffer: (t t, b, N, D) from (t t, b, N, K)."""
+    for rows, its_patches in zip(out.unbind(0), patches.unbind(0), strict=True):
+        for row, patch in zip(rows, its_patches, strict=True):
+            if added is None:
+                torch.mm(patch, weight.mT, out=row)
+            else:
+                torch.addmm(added, patch, weight.mT, out=row)
 
 
 def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.resample import pseudo_inverse
+
+_kept_tables: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def resample_pos_embed(
     flavor: str,
     num_prefix_tokens: int = 0,
     source_grid: tuple[int, int] | None = None,
+    keep: bool = False,
     backend: str | None = None,
 ) -> Tensor | list[Tensor]:
     """Resize a learned table of positions to another grid, as a named code base does.
@@ -57,6 +61,9 @@ def resample_pos_embed(
         flavor: One of the names above.
         num_prefix_tokens: P, rows in front of the grid (CLS, registers), which are not resized.
         source_grid: (M_h, M_w); None for a square table.
+        keep: Keep the result while the table lives, and return that very tensor again (do not write into it) for the
+            same arguments until the table changes. For frozen tables; without effect where gradients are needed and
+            while compiling. A change that goes round the tensor's version counter (through ``.data``) is not seen.
         backend: As for :func:`upsample_concat`.
 
     Returns:
@@ -92,11 +99,33 @@ def resample_pos_embed(
     tables = pos_embed.flatten(0, -2)
     prefix = tables[:num_prefix_tokens]
     table = tables[num_prefix_tokens:].unflatten(0, source)
+    name = backends.resolve(backend, pos_embed.device.type, pos_embed.dtype)
+
+    def resampled(g: tuple[int, int]) -> Tensor:
+        resized = torch.cat([prefix, _resized(table, source, g, FLAVORS[flavor], backend)])
+        return resized.view(*pos_embed.shape[:-2], *resized.shape)
+
     results = {}
     for g in dict.fromkeys(grids):
-        resized = torch.cat([prefix, _resized(table, source, g, FLAVORS[flavor], backend)])
-        results[g] = resized.view(*pos_embed.shape[:-2], *resized.shape)
+        rule = (g, flavor, num_prefix_tokens, source, name)
+        results[g] = _kept(pos_embed, rule, lambda g=g: resampled(g)) if keep else resampled(g)
     return results[grids[0]] if single else [results[g] for g in grids]
+
+
+def _kept(pos_embed: Tensor, rule: tuple, resampled: Callable[[], Tensor]) -> Tensor:
+    needs_gradients = torch.is_grad_enabled() and pos_embed.requires_grad
+    if needs_gradients or torch.compiler.is_compiling() or pos_embed.is_inference():
+        return resampled()
+    state = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device)
+    entry = _kept_tables.get(pos_embed)
+    if entry is None or entry[0] != state:
+        entry = _kept_tables[pos_embed] = (state, {})
+    table = entry[1].get(rule)
+    if table is None:
+        # Outside inference mode, so that what is kept can be used under autograd later.
+        with torch.inference_mode(False), torch.no_grad():
+            table = entry[1][rule] = resampled()
+    return table
 
 
 def _resized(table: Tensor, source: tuple[int, int], grid: tuple[int, int], flavor: Flavor, backend) -> Tensor:
