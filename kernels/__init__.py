@@ -4,6 +4,11 @@ Arguments have been checked by the ops. Launchers run on the current stream of t
 and allocate at most per-pixel float32 statistics.
 """
 
+from murf_fast.kernels.adaptive_conv import (
+    adaptive_conv,
+    adaptive_conv_backward_kernels,
+    adaptive_conv_backward_source,
+)
 from murf_fast.kernels.image_to_patches import image_to_patches
 from murf_fast.kernels.resize_adjoint import resize_adjoint
 from murf_fast.kernels.upsample_argmax import upsample_argmax
@@ -13,6 +18,9 @@ from murf_fast.kernels.upsample_expectation import upsample_expectation, upsampl
 from murf_fast.kernels.upsample_sum import upsample_sum
 
 __all__ = [
+    "adaptive_conv",
+    "adaptive_conv_backward_kernels",
+    "adaptive_conv_backward_source",
     "image_to_patches",
     "resize_adjoint",
     "upsample_argmax",

@@ -76,6 +76,59 @@ def unrolled(axes: list[tuple[AxisTable, AxisTable]]) -> Taps:
     return Taps(y if y <= UNROLLED_ROWS else 0, x if x <= UNROLLED_COLUMNS else 0)
 
 
+@dataclass(frozen=True)
+class WindowTile:
+    """One program of an adaptive convolution: rows x columns of pixels, channels, and cells of the region they read
+    that are multiplied at a time.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    cells: int
+    warps: int
+    registers: int
+
+
+@dataclass(frozen=True)
+class FoldTile:
+    """One program of the folds: pixels of a row, taps along an axis, window cells at a time."""
+
+    pixels: int
+    taps: int
+    window: int
+    warps: int
+
+
+def window_tile(out: Tensor) -> WindowTile:
+    """64 pixels, square where the channels are contiguous: 8 x 8 pixels of a bicubic doubling read 10 x 10 cells. A
+    planar result is written in runs of sixteen pixels. float32 products run outside the tensor cores, where operands
+    wait in registers: they get fewer cells at a time.
+    """
+    rows, columns = (8, 8) if _channels_contiguous(out) else (4, 16)
+    block = max(16, min(_power_of_two(out.shape[1]), 64))
+    if out.dtype == torch.float32:
+        return WindowTile(rows, columns, block, 16, 4, 255)
+    return WindowTile(rows, columns, block, 32, 4, 255)
+
+
+def products_tile(grad: Tensor) -> WindowTile:
+    """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels."""
+    channels = 16 if grad.dtype == torch.float32 else 64
+    return WindowTile(8, 8, max(16, min(_power_of_two(grad.shape[1]), channels)), 64, 4, 255)
+
+
+def fold_tile(taps: int, window: int) -> FoldTile:
+    """At most 8192 products of taps with cells at a time, 64 a thread."""
+    block, cells = _power_of_two(taps), min(_power_of_two(window), 16)
+    return FoldTile(max(1, min(32, 8192 // (block * max(block, cells)))), block, cells, 4)
+
+
+def dot_precision() -> str:
+    """float32 products are exact unless the user has allowed TF32 to torch."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
 def map_arguments(features: list[Tensor], axes: list[tuple[AxisTable, AxisTable]]) -> tuple:
     """The maps as kernels take them: (data, strides, y table, x table) each; see :mod:`murf_fast.kernels.resample`."""
     return tuple(
@@ -102,6 +155,10 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
 def _strides(x: Tensor) -> tuple[int, ...]:
     # A stride along a dimension of one element is arbitrary; 0 keeps it from looking like the contiguous dimension.
     return tuple(s if n > 1 else 0 for n, s in zip(x.shape, x.stride(), strict=True))
+
+
+def _channels_contiguous(x: Tensor) -> bool:
+    return x.stride(1) == 1 and not x.is_contiguous()
 
 
 def _power_of_two(n: int) -> int:

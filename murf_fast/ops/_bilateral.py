@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from murf_fast import backends
@@ -77,11 +75,5 @@ def check_reflection(op: str, radius: int, size) -> None:
 
 
 def resolve(request: str | None, x: Tensor) -> str:
-    """As :func:`murf_fast.backends.resolve`, for ops that have no Triton kernel."""
-    backend = backends.resolve(request, x.device.type, x.dtype)
-    if backend != "triton":
-        return backend
-    if request == "triton" or not torch.cuda.is_available():
-        raise backends.BackendUnavailableError("murf_fast: the bilateral ops have no Triton kernels; use the reference")
-    warnings.warn("murf_fast: the bilateral ops take the slow reference on CUDA", RuntimeWarning, stacklevel=4)
-    return "reference"
+    """As :func:`murf_fast.backends.resolve`, for the device and dtype of ``x``."""
+    return backends.resolve(request, x.device.type, x.dtype)

@@ -43,7 +43,7 @@ def adaptive_conv(
         padding: ``"reflect"``, ``"replicate"``, ``"constant"`` (zeros), or None: the resized map is D - 1 larger.
         bias: (C,), any floating dtype.
         memory_format: Layout of the result; None means that of the source.
-        backend: ``"native"`` or ``"reference"``; None chooses from the device.
+        backend: ``"native"``, ``"triton"`` or ``"reference"``; None chooses from the device.
 
     Returns:
         (B, C, H, W) in the dtype of ``source``; float32 arithmetic. Differentiable in source, kernels and bias.

@@ -38,7 +38,7 @@ def bilateral_kernels(
         radius: Half the kernel's width.
         range_mask, fixup_mask: (B, K) and (B, P) factors of the hidden channels, for dropout; None means 1.
         dtype: Of the result: that of the guidance (default) or float32.
-        backend: ``"native"`` or ``"reference"``; None chooses from the device.
+        backend: ``"native"``, ``"triton"`` or ``"reference"``; None chooses from the device.
 
     Returns:
         (B, D * D, H, W), channels_last: the taps of a pixel are consecutive.
