@@ -1,7 +1,8 @@
 """Triton kernels and their launchers, with the signatures of :mod:`murf_fast.native`.
 
 Arguments have been checked by the ops. Launchers run on the current stream of the tensors' device, never wait for it,
-and allocate at most per-pixel float32 statistics.
+and allocate at most per-pixel float32 statistics; those of the bilateral ops also work in bands of about 32 MiB, and
+hold the projected guidance.
 """
 
 from murf_fast.kernels.adaptive_conv import (
@@ -9,6 +10,7 @@ from murf_fast.kernels.adaptive_conv import (
     adaptive_conv_backward_kernels,
     adaptive_conv_backward_source,
 )
+from murf_fast.kernels.bilateral_kernels import bilateral_kernels, bilateral_kernels_backward
 from murf_fast.kernels.image_to_patches import image_to_patches
 from murf_fast.kernels.resize_adjoint import resize_adjoint
 from murf_fast.kernels.upsample_argmax import upsample_argmax
@@ -21,6 +23,8 @@ __all__ = [
     "adaptive_conv",
     "adaptive_conv_backward_kernels",
     "adaptive_conv_backward_source",
+    "bilateral_kernels",
+    "bilateral_kernels_backward",
     "image_to_patches",
     "resize_adjoint",
     "upsample_argmax",

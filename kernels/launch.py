@@ -100,28 +100,42 @@ class FoldTile:
     warps: int
 
 
+@dataclass(frozen=True)
+class SimilarityTile:
+    """One program of the range softmax: pixels of a row, taps along an axis, and keys at a time."""
+
+    pixels: int
+    taps: int
+    keys: int
+    warps: int
+
+
 def window_tile(out: Tensor) -> WindowTile:
     """64 pixels, square where the channels are contiguous: 8 x 8 pixels of a bicubic doubling read 10 x 10 cells. A
     planar result is written in runs of sixteen pixels. float32 products run outside the tensor cores, where operands
-    wait in registers: they get fewer cells at a time.
+    wait in registers: they get fewer cells at a time. Eight warps share the addresses of pixels times cells.
     """
     rows, columns = (8, 8) if _channels_contiguous(out) else (4, 16)
     block = max(16, min(_power_of_two(out.shape[1]), 64))
-    if out.dtype == torch.float32:
-        return WindowTile(rows, columns, block, 16, 4, 255)
-    return WindowTile(rows, columns, block, 32, 4, 255)
+    return WindowTile(rows, columns, block, 16 if out.dtype == torch.float32 else 32, 8, 128)
 
 
 def products_tile(grad: Tensor) -> WindowTile:
     """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels."""
-    channels = 16 if grad.dtype == torch.float32 else 64
-    return WindowTile(8, 8, max(16, min(_power_of_two(grad.shape[1]), channels)), 64, 4, 255)
+    block = 16 if grad.dtype == torch.float32 else 64
+    return WindowTile(8, 8, max(16, min(_power_of_two(grad.shape[1]), block)), 64, 8, 128)
 
 
 def fold_tile(taps: int, window: int) -> FoldTile:
-    """At most 8192 products of taps with cells at a time, 64 a thread."""
+    """At most 4096 products of taps with cells at a time, 32 a thread."""
     block, cells = _power_of_two(taps), min(_power_of_two(window), 16)
-    return FoldTile(max(1, min(32, 8192 // (block * max(block, cells)))), block, cells, 4)
+    return FoldTile(max(1, min(32, 4096 // (block * max(block, cells)))), block, cells, 4)
+
+
+def similarity_tile(diameter: int, keys: int) -> SimilarityTile:
+    """At most 8192 products of keys for one row of taps at a time, 64 a thread in flight."""
+    taps, block = _power_of_two(diameter), min(_power_of_two(keys), 32)
+    return SimilarityTile(max(1, min(32, 8192 // (taps * max(block, taps)))), taps, block, 4)
 
 
 def dot_precision() -> str:
