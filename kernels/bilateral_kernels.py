@@ -34,9 +34,9 @@ def _sum_taps(values):
 
 
 @triton.jit
-def _similarity(projected, range_temp, sigma_spatial, b, y, x, height, width, keys, RADIUS: tl.constexpr,
+def _similarity(projected, temperature, spatial, b, y, x, height, width, keys, RADIUS: tl.constexpr,
                 BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """Of every pixel and tap, (x, i, j): logit relative to the largest, softmax, spatial weight, squared distance."""
+    """Of every pixel and tap, (x, i, j): logit relative to the largest, softmax, spatial weight; the temperature."""
     TAPS: tl.constexpr = 2 * RADIUS + 1
     i = tl.arange(0, BLOCK_T)[None, :, None]
     j = tl.arange(0, BLOCK_T)[None, None, :]
@@ -63,17 +63,11 @@ def _similarity(projected, range_temp, sigma_spatial, b, y, x, height, width, ke
     masked = tl.where(valid, logits, float("-inf"))
     # Kept relative to the largest: the temperature's gradient would cancel otherwise.
     relative = logits - tl.max(tl.max(masked, axis=2), axis=1)[:, None, None]
-    temperature = tl.minimum(tl.maximum(tl.exp(tl.load(range_temp)), 1e-4), 1e4)
-    similarity = tl.where(valid, tl.exp(temperature * relative), 0.0)
+    scale = tl.load(temperature)
+    similarity = tl.where(valid, tl.exp(scale * relative), 0.0)
     similarity /= _sum_taps(similarity)
-    sigma = tl.load(sigma_spatial)
-    if RADIUS == 0:
-        distance = tl.zeros((1, BLOCK_T, BLOCK_T), dtype=tl.float32) + 2.0
-    else:
-        dy, dx = (i - RADIUS).to(tl.float32) / RADIUS, (j - RADIUS).to(tl.float32) / RADIUS
-        distance = dy * dy + dx * dx
-    spatial = tl.where(valid, tl.exp(-distance / (2 * sigma * sigma)), 0.0)
-    return tl.where(valid, relative, 0.0), similarity, spatial, distance, temperature, sigma
+    gaussian = tl.load(spatial + i * TAPS + j, mask=valid, other=0.0)
+    return tl.where(valid, relative, 0.0), similarity, gaussian, scale
 
 
 @triton.jit
@@ -96,41 +90,44 @@ def _taps(data, stride_b, stride_t, stride_y, stride_x, b, y, x, width, RADIUS: 
 
 
 @triton.jit
-def _bilateral_kernels(projected, range_temp, sigma_spatial, out, stride_b, stride_t, stride_y, stride_x,
+def _bilateral_kernels(projected, temperature, spatial, out, stride_b, stride_t, stride_y, stride_x,
                        height, width, keys, image, row, rows, RADIUS: tl.constexpr,
                        BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """Normalized kernels of a band's pixels, before the fix-up."""
     local, line, b, y, x = _pixels(row, rows, image, width, BLOCK_X)
-    _, similarity, spatial, _, _, _ = _similarity(
-        projected, range_temp, sigma_spatial, b, y, x, height, width, keys, RADIUS, BLOCK_X, BLOCK_T, BLOCK_K
+    _, similarity, gaussian, _ = _similarity(
+        projected, temperature, spatial, b, y, x, height, width, keys, RADIUS, BLOCK_X, BLOCK_T, BLOCK_K
     )
-    weighted = similarity * spatial
+    weighted = similarity * gaussian
     result = weighted / tl.maximum(_sum_taps(weighted), 1e-7)
     pointers, inside = _taps(out, stride_b, stride_t, stride_y, stride_x, local, line, x, width, RADIUS, BLOCK_T)
     tl.store(pointers, result.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _bilateral_kernels_backward(projected, range_temp, sigma_spatial, grad, grad_logits, grad_scalars,
+def _bilateral_kernels_backward(projected, temperature, spatial, distance, grad, grad_logits, grad_scalars,
                                 stride_b, stride_t, stride_y, stride_x, height, width, keys, image, row, rows,
                                 RADIUS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr,
                                 BLOCK_K: tl.constexpr):  # fmt: skip
     """From gradients of normalized kernels to those of the logits, and this program's part of the two scalars'."""
     local, line, b, y, x = _pixels(row, rows, image, width, BLOCK_X)
-    relative, similarity, spatial, distance, temperature, sigma = _similarity(
-        projected, range_temp, sigma_spatial, b, y, x, height, width, keys, RADIUS, BLOCK_X, BLOCK_T, BLOCK_K
+    relative, similarity, gaussian, scale = _similarity(
+        projected, temperature, spatial, b, y, x, height, width, keys, RADIUS, BLOCK_X, BLOCK_T, BLOCK_K
     )
     pointers, inside = _taps(grad, stride_b, stride_t, stride_y, stride_x, local, line, x, width, RADIUS, BLOCK_T)
     upstream = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     # kernels = similarity * spatial / total, unless the clamp holds
-    weighted = similarity * spatial
+    weighted = similarity * gaussian
     total = _sum_taps(weighted)
     inverse = 1.0 / tl.maximum(total, 1e-7)
     mean = tl.where(total < 1e-7, 0.0, _sum_taps(upstream * weighted) * inverse)
     slope = tl.where(inside, (upstream - mean) * inverse, 0.0)
-    of_sigma = tl.sum(_sum_taps(slope * weighted * distance)) / (sigma * sigma * sigma)
+    i, j = tl.arange(0, BLOCK_T)[None, :, None], tl.arange(0, BLOCK_T)[None, None, :]
+    inside_window = (i < 2 * RADIUS + 1) & (j < 2 * RADIUS + 1)
+    squared = tl.load(distance + i * (2 * RADIUS + 1) + j, mask=inside_window, other=0.0)
+    of_spatial = tl.sum(_sum_taps(slope * weighted * squared))
     # similarity = softmax(temperature * logits)
-    slope *= spatial
+    slope *= gaussian
     slope = (slope - _sum_taps(slope * similarity)) * similarity
     of_temperature = tl.sum(_sum_taps(slope * relative))
     taps: tl.constexpr = (2 * RADIUS + 1) * (2 * RADIUS + 1)
@@ -138,9 +135,9 @@ def _bilateral_kernels_backward(projected, range_temp, sigma_spatial, grad, grad
         grad_logits, taps * height.to(tl.int64) * width, 1, width.to(tl.int64) * taps, taps, b, y, x, width, RADIUS,
         BLOCK_T
     )  # fmt: skip
-    tl.store(pointers, slope * temperature, mask=inside)
+    tl.store(pointers, slope * scale, mask=inside)
     tl.store(grad_scalars + 2 * tl.program_id(0), of_temperature)
-    tl.store(grad_scalars + 2 * tl.program_id(0) + 1, of_sigma)
+    tl.store(grad_scalars + 2 * tl.program_id(0) + 1, of_spatial)
 
 
 class _Network:
@@ -152,6 +149,12 @@ class _Network:
         self.params = [p.detach().float().contiguous() for p in params]
         self.params[2::2] = [w.flatten(1) for w in self.params[2::2]]
         self.range_mask, self.fixup_mask = range_mask, fixup_mask
+        # Rounded once: every pixel has the same error in them, which the gradients of parameters add up.
+        temp, sigma = self.params[0].double(), self.params[1].double()
+        offset = torch.linspace(-1, 1, self.diameter, dtype=torch.float64, device=guidance.device).square()
+        distance = offset[:, None] + offset
+        self.temperature, self.distance = temp.exp().clamp(1e-4, 1e4).float(), distance.float()
+        self.spatial = torch.exp(-distance / (2 * sigma.square())).float()
 
     @property
     def has_fixup(self) -> bool:
@@ -185,8 +188,8 @@ class _Network:
         tile = launch.similarity_tile(self.diameter, self.keys)
         kernel[(self.programs(band),)](
             projected,
-            self.params[0],
-            self.params[1],
+            self.temperature,
+            self.spatial,
             *tensors,
             *strides,
             height,
@@ -302,12 +305,19 @@ def _to_logits(
             upstream = upstream.permute(0, 3, 1, 2)
         parts = projected.new_empty(net.programs(band), 2)
         net.launch(
-            _bilateral_kernels_backward, band, projected, upstream, grad_logits, parts, strides=upstream.stride()
+            _bilateral_kernels_backward,
+            band,
+            projected,
+            net.distance,
+            upstream,
+            grad_logits,
+            parts,
+            strides=upstream.stride(),
         )
         scalars += parts.sum(0, dtype=torch.float64)
-    raw = net.params[0].exp()
+    raw, sigma = net.params[0].double().exp(), net.params[1].double()
     grads[0].copy_(torch.where((raw >= 1e-4) & (raw <= 1e4), scalars[0] * raw, 0.0))
-    grads[1].copy_(scalars[1])
+    grads[1].copy_(scalars[1] / sigma**3)
     return grad_logits.permute(0, 3, 1, 2)
 
 

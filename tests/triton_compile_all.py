@@ -63,6 +63,7 @@ def launch_everything(dtype: torch.dtype) -> None:
     """Every launcher in the layouts, widths and options that change what is compiled."""
     patches(dtype)
     adaptive(dtype)
+    bilateral(dtype)
     for channels_last in (True, False):
         maps = [empty_map(torch.zeros(1, dtype=dtype), (1, 768, n, n), channels_last) for n in (5, 9)]
         few = [m[:, :19] for m in maps]
@@ -111,6 +112,19 @@ def adaptive_case(dtype: torch.dtype, channels_last: bool, radius: int, factor: 
     kernels.adaptive_conv(source, weights, None, axes, out)
     kernels.adaptive_conv_backward_source(out, weights, axes, source)
     kernels.adaptive_conv_backward_kernels(out, source, axes, weights)
+
+
+def bilateral(dtype: torch.dtype) -> None:
+    """FeatUp's level, FeatSharp's without a fix-up, and SimFeatUp's radius."""
+    for radius, fixup in ((3, True), (3, False), (5, True)):
+        taps = (2 * radius + 1) ** 2
+        guidance = torch.zeros(2, 3, 24, 24, dtype=dtype)
+        shapes = [(), (), (32, 3), (32,), (32, 32), (32,)]
+        shapes += [(taps, taps + 3), (taps,), (taps, taps), (taps,)] if fixup else []
+        params = [torch.zeros(shape) for shape in shapes]
+        out = empty_map(guidance, (2, taps, 24, 24), True)
+        kernels.bilateral_kernels(guidance, params, None, None, radius, out)
+        kernels.bilateral_kernels_backward(out, guidance, params, None, None, radius)
 
 
 def reductions(maps, axes, bias, per_class) -> None:
