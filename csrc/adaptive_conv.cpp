@@ -157,14 +157,14 @@ inline void write_tile(const Strided& out, int64_t b, int64_t y, int64_t x, int6
 // Tasks are bands of rows that share their windows: groups are not torn apart, and a band refills its source rows once.
 template <class Body>
 inline void for_row_bands(const AdaptiveConv& conv, int threads, Body body) {
-  const int64_t bands = max64(1, min64(4 * threads, conv.y.out / 16));
+  const int64_t rows = conv.row_end - conv.row_begin, bands = max64(1, min64(4 * threads, rows / 16));
   parallel(threads, conv.batch * bands, [&](int thread, int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / bands, band = task % bands;
       // A band begins and ends at an even row, where the groups of a doubling begin.
-      const int64_t y0 = conv.y.out * band / bands / 2 * 2;
-      const int64_t y1 = band + 1 == bands ? conv.y.out : conv.y.out * (band + 1) / bands / 2 * 2;
-      body(thread, b, y0, y1);
+      const int64_t y0 = rows * band / bands / 2 * 2;
+      const int64_t y1 = band + 1 == bands ? rows : rows * (band + 1) / bands / 2 * 2;
+      body(thread, b, conv.row_begin + y0, conv.row_begin + y1);
     }
   });
 }
@@ -202,7 +202,7 @@ static void forward(const AdaptiveConv& conv, const Strided& source, const Strid
         for (int64_t r = 0; r < group_rows; ++r)
           for (int64_t i = 0; i < columns; ++i) {
             float* w = weights + (r * kTileWidth + i) * padded(window);
-            load_taps<K>(taps, kernels, b, y + r, x0 + i, conv.y.taps);
+            load_taps<K>(taps, kernels, b, y + r - conv.row_begin, x0 + i, conv.y.taps);
             for (int64_t n = 0; n < height; ++n) {
               fold_y(row_of_taps, taps, conv.y, y + r, n);
               fold_x(w + n * conv.x.window, row_of_taps, conv.x, x0 + i);

@@ -135,17 +135,27 @@ class ProjectedRows {
   int64_t* held_;
 };
 
-// dst[j][i] = sum_c window[c][i + j] * center[c][i], for J offsets j and V vectors of i
+// Keys whose products are summed at a time: logits are sums of large terms whose rounding the softmax magnifies, and
+// sums of sums keep it small.
+constexpr int64_t kKeys = 4;
+
+// dst[j][i] (+)= sum_c window[c][i + j] * center[c][i], for J offsets j and V vectors of i
 template <int J, int V>
 inline void logits_block(float* dst, const float* window, const float* center, int64_t pitch, int64_t key) {
-  Vec sum[J][V] = {};
-  for (int64_t c = 0; c < key; ++c)
-    for (int v = 0; v < V; ++v) {
-      const Vec p = load_vec(center + c * pitch + v * kLanes);
-      for (int j = 0; j < J; ++j) sum[j][v] += p * load_vec(window + c * pitch + v * kLanes + j);
-    }
-  for (int j = 0; j < J; ++j)
-    for (int v = 0; v < V; ++v) store_vec(dst + j * kPitch + v * kLanes, sum[j][v]);
+  for (int64_t begin = 0; begin < key; begin += kKeys) {
+    const int64_t end = min64(begin + kKeys, key);
+    Vec sum[J][V] = {};
+    for (int64_t c = begin; c < end; ++c)
+      for (int v = 0; v < V; ++v) {
+        const Vec p = load_vec(center + c * pitch + v * kLanes);
+        for (int j = 0; j < J; ++j) sum[j][v] += p * load_vec(window + c * pitch + v * kLanes + j);
+      }
+    for (int j = 0; j < J; ++j)
+      for (int v = 0; v < V; ++v) {
+        float* to = dst + j * kPitch + v * kLanes;
+        store_vec(to, begin == 0 ? sum[j][v] : load_vec(to) + sum[j][v]);
+      }
+  }
 }
 
 template <int J>
@@ -265,7 +275,7 @@ template <class T, class K>
 static void forward(const Bilateral& net, const Strided& guidance, const Strided& out, int threads) {
   const int64_t share = padded(ProjectedRows::floats(net)) + padded(Tile::floats(net)) + Layers(net).taps * kPitch;
   Scratch scratch(share * threads);
-  const int64_t bands = max64(1, min64(2 * threads, net.height / 32));
+  const int64_t height = net.row_end - net.row_begin, bands = max64(1, min64(2 * threads, height / 32));
   parallel(threads, net.batch * bands, [&](int thread, int64_t first, int64_t last) {
     float* at = scratch.data() + thread * share;
     ProjectedRows rows(net, guidance, at);
@@ -275,9 +285,9 @@ static void forward(const Bilateral& net, const Strided& guidance, const Strided
     const Dense second{net.params + tile.layers.fixup_weight1, net.params + tile.layers.fixup_bias1, taps, taps};
     for (int64_t task = first; task < last; ++task) {
       const int64_t b = task / bands, band = task % bands;
-      for (int64_t y = net.height * band / bands; y < net.height * (band + 1) / bands; ++y)
+      for (int64_t at_row = height * band / bands; at_row < height * (band + 1) / bands; ++at_row)
         for (int64_t x = 0; x < net.width; x += kTile) {
-          const int64_t length = min64(kTile, net.width - x), width = padded(length);
+          const int64_t y = net.row_begin + at_row, length = min64(kTile, net.width - x), width = padded(length);
           tile.normalized<T>(rows, b, y, x, width);
           const float* result = tile.kernels;
           if (net.fixup) {
@@ -291,7 +301,7 @@ static void forward(const Bilateral& net, const Strided& guidance, const Strided
             }
             result = fixed;
           }
-          K* dst = static_cast<K*>(out.data) + b * out.stride_b + y * out.stride_y + x * out.stride_x;
+          K* dst = static_cast<K*>(out.data) + b * out.stride_b + at_row * out.stride_y + x * out.stride_x;
           for (int64_t i = 0; i < length; ++i)
             for (int64_t t = 0; t < taps; ++t) from_float(result[t * kPitch + i], dst[i * out.stride_x + t * out.stride_c]);
         }

@@ -118,21 +118,25 @@ class FoldedTable {
 
 using StridedTuple = std::tuple<uintptr_t, std::array<int64_t, 4>>;  // (address, (stride_b, stride_c, stride_y, stride_x))
 // (batch, channels, axis of rows, axis of columns)
-using ConvTuple = std::tuple<int64_t, int64_t, std::shared_ptr<FoldedTable>, std::shared_ptr<FoldedTable>>;
-// ((batch, height, width, guides, key, radius), fix-up, parameters, range mask or 0, fix-up mask or 0)
-using BilateralTuple = std::tuple<std::array<int64_t, 6>, bool, uintptr_t, uintptr_t, uintptr_t>;
+using RowsTuple = std::tuple<int64_t, int64_t>;  // begin, end
+using ConvTuple =
+    std::tuple<int64_t, int64_t, std::shared_ptr<FoldedTable>, std::shared_ptr<FoldedTable>, RowsTuple>;
+// ((batch, height, width, guides, key, radius), fix-up, parameters, range mask or 0, fix-up mask or 0, rows)
+using BilateralTuple = std::tuple<std::array<int64_t, 6>, bool, uintptr_t, uintptr_t, uintptr_t, RowsTuple>;
 
 Strided strided_of(const StridedTuple& t) {
   const auto& s = std::get<1>(t);
   return {pointer<void>(std::get<0>(t)), s[0], s[1], s[2], s[3]};
 }
 AdaptiveConv conv_of(const ConvTuple& t) {
-  return {std::get<0>(t), std::get<1>(t), std::get<2>(t)->view(), std::get<3>(t)->view()};
+  const auto& [begin, end] = std::get<4>(t);
+  return {std::get<0>(t), std::get<1>(t), std::get<2>(t)->view(), std::get<3>(t)->view(), begin, end};
 }
 Bilateral bilateral_of(const BilateralTuple& t) {
   const auto& n = std::get<0>(t);
+  const auto& [begin, end] = std::get<5>(t);
   return {n[0], n[1], n[2], n[3], n[4], n[5], std::get<1>(t), pointer<float>(std::get<2>(t)),
-          pointer<float>(std::get<3>(t)), pointer<float>(std::get<4>(t))};
+          pointer<float>(std::get<3>(t)), pointer<float>(std::get<4>(t)), begin, end};
 }
 
 }  // namespace

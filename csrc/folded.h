@@ -23,20 +23,24 @@ struct Strided {
   int64_t stride_b, stride_c, stride_y, stride_x;
 };
 
+// Output rows row_begin .. row_end - 1 are computed; the kernels hold those rows only.
 struct AdaptiveConv {
   int64_t batch, channels;
   FoldedAxis y, x;
+  int64_t row_begin, row_end;
 };
 
 // The networks of bilateral_kernels: float32, row-major, one behind the other in `params`:
 // range_temp, sigma_spatial, weight0 (key, guides), bias0, weight1 (key, key), bias1, and with a fix-up
 // weight0 (taps, taps + guides), bias0, weight1 (taps, taps), bias1. Masks multiply hidden channels of an image.
+// The kernels of rows row_begin .. row_end - 1 are computed, and are all that the result holds.
 struct Bilateral {
   int64_t batch, height, width, guides, key, radius;
   bool fixup;
   const float* params;
   const float* range_mask;  // (B, key) or null
   const float* fixup_mask;  // (B, taps) or null
+  int64_t row_begin, row_end;
 };
 
 }  // namespace murf

@@ -17,6 +17,8 @@ Folded = tuple[FoldedAxis, FoldedAxis]
 
 # Bytes from which a result is worth a system call about its pages.
 _LARGE = 8 << 20
+# Bytes of per-pixel kernels that a joint bilateral upsampling holds at a time: few calls, and little beside its result.
+_KERNEL_BYTES = 16 << 20
 
 
 @functools.cache
@@ -275,11 +277,20 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def adaptive_conv(source: Tensor, kernels: Tensor, bias: Tensor | None, axes: Folded, out: Tensor) -> None:
+def adaptive_conv(
+    source: Tensor,
+    kernels: Tensor,
+    bias: Tensor | None,
+    axes: Folded,
+    out: Tensor,
+    rows: tuple[int, int] | None = None,
+) -> None:
+    """With ``rows``, (begin, end), that band of ``out``, whose kernels are all that ``kernels`` holds."""
+    _prefer_huge_pages(out)
     module().adaptive_conv(
         _dtype(source),
         _dtype(kernels),
-        (*source.shape[:2], axes[0].native, axes[1].native),
+        _conv(source, axes, rows),
         _strided(source),
         _strided(kernels),
         0 if bias is None else bias.data_ptr(),
@@ -293,7 +304,7 @@ def adaptive_conv_backward_source(grad: Tensor, kernels: Tensor, axes: Folded, o
     module().adaptive_conv_backward_source(
         _dtype(grad),
         _dtype(kernels),
-        (*grad.shape[:2], axes[0].native, axes[1].native),
+        _conv(grad, axes),
         _strided(grad),
         _strided(kernels),
         _strided(out),
@@ -305,7 +316,7 @@ def adaptive_conv_backward_kernels(grad: Tensor, source: Tensor, axes: Folded, o
     module().adaptive_conv_backward_kernels(
         _dtype(source),
         _dtype(out),
-        (*grad.shape[:2], axes[0].native, axes[1].native),
+        _conv(grad, axes),
         _strided(grad),
         _strided(source),
         _strided(out),
@@ -322,8 +333,40 @@ def bilateral_kernels(
     out: Tensor,
 ) -> None:
     network = _bilateral(guidance, params, range_mask, fixup_mask, radius)
+    _kernels_of_rows(network, guidance, (0, guidance.shape[2]), out)
+
+
+def joint_bilateral_upsample(
+    sources: list[Tensor],
+    guidance: Tensor,
+    params: list[Tensor],
+    range_mask: Tensor | None,
+    fixup_mask: Tensor | None,
+    radius: int,
+    bias: Tensor | None,
+    axes: list[Folded],
+    outs: list[Tensor],
+) -> None:
+    """Band by band of output rows: their kernels, then every source through them."""
+    network = _bilateral(guidance, params, range_mask, fixup_mask, radius)
+    batch, _, height, width = guidance.shape
+    row_floats = batch * width * (2 * radius + 1) ** 2
+    # At least sixteen rows for every thread, and an even number: at a doubling, pairs of rows share their windows.
+    band = max(-(-16 * _threads() // batch), _KERNEL_BYTES // (4 * row_floats)) // 2 * 2
+    band = max(2, min(band, height))
+    kernels = torch.empty((min(band, height) * row_floats,), dtype=torch.float32)
+    for begin in range(0, height, band):
+        rows = (begin, min(begin + band, height))
+        shape = (batch, rows[1] - begin, width, (2 * radius + 1) ** 2)
+        of_rows = kernels[: (rows[1] - begin) * row_floats].view(shape).permute(0, 3, 1, 2)
+        _kernels_of_rows(network, guidance, rows, of_rows)
+        for source, pair, out in zip(sources, axes, outs, strict=True):
+            adaptive_conv(source, of_rows, bias, pair, out, rows)
+
+
+def _kernels_of_rows(network: _bilateral, guidance: Tensor, rows: tuple[int, int], out: Tensor) -> None:
     module().bilateral_kernels(
-        _dtype(guidance), _dtype(out), network.tuple, _strided(guidance), _strided(out), _threads()
+        _dtype(guidance), _dtype(out), (*network.tuple, rows), _strided(guidance), _strided(out), _threads()
     )
 
 
@@ -346,7 +389,7 @@ def bilateral_kernels_backward(
     module().bilateral_kernels_backward(
         _dtype(guidance),
         _dtype(grad),
-        network.tuple,
+        (*network.tuple, (0, height)),
         _strided(guidance),
         _strided(grad),
         bands,
@@ -371,6 +414,11 @@ class _bilateral:
             self.params.data_ptr(),
             *(0 if m is None else m.data_ptr() for m in self.masks),
         )
+
+
+def _conv(like: Tensor, axes: Folded, rows: tuple[int, int] | None = None):
+    y, x = axes
+    return (*like.shape[:2], y.native, x.native, rows or (0, y.out_size))
 
 
 def _strided(x: Tensor) -> tuple[int, tuple[int, ...]]:

@@ -48,7 +48,7 @@ def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming])
     naming = next((n for n in namings if f"{n.convolution}.weight" in state_dict), None)
     if naming is None:
         known = ", ".join(f"{n.convolution}.weight ({n.source})" for n in namings)
-        raise ValueError(f"murf_fast.{what}: `state_dict` must hold one of {known}; got the keys {_few(state_dict)}")
+        raise ValueError(f"murf_fast.{what}: `state_dict` must hold one of {known}; got the keys {few(state_dict)}")
     convolution = {name: f"{naming.convolution}.{name}" for name in ("weight", "bias")}
     norm = {name: f"{naming.norm}.{name}" for name in _NORM} if naming.norm else {}
     if naming.norm_optional and not any(key in state_dict for key in norm.values()):
@@ -58,7 +58,7 @@ def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming])
     if missing or unknown:
         raise ValueError(
             f"murf_fast.{what}: `state_dict` has the names of {naming.source}, whose head holds "
-            f"{_few(sorted(expected))}; missing: {_few(sorted(missing))}; unknown: {_few(sorted(unknown))}. "
+            f"{few(sorted(expected))}; missing: {few(sorted(missing))}; unknown: {few(sorted(unknown))}. "
             "Pass the entries of the head only"
         )
     weights = {name: state_dict[key] for name, key in convolution.items()}
@@ -77,6 +77,6 @@ def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming])
     return Weights(naming, weights, {name: state_dict[key] for name, key in norm.items()} or None)
 
 
-def _few(keys) -> str:
+def few(keys) -> str:
     keys = list(keys)
     return (", ".join(keys[:12]) or "none") + (f", ... ({len(keys)} in all)" if len(keys) > 12 else "")

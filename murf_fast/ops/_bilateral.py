@@ -1,4 +1,4 @@
-"""What the bilateral ops share: their parameters, and the choice of a backend."""
+"""What the bilateral ops share: their parameters and the checks of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from murf_fast import backends
 from murf_fast.ops import _checks
 
 
@@ -74,6 +73,17 @@ def check_reflection(op: str, radius: int, size) -> None:
         )
 
 
-def resolve(request: str | None, x: Tensor) -> str:
-    """As :func:`murf_fast.backends.resolve`, for the device and dtype of ``x``."""
-    return backends.resolve(request, x.device.type, x.dtype)
+def check_masks(op: str, params: BilateralParams, guidance: Tensor, radius: int, range_mask, fixup_mask) -> None:
+    """Dropout's factors of the hidden channels of every image."""
+    for name, mask, channels in (
+        ("range_mask", range_mask, params.range_bias0.numel()),
+        ("fixup_mask", fixup_mask, (2 * radius + 1) ** 2),
+    ):
+        if mask is not None and not isinstance(mask, Tensor):
+            raise TypeError(f"murf_fast.{op}: `{name}` must be a tensor, got {type(mask).__name__}")
+        if mask is not None and tuple(mask.shape) != (guidance.shape[0], channels):
+            raise ValueError(
+                f"murf_fast.{op}: `{name}` must have shape ({guidance.shape[0]}, {channels}), got {tuple(mask.shape)}"
+            )
+        if mask is not None and mask.device != guidance.device:
+            raise ValueError(f"murf_fast.{op}: `{name}` must be on {guidance.device}, got {mask.device}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
-from murf_fast.ops._bilateral import check_reflection, resolve
+from murf_fast.ops._bilateral import check_reflection
 from murf_fast.ops._library import empty_map, is_channels_last, register, wants_channels_last
 from murf_fast.window import PADDINGS, folded_axis
 
@@ -90,7 +90,7 @@ def adaptive_conv(
     if bias is not None:
         _checks.vector(op, "bias", bias, source.shape[1], source, what="one entry per channel of `source`")
     channels_last = wants_channels_last(op, memory_format, source)
-    backend = resolve(backend, source)
+    backend = backends.resolve(backend, source.device.type, source.dtype)
     if backend == "reference":
         result = reference.adaptive_conv(source, kernels, grid, bias, mode, padding)
         return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

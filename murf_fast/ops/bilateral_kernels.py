@@ -7,7 +7,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
-from murf_fast.ops._bilateral import BilateralParams, check_params, resolve
+from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params
 from murf_fast.ops._library import empty_map, register
 
 
@@ -53,19 +53,11 @@ def bilateral_kernels(
     op = "bilateral_kernels"
     guidance = _checks.map_(op, "guidance", guidance)
     tensors = check_params(op, params, guidance, radius)
-    taps = (2 * radius + 1) ** 2
-    for name, mask, channels in (
-        ("range_mask", range_mask, params.range_bias0.numel()),
-        ("fixup_mask", fixup_mask, taps),
-    ):
-        if mask is not None and tuple(mask.shape) != (guidance.shape[0], channels):
-            raise ValueError(
-                f"murf_fast.{op}: `{name}` must have shape ({guidance.shape[0]}, {channels}), got {tuple(mask.shape)}"
-            )
+    check_masks(op, params, guidance, radius, range_mask, fixup_mask)
     if dtype not in (None, guidance.dtype, torch.float32):
         raise TypeError(f"murf_fast.{op}: `dtype` must be {guidance.dtype} or torch.float32, got {dtype}")
     dtype = dtype or guidance.dtype
-    backend = resolve(backend, guidance)
+    backend = backends.resolve(backend, guidance.device.type, guidance.dtype)
     if backend == "reference":
         result = reference.bilateral_kernels(guidance, tensors, radius, range_mask, fixup_mask).to(dtype)
         return result.contiguous(memory_format=torch.channels_last)

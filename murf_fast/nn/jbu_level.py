@@ -1,0 +1,87 @@
+"""One level of a joint bilateral upsampler, under the parameter names of FeatUp and FeatSharp."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from murf_fast.ops import BilateralParams, joint_bilateral_upsample
+
+
+class JBULevel(nn.Module):
+    """Upsamples a map to the size of a guidance: :func:`murf_fast.joint_bilateral_upsample` with learned networks.
+
+    Args:
+        radius: Half the width of the kernels.
+        guides, keys: Channels of the guidance and of its projection.
+        mode: Interpolation of the source: ``"bicubic"`` (FeatUp) or ``"bilinear"`` (FeatSharp).
+        fixup: Whether a network corrects the normalized kernels (FeatUp) or not (FeatSharp).
+        dropout: Probability with which training drops hidden channels of an image; None: there is no such layer.
+
+    Source: FeatUp's ``JBULearnedRange``; FeatSharp's ``JBULevel``.
+    """
+
+    def __init__(
+        self,
+        radius: int = 3,
+        *,
+        guides: int = 3,
+        keys: int = 32,
+        mode: str = "bicubic",
+        fixup: bool = True,
+        dropout: float | None = 0.1,
+    ) -> None:
+        super().__init__()
+        self.radius, self.mode = radius, mode
+        taps = (2 * radius + 1) ** 2
+        self.range_temp = nn.Parameter(torch.tensor(0.0))
+        self.range_proj = _network(guides, keys, dropout)
+        self.fixup_proj = _network(taps + guides, taps, dropout) if fixup else None
+        self.sigma_spatial = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
+        """(B, C, H, W) of a source (B, C, h, w) and a guidance (B, guides, H, W)."""
+        drawn = Drawn.of(self, guidance)
+        return joint_bilateral_upsample(source, guidance, **drawn._asdict(), radius=self.radius, mode=self.mode)
+
+    def extra_repr(self) -> str:
+        return f"radius={self.radius}, mode={self.mode!r}"
+
+
+class Drawn(NamedTuple):
+    """What a call of a level needs from its module: the parameters, and in training this call's dropout."""
+
+    params: BilateralParams
+    range_mask: Tensor | None
+    fixup_mask: Tensor | None
+
+    @classmethod
+    def of(cls, level: nn.Module, guidance: Tensor) -> Drawn:
+        """From any module with FeatUp's names; masks are drawn in FeatUp's order."""
+        fixup = getattr(level, "fixup_proj", None)
+        layers = [level.range_proj[0], level.range_proj[-1], *([] if fixup is None else [fixup[0], fixup[-1]])]
+        params = BilateralParams(
+            level.range_temp, level.sigma_spatial, *(p for layer in layers for p in (layer.weight, layer.bias))
+        )
+        batch = guidance.shape[0]
+        range_mask = dropout_mask(level.range_proj, batch, layers[0].out_channels, guidance.device)
+        fixup_mask = None
+        if fixup is not None:
+            fixup_mask = dropout_mask(fixup, batch, layers[2].out_channels, guidance.device)
+        return cls(params, range_mask, fixup_mask)
+
+
+def dropout_mask(network: nn.Sequential, batch: int, channels: int, device: torch.device) -> Tensor | None:
+    """(batch, channels) factors as the network's Dropout2d draws them, or None where it does nothing."""
+    dropout = next((m for m in network if isinstance(m, nn.Dropout2d)), None)
+    if dropout is None or not dropout.training or dropout.p == 0:
+        return None
+    return F.dropout2d(torch.ones(batch, channels, 1, 1, device=device), dropout.p)[..., 0, 0]
+
+
+def _network(inputs: int, outputs: int, dropout: float | None) -> nn.Sequential:
+    drop = [] if dropout is None else [nn.Dropout2d(dropout)]
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.GELU(), *drop, nn.Conv2d(outputs, outputs, 1))
