@@ -8,7 +8,6 @@ products: each is a gather, so nothing depends on the order of programs.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -170,19 +169,25 @@ def _adaptive_conv_backward_kernels(
 
 def adaptive_conv(source: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, out: Tensor) -> None:
     """``out = bias + sum of folded kernels times source pixels``; any strides of ``out``."""
-    y_axis, x_axis = axes
-    tile = launch.window_tile(out)
+    batch, _, height, _ = out.shape
+    for band in folded.bands(batch, height, folded.row_bytes(*axes), launch.window_tile(out).rows):
+        adaptive_conv_band(source, folded.rows_of(kernels, band), bias, axes, out, band)
+
+
+def adaptive_conv_band(
+    source: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, out: Tensor, band: folded.Band
+) -> None:
+    """The band of ``out``, whose kernels are all that ``kernels`` (images, D * D, rows, width) holds."""
     with launch.on_device_of(out):
         tables = [axis.on(out.device) for axis in axes]
         windows = (*tables[0][:2], *tables[1][:2])
-        for band in folded.bands(out.shape[0], y_axis.out_size, folded.row_bytes(*axes), tile.rows):
-            weights = _folded(kernels, axes, band)
-            _launch(source, weights, bias, out, windows, windows, band, band.row, tile, adjoint=False)
+        weights = _folded(kernels, axes, band)
+        _launch(source, weights, bias, out, windows, windows, band, band.row, launch.window_tile(out), adjoint=False)
 
 
 def adaptive_conv_backward_source(grad: Tensor, kernels: Tensor, axes: Axes, out: Tensor) -> None:
     """``out`` gathers, for every pixel of the source, the gradients of the outputs that read it."""
-    y_axis, x_axis = axes
+    y_axis = axes[0]
     tile = launch.window_tile(out)
     # A band of source rows folds all rows of kernels that read it.
     bytes_of_a_row = triton.cdiv(folded.row_bytes(*axes) * y_axis.out_size, y_axis.in_size)
@@ -193,7 +198,7 @@ def adaptive_conv_backward_source(grad: Tensor, kernels: Tensor, axes: Axes, out
             rows = slice(band.row, band.row + band.rows)
             first, end = int(y_axis.reader_begin[rows].min()), int(y_axis.reader_end[rows].max())
             read = folded.Band(band.image, band.images, first, max(end - first, 0))
-            weights = _folded(kernels, axes, read)
+            weights = _folded(folded.rows_of(kernels, read), axes, read)
             _launch(grad, weights, None, out, windows, readers, band, first, tile, adjoint=True)
 
 
@@ -206,7 +211,8 @@ def adaptive_conv_backward_kernels(grad: Tensor, source: Tensor, axes: Axes, out
         tables = [axis.on(out.device) for axis in axes]
         for band in folded.bands(batch, height, folded.row_bytes(*axes), tile.rows):
             direct = y_axis.is_shift and x_axis.is_shift
-            weights = _as_windows(out, axes, band) if direct else folded.empty(band, *axes, out.device)
+            rows = folded.rows_of(out, band)
+            weights = _as_windows(rows, axes) if direct else folded.empty(band, *axes, out.device)
             grid = (band.images * triton.cdiv(band.rows, tile.rows) * triton.cdiv(width, tile.columns),)
             _adaptive_conv_backward_kernels[grid](
                 grad,
@@ -232,22 +238,21 @@ def adaptive_conv_backward_kernels(grad: Tensor, source: Tensor, axes: Axes, out
                 maxnreg=tile.registers,
             )
             if not direct:
-                folded.unfold(weights, y_axis, x_axis, band, out)
+                folded.unfold(weights, y_axis, x_axis, band, rows)
 
 
 def _folded(kernels: Tensor, axes: Axes, band: folded.Band) -> Tensor:
-    """The band's folded kernels (images, window, window, rows, width)."""
+    """The band's ``kernels`` (images, D * D, rows, width), folded: (images, window, window, rows, width)."""
     if axes[0].is_shift and axes[1].is_shift:
-        return _as_windows(kernels, axes, band)
+        return _as_windows(kernels, axes)
     weights = folded.empty(band, *axes, kernels.device)
     folded.fold(kernels, *axes, band, weights)
     return weights
 
 
-def _as_windows(kernels: Tensor, axes: Axes, band: folded.Band) -> Tensor:
+def _as_windows(kernels: Tensor, axes: Axes) -> Tensor:
     """Without resize and padding the kernels are the windows."""
-    view = kernels.unflatten(1, (axes[0].taps, axes[1].taps))
-    return view[band.image : band.image + band.images, :, :, band.row : band.row + band.rows]
+    return kernels.unflatten(1, (axes[0].taps, axes[1].taps))
 
 
 def _launch(source, weights, bias, out, windows, regions, band, first_row, tile, adjoint) -> None:

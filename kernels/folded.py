@@ -55,13 +55,18 @@ def empty(band: Band, y_axis: FoldedAxis, x_axis: FoldedAxis, device: torch.devi
     return torch.empty(shape, dtype=torch.float32, device=device).permute(0, 3, 4, 1, 2)
 
 
+def rows_of(x: Tensor, band: Band) -> Tensor:
+    """The band of a map (B, C, H, W)."""
+    return x[band.image : band.image + band.images, :, band.row : band.row + band.rows]
+
+
 def fold(kernels: Tensor, y_axis: FoldedAxis, x_axis: FoldedAxis, band: Band, out: Tensor) -> None:
-    """``out = A_y^T K A_x`` of the pixels of a band, for ``kernels`` (B, D * D, H, W)."""
+    """``out = A_y^T K A_x``, for the band's ``kernels`` (images, D * D, rows, width)."""
     _launch(_fold, kernels, out, y_axis, x_axis, band)
 
 
 def unfold(folded: Tensor, y_axis: FoldedAxis, x_axis: FoldedAxis, band: Band, out: Tensor) -> None:
-    """``out = A_y F A_x^T`` of the pixels of a band, for ``out`` (B, D * D, H, W): the gradient of :func:`fold`."""
+    """``out = A_y F A_x^T``, for the band's ``out`` (images, D * D, rows, width): the gradient of :func:`fold`."""
     _launch(_unfold, out, folded, y_axis, x_axis, band)
 
 
@@ -69,14 +74,14 @@ def _launch(kernel, kernels: Tensor, folded: Tensor, y_axis: FoldedAxis, x_axis:
     if not band.rows:
         return
     tile = launch.fold_tile(y_axis.taps, x_axis.window)
-    _, y_end, y_weights, _, _ = y_axis.on(kernels.device)
+    y_first, y_end, y_weights, _, _ = y_axis.on(kernels.device)
     x_first, x_end, x_weights, _, _ = x_axis.on(kernels.device)
     grid = (band.images * band.rows * triton.cdiv(x_axis.out_size, tile.pixels),)
     kernel[grid](
         kernels,
         *kernels.stride(),
         folded,
-        y_axis.on(kernels.device)[0],
+        y_first,
         y_end,
         y_weights,
         y_weights.shape[2],
@@ -86,7 +91,6 @@ def _launch(kernel, kernels: Tensor, folded: Tensor, y_axis: FoldedAxis, x_axis:
         x_weights.shape[2],
         y_axis.window,
         x_axis.window,
-        band.image,
         band.row,
         band.rows,
         x_axis.out_size,
@@ -99,16 +103,15 @@ def _launch(kernel, kernels: Tensor, folded: Tensor, y_axis: FoldedAxis, x_axis:
 
 
 @triton.jit
-def _pixels_of_row(image, row, rows, width, BLOCK_X: tl.constexpr):
-    """This program's (local row, image, row, columns)."""
+def line_of(width, BLOCK_X: tl.constexpr):
+    """This program's line of the band and columns."""
     x_tiles = tl.cdiv(width, BLOCK_X)
-    local = tl.program_id(0) // x_tiles
     x = (tl.program_id(0) % x_tiles) * BLOCK_X + tl.arange(0, BLOCK_X)
-    return local, image + local // rows, row + local % rows, x
+    return tl.program_id(0) // x_tiles, x
 
 
 @triton.jit
-def _taps_of_pixels(kernels, stride_b, stride_t, stride_y, stride_x, b, y, x, width,
+def taps_of_pixels(kernels, stride_b, stride_t, stride_y, stride_x, b, y, x, width,
                     TAPS: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
     """Pointers (x, i, j) to the kernels' taps of some pixels, and which of them exist."""
     i = tl.arange(0, BLOCK_T)[:, None]
@@ -129,17 +132,18 @@ def _x_shares(x_weights, x_window, x, m, width, count, TAPS: tl.constexpr, BLOCK
 
 @triton.jit
 def _fold(kernels, stride_b, stride_t, stride_y, stride_x, folded, y_first, y_end, y_weights, y_row, x_first, x_end,
-          x_weights, x_row, y_window, x_window, image, row, rows, width,
+          x_weights, x_row, y_window, x_window, row, rows, width,
           TAPS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
-    local, b, y, x = _pixels_of_row(image, row, rows, width, BLOCK_X)
-    pointers, inside = _taps_of_pixels(
-        kernels, stride_b, stride_t, stride_y, stride_x, b, y, x, width, TAPS, BLOCK_T
+    line, x = line_of(width, BLOCK_X)
+    y = row + line % rows
+    pointers, inside = taps_of_pixels(
+        kernels, stride_b, stride_t, stride_y, stride_x, line // rows, line % rows, x, width, TAPS, BLOCK_T
     )
     taps = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     count = tl.load(x_end + x, mask=x < width, other=0) - tl.load(x_first + x, mask=x < width, other=0)
     count_y = tl.load(y_end + y) - tl.load(y_first + y)
     i = tl.arange(0, BLOCK_T)
-    pixels = folded + (local.to(tl.int64) * width + x) * y_window * x_window
+    pixels = folded + (line.to(tl.int64) * width + x) * y_window * x_window
     start = 0
     while start < x_window:
         m = start + tl.arange(0, BLOCK_M)
@@ -147,8 +151,8 @@ def _fold(kernels, stride_b, stride_t, stride_y, stride_x, folded, y_first, y_en
         n = 0
         while n < count_y:
             share = tl.load(y_weights + (y * TAPS + i) * y_row + n, mask=i < TAPS, other=0.0)
-            line = tl.sum(taps * share[None, :, None], axis=1)
-            cells = tl.sum(line[:, :, None] * shares, axis=1)
+            row_of_taps = tl.sum(taps * share[None, :, None], axis=1)
+            cells = tl.sum(row_of_taps[:, :, None] * shares, axis=1)
             tl.store(pixels[:, None] + (n * x_window + m)[None, :], cells, mask=m[None, :] < count[:, None])
             n += 1
         start += BLOCK_M
@@ -156,16 +160,17 @@ def _fold(kernels, stride_b, stride_t, stride_y, stride_x, folded, y_first, y_en
 
 @triton.jit
 def _unfold(kernels, stride_b, stride_t, stride_y, stride_x, folded, y_first, y_end, y_weights, y_row, x_first, x_end,
-            x_weights, x_row, y_window, x_window, image, row, rows, width,
+            x_weights, x_row, y_window, x_window, row, rows, width,
             TAPS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
-    local, b, y, x = _pixels_of_row(image, row, rows, width, BLOCK_X)
-    pointers, inside = _taps_of_pixels(
-        kernels, stride_b, stride_t, stride_y, stride_x, b, y, x, width, TAPS, BLOCK_T
+    line, x = line_of(width, BLOCK_X)
+    y = row + line % rows
+    pointers, inside = taps_of_pixels(
+        kernels, stride_b, stride_t, stride_y, stride_x, line // rows, line % rows, x, width, TAPS, BLOCK_T
     )
     count = tl.load(x_end + x, mask=x < width, other=0) - tl.load(x_first + x, mask=x < width, other=0)
     count_y = tl.load(y_end + y) - tl.load(y_first + y)
     i = tl.arange(0, BLOCK_T)
-    pixels = folded + (local.to(tl.int64) * width + x) * y_window * x_window
+    pixels = folded + (line.to(tl.int64) * width + x) * y_window * x_window
     taps = tl.zeros((BLOCK_X, BLOCK_T, BLOCK_T), dtype=tl.float32)
     start = 0
     while start < x_window:
@@ -176,8 +181,8 @@ def _unfold(kernels, stride_b, stride_t, stride_y, stride_x, folded, y_first, y_
             share = tl.load(y_weights + (y * TAPS + i) * y_row + n, mask=i < TAPS, other=0.0)
             used = m[None, :] < count[:, None]
             cells = tl.load(pixels[:, None] + (n * x_window + m)[None, :], mask=used, other=0.0)
-            line = tl.sum(cells[:, None, :] * shares, axis=2)
-            taps += share[None, :, None] * line[:, None, :]
+            row_of_taps = tl.sum(cells[:, None, :] * shares, axis=2)
+            taps += share[None, :, None] * row_of_taps[:, None, :]
             n += 1
         start += BLOCK_M
     tl.store(pointers, taps.to(kernels.dtype.element_ty), mask=inside)
