@@ -180,7 +180,8 @@ def bilateral_kernels_backward(
     """Gradients of the guidance (B, G, H, W) and of the concatenated parameters, both float32."""
     with launch.on_device_of(guidance), without_autocast(guidance):
         net = Network(guidance, params, range_mask, fixup_mask, radius)
-        grads = [torch.zeros_like(p) for p in net.params]
+        # Over bands the sums go on in float64: few numbers, and terms that cancel.
+        grads = [torch.zeros_like(p, dtype=torch.float64) for p in net.params]
         batch, guides, height, width = guidance.shape
         projected = net.params[0].new_empty(batch, height, width, net.keys)
         for band in net.bands():
@@ -188,7 +189,7 @@ def bilateral_kernels_backward(
         grad_guidance = projected.new_zeros(batch, height, width, guides)
         grad_logits = _to_logits(net, grad, projected, grads, grad_guidance)
         _to_guidance(net, projected, grad_logits, grads, grad_guidance)
-        return grad_guidance.permute(0, 3, 1, 2), torch.cat([g.flatten() for g in grads])
+        return grad_guidance.permute(0, 3, 1, 2), torch.cat([g.flatten() for g in grads]).float()
 
 
 def _to_logits(net: Network, grad: Tensor, projected: Tensor, grads: list[Tensor], grad_guidance: Tensor) -> Tensor:
@@ -297,5 +298,5 @@ def _as_map(x: Tensor, band: folded.Band) -> Tensor:
 
 def _add_layer(grads: list[Tensor], layer: int, upstream: Tensor, inputs: Tensor, share: float = 1.0) -> None:
     """Gradients of a layer's weight and bias, summed over the bands in their order."""
-    grads[layer].addmm_(upstream.t(), inputs, alpha=share)
+    grads[layer].add_(torch.mm(upstream.t(), inputs), alpha=share)
     grads[layer + 1].add_(upstream.sum(0), alpha=share)
