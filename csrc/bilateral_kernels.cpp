@@ -414,22 +414,29 @@ static void backward_to_logits(const Bilateral& net, const Strided& guidance, co
             const float* k = tile.kernels + t * kPitch;
             for (int64_t i = 0; i < width; ++i) sum0[i] += g[t * kPitch + i] * k[i];
           }
+          // Distances count from their mean under the kernel: what they are measured from makes no difference in exact
+          // arithmetic, and the error of the sum above cancels.
+          float* center = tile.before;
+          fill_row(center, 0.f, width);
+          for (int64_t t = 0; t < taps; ++t)
+            add_scaled_row(center, tile.kernels + t * kPitch, tile.distance(t / diameter, t % diameter), width);
           for (int64_t i = 0; i < width; ++i) {
             const bool clamped = tile.total[i] < 1e-7f;
             sum1[i] = 1.f / (clamped ? 1e-7f : tile.total[i]);
             sum0[i] = clamped ? 0.f : sum0[i];
+            center[i] = clamped ? 0.f : center[i];
           }
           for (int64_t t = 0; t < taps; ++t) {
             float* d = g + t * kPitch;
             const float* r = tile.similarity + t * kPitch;
+            const Vec distance = splat(tile.distance(t / diameter, t % diameter));
             Vec weighted{};
             for (int64_t i = 0; i < width; i += kLanes) {
               const Vec v = (load_vec(d + i) - load_vec(sum0 + i)) * load_vec(sum1 + i);
               store_vec(d + i, v * tile.spatial[t]);
-              weighted += v * load_vec(r + i);
+              weighted += v * load_vec(r + i) * (distance - load_vec(center + i));
             }
-            const float distance = tile.distance(t / diameter, t % diameter);
-            grad_sigma += double(sum_vec(weighted)) * tile.spatial[t] * distance / (double(sigma) * sigma * sigma);
+            grad_sigma += double(sum_vec(weighted)) * tile.spatial[t] / (double(sigma) * sigma * sigma);
           }
           // similarity = softmax(temperature * logits)
           fill_row(sum0, 0.f, width);

@@ -67,7 +67,15 @@ def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Operations; all if left out.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON and the report.", show_default=False)] = None,
 ) -> None:
-    """Run the benchmark suites of a source checkout and write their report."""
+    """Run the benchmark suites of a source checkout and write their report.
+
+    `bench jbu` needs no checkout: it prints latency and memory of FeatUp's upsampler at four output sizes.
+    """
+    if ops == ["jbu"]:
+        from murf_fast import bench_jbu
+
+        bench_jbu.main(_console())
+        return
     from murf_fast.bench import main
 
     raise typer.Exit(main(ops or (), out))

@@ -47,12 +47,13 @@ def test_wrong_results_are_refused(case, small):
 
 def test_every_operation_has_a_suite():
     assert set(bench.operations()) == {c.op for c in cases.CASES}
-    # One call per model and patch size: its speed is nobody's concern; and a type.
-    assert set(bench.operations()) == set(murf_fast.ops.__all__) - {"resample_patch_embed", "PackedTokens"}
+    # One call per model and patch size: its speed is nobody's concern; and types.
+    others = {"resample_patch_embed", "BilateralParams", "PackedTokens"}
+    assert set(bench.operations()) == set(murf_fast.ops.__all__) - others
 
 
 def test_unknown_operation():
-    with pytest.raises(ValueError, match="no suite for sort; there are: image_to_patches"):
+    with pytest.raises(ValueError, match="no suite for sort; there are: adaptive_conv, bilateral_kernels"):
         bench.main(["sort"])
 
 

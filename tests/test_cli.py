@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import murf_fast
-from murf_fast import _commands, backends, info, native
+from murf_fast import _commands, backends, bench_jbu, info, native
 from murf_fast.demo import backbone, measure, pca, pipeline
 from murf_fast.demo.operations import operations
 
@@ -25,6 +25,7 @@ OPERATIONS = [
     "upsample_expectation",
     "upsample_cross_entropy",
     "upsample_mean",
+    "joint_bilateral_upsample",
 ]
 
 
@@ -129,9 +130,9 @@ def test_demo_end_to_end(weights, photo, tmp_path):
     with Image.open(out / "murf_fast_demo.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 3 * pixels.shape[0]
-    # Five panels: in each fifth of the width something other than paper and grey text.
-    for fifth in np.array_split(pixels.astype(int), 5, axis=1):
-        assert (np.ptp(fifth, axis=2) > 40).mean() > 0.2
+    # Six panels: in each sixth of the width something other than paper and grey text.
+    for sixth in np.array_split(pixels.astype(int), 6, axis=1):
+        assert (np.ptp(sixth, axis=2) > 40).mean() > 0.2
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_demo_refuses_bad_input(arguments, message, weights, tmp_path):
 
 def test_demo_operations_notice_a_wrong_result():
     maps = [torch.randn(1, 5, n, n).contiguous(memory_format=torch.channels_last) for n in (3, 4)]
-    for operation in operations(maps, (9, 11)):
+    for operation in operations(maps, (9, 11), torch.randn(1, 3, 40, 30)):
         good = operation.fast()
         wrong = [t + 1 for t in good] if isinstance(good, list) else good + 1
         if good is not wrong and operation.name == "upsample_argmax":
@@ -212,3 +213,19 @@ def test_peak_memory_counts_what_is_freed_again():
     _, peak = measure.observed(call)
     # Linux counts resident pages in batches per processor, so a mark is some hundred kilobytes off.
     assert 0.95 * 2**26 < peak < 2**27
+
+
+def test_bench_jbu(monkeypatch):
+    monkeypatch.setattr(bench_jbu, "rows", lambda device, rows=bench_jbu.rows: rows(device, (32, 48), 6))
+    result = invoke("bench", "jbu")
+    assert result.exit_code == 0, result.output
+    for expected in ("JBUStack", "bilinear", "32 x 32", "48 x 48", "peak memory"):
+        assert expected in result.output
+
+
+def test_bench_jbu_rows():
+    rows = bench_jbu.rows("cpu", (64,), 128)
+    assert [(r.size, r.method, r.result_bytes) for r in rows] == [
+        (64, method, 4 * 128 * 64 * 64) for method in ("JBUStack", "bilinear")
+    ]
+    assert all(r.seconds > 0 for r in rows)

@@ -42,3 +42,43 @@ def test_upsample_mean_of_one_huge_plane():
     assert result[-1].isfinite().all()
     middle = result[side // 2, side // 2].item()
     assert abs(middle - 2.5) <= torch.finfo(torch.bfloat16).eps * 4
+
+
+def test_adaptive_conv():
+    channels, side = 1024, int((ELEMENTS / 1024) ** 0.5) + 2
+    source = torch.randn(1, channels, 3, 4).bfloat16().contiguous(memory_format=torch.channels_last)
+    kernels = torch.full((1, 1, side, side), 2.0, dtype=torch.bfloat16)
+    result = murf_fast.adaptive_conv(source, kernels, mode="bilinear")
+    assert result.numel() > ELEMENTS
+    for y in (0, -1):
+        for x in (0, -1):
+            assert torch.equal(result[:, :, y, x], 2 * source[:, :, y, x])
+    assert result[0, :, -1, side // 2 :].isfinite().all()
+
+
+def test_bilateral_kernels():
+    side, near = int((ELEMENTS / 49) ** 0.5) + 2, 20
+    guidance = torch.randn(1, 1, side, side).bfloat16()
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(), (), (2, 1), (2,), (2, 2), (2,)]
+    params = murf_fast.BilateralParams(*(torch.rand(s, generator=draw) + 0.5 for s in shapes))
+    result = murf_fast.bilateral_kernels(guidance, params)
+    assert result.numel() > ELEMENTS
+    corner = murf_fast.bilateral_kernels(guidance[:, :, -near:, -near:], params)
+    assert torch.equal(result[:, :, 4 - near :, 4 - near :], corner[:, :, 4:, 4:])
+
+
+def test_joint_bilateral_upsample():
+    channels, side, near = 512, int((ELEMENTS / 512) ** 0.5) // 2 * 2 + 4, 16
+    half = side // 2
+    source = torch.randn(1, channels, half, half, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    guidance = torch.randn(1, 1, side, side)
+    params = murf_fast.BilateralParams(
+        torch.zeros(()), torch.ones(()), torch.ones(2, 1), torch.ones(2), torch.ones(2, 2), torch.zeros(2)
+    )
+    result = murf_fast.joint_bilateral_upsample(source, guidance, params, radius=1)
+    assert result.numel() > ELEMENTS
+    corner = murf_fast.joint_bilateral_upsample(
+        source[:, :, -near // 2 :, -near // 2 :], guidance[:, :, -near:, -near:], params, radius=1
+    )
+    torch.testing.assert_close(result[:, :, 8 - near :, 8 - near :], corner[:, :, 8:, 8:])

@@ -121,11 +121,11 @@ def test_every_subpackage_is_packaged(monkeypatch):
     assert {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*.cpp")} == set(extension.sources)
 
 
-def test_bundled_photos_have_their_licences():
+def test_bundled_files_have_their_licences():
     assets = ROOT / "murf_fast" / "assets"
     licences = (assets / "LICENSES.md").read_text()
-    photos = [p for p in assets.iterdir() if p.suffix in (".jpg", ".png")]
-    assert photos
-    for photo in photos:
-        assert photo.name in licences
-        assert photo.stat().st_size < 300_000
+    bundled = [p for p in assets.iterdir() if p.suffix in (".jpg", ".png", ".npz")]
+    assert bundled
+    for file in bundled:
+        assert file.name in licences
+        assert file.stat().st_size < 300_000

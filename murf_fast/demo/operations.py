@@ -13,6 +13,7 @@ from torch import Tensor
 
 import murf_fast
 from murf_fast import reference
+from murf_fast.demo import jbu
 
 CLASSES = 150  # ADE20K
 BINS = 256  # MuRF's depth head
@@ -32,8 +33,8 @@ class Operation:
     errors: Callable[[Sequence], list[float]]
 
 
-def operations(maps: list[Tensor], grid: tuple[int, int]) -> list[Operation]:
-    """The rows of the demo for maps (1, C, h_s, w_s) brought to ``grid``."""
+def operations(maps: list[Tensor], grid: tuple[int, int], image: Tensor) -> list[Operation]:
+    """The rows of the demo for maps (1, C, h_s, w_s) of ``image`` (1, 3, H, W), brought to ``grid``."""
     generator = torch.Generator().manual_seed(SEED)
     channels = [m.shape[1] for m in maps]
     head, depth_head = (
@@ -43,7 +44,7 @@ def operations(maps: list[Tensor], grid: tuple[int, int]) -> list[Operation]:
     logits, bins = (_low_resolution_logits(maps, weight) for weight in (head, depth_head))
     depths = torch.linspace(*DEPTHS, BINS)
     scores = [_distance_to_mean(m) for m in maps]
-    return [
+    rows = [
         _concat(maps, grid),
         _linear_head(maps, grid, head),
         _argmax(logits, grid),
@@ -51,6 +52,8 @@ def operations(maps: list[Tensor], grid: tuple[int, int]) -> list[Operation]:
         _cross_entropy(logits, target),
         _mean(scores, grid),
     ]
+    small = jbu.smallest(maps)
+    return rows if small is None else [*rows, _joint_bilateral(maps[small], image)]
 
 
 def _concat(maps: list[Tensor], grid) -> Operation:
@@ -141,6 +144,31 @@ def _mean(scores: list[Tensor], grid) -> Operation:
         lambda: murf_fast.upsample_mean(scores, grid),
         lambda: reference.upsample_mean(scores, grid),
         lambda results: _relative(results, reference.upsample_mean(_double(scores), grid)),
+    )
+
+
+def _joint_bilateral(feature: Tensor, image: Tensor) -> Operation:
+    """The first two doublings of FeatUp's upsampler; all four would cost plain PyTorch gigabytes and half a minute."""
+    stack = jbu.bundled()
+    guidance = [jbu.guidance(image, feature, 2 ** (i + 1)) for i in range(2)]
+    params = [jbu.params(level) for level in stack.levels[:2]]
+
+    def plain(feature: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
+        for g, p in zip(guidance, params, strict=True):
+            feature = reference.joint_bilateral_upsample(feature, convert(g), [convert(t) for t in p])
+        return feature
+
+    def errors(results: Sequence[Tensor]) -> list[float]:
+        exact = torch.cat([plain(block.double(), Tensor.double) for block in feature.split(BLOCK, dim=1)], dim=1)
+        return _relative(results, exact)
+
+    height, width = feature.shape[2:]
+    return Operation(
+        "joint_bilateral_upsample",
+        f"{height} x {width} -> {4 * height} x {4 * width}, FeatUp",
+        lambda: stack(feature, image, scale=4),
+        lambda: plain(feature, Tensor.float),
+        errors,
     )
 
 

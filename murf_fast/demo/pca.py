@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import murf_fast
+from murf_fast.demo import jbu
 
 
 def fused_projection(maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
@@ -26,6 +27,16 @@ def single_projection(feature: Tensor, grid: tuple[int, int], like: Tensor) -> T
     mean, axes = _components(feature)
     projected = torch.einsum("bchw,ck->bkhw", feature - mean.reshape(1, -1, 1, 1), axes)
     return _matched(murf_fast.resize(projected, grid)[0], like)
+
+
+def upsampled_projection(feature: Tensor, image: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
+    """As :func:`single_projection`, but sixteen times as fine along the image's edges: FeatUp's upsampler.
+
+    It is linear and treats channels alike: three components take its way instead of all channels.
+    """
+    mean, axes = _components(feature)
+    projected = torch.einsum("bchw,ck->bkhw", feature - mean.reshape(1, -1, 1, 1), axes)
+    return _matched(murf_fast.resize(jbu.bundled()(projected, image), grid)[0], like)
 
 
 def colours(projection: Tensor, clip: float = 0.01) -> Tensor:

@@ -16,7 +16,7 @@ from rich.table import Table
 import murf_fast
 from murf_fast import native
 from murf_fast.demo import backbone as backbones
-from murf_fast.demo import measure, pca, picture, pipeline
+from murf_fast.demo import jbu, measure, pca, picture, pipeline
 from murf_fast.demo.operations import Operation, operations
 
 RESOLUTIONS = (266, 518, 784)
@@ -58,14 +58,14 @@ def run(
         for resolution in resolutions:
             progress.update(task, description=f"encoding at {resolution} x {resolution}")
             maps.append(pipeline.encode(backbone, image, resolution))
-        rows, todo = [], operations(maps, grid)
+        rows, todo = [], operations(maps, grid, image)
         progress.update(task, total=len(todo) + 1)
         for operation in todo:
             progress.update(task, description=operation.name)
             rows.append(_row(operation))
             progress.advance(task)
         progress.update(task, description="picture")
-        _draw(photo, maps, resolutions, grid, backbone.description, out / PICTURE)
+        _draw(photo, image, maps, resolutions, grid, backbone.description, out / PICTURE)
     level = "reference (no extension)" if native.load_error() else f"native, {native.current_level()}"
     facts = {
         "photo": f"{photo_path.name}, {photo.width} x {photo.height}",
@@ -98,7 +98,7 @@ def _row(operation: Operation) -> Row:
     return Row(operation.name, operation.result, fast, plain)
 
 
-def _draw(photo, maps, resolutions, grid, backbone: str, path: Path) -> None:
+def _draw(photo, image, maps, resolutions, grid, backbone: str, path: Path) -> None:
     fused = pca.fused_projection(maps, grid)
     small = photo.resize((grid[1], grid[0]))
     panels = [picture.Panel("Photo", f"{photo.width} × {photo.height} px", np.asarray(small))]
@@ -106,6 +106,12 @@ def _draw(photo, maps, resolutions, grid, backbone: str, path: Path) -> None:
         single = pca.colours(pca.single_projection(m, grid, fused)).numpy()
         title = f"{resolution} × {resolution}"
         panels.append(picture.Panel(title, f"{m.shape[2]} × {m.shape[3]} tokens, {m.shape[1]} channels", single))
+    small = jbu.smallest(maps)
+    if small is not None:
+        height, width = maps[small].shape[2:]
+        finer = pca.colours(pca.upsampled_projection(maps[small], image, grid, fused)).numpy()
+        title = f"{resolutions[small]} × {resolutions[small]}, FeatUp's JBU"
+        panels.append(picture.Panel(title, f"{16 * height} × {16 * width}, levels trained for CLIP", finer))
     channels, largest = sum(m.shape[1] for m in maps), max(m.shape[2] for m in maps)
     side = f"{largest} × {largest}"
     panels.append(picture.Panel("MuRF, fused", f"{side} grid, {channels} channels", pca.colours(fused).numpy()))

@@ -1,0 +1,6 @@
+"""Makes installed packages use this library, without editing them."""
+
+from murf_fast.patch._featup import featup
+from murf_fast.patch._replacements import unpatch
+
+__all__ = ["featup", "unpatch"]

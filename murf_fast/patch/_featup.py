@@ -1,0 +1,59 @@
+"""FeatUp's joint bilateral upsampler, run by this library."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import types
+
+from torch import Tensor
+
+from murf_fast.nn._jbu_levels import run_levels
+from murf_fast.ops import adaptive_conv
+from murf_fast.patch._replacements import insert_module, replace, unpatch
+
+_EXTENSION = "featup.adaptive_conv_cuda.adaptive_conv"
+_UPSAMPLERS = "featup.upsamplers"
+
+
+def featup() -> None:
+    """Replaces ``AdaptiveConv.apply`` and ``JBUStack.forward`` of the installed package ``featup``; see ``unpatch``.
+
+    Works where FeatUp's C++/CUDA extension is missing or does not load, if called before ``featup.upsamplers`` is
+    imported: its place is taken by a module that holds ``AdaptiveConv``. Models that exist already are affected, too;
+    weights stay where they are. Calling it again changes nothing.
+
+    ``AdaptiveConv`` then has its true gradient: FeatUp's CUDA extension fills 7 of 49 taps of the filters' gradient.
+
+    Raises:
+        ModuleNotFoundError: There is no package ``featup``.
+    """
+    if importlib.util.find_spec("featup") is None:
+        raise ModuleNotFoundError("murf_fast.patch.featup: the package featup is not installed", name="featup")
+    try:
+        extension = importlib.import_module(_EXTENSION)
+    except ImportError:  # not built for this machine, or for another torch
+        extension = types.ModuleType(_EXTENSION, "Stands in for FeatUp's compiled extension, which does not load.")
+        extension.AdaptiveConv = type("AdaptiveConv", (), {"__doc__": "Applied by murf_fast.adaptive_conv."})
+        insert_module(extension)
+    try:
+        upsamplers = importlib.import_module(_UPSAMPLERS)
+    except BaseException:
+        unpatch()
+        raise
+    if getattr(upsamplers.JBUStack.forward, "__module__", None) == __name__:
+        return
+    for owner in {extension.AdaptiveConv, upsamplers.AdaptiveConv}:  # two, if an earlier stand-in is still in use
+        replace(owner, "apply", staticmethod(_apply))
+    replace(upsamplers.JBUStack, "forward", _forward)
+
+
+def _apply(input: Tensor, filters: Tensor) -> Tensor:
+    """(B, C, H, W) of a padded input (B, C, H + D - 1, W + D - 1) and filters (B, H, W, D, D)."""
+    kernels = filters.flatten(3).permute(0, 3, 1, 2)
+    return adaptive_conv(input, kernels, mode=None, padding=None)
+
+
+def _forward(self, source: Tensor, guidance: Tensor) -> Tensor:
+    levels = [self.up1, self.up2, self.up3, self.up4]
+    return run_levels("JBUStack", levels, [2] * 4, [source], guidance, mode="bicubic", final=self.fixup_proj)[0]

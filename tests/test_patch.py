@@ -1,0 +1,154 @@
+"""murf_fast.patch on stand-ins that have the names of FeatUp's classes and functions."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from murf_fast import patch
+
+EXTENSION = """
+    import torch
+
+    class AdaptiveConv(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, input, filters):
+            raise RuntimeError("FeatUp's extension was called")
+"""
+UPSAMPLERS = """
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+    from featup.adaptive_conv_cuda.adaptive_conv import AdaptiveConv
+
+    class JBULearnedRange(nn.Module):
+        def __init__(self, guidance_dim, feat_dim, key_dim, scale=2, radius=3):
+            super().__init__()
+            self.radius = radius
+            taps = (2 * radius + 1) ** 2
+            layers = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 1), nn.GELU(), nn.Dropout2d(0.1), nn.Conv2d(o, o, 1))
+            self.range_temp = nn.Parameter(torch.tensor(0.0))
+            self.range_proj = layers(guidance_dim, key_dim)
+            self.fixup_proj = layers(guidance_dim + taps, taps)
+            self.sigma_spatial = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, source, guidance):
+            r, (B, _, H, W) = self.radius, guidance.shape
+            p = self.range_proj(guidance)
+            windows = F.unfold(F.pad(p, [r] * 4, mode="reflect"), 2 * r + 1).view(B, p.shape[1], -1, H, W)
+            logits = torch.einsum("bctyx,bcyx->btyx", windows, p)
+            similarity = torch.softmax(self.range_temp.exp().clamp(1e-4, 1e4) * logits, 1)
+            d = torch.linspace(-1, 1, 2 * r + 1, dtype=guidance.dtype)
+            near = torch.exp(-(d[:, None] ** 2 + d**2) / (2 * self.sigma_spatial**2)).view(1, -1, 1, 1)
+            k = similarity * near
+            k = k / k.sum(1, keepdim=True).clamp(1e-7)
+            k = k + 0.1 * self.fixup_proj(torch.cat([k, guidance], 1))
+            k = k.permute(0, 2, 3, 1).reshape(B, H, W, 2 * r + 1, 2 * r + 1)
+            up = F.interpolate(source, (H, W), mode="bicubic", align_corners=False)
+            return AdaptiveConv.apply(F.pad(up, [r] * 4, mode="reflect"), k)
+
+    class JBUStack(nn.Module):
+        def __init__(self, feat_dim):
+            super().__init__()
+            for name in ("up1", "up2", "up3", "up4"):
+                self.add_module(name, JBULearnedRange(3, feat_dim, 32))
+            self.fixup_proj = nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(feat_dim, feat_dim, 1))
+
+        def forward(self, source, guidance):
+            for up in (self.up1, self.up2, self.up3, self.up4):
+                h, w = source.shape[2:]
+                source = up(source, F.adaptive_avg_pool2d(guidance, (2 * h, 2 * w)))
+            return self.fixup_proj(source) * 0.1 + source
+"""
+
+
+@pytest.fixture(params=["built", "not built"])
+def featup(request, tmp_path, monkeypatch):
+    """A package `featup` on the path, with its extension or without."""
+    folder = tmp_path / "featup" / "adaptive_conv_cuda"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("")
+    (folder / "__init__.py").write_text("")
+    missing = "from featup.adaptive_conv_cuda import cuda_impl\n" if request.param == "not built" else ""
+    (folder / "adaptive_conv.py").write_text(missing + textwrap.dedent(EXTENSION))
+    (folder.parent / "upsamplers.py").write_text(textwrap.dedent(UPSAMPLERS))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield request.param
+    patch.unpatch()
+    for name in [n for n in sys.modules if n.split(".")[0] == "featup"]:
+        del sys.modules[name]
+
+
+def unfolded(input, filters):
+    batch, height, width, diameter, _ = filters.shape
+    windows = torch.nn.functional.unfold(input, diameter).view(batch, input.shape[1], -1, height, width)
+    return torch.einsum("bctyx,byxt->bcyx", windows, filters.flatten(3))
+
+
+def gradients(function, *tensors):
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    result = function(*leaves)
+    direction = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.dtype)
+    return [result.detach(), *torch.autograd.grad(result, leaves, direction)]
+
+
+def test_featup(featup):
+    patch.featup()
+    patch.featup()  # a second time changes nothing
+    from featup.upsamplers import AdaptiveConv, JBUStack
+
+    torch.manual_seed(0)
+    input, filters = torch.randn(2, 5, 10, 13), torch.randn(2, 4, 7, 7, 7)
+    actual = gradients(AdaptiveConv.apply, input, filters)
+    expected = gradients(unfolded, input.double(), filters.double())
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5)
+    assert (actual[2].flatten(3).abs().amax((0, 1, 2)) > 0).all()  # all of the 49 taps
+
+    stack = JBUStack(6)
+    source, guidance = torch.randn(2, 6, 2, 3), torch.randn(2, 3, 40, 40)
+    for training in (False, True):
+        stack.train(training)
+        torch.manual_seed(1)
+        fast = gradients(stack, source, guidance)
+        forward = JBUStack.forward
+        patch.unpatch()
+        assert JBUStack.forward is not forward
+        AdaptiveConv.apply = staticmethod(unfolded)
+        torch.manual_seed(1)
+        slow = gradients(stack.double(), source.double(), guidance.double())
+        del AdaptiveConv.apply
+        stack.float()
+        patch.featup()
+        torch.testing.assert_close(AdaptiveConv.apply(input, filters), actual[0])
+        for a, e in zip(fast, slow, strict=True):
+            torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-4)
+
+
+def test_unpatch_puts_everything_back(featup):
+    names = {n for n in sys.modules if n.startswith("featup")}
+    patch.featup()
+    from featup.upsamplers import AdaptiveConv, JBUStack
+
+    patch.unpatch()
+    patch.unpatch()
+    source, guidance = torch.randn(1, 6, 2, 3), torch.randn(1, 3, 40, 40)
+    if featup == "built":
+        with pytest.raises(RuntimeError, match="FeatUp's extension was called"):
+            JBUStack(6)(source, guidance)
+    else:
+        assert "featup.adaptive_conv_cuda.adaptive_conv" not in sys.modules
+        with pytest.raises(AttributeError):
+            AdaptiveConv.apply(source, guidance)
+    assert names <= set(sys.modules)
+
+
+def test_without_featup(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    with pytest.raises(ModuleNotFoundError, match="the package featup is not installed"):
+        patch.featup()
