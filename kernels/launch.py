@@ -121,9 +121,11 @@ def window_tile(out: Tensor) -> WindowTile:
 
 
 def products_tile(grad: Tensor) -> WindowTile:
-    """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels."""
-    block = 16 if grad.dtype == torch.float32 else 64
-    return WindowTile(8, 8, max(16, min(_power_of_two(grad.shape[1]), block)), 64, 8, 128)
+    """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels. float32 at 128
+    registers spilled when compiled for sm_100.
+    """
+    block, registers = (16, 168) if grad.dtype == torch.float32 else (64, 128)
+    return WindowTile(8, 8, max(16, min(_power_of_two(grad.shape[1]), block)), 64, 8, registers)
 
 
 def fold_tile(taps: int, window: int) -> FoldTile:
