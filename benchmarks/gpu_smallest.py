@@ -19,6 +19,20 @@ def differentiated(function) -> None:
     assert all(m.grad.isfinite().all() for m in leaves)
 
 
+def jbu_params() -> list[torch.Tensor]:
+    """Of three guides, eight keys and 3 x 3 taps."""
+    shapes = [(), (), (8, 3), (8,), (8, 8), (8,), (9, 12), (9,), (9, 9), (9,)]
+    return [torch.ones(shape, device="cuda") if not shape else torch.randn(shape, device="cuda") for shape in shapes]
+
+
+def bilateral(function) -> None:
+    """``function`` of a source, guidance and parameters, and all their gradients."""
+    leaves = [torch.randn(1, 19, 3, 2, device="cuda"), torch.randn(1, 3, 6, 5, device="cuda"), *jbu_params()]
+    leaves = [t.requires_grad_() for t in leaves]
+    function(leaves[0], leaves[1], murf_fast.BilateralParams(*leaves[2:])).square().sum().backward()
+    assert all(t.grad is None or t.grad.isfinite().all() for t in leaves)
+
+
 TARGET = [[0, 18, -100, 7, 3], [5, 5, 5, 1, 2], [9, 9, 0, 0, 0]]
 
 SMALLEST = {
@@ -49,6 +63,13 @@ SMALLEST = {
         torch.randn(5, 27, device="cuda"),
         patch_size=3,
         prefix=torch.randn(2, 5, device="cuda"),
+    ),
+    "bilateral_kernels": lambda: bilateral(lambda _, g, p: murf_fast.bilateral_kernels(g, p, radius=1)),
+    "adaptive_conv": lambda: bilateral(
+        lambda s, g, _: murf_fast.adaptive_conv(s, g.repeat(1, 3, 1, 1), mode="bicubic")
+    ),
+    "joint_bilateral_upsample": lambda: murf_fast.joint_bilateral_upsample(
+        maps()[0], torch.randn(1, 3, 6, 5, device="cuda"), murf_fast.BilateralParams(*jbu_params()), radius=1
     ),
     "image_to_patches": lambda: murf_fast.image_to_patches(
         torch.zeros(1, 3, 9, 8, dtype=torch.uint8, device="cuda"), [(6, 7)], 3

@@ -76,6 +76,75 @@ def unrolled(axes: list[tuple[AxisTable, AxisTable]]) -> Taps:
     return Taps(y if y <= UNROLLED_ROWS else 0, x if x <= UNROLLED_COLUMNS else 0)
 
 
+@dataclass(frozen=True)
+class WindowTile:
+    """One program of an adaptive convolution: rows x columns of pixels, channels, and cells of the region they read
+    that are multiplied at a time.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    cells: int
+    warps: int
+    registers: int
+
+
+@dataclass(frozen=True)
+class FoldTile:
+    """One program of the folds: pixels of a row, taps along an axis, window cells at a time."""
+
+    pixels: int
+    taps: int
+    window: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class SimilarityTile:
+    """One program of the range softmax: pixels of a row, taps along an axis, and keys at a time."""
+
+    pixels: int
+    taps: int
+    keys: int
+    warps: int
+
+
+def window_tile(out: Tensor) -> WindowTile:
+    """64 pixels, square where the channels are contiguous: 8 x 8 pixels of a bicubic doubling read 10 x 10 cells. A
+    planar result is written in runs of sixteen pixels. float32 products run outside the tensor cores, where operands
+    wait in registers: they get fewer cells at a time. Eight warps share the addresses of pixels times cells.
+    """
+    rows, columns = (8, 8) if _channels_contiguous(out) else (4, 16)
+    block = max(16, min(_power_of_two(out.shape[1]), 64))
+    return WindowTile(rows, columns, block, 16 if out.dtype == torch.float32 else 32, 8, 128)
+
+
+def products_tile(grad: Tensor) -> WindowTile:
+    """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels. float32 at 128
+    registers spilled when compiled for sm_100.
+    """
+    block, registers = (16, 168) if grad.dtype == torch.float32 else (64, 128)
+    return WindowTile(8, 8, max(16, min(_power_of_two(grad.shape[1]), block)), 64, 8, registers)
+
+
+def fold_tile(taps: int, window: int) -> FoldTile:
+    """At most 4096 products of taps with cells at a time, 32 a thread."""
+    block, cells = _power_of_two(taps), min(_power_of_two(window), 16)
+    return FoldTile(max(1, min(32, 4096 // (block * max(block, cells)))), block, cells, 4)
+
+
+def similarity_tile(diameter: int, keys: int) -> SimilarityTile:
+    """At most 8192 products of keys for one row of taps at a time, 64 a thread in flight."""
+    taps, block = _power_of_two(diameter), min(_power_of_two(keys), 32)
+    return SimilarityTile(max(1, min(32, 8192 // (taps * max(block, taps)))), taps, block, 4)
+
+
+def dot_precision() -> str:
+    """float32 products are exact unless the user has allowed TF32 to torch."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
 def map_arguments(features: list[Tensor], axes: list[tuple[AxisTable, AxisTable]]) -> tuple:
     """The maps as kernels take them: (data, strides, y table, x table) each; see :mod:`murf_fast.kernels.resample`."""
     return tuple(
@@ -102,6 +171,10 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
 def _strides(x: Tensor) -> tuple[int, ...]:
     # A stride along a dimension of one element is arbitrary; 0 keeps it from looking like the contiguous dimension.
     return tuple(s if n > 1 else 0 for n, s in zip(x.shape, x.stride(), strict=True))
+
+
+def _channels_contiguous(x: Tensor) -> bool:
+    return x.stride(1) == 1 and not x.is_contiguous()
 
 
 def _power_of_two(n: int) -> int:

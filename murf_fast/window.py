@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+import torch
 
 from murf_fast.resample import axis
 
@@ -43,6 +44,39 @@ class FoldedAxis:
         return native.module().FoldedAxis(
             self.in_size, self.first, self.count, self.weights, self.reader_begin, self.reader_end
         )
+
+    @property
+    def taps(self) -> int:
+        return self.weights.shape[1]
+
+    @cached_property
+    def window(self) -> int:
+        """Inputs that an output reads at most; ``weights`` may hold a few more zeros."""
+        return int(self.count.max())
+
+    @cached_property
+    def is_shift(self) -> bool:
+        """Whether tap ``t`` of output ``i`` is input ``i + t`` and nothing else: neither resize nor padding."""
+        return (
+            self.in_size == self.out_size + self.taps - 1
+            and np.array_equal(self.first, np.arange(self.out_size))
+            and bool((self.weights[:, :, : self.taps] == np.eye(self.taps)).all())
+        )
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """``(first, end, weights, reader_begin, reader_end)`` as tensors on ``device``, copied there once.
+
+        Output ``i`` reads inputs from ``first[i]`` up to and without ``end[i]``.
+        """
+        copies = self._device_copies
+        if device not in copies:
+            tables = (self.first, self.first + self.count, self.weights, self.reader_begin, self.reader_end)
+            copies[device] = tuple(torch.from_numpy(a).to(device) for a in tables)
+        return copies[device]
+
+    @cached_property
+    def _device_copies(self) -> dict:
+        return {}
 
 
 @lru_cache(maxsize=256)

@@ -15,8 +15,14 @@ SCRIPT = Path(__file__).with_name("triton_compile_all.py")
 # Largest shared memory of one block in bytes: CUDA C++ Programming Guide, table of compute capabilities.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 KERNELS = {
+    "_adaptive_conv",
+    "_adaptive_conv_backward_kernels",
+    "_bilateral_kernels",
+    "_bilateral_kernels_backward",
+    "_fold",
     "_image_to_patches",
     "_row_value_gradients",
+    "_unfold",
     "_upsample_argmax",
     "_upsample_cross_entropy",
     "_upsample_cross_entropy_backward",

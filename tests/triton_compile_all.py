@@ -21,6 +21,7 @@ from triton.runtime import JITFunction, driver
 
 from murf_fast import kernels
 from murf_fast.ops._library import axes_of, axes_of_maps, empty_map
+from murf_fast.window import folded_axis
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -61,6 +62,8 @@ def main(arch: int) -> None:
 def launch_everything(dtype: torch.dtype) -> None:
     """Every launcher in the layouts, widths and options that change what is compiled."""
     patches(dtype)
+    adaptive(dtype)
+    bilateral(dtype)
     for channels_last in (True, False):
         maps = [empty_map(torch.zeros(1, dtype=dtype), (1, 768, n, n), channels_last) for n in (5, 9)]
         few = [m[:, :19] for m in maps]
@@ -84,6 +87,44 @@ def patches(dtype: torch.dtype) -> None:
             out = torch.zeros(2, 6, 588, dtype=dtype)
             axes = axes_of(20, 30, (28, 42), "bilinear", False)
             kernels.image_to_patches(images, axes, 14, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), channels_first, out)
+
+
+def adaptive(dtype: torch.dtype) -> None:
+    """FeatUp's doubling and its own function; planar maps, SimFeatUp's radius and FeatSharp's tripling."""
+    adaptive_case(dtype, True, 3, 2, "bicubic")
+    adaptive_case(dtype, True, 3, 1, None)
+    # What the rest changes does not depend on the dtype.
+    if dtype == torch.float32:
+        adaptive_case(dtype, False, 3, 2, "bicubic")
+        adaptive_case(dtype, False, 3, 1, None)
+        adaptive_case(dtype, True, 5, 2, "bicubic")
+        adaptive_case(dtype, True, 3, 3, "bilinear")
+
+
+def adaptive_case(dtype: torch.dtype, channels_last: bool, radius: int, factor: int, mode: str | None) -> None:
+    taps, size = 2 * radius + 1, 12 * factor
+    read = 12 if mode else size + 2 * radius
+    axes = (folded_axis(read, size, taps, mode, "reflect" if mode else None),) * 2
+    source = empty_map(torch.zeros(1, dtype=dtype), (2, 384, read, read), channels_last)
+    out = empty_map(source, (2, 384, size, size), channels_last)
+    weights = empty_map(source, (2, taps**2, size, size), True, torch.float32 if mode else dtype)
+    kernels.adaptive_conv(source, weights, torch.zeros(384), axes, out)
+    kernels.adaptive_conv(source, weights, None, axes, out)
+    kernels.adaptive_conv_backward_source(out, weights, axes, source)
+    kernels.adaptive_conv_backward_kernels(out, source, axes, weights)
+
+
+def bilateral(dtype: torch.dtype) -> None:
+    """FeatUp's level, FeatSharp's without a fix-up, and SimFeatUp's radius."""
+    for radius, fixup in ((3, True), (3, False), (5, True)):
+        taps = (2 * radius + 1) ** 2
+        guidance = torch.zeros(2, 3, 24, 24, dtype=dtype)
+        shapes = [(), (), (32, 3), (32,), (32, 32), (32,)]
+        shapes += [(taps, taps + 3), (taps,), (taps, taps), (taps,)] if fixup else []
+        params = [torch.zeros(shape) for shape in shapes]
+        out = empty_map(guidance, (2, taps, 24, 24), True)
+        kernels.bilateral_kernels(guidance, params, None, None, radius, out)
+        kernels.bilateral_kernels_backward(out, guidance, params, None, None, radius)
 
 
 def reductions(maps, axes, bias, per_class) -> None:
