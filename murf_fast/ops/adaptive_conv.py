@@ -51,8 +51,8 @@ def adaptive_conv(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Memory: the result, and a window of source rows per thread; the backward may copy its incoming gradient to
-    channels_last.
+    Memory: the result, and a window of source rows per thread (on CUDA folded kernels of a band of rows, about 32 MiB);
+    the backward may copy its incoming gradient to channels_last.
 
     Source: FeatUp (arXiv 2403.10516), ``adaptive_conv_cuda``; FeatSharp.
     """

@@ -46,7 +46,8 @@ def bilateral_kernels(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Memory: the result, and D projected rows per thread. The backward holds one more tensor of the result's size.
+    Memory: the result, and D projected rows per thread (on CUDA a band of at most 32 MiB). The backward holds one more
+    tensor of the result's size, and on CUDA the projection and two gradients of it, (B, K, H, W) in float32 each.
 
     Source: FeatUp (arXiv 2403.10516), ``JBULearnedRange``.
     """
