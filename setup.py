@@ -29,6 +29,7 @@ KERNEL_SOURCES = [
     "csrc/upsample_expectation.cpp",
     "csrc/upsample_cross_entropy.cpp",
     "csrc/image_to_patches.cpp",
+    "csrc/nearest_distance.cpp",
     "csrc/stream_fill.cpp",
 ]
 COMMON_SOURCES = ["csrc/dispatch.cpp", "csrc/memory.cpp", "csrc/bindings.cpp"]

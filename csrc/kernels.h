@@ -22,6 +22,12 @@
                                       const float* lse, const float* grad_loss, float* const* gradients, int threads)) \
   X(image_to_patches, (bool is_uint8, DType in, DType out, Image image, Axis axis_y, Axis axis_x, PatchRows rows,    \
                        void* result, int threads))                                                                   \
+  X(nearest_prepare, (NearestRows x, const float* mean, DType out_dtype, void* out, int64_t out_stride,              \
+                      NearestRole role, double* squared_norms, double* errors, int threads))                         \
+  X(nearest_scan, (DType product_dtype, const void* products, NearestBlock block, NearestRows query,                 \
+                   NearestRows bank, NearestState state, int threads))                                               \
+  X(nearest_finish, (NearestRows query, NearestRows bank, NearestState state, NearestMetric metric,                  \
+                     float* distances, int64_t* indices, int threads))                                               \
   X(stream_fill, (void* out, int64_t bytes, int threads))
 
 namespace murf {

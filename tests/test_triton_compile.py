@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).with_name("triton_compile_all.py")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 KERNELS = {
     "_image_to_patches",
+    "_nearest_distance",
     "_row_value_gradients",
     "_upsample_argmax",
     "_upsample_cross_entropy",
@@ -56,3 +57,5 @@ def test_every_kernel_compiles_without_spills(tmp_path):
         for kernel in compiled:
             assert kernel["stack"] == kernel["local"] == 0, f"sm_{arch} spills: {kernel}"
             assert kernel["shared"] <= SHARED_LIMIT[arch], f"sm_{arch}: {kernel}"
+        # float32 does without tensor cores; both half dtypes at four widths use them.
+        assert sum(kernel["mma"] for kernel in compiled if kernel["name"] == "_nearest_distance") == 8, f"sm_{arch}"

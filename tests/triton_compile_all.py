@@ -2,7 +2,8 @@
 
 The launchers run on CPU tensors under a stand-in for the driver; each kernel is specialized and compiled for the
 architecture on the command line instead of being launched. Prints one JSON line per compiled kernel: its name, bytes
-of shared memory, and bytes of local memory and stack per thread (register spills) as cuobjdump reports them.
+of shared memory, whether it uses tensor cores, and bytes of local memory and stack per thread (register spills) as
+cuobjdump reports them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from murf_fast import kernels
+from murf_fast.kernels.nearest_distance import launch_nearest
 from murf_fast.ops._library import axes_of, axes_of_maps, empty_map
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -55,12 +57,14 @@ def main(arch: int) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         launch_everything(dtype)
     for kernel in compiled.values():
-        print(json.dumps({"name": kernel.name, "shared": kernel.metadata.shared, **resources(kernel)}))
+        mma = any(word in kernel.asm["ptx"] for word in ("mma.sync", "wgmma", "tcgen05.mma"))
+        print(json.dumps({"name": kernel.name, "shared": kernel.metadata.shared, "mma": mma, **resources(kernel)}))
 
 
 def launch_everything(dtype: torch.dtype) -> None:
     """Every launcher in the layouts, widths and options that change what is compiled."""
     patches(dtype)
+    nearest(dtype)
     for channels_last in (True, False):
         maps = [empty_map(torch.zeros(1, dtype=dtype), (1, 768, n, n), channels_last) for n in (5, 9)]
         few = [m[:, :19] for m in maps]
@@ -84,6 +88,13 @@ def patches(dtype: torch.dtype) -> None:
             out = torch.zeros(2, 6, 588, dtype=dtype)
             axes = axes_of(20, 30, (28, 42), "bilinear", False)
             kernels.image_to_patches(images, axes, 14, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), channels_first, out)
+
+
+def nearest(dtype: torch.dtype) -> None:
+    """The widths of ViT-S, B and L, and the narrowest."""
+    for width in (384, 768, 1024, 64):
+        rows, norms = torch.zeros(300, width, dtype=dtype), torch.zeros(300)
+        launch_nearest(rows[:200], norms[:200], rows, norms)
 
 
 def reductions(maps, axes, bias, per_class) -> None:

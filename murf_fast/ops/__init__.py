@@ -1,7 +1,9 @@
 """The operations: thin functions over kernels, registered with torch.library."""
 
+from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.linear_head import linear_head
+from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
 from murf_fast.ops.patch_embed import PackedTokens, patch_embed
 from murf_fast.ops.resample_pos_embed import resample_patch_embed, resample_pos_embed
 from murf_fast.ops.resize import resize
@@ -13,9 +15,12 @@ from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.ops.upsample_sum import upsample_sum
 
 __all__ = [
+    "IVFIndex",
+    "NearestIndex",
     "PackedTokens",
     "image_to_patches",
     "linear_head",
+    "nearest_distance",
     "patch_embed",
     "resample_patch_embed",
     "resample_pos_embed",

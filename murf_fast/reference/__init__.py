@@ -2,6 +2,7 @@
 
 from murf_fast.reference.image_to_patches import image_to_patches
 from murf_fast.reference.linear_head import linear_head
+from murf_fast.reference.nearest_distance import nearest_distance
 from murf_fast.reference.patch_embed import patch_embed
 from murf_fast.reference.resample_pos_embed import resample_patch_embed, resample_pos_embed
 from murf_fast.reference.resize import resize
@@ -16,6 +17,7 @@ from murf_fast.reference.upsample_sum import upsample_sum
 __all__ = [
     "image_to_patches",
     "linear_head",
+    "nearest_distance",
     "patch_embed",
     "resample_patch_embed",
     "resample_pos_embed",
