@@ -29,6 +29,7 @@ KERNEL_SOURCES = [
     "csrc/upsample_expectation.cpp",
     "csrc/upsample_cross_entropy.cpp",
     "csrc/image_to_patches.cpp",
+    "csrc/k_center_greedy.cpp",
     "csrc/nearest_distance.cpp",
     "csrc/stream_fill.cpp",
 ]

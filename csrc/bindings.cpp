@@ -83,6 +83,7 @@ std::vector<float*> gradients_of(const std::vector<uintptr_t>& addresses) {
 
 // (address, dtype, rows, width, row stride, address of scales or 0)
 using NearestRowsTuple = std::tuple<uintptr_t, DType, int64_t, int64_t, int64_t, uintptr_t>;
+using KCenterCodesTuple = std::tuple<uintptr_t, int64_t, uintptr_t, uintptr_t, uintptr_t>;
 // (row stride, first, columns, query errors, query squared norms, error, squared norm, absolute, relative)
 using NearestBlockTuple = std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, double, double, double, float>;
 using NearestStateTuple = std::tuple<int64_t, int64_t, std::array<uintptr_t, 8>>;  // k, capacity, arrays
@@ -95,6 +96,11 @@ NearestBlock nearest_block_of(const NearestBlockTuple& t) {
   const auto& [stride, first, columns, errors, squared_norms, error, squared_norm, absolute, relative] = t;
   return {stride, first, columns, pointer<double>(errors), pointer<double>(squared_norms), error, squared_norm,
           absolute, relative};
+}
+KCenterCodes k_center_codes_of(const KCenterCodesTuple& t) {
+  const auto& [data, stride, scales, squared_norms, errors] = t;
+  return {pointer<int8_t>(data), stride, pointer<double>(scales), pointer<double>(squared_norms),
+          pointer<double>(errors)};
 }
 NearestState nearest_state_of(const NearestStateTuple& t) {
   const auto& [k, capacity, a] = t;
@@ -250,6 +256,18 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     k.nearest_finish(nearest_rows_of(query), nearest_rows_of(bank), nearest_state_of(state), metric,
                      pointer<float>(distances), pointer<int64_t>(indices), threads);
+  });
+  m.def("k_center_encode", [](const NearestRowsTuple& x, uintptr_t mean, const KCenterCodesTuple& codes, int threads) {
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.k_center_encode(nearest_rows_of(x), pointer<float>(mean), k_center_codes_of(codes), threads);
+  });
+  m.def("k_center_steps", [](const NearestRowsTuple& x, const KCenterCodesTuple& codes, uintptr_t nearest,
+                             uintptr_t centers, int64_t given, int64_t begin, int64_t end, int threads) {
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.k_center_steps(nearest_rows_of(x), k_center_codes_of(codes), pointer<double>(nearest), pointer<int64_t>(centers),
+                     given, begin, end, threads);
   });
   m.def("stream_fill", [](uintptr_t out, int64_t bytes, int threads) {
     const Kernels& k = current_kernels();

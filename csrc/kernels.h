@@ -28,6 +28,9 @@
                    NearestRows bank, NearestState state, int threads))                                               \
   X(nearest_finish, (NearestRows query, NearestRows bank, NearestState state, NearestMetric metric,                  \
                      float* distances, int64_t* indices, int threads))                                               \
+  X(k_center_encode, (NearestRows x, const float* mean, KCenterCodes codes, int threads))                            \
+  X(k_center_steps, (NearestRows x, KCenterCodes codes, double* nearest, int64_t* centers, int64_t given,            \
+                     int64_t begin, int64_t end, int threads))                                                       \
   X(stream_fill, (void* out, int64_t bytes, int threads))
 
 namespace murf {

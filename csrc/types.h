@@ -107,4 +107,13 @@ struct NearestState {
   int32_t* exacts;
 };
 
+// Rows as integers in [-127, 127] times a scale, with their squared norms and the distance of each row to its code.
+struct KCenterCodes {
+  int8_t* data;
+  int64_t stride;
+  double* scales;
+  double* squared_norms;
+  double* errors;
+};
+
 }  // namespace murf

@@ -5,6 +5,7 @@ and allocate at most per-pixel float32 statistics.
 """
 
 from murf_fast.kernels.image_to_patches import image_to_patches
+from murf_fast.kernels.k_center_greedy import k_center_greedy
 from murf_fast.kernels.nearest_distance import nearest_distance, nearest_index
 from murf_fast.kernels.resize_adjoint import resize_adjoint
 from murf_fast.kernels.upsample_argmax import upsample_argmax
@@ -15,6 +16,7 @@ from murf_fast.kernels.upsample_sum import upsample_sum
 
 __all__ = [
     "image_to_patches",
+    "k_center_greedy",
     "nearest_distance",
     "nearest_index",
     "resize_adjoint",

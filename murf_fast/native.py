@@ -330,6 +330,43 @@ def nearest_finish(
     )
 
 
+def k_center_greedy(features: Tensor, centers: Tensor, given: int, progress) -> None:
+    from murf_fast import _k_center
+
+    _k_center.select(features, centers, given, progress)
+
+
+class KCenterCodes:
+    """Rows as eight-bit codes around their mean, with scales, squared norms and errors; see csrc/types.h."""
+
+    def __init__(self, features: Tensor) -> None:
+        rows, dim = features.shape
+        mean = sum(part.sum(0, dtype=torch.float64) for part in features.split(4096)).div(rows).float()
+        self.codes = torch.empty(rows, (dim + 63) // 64 * 64, dtype=torch.int8)
+        self.numbers = torch.empty(3, rows, dtype=torch.float64)
+        module().k_center_encode(_nearest_rows(features, self.numbers[0, :0]), mean.data_ptr(), self.native, _threads())
+
+    @property
+    def native(self) -> tuple:
+        return self.codes.data_ptr(), self.codes.shape[1], *(row.data_ptr() for row in self.numbers)
+
+
+def k_center_steps(
+    features: Tensor, codes: KCenterCodes, nearest: Tensor, centers: Tensor, given: int, begin: int, end: int
+) -> None:
+    """Steps ``begin`` to ``end``: takes in ``centers[step]`` and, beyond the ``given`` ones, finds the next."""
+    module().k_center_steps(
+        _nearest_rows(features, codes.numbers[0, :0]),
+        codes.native,
+        nearest.data_ptr(),
+        centers.data_ptr(),
+        given,
+        begin,
+        end,
+        _threads(),
+    )
+
+
 def stream_fill(out: Tensor) -> None:
     """Fills a dense float32 tensor with ones past the caches: the write rate that results are measured against."""
     module().stream_fill(out.data_ptr(), out.numel() * out.element_size(), _threads())

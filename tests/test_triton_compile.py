@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).with_name("triton_compile_all.py")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 KERNELS = {
     "_image_to_patches",
+    "_k_center_step",
     "_nearest_distance",
     "_row_value_gradients",
     "_upsample_argmax",

@@ -95,6 +95,7 @@ def nearest(dtype: torch.dtype) -> None:
     for width in (384, 768, 1024, 64):
         rows, norms = torch.zeros(300, width, dtype=dtype), torch.zeros(300)
         launch_nearest(rows[:200], norms[:200], rows, norms)
+        kernels.k_center_greedy(rows, torch.zeros(1, dtype=torch.int64), 1, None)
 
 
 def reductions(maps, axes, bias, per_class) -> None:

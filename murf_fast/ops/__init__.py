@@ -2,6 +2,7 @@
 
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops.image_to_patches import image_to_patches
+from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.linear_head import linear_head
 from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
 from murf_fast.ops.patch_embed import PackedTokens, patch_embed
@@ -19,6 +20,7 @@ __all__ = [
     "NearestIndex",
     "PackedTokens",
     "image_to_patches",
+    "k_center_greedy",
     "linear_head",
     "nearest_distance",
     "patch_embed",

@@ -10,6 +10,7 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._library import register
+from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
 
 METRICS = ("l2", "l2sq", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -45,7 +46,7 @@ class NearestIndex:
         device: torch.device | str | None = None,
         backend: str | None = None,
     ) -> None:
-        self.bank = _rows(_matrix("bank", bank))
+        self.bank = contiguous_rows(matrix(OP, "bank", bank))
         if len(self.bank) == 0 or self.bank.shape[1] == 0:
             raise ValueError(f"murf_fast.{OP}: `bank` must have rows and columns, got shape {tuple(self.bank.shape)}")
         if precision not in PRECISIONS:
@@ -57,7 +58,7 @@ class NearestIndex:
         self.backend = backends.resolve(backend, self.device.type, self.bank.dtype)
         self.tensors: list[Tensor] = []
         if self.backend == "reference":
-            _check_finite("bank", self.bank, self.cosine)
+            _check_rows("bank", self.bank, self.cosine)
         else:
             self.tensors = backends.launcher(self.backend).nearest_index(
                 self.bank.detach(), self.cosine, precision, self.device
@@ -106,7 +107,7 @@ def nearest_distance(
 
     Source: MuRF 3.2 and MRF-AD section 4 (faiss IndexFlatL2 and IndexIVFFlat); PatchCore; AnomalyDINO.
     """
-    query = _matrix("query", query)
+    query = matrix(OP, "query", query)
     if index not in ("exact", "ivf"):
         raise ValueError(f'murf_fast.{OP}: `index` must be "exact" or "ivf", got {index!r}')
     if metric is None:
@@ -135,7 +136,7 @@ def nearest_distance(
         return bank.search(query, k, metric)
     backend = backends.resolve(backend or bank.backend, query.device.type, query.dtype)
     if backend == "reference":
-        _check_finite("query", query, cosine)
+        _check_rows("query", query, cosine)
         return reference.nearest_distance(query, bank.bank, k, metric)
     if backend != bank.backend:
         raise ValueError(f"murf_fast.{OP}: the index was prepared for backend {bank.backend!r}, not {backend!r}")
@@ -143,7 +144,7 @@ def nearest_distance(
 
 
 def _unprepared(query: Tensor, bank: object, cosine: bool, precision: str, backend: str | None) -> NearestIndex:
-    rows = _matrix("bank", bank)
+    rows = matrix(OP, "bank", bank)
     if rows.device != query.device:
         raise ValueError(f"murf_fast.{OP}: `bank` must be on the device of `query`, {query.device}, got {rows.device}")
     if torch.float64 in (query.dtype, rows.dtype):
@@ -152,40 +153,8 @@ def _unprepared(query: Tensor, bank: object, cosine: bool, precision: str, backe
     return NearestIndex(rows, cosine=cosine, precision=precision, backend=backend)
 
 
-def _matrix(name: str, x: object) -> Tensor:
-    if isinstance(x, np.ndarray):
-        x = torch.from_numpy(x) if x.flags.writeable else _read_only(x)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"murf_fast.{OP}: `{name}` must be a tensor, got {type(x).__name__}")
-    if x.dtype not in _checks.DTYPES:
-        raise TypeError(f"murf_fast.{OP}: `{name}` must be floating point, got {x.dtype}")
-    if x.ndim != 2:
-        raise ValueError(f"murf_fast.{OP}: `{name}` must be (rows, columns), got shape {tuple(x.shape)}")
-    return x
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Rows whose entries are contiguous, which is all that the kernels walk."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
-def _read_only(x: np.ndarray) -> Tensor:
-    """A tensor on memory that must not be written; nothing here writes to a bank."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(x)
-
-
-def _check_finite(name: str, x: Tensor, nonzero: bool) -> None:
-    finite = torch.cat([rows.isfinite().all(1) for rows in x.split(4096)]) if len(x) else torch.ones(0)
-    if not bool(finite.all()):
-        rows = (finite == 0).nonzero().flatten().tolist()
-        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-        raise ValueError(
-            f"murf_fast.{OP}: `{name}` must be finite with norms up to 1e18, rows {rows[:5]}{more} are not"
-        )
+def _check_rows(name: str, x: Tensor, nonzero: bool) -> None:
+    check_finite(OP, name, x)
     if nonzero:
         zero = (x == 0).all(1).nonzero().flatten()[:5].tolist()
         if zero:
@@ -196,7 +165,7 @@ def _forward(query, bank, index, k, metric, backend) -> tuple[Tensor, Tensor]:
     distances = query.new_empty(len(query), k, dtype=torch.float32)
     indices = query.new_empty(len(query), k, dtype=torch.int64)
     if len(query):
-        query, bank = _rows(query), _rows(bank)
+        query, bank = contiguous_rows(query), contiguous_rows(bank)
         backends.launcher(backend).nearest_distance(query, bank, index, k, metric, distances, indices)
     return distances, indices
 

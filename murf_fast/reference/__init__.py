@@ -1,6 +1,7 @@
 """What every operation means, in plain PyTorch. Runs in float64; no cleverness."""
 
 from murf_fast.reference.image_to_patches import image_to_patches
+from murf_fast.reference.k_center_greedy import k_center_greedy
 from murf_fast.reference.linear_head import linear_head
 from murf_fast.reference.nearest_distance import nearest_distance
 from murf_fast.reference.patch_embed import patch_embed
@@ -16,6 +17,7 @@ from murf_fast.reference.upsample_sum import upsample_sum
 
 __all__ = [
     "image_to_patches",
+    "k_center_greedy",
     "linear_head",
     "nearest_distance",
     "patch_embed",
