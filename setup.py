@@ -115,6 +115,7 @@ setup(
         "murf_fast.ops",
         "murf_fast.reference",
         "murf_fast.nn",
+        "murf_fast.anomaly",
         "murf_fast.demo",
         "murf_fast.kernels",
     ],

@@ -337,6 +337,31 @@ def mean(device, dtype):
     )
 
 
+@case("gaussian_blur", "score map 1536 x 3348, sigma 4")
+def blur(device, dtype):
+    x = randn(device, dtype, 1, 1, side(1536), side(3348))
+    taps = torch.exp(-0.5 * (torch.arange(-16, 17, device=device, dtype=torch.float64) / 4) ** 2)
+    taps = taps / taps.sum()
+
+    def dense(x):
+        kernel = torch.outer(taps, taps).to(x.dtype)[None, None]
+        return F.conv2d(F.pad(x, (16,) * 4, mode="reflect"), kernel)
+
+    def separable(x):
+        line = taps.to(x.dtype)[None, None]
+        return F.conv2d(F.conv2d(F.pad(x, (16,) * 4, mode="reflect"), line[:, :, :, None]), line[:, :, None, :])
+
+    def oracle():
+        yield (), separable(x.double())
+
+    return Contenders(
+        lambda: murf_fast.gaussian_blur(x, 4.0, border="reflect"),
+        {"eager separable": lambda: separable(x), "dense 33 x 33": lambda: dense(x)},
+        oracle,
+        x.numel() * x.element_size(),
+    )
+
+
 @case("resize", "position embedding, 768 channels, 37 -> 56, bicubic")
 def position_embedding(device, dtype):
     table = randn(device, dtype, 1, classes(768), side(37), side(37), memory_format=CL)

@@ -1,6 +1,7 @@
 """The operations: thin functions over kernels, registered with torch.library."""
 
 from murf_fast.ops._ivf import IVFIndex
+from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.linear_head import linear_head
@@ -19,6 +20,7 @@ __all__ = [
     "IVFIndex",
     "NearestIndex",
     "PackedTokens",
+    "gaussian_blur",
     "image_to_patches",
     "k_center_greedy",
     "linear_head",

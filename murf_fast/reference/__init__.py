@@ -1,5 +1,6 @@
 """What every operation means, in plain PyTorch. Runs in float64; no cleverness."""
 
+from murf_fast.reference.gaussian_blur import gaussian_blur
 from murf_fast.reference.image_to_patches import image_to_patches
 from murf_fast.reference.k_center_greedy import k_center_greedy
 from murf_fast.reference.linear_head import linear_head
@@ -16,6 +17,7 @@ from murf_fast.reference.upsample_mean import upsample_mean
 from murf_fast.reference.upsample_sum import upsample_sum
 
 __all__ = [
+    "gaussian_blur",
     "image_to_patches",
     "k_center_greedy",
     "linear_head",
