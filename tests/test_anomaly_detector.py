@@ -86,8 +86,12 @@ def test_a_training_image_is_normal_and_a_spot_is_not(fitted):
 
 def test_one_scale_only(fitted):
     image = images(1, seed=5)[0]
-    single = [fitted.score(image, only=[s]).map for s in (0, 1)]
-    assert torch.allclose((single[0] + single[1]) / 2, fitted.score(image).map, atol=1e-5)
+    single = fitted.score_each_scale(image)
+    assert len(single) == 2
+    assert torch.allclose((single[0].map + single[1].map) / 2, fitted.score(image).map, atol=1e-5)
+    half = MultiResolutionDetector(model(), **{**OPTIONS, "scales": (0.5,)}).fit(images(3)).score(image)
+    assert torch.allclose(single[0].map, half.map, atol=1e-5)
+    assert single[0].score == pytest.approx(half.score, rel=1e-5)
 
 
 def test_kinds_of_images_give_the_same(fitted):

@@ -139,44 +139,17 @@ class MultiResolutionDetector:
         self._indices = []
         return self
 
-    @torch.no_grad()
-    def score(self, image: object, *, only: Sequence[int] | None = None) -> Anomaly:
-        """The anomaly map of an image, at its own size, and its score.
-
-        Args:
-            image: As for :meth:`fit`.
-            only: Positions in ``encoder.scales`` to use; None uses all of them.
-        """
-        self._fitted()
+    def score(self, image: object) -> Anomaly:
+        """The anomaly map of an image (as for :meth:`fit`), at its own size, and its score."""
         image = _images.as_tensor(image)
-        patches, grids = self._rows(image)
-        per_scale = len(self.encoder.layers)
-        chosen = range(len(patches) // per_scale) if only is None else list(only)
-        maps, weighted = [], []
-        for i in (s * per_scale + layer for s in chosen for layer in range(per_scale)):
-            rows, mask = patches[i]
-            distances = rows.new_zeros(len(rows), dtype=torch.float32)
-            kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device) if mask is None else mask
-            if bool(kept.any()):
-                found, indices = self._search(i, rows[kept])
-                distances[kept] = found.mean(1)
-                if self.rules.image_score == "reweighted":
-                    local = self._indices[i]
-                    if not isinstance(local, NearestIndex):
-                        raise ValueError(f'murf_fast.{WHAT}: "reweighted" scores need a bank in one place')
-                    weighted.append(reweighted_score(rows[kept], found[:, 0], indices[:, 0], local))
-            maps.append(distances.view(1, 1, *grids[i]))
-        rules = self.rules
-        fused = upsample_mean(maps, tuple(image.shape[2:]), mode=rules.mode)
-        if rules.sigma:
-            fused = gaussian_blur(fused, rules.sigma, border=rules.border)
-        if rules.image_score == "reweighted":
-            score = sum(weighted) / len(weighted) if weighted else 0.0
-        else:
-            largest = max((m.shape[2:] for m in maps), key=lambda grid: grid[0] * grid[1])
-            patch_scores = upsample_mean(maps, tuple(largest))
-            score = float(patch_scores.max()) if rules.image_score == "max" else mean_top(patch_scores)
-        return Anomaly(fused[0, 0], score)
+        return self._anomaly(image, *self._distances(image))
+
+    def score_each_scale(self, image: object) -> list[Anomaly]:
+        """What every scale by itself says, from one encoding; :meth:`score` is the fusion."""
+        image = _images.as_tensor(image)
+        maps, weighted = self._distances(image)
+        n = len(self.encoder.layers)
+        return [self._anomaly(image, maps[i : i + n], weighted[i : i + n]) for i in range(0, len(maps), n)]
 
     def save(self, folder: str | Path) -> None:
         """Writes the banks (safetensors) and a description (JSON) into a folder, which :meth:`load` reads."""
@@ -257,6 +230,36 @@ class MultiResolutionDetector:
         detector.images_, detector._group = told["images"], group
         return detector
 
+    @torch.no_grad()
+    def _distances(self, image: Tensor) -> tuple[list[Tensor], list[float]]:
+        """Per bank, a (1, 1, h, w) map of distances and, where the rules want them, PatchCore's image scores."""
+        self._fitted()
+        maps, weighted = [], []
+        for i, ((rows, mask), grid) in enumerate(zip(*self._rows(image), strict=True)):
+            distances = rows.new_zeros(len(rows), dtype=torch.float32)
+            kept = rows if mask is None else rows[mask]
+            score = 0.0
+            if len(kept):
+                found, indices = self._search(i, kept)
+                distances[slice(None) if mask is None else mask] = found.mean(1)
+                if self.rules.image_score == "reweighted":
+                    score = reweighted_score(kept, found[:, 0], indices[:, 0], self._indices[i])
+            maps.append(distances.view(1, 1, *grid))
+            weighted.append(score)
+        return maps, weighted
+
+    def _anomaly(self, image: Tensor, maps: list[Tensor], weighted: list[float]) -> Anomaly:
+        rules = self.rules
+        fused = upsample_mean(maps, tuple(image.shape[2:]), mode=rules.mode)
+        if rules.sigma:
+            fused = gaussian_blur(fused, rules.sigma, border=rules.border)
+        if rules.image_score == "reweighted":
+            return Anomaly(fused[0, 0], sum(weighted) / len(weighted))
+        finest = max((m.shape[2:] for m in maps), key=lambda grid: grid[0] * grid[1])
+        patches = upsample_mean(maps, tuple(finest))
+        score = float(patches.max()) if rules.image_score == "max" else mean_top(patches)
+        return Anomaly(fused[0, 0], score)
+
     def _fitted(self) -> None:
         if not self.banks_:
             raise ValueError(f"murf_fast.{WHAT}: call fit() or load() first")
@@ -305,10 +308,14 @@ class MultiResolutionDetector:
         if self.index == "ivf":
             if self._group is not None:
                 raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
+            if self.rules.image_score == "reweighted":
+                raise ValueError(f'murf_fast.{WHAT}: "reweighted" scores need index="exact" or "coreset"')
             return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
         options = {"cosine": cosine, "precision": self.precision, "device": device}
         if self._group is None:
             return NearestIndex(bank, **options)
+        if self.rules.image_score == "reweighted":
+            raise ValueError(f'murf_fast.{WHAT}: "reweighted" scores need whole banks, these are sharded')
         rank, ranks = torch.distributed.get_rank(self._group), torch.distributed.get_world_size(self._group)
         part = bank[len(bank) * rank // ranks : len(bank) * (rank + 1) // ranks]
         return ShardedIndex(part, group=self._group, **options)
