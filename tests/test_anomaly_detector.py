@@ -133,6 +133,25 @@ def test_approximate_index():
     assert bool((ivf.score(image).map >= exact.score(image).map - 1e-3).all())
 
 
+@pytest.mark.parametrize("rules", [ScoringRules(k=3), ScoringRules(metric="l2sq", image_score="top1%")])
+def test_rules_of_one_s_own(rules, tmp_path):
+    detector = MultiResolutionDetector(model(), **OPTIONS, rules=rules).fit(images(2), folder=tmp_path / "rows")
+    image = images(1, seed=5)[0]
+    found = detector.score(image)
+    detector.save(tmp_path / "bank")
+    loaded = MultiResolutionDetector.load(tmp_path / "bank", model())
+    assert torch.equal(loaded.score(image).map, found.map)
+    # Fitting again into the same folder leaves what is mapped alone.
+    assert torch.equal(detector.fit(images(2), folder=tmp_path / "rows").score(image).map, found.map)
+
+
+def test_patchcore_s_image_score_needs_whole_banks():
+    pytest.importorskip("faiss")
+    detector = MultiResolutionDetector(model(), **OPTIONS, rules="patchcore", index="ivf").fit(images(2))
+    with pytest.raises(ValueError, match='"reweighted" scores need index="exact" or "coreset"'):
+        detector.score(images(1)[0])
+
+
 def test_foreground():
     def left_half(image):
         mask = torch.zeros(image.shape[1:], dtype=torch.bool)

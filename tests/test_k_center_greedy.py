@@ -118,6 +118,8 @@ def test_registration_and_compile():
     op = torch.ops.murf_fast.k_center_greedy.default
     check_opcheck(op, features, torch.tensor([3]), 5, "native")
     check_opcheck(op, features.T.contiguous().T, torch.tensor([3, 4]), 5, "native")
+    compiled = torch.compile(lambda x: k_center_greedy(x * 2, count=5, start=3) + 1, fullgraph=True)
+    assert torch.equal(compiled(features), k_center_greedy(features * 2, count=5, start=3) + 1)
 
 
 @pytest.mark.parametrize(

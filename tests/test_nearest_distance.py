@@ -189,13 +189,14 @@ def test_threads():
 
 def test_registration_and_compile():
     bank, query = split(clustered(300, 20), 11)
+    op = torch.ops.murf_fast.nearest_distance.default
     for precision in PRECISIONS:
         index = NearestIndex(bank, precision=precision)
-        check_opcheck(torch.ops.murf_fast.nearest_distance.default, query, bank, index.tensors, 2, "l2", "native")
-    check_opcheck(torch.ops.murf_fast.nearest_distance.default, query.T.contiguous().T, bank, index.tensors, 2, "l2",
-                  "native")  # fmt: skip
-    compiled = torch.compile(lambda q: nearest_distance(q * 2, index, k=2)[0] + 1, fullgraph=True)
-    assert torch.equal(compiled(query), nearest_distance(query * 2, index, k=2)[0] + 1)
+        check_opcheck(op, query, bank, index.tensors, 2, "l2", precision, "native")
+    check_opcheck(op, query.T.contiguous().T, bank.T.contiguous().T, [], 2, "cosine", "auto", "native")
+    for where in (index, bank):
+        compiled = torch.compile(lambda q, where: nearest_distance(q * 2, where, k=2)[0] + 1, fullgraph=True)
+        assert torch.equal(compiled(query, where), nearest_distance(query * 2, where, k=2)[0] + 1)
 
 
 def test_golden_of_float64_and_faiss():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
 from pathlib import Path
 
@@ -21,6 +20,7 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows, self.width, self.dtype = path, 0, 0, torch.float32
+        path.unlink(missing_ok=True)  # an older bank may still be mapped
         self._file = path.open("wb")
 
     def append(self, rows: Tensor) -> None:
@@ -90,7 +90,3 @@ def read_description(folder: Path) -> dict:
             f"murf_fast.MultiResolutionDetector: {path} has version {description.get('version')}, expected {VERSION}"
         )
     return description
-
-
-def remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -73,10 +73,10 @@ def k_center_greedy(
     total = count + (0 if include_start else len(start))
     if total > rows:
         raise ValueError(f"murf_fast.{OP}: `count` must leave a row for `start`, got {count} of {rows}")
-    check_finite(OP, "features", features)
     if total <= len(start):
         chosen = start[:total]
     elif backend == "reference":
+        _check_values(features, start)
         chosen = reference.k_center_greedy(features, total, start)
     elif progress is None:
         chosen = torch.ops.murf_fast.k_center_greedy(features, start, total, backend)
@@ -104,15 +104,20 @@ def _start(start: int | Tensor, rows: int, device: torch.device) -> Tensor:
             raise TypeError(
                 f"murf_fast.{OP}: `start` must be an integer or int64 indices, got {start.dtype} {start.shape}"
             )
-        start = start.to(device)
     else:
-        start = torch.tensor([_checks.integer(OP, "start", start, 0)], device=device)
-    if not bool(((start >= 0) & (start < rows)).all()):
-        raise ValueError(f"murf_fast.{OP}: `start` must be in 0 .. {rows - 1}, got {start.tolist()}")
+        start = torch.full((1,), _checks.integer(OP, "start", start, 0), device=device)
     return start
 
 
+def _check_values(features: Tensor, start: Tensor) -> None:
+    rows = len(features)
+    if not bool(((start >= 0) & (start < rows)).all()):
+        raise ValueError(f"murf_fast.{OP}: `start` must be in 0 .. {rows - 1}, got {start.tolist()}")
+    check_finite(OP, "features", features)
+
+
 def _forward(features, start, count, backend, progress=None) -> Tensor:
+    _check_values(features, start)
     centers = start.new_empty(count)
     centers[: len(start)] = start
     backends.launcher(backend).k_center_greedy(contiguous_rows(features), centers, len(start), progress)

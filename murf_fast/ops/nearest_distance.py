@@ -47,10 +47,7 @@ class NearestIndex:
         backend: str | None = None,
     ) -> None:
         self.bank = contiguous_rows(matrix(OP, "bank", bank))
-        if len(self.bank) == 0 or self.bank.shape[1] == 0:
-            raise ValueError(f"murf_fast.{OP}: `bank` must have rows and columns, got shape {tuple(self.bank.shape)}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"murf_fast.{OP}: `precision` must be one of {PRECISIONS}, got {precision!r}")
+        _check_bank(self.bank, precision)
         self.cosine, self.precision = bool(cosine), precision
         self.device = self.bank.device if device is None else torch.device(device)
         if self.device != self.bank.device and self.bank.device.type != "cpu":
@@ -116,41 +113,48 @@ def nearest_distance(
         raise ValueError(f"murf_fast.{OP}: `metric` must be one of {METRICS}, got {metric!r}")
     cosine = metric == "cosine"
     if not isinstance(bank, (NearestIndex, IVFIndex)):
-        ivf = index == "ivf"
-        bank = IVFIndex(bank, cosine=cosine) if ivf else _unprepared(query, bank, cosine, precision, backend)
-    if bank.cosine != cosine:
+        bank = matrix(OP, "bank", bank)
+        _check_bank(bank, precision)
+        if index == "ivf":
+            bank = IVFIndex(bank, cosine=cosine)
+    prepared = not isinstance(bank, Tensor)
+    if prepared and bank.cosine != cosine:
         raise ValueError(
             f"murf_fast.{OP}: `metric` is {metric!r}, but the index was prepared with cosine={bank.cosine}"
         )
+    rows = bank.bank if prepared else bank
     _checks.integer(OP, "k", k, 1)
-    if k > len(bank):
-        raise ValueError(f"murf_fast.{OP}: `k` must be at most the {len(bank)} rows of the bank, got {k}")
-    if query.shape[1] != bank.bank.shape[1]:
+    if k > rows.shape[0]:
+        raise ValueError(f"murf_fast.{OP}: `k` must be at most the {rows.shape[0]} rows of the bank, got {k}")
+    if query.shape[1] != rows.shape[1]:
         raise ValueError(
-            f"murf_fast.{OP}: `query` must have the {bank.bank.shape[1]} columns of the bank, got {query.shape[1]}"
+            f"murf_fast.{OP}: `query` must have the {rows.shape[1]} columns of the bank, got {query.shape[1]}"
         )
     if query.device != bank.device:
-        raise ValueError(f"murf_fast.{OP}: `query` must be on the index's device, {bank.device}, got {query.device}")
-    _checks.no_gradients(OP, "a nearest distance", [query, bank.bank])
+        raise ValueError(
+            f"murf_fast.{OP}: `query` must be on the device of the bank, {bank.device}, got {query.device}"
+        )
+    _checks.no_gradients(OP, "a nearest distance", [query, rows])
     if isinstance(bank, IVFIndex):
         return bank.search(query, k, metric)
-    backend = backends.resolve(backend or bank.backend, query.device.type, query.dtype)
+    dtype = torch.float64 if torch.float64 in (query.dtype, rows.dtype) else query.dtype
+    backend = backends.resolve(backend or (bank.backend if prepared else None), query.device.type, dtype)
     if backend == "reference":
         _check_rows("query", query, cosine)
-        return reference.nearest_distance(query, bank.bank, k, metric)
-    if backend != bank.backend:
+        if not prepared:
+            _check_rows("bank", rows, cosine)
+        return reference.nearest_distance(query, rows, k, metric)
+    if prepared and backend != bank.backend:
         raise ValueError(f"murf_fast.{OP}: the index was prepared for backend {bank.backend!r}, not {backend!r}")
-    return torch.ops.murf_fast.nearest_distance(query, bank.bank, bank.tensors, k, metric, backend)
+    tensors = bank.tensors if prepared else []
+    return torch.ops.murf_fast.nearest_distance(query, rows, tensors, k, metric, precision, backend)
 
 
-def _unprepared(query: Tensor, bank: object, cosine: bool, precision: str, backend: str | None) -> NearestIndex:
-    rows = matrix(OP, "bank", bank)
-    if rows.device != query.device:
-        raise ValueError(f"murf_fast.{OP}: `bank` must be on the device of `query`, {query.device}, got {rows.device}")
-    if torch.float64 in (query.dtype, rows.dtype):
-        backends.resolve(backend, query.device.type, torch.float64)
-        backend = "reference"
-    return NearestIndex(rows, cosine=cosine, precision=precision, backend=backend)
+def _check_bank(bank: Tensor, precision: str) -> None:
+    if bank.shape[0] == 0 or bank.shape[1] == 0:
+        raise ValueError(f"murf_fast.{OP}: `bank` must have rows and columns, got shape {tuple(bank.shape)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"murf_fast.{OP}: `precision` must be one of {PRECISIONS}, got {precision!r}")
 
 
 def _check_rows(name: str, x: Tensor, nonzero: bool) -> None:
@@ -161,23 +165,24 @@ def _check_rows(name: str, x: Tensor, nonzero: bool) -> None:
             raise ValueError(f'murf_fast.{OP}: metric="cosine" needs nonzero rows, `{name}` has {zero}')
 
 
-def _forward(query, bank, index, k, metric, backend) -> tuple[Tensor, Tensor]:
+def _forward(query, bank, index, k, metric, precision, backend) -> tuple[Tensor, Tensor]:
     distances = query.new_empty(len(query), k, dtype=torch.float32)
     indices = query.new_empty(len(query), k, dtype=torch.int64)
     if len(query):
         query, bank = contiguous_rows(query), contiguous_rows(bank)
+        index = index or backends.launcher(backend).nearest_index(bank, metric == "cosine", precision, bank.device)
         backends.launcher(backend).nearest_distance(query, bank, index, k, metric, distances, indices)
     return distances, indices
 
 
-def _fake(query, bank, index, k, metric, backend) -> tuple[Tensor, Tensor]:
+def _fake(query, bank, index, k, metric, precision, backend) -> tuple[Tensor, Tensor]:
     shape = (query.shape[0], k)
     return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.int64)
 
 
 register(
-    "nearest_distance(Tensor query, Tensor bank, Tensor[] index, SymInt k, str metric, str backend) "
-    "-> (Tensor distances, Tensor indices)",
+    "nearest_distance(Tensor query, Tensor bank, Tensor[] index, SymInt k, str metric, str precision, "
+    "str backend) -> (Tensor distances, Tensor indices)",
     _forward,
     _fake,
 )
