@@ -98,6 +98,17 @@ def test_more_candidates_than_fit(precision):
         assert_exact(nearest_distance(query, bank, k=k, precision=precision), query, bank, k, "l2")
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_rounding_along_the_difference(dim, precision):
+    """Few dimensions: the copy's rounding errors point along the differences and are larger than them."""
+    g = torch.Generator().manual_seed(dim)
+    sides = 100.0 * (torch.randint(2, (500, 1), generator=g) * 2 - 1)
+    bank, query = split(sides + 0.3 * torch.randn(500, dim, generator=g), 100)
+    for k in (1, 4):
+        assert_exact(nearest_distance(query, bank, k=k, precision=precision), query, bank, k, "l2")
+
+
 def test_several_blocks_of_queries_and_rows(monkeypatch):
     from murf_fast import _nearest
 
