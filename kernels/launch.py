@@ -56,7 +56,7 @@ def nearest_tile(dtype: torch.dtype) -> ProductTile:
     room for the epilogue; three stages of 64 columns are 96 KB of shared memory. float32 runs without tensor cores.
     """
     if dtype == torch.float32:
-        return ProductTile(64, 64, 32, 4, 2, 255)
+        return ProductTile(64, 64, 32, 8, 2, 168)
     return ProductTile(128, 128, 64, 8, 3, 255)
 
 

@@ -87,7 +87,9 @@ def test_a_training_image_is_normal_and_a_spot_is_not(fitted):
 def test_one_scale_only(fitted):
     image = images(1, seed=5)[0]
     single = fitted.score_each_scale(image)
-    assert len(single) == 2
+    assert len(single) == 3
+    assert torch.equal(single[2].map, fitted.score(image).map)
+    assert single[2].score == fitted.score(image).score
     assert torch.allclose((single[0].map + single[1].map) / 2, fitted.score(image).map, atol=1e-5)
     half = MultiResolutionDetector(model(), **{**OPTIONS, "scales": (0.5,)}).fit(images(3)).score(image)
     assert torch.allclose(single[0].map, half.map, atol=1e-5)

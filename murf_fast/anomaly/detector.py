@@ -145,11 +145,12 @@ class MultiResolutionDetector:
         return self._anomaly(image, *self._distances(image))
 
     def score_each_scale(self, image: object) -> list[Anomaly]:
-        """What every scale by itself says, from one encoding; :meth:`score` is the fusion."""
+        """What every scale says by itself and, last, what :meth:`score` says; from one encoding."""
         image = _images.as_tensor(image)
         maps, weighted = self._distances(image)
         n = len(self.encoder.layers)
-        return [self._anomaly(image, maps[i : i + n], weighted[i : i + n]) for i in range(0, len(maps), n)]
+        parts = [slice(i, i + n) for i in range(0, len(maps), n)]
+        return [self._anomaly(image, maps[part], weighted[part]) for part in (*parts, slice(None))]
 
     def save(self, folder: str | Path) -> None:
         """Writes the banks (safetensors) and a description (JSON) into a folder, which :meth:`load` reads."""
