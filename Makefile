@@ -4,7 +4,7 @@ VENV ?= .venv
 TORCH := torch==2.13.0
 # The oldest Triton supported, that of the GPU machines; what it compiles is checked for register spills.
 TRITON := triton==3.6.0
-EXTRAS := cli,models,test,bench,dev
+EXTRAS := cli,models,anomaly,test,bench,dev
 BIN := $(VENV)/bin
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS)

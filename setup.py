@@ -31,6 +31,8 @@ KERNEL_SOURCES = [
     "csrc/adaptive_conv.cpp",
     "csrc/bilateral_kernels.cpp",
     "csrc/image_to_patches.cpp",
+    "csrc/k_center_greedy.cpp",
+    "csrc/nearest_distance.cpp",
     "csrc/stream_fill.cpp",
 ]
 COMMON_SOURCES = ["csrc/dispatch.cpp", "csrc/memory.cpp", "csrc/bindings.cpp"]
@@ -116,6 +118,7 @@ setup(
         "murf_fast.reference",
         "murf_fast.nn",
         "murf_fast.patch",
+        "murf_fast.anomaly",
         "murf_fast.demo",
         "murf_fast.kernels",
     ],

@@ -14,6 +14,18 @@ assert b"__asan_" in extension.read_bytes(), f"{extension} was not built with Ad
 
 # The kernels' own tests: compilers, registration, float64, Triton, the command line and the benchmarks run no C++ of
 # ours, or the same again, and results of gigabytes only run more of it.
-SKIPPED = ("compile", "registration", "gradcheck", "triton", "gpu", "cli", "packaging", "large", "benchmarks")
+SKIPPED = (
+    "compile",
+    "registration",
+    "gradcheck",
+    "triton",
+    "gpu",
+    "cli",
+    "packaging",
+    "large",
+    "benchmarks",
+    "detector",
+    "grow",
+)
 kernels = " and ".join(f"not {word}" for word in SKIPPED)
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", kernels, *arguments]))

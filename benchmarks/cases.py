@@ -6,6 +6,7 @@ layouts where the layout is free, ``torch.compile`` of the plain graph). ``oracl
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
@@ -342,6 +343,31 @@ def mean(device, dtype):
         {"eager running sum": lambda: plain(*maps), "eager stack": stacked, "compile": compiled(plain, *maps)},
         oracle,
         size[0] * size[1] * maps[0].element_size(),
+    )
+
+
+@case("gaussian_blur", "score map 1536 x 3348, sigma 4")
+def blur(device, dtype):
+    x = randn(device, dtype, 1, 1, side(1536), side(3348))
+    taps = torch.exp(-0.5 * (torch.arange(-16, 17, device=device, dtype=torch.float64) / 4) ** 2)
+    taps = taps / taps.sum()
+
+    def dense(x):
+        kernel = torch.outer(taps, taps).to(x.dtype)[None, None]
+        return F.conv2d(F.pad(x, (16,) * 4, mode="reflect"), kernel)
+
+    def separable(x):
+        line = taps.to(x.dtype)[None, None]
+        return F.conv2d(F.conv2d(F.pad(x, (16,) * 4, mode="reflect"), line[:, :, :, None]), line[:, :, None, :])
+
+    def oracle():
+        yield (), separable(x.double())
+
+    return Contenders(
+        lambda: murf_fast.gaussian_blur(x, 4.0, border="reflect"),
+        {"eager separable": lambda: separable(x), "dense 33 x 33": lambda: dense(x)},
+        oracle,
+        x.numel() * x.element_size(),
     )
 
 
@@ -706,6 +732,90 @@ def shifted_gradients(source: Tensor, kernels: Tensor, direction: Tensor, to_ker
         to_kernels[:, t] += torch.einsum("bcyx,bcyx->byx", direction, windows[where])
         to_padded[where].addcmul_(direction, kernels[:, t : t + 1])
     return torch.autograd.grad(padded, leaf, to_padded)[0]
+
+
+# Clusters around a large common mean, as the features of a ViT are.
+def features(device: str, dtype: torch.dtype, rows: int, width: int) -> Tensor:
+    centers = randn(device, dtype, 200, width)
+    which = torch.randint(200, (rows,), generator=torch.Generator().manual_seed(1)).to(device)
+    return centers[which] + 0.3 * randn(device, dtype, rows, width) + 5 * randn(device, dtype, 1, width)
+
+
+def nearest(device, dtype, precision: str) -> Contenders:
+    queries, width = side(2048), classes(768)
+    x = features(device, dtype, queries + side(100_000), width)
+    query, bank = x[:queries].clone(), x[queries:].clone()
+    index = murf_fast.NearestIndex(bank, precision=precision)
+
+    def chunked():
+        return torch.cat([torch.cdist(part, bank).amin(1).square() for part in query.split(256)])
+
+    def oracle():
+        double = bank.double()
+        for begin in range(0, queries, 64):
+            part = slice(begin, begin + 64)
+            rows = query[part].double()
+            _, nearest = (double.square().sum(1) - 2 * rows @ double.T).min(1)
+            yield part, (rows - double[nearest]).square().sum(1)
+
+    others = {"eager cdist in chunks": chunked}
+    if device == "cpu" and importlib.util.find_spec("faiss"):
+        import faiss
+
+        flat = faiss.IndexFlatL2(width)
+        flat.add(bank.numpy())
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        others["faiss IndexFlatL2"] = lambda: torch.from_numpy(flat.search(query.numpy(), 1)[0][:, 0])
+    return Contenders(
+        lambda: murf_fast.nearest_distance(query, index, metric="l2sq")[0][:, 0],
+        others,
+        oracle,
+        64 << 20,
+        operations=2 * queries * len(bank) * width,
+    )
+
+
+@case(
+    "nearest_distance",
+    "2048 queries, bank 100k x 768 prepared",
+    targets=(Target("faiss", 2.0),),
+    memory_target=(1.0, "64 MB beside the index"),
+)
+def nearest_auto(device, dtype):
+    return nearest(device, dtype, "auto")
+
+
+@case(
+    "nearest_distance",
+    'the same, precision="float32"',
+    targets=(Target("faiss", 1.0),),
+    memory_target=(1.0, "64 MB beside the index"),
+)
+def nearest_float32(device, dtype):
+    return nearest(device, dtype, "float32")
+
+
+@case("k_center_greedy", "1 % of 100k x 384", targets=(Target("eager", 3.0),))
+def k_center(device, dtype):
+    rows = features(device, dtype, side(100_000), classes(384))
+    count = max(2, len(rows) // 100)
+
+    def greedy(x: Tensor) -> Tensor:
+        chosen, nearest = [0], torch.full((len(x),), torch.inf, device=device, dtype=x.dtype)
+        for _ in range(count - 1):
+            nearest = torch.minimum(nearest, torch.linalg.norm(x - x[chosen[-1]], dim=1))
+            chosen.append(int(nearest.argmax()))
+        return torch.tensor(chosen, device=device).float()  # exact, as all indices below 2^24
+
+    def oracle():
+        yield (), greedy(rows.double())
+
+    return Contenders(
+        lambda: murf_fast.k_center_greedy(rows, count=count).float(),
+        {"eager": lambda: greedy(rows)},
+        oracle,
+        rows.numel() * rows.element_size(),
+    )
 
 
 class Rows(list):

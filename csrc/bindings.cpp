@@ -138,6 +138,32 @@ Bilateral bilateral_of(const BilateralTuple& t) {
   return {n[0], n[1], n[2], n[3], n[4], n[5], std::get<1>(t), pointer<float>(std::get<2>(t)),
           pointer<float>(std::get<3>(t)), pointer<float>(std::get<4>(t)), begin, end};
 }
+// (address, dtype, rows, width, row stride, address of scales or 0)
+using NearestRowsTuple = std::tuple<uintptr_t, DType, int64_t, int64_t, int64_t, uintptr_t>;
+using KCenterCodesTuple = std::tuple<uintptr_t, int64_t, uintptr_t, uintptr_t, uintptr_t>;
+// (row stride, first, columns, query errors, query squared norms, error, squared norm, absolute, relative)
+using NearestBlockTuple = std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, double, double, double, float>;
+using NearestStateTuple = std::tuple<int64_t, int64_t, std::array<uintptr_t, 8>>;  // k, capacity, arrays
+
+NearestRows nearest_rows_of(const NearestRowsTuple& t) {
+  const auto& [address, dtype, rows, dim, stride, scale] = t;
+  return {pointer<void>(address), dtype, rows, dim, stride, pointer<double>(scale)};
+}
+NearestBlock nearest_block_of(const NearestBlockTuple& t) {
+  const auto& [stride, first, columns, errors, squared_norms, error, squared_norm, absolute, relative] = t;
+  return {stride, first, columns, pointer<double>(errors), pointer<double>(squared_norms), error, squared_norm,
+          absolute, relative};
+}
+KCenterCodes k_center_codes_of(const KCenterCodesTuple& t) {
+  const auto& [data, stride, scales, squared_norms, errors] = t;
+  return {pointer<int8_t>(data), stride, pointer<double>(scales), pointer<double>(squared_norms),
+          pointer<double>(errors)};
+}
+NearestState nearest_state_of(const NearestStateTuple& t) {
+  const auto& [k, capacity, a] = t;
+  return {k, capacity, pointer<float>(a[0]), pointer<int64_t>(a[1]), pointer<int32_t>(a[2]), pointer<float>(a[3]),
+          pointer<int32_t>(a[4]), pointer<double>(a[5]), pointer<int64_t>(a[6]), pointer<int32_t>(a[7])};
+}
 
 }  // namespace
 
@@ -151,6 +177,16 @@ PYBIND11_MODULE(_native, m) {
   m.def("has_openmp", [] {
 #if defined(_OPENMP)
     return true;
+#else
+    return false;
+#endif
+  });
+
+  // Whether matrix products in bfloat16 run in hardware. Processors with AMX have these instructions, too.
+  m.def("has_bf16_products", [] {
+#if defined(MURF_X86)
+    __builtin_cpu_init();
+    return bool(__builtin_cpu_supports("avx512bf16"));
 #else
     return false;
 #endif
@@ -293,6 +329,50 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     k.image_to_patches(is_uint8, in, out, view, axis_y->view(), axis_x->view(), layout, pointer<void>(result),
                        threads);
+  });
+  py::enum_<NearestRole>(m, "NearestRole")
+      .value("plain", NearestRole::plain)
+      .value("bank", NearestRole::bank)
+      .value("query", NearestRole::query);
+  py::enum_<NearestMetric>(m, "NearestMetric")
+      .value("l2", NearestMetric::l2)
+      .value("l2sq", NearestMetric::l2sq)
+      .value("cosine", NearestMetric::cosine);
+  m.def("nearest_prepare", [](const NearestRowsTuple& x, uintptr_t mean, DType out_dtype, uintptr_t out,
+                              int64_t out_stride, NearestRole role, uintptr_t squared_norms, uintptr_t errors,
+                              int threads) {
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.nearest_prepare(nearest_rows_of(x), pointer<float>(mean), out_dtype, pointer<void>(out), out_stride, role,
+                      pointer<double>(squared_norms), pointer<double>(errors), threads);
+  });
+  m.def("nearest_scan", [](DType product_dtype, uintptr_t products, const NearestBlockTuple& block,
+                           const NearestRowsTuple& query, const NearestRowsTuple& bank,
+                           const NearestStateTuple& state, int threads) {
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.nearest_scan(product_dtype, pointer<void>(products), nearest_block_of(block), nearest_rows_of(query),
+                   nearest_rows_of(bank), nearest_state_of(state), threads);
+  });
+  m.def("nearest_finish", [](const NearestRowsTuple& query, const NearestRowsTuple& bank,
+                             const NearestStateTuple& state, NearestMetric metric, uintptr_t distances,
+                             uintptr_t indices, int threads) {
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.nearest_finish(nearest_rows_of(query), nearest_rows_of(bank), nearest_state_of(state), metric,
+                     pointer<float>(distances), pointer<int64_t>(indices), threads);
+  });
+  m.def("k_center_encode", [](const NearestRowsTuple& x, uintptr_t mean, const KCenterCodesTuple& codes, int threads) {
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.k_center_encode(nearest_rows_of(x), pointer<float>(mean), k_center_codes_of(codes), threads);
+  });
+  m.def("k_center_steps", [](const NearestRowsTuple& x, const KCenterCodesTuple& codes, uintptr_t nearest,
+                             uintptr_t centers, int64_t given, int64_t begin, int64_t end, int threads) {
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.k_center_steps(nearest_rows_of(x), k_center_codes_of(codes), pointer<double>(nearest), pointer<int64_t>(centers),
+                     given, begin, end, threads);
   });
   m.def("stream_fill", [](uintptr_t out, int64_t bytes, int threads) {
     const Kernels& k = current_kernels();

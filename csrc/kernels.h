@@ -34,6 +34,15 @@
      float* grad_logits, float* grad_guidance, float* grad_params, int threads))                                       \
   X(image_to_patches, (bool is_uint8, DType in, DType out, Image image, Axis axis_y, Axis axis_x, PatchRows rows,    \
                        void* result, int threads))                                                                   \
+  X(nearest_prepare, (NearestRows x, const float* mean, DType out_dtype, void* out, int64_t out_stride,              \
+                      NearestRole role, double* squared_norms, double* errors, int threads))                         \
+  X(nearest_scan, (DType product_dtype, const void* products, NearestBlock block, NearestRows query,                 \
+                   NearestRows bank, NearestState state, int threads))                                               \
+  X(nearest_finish, (NearestRows query, NearestRows bank, NearestState state, NearestMetric metric,                  \
+                     float* distances, int64_t* indices, int threads))                                               \
+  X(k_center_encode, (NearestRows x, const float* mean, KCenterCodes codes, int threads))                            \
+  X(k_center_steps, (NearestRows x, KCenterCodes codes, double* nearest, int64_t* centers, int64_t given,            \
+                     int64_t begin, int64_t end, int threads))                                                       \
   X(stream_fill, (void* out, int64_t bytes, int threads))
 
 namespace murf {

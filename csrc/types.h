@@ -71,4 +71,49 @@ struct PatchRows {
   float gain[3], offset[3];
 };
 
+// Rows of features: data[row * stride + i], times scale[row] where there is one (unit norm, for cosine distances).
+struct NearestRows {
+  const void* data;
+  DType dtype;
+  int64_t rows, dim, stride;
+  const double* scale;
+};
+
+// Which columns follow a prepared row: none, or those that turn a matrix product into distances.
+enum class NearestRole : int { plain = 0, bank = 1, query = 2 };
+enum class NearestMetric : int { l2 = 0, l2sq = 1, cosine = 2 };
+
+// A block of the product of prepared queries and `columns` prepared bank rows from `first` on, with the largest error
+// and squared norm of those rows. `absolute` is the error of a product's sum relative to the squared norms, `relative`
+// that of its rounding.
+struct NearestBlock {
+  int64_t stride, first, columns;
+  const double* query_errors;
+  const double* query_squared_norms;
+  double error, squared_norm, absolute;
+  float relative;
+};
+
+// The state of a search, per query: candidates (capacity), upper bounds (k) and exact distances (k), with their counts.
+struct NearestState {
+  int64_t k, capacity;
+  float* lower;
+  int64_t* index;
+  int32_t* count;
+  float* upper;
+  int32_t* uppers;
+  double* exact;
+  int64_t* exact_index;
+  int32_t* exacts;
+};
+
+// Rows as integers in [-127, 127] times a scale, with their squared norms and the distance of each row to its code.
+struct KCenterCodes {
+  int8_t* data;
+  int64_t stride;
+  double* scales;
+  double* squared_norms;
+  double* errors;
+};
+
 }  // namespace murf

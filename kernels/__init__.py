@@ -12,6 +12,8 @@ from murf_fast.kernels.adaptive_conv import (
 from murf_fast.kernels.bilateral_kernels import bilateral_kernels, bilateral_kernels_backward
 from murf_fast.kernels.image_to_patches import image_to_patches
 from murf_fast.kernels.joint_bilateral_upsample import joint_bilateral_upsample
+from murf_fast.kernels.k_center_greedy import k_center_greedy
+from murf_fast.kernels.nearest_distance import nearest_distance, nearest_index
 from murf_fast.kernels.resize_adjoint import resize_adjoint
 from murf_fast.kernels.upsample_argmax import upsample_argmax
 from murf_fast.kernels.upsample_concat import upsample_concat
@@ -27,6 +29,9 @@ __all__ = [
     "bilateral_kernels_backward",
     "image_to_patches",
     "joint_bilateral_upsample",
+    "k_center_greedy",
+    "nearest_distance",
+    "nearest_index",
     "resize_adjoint",
     "upsample_argmax",
     "upsample_concat",

@@ -39,6 +39,37 @@ class Taps:
     x: int
 
 
+@dataclass(frozen=True)
+class ProductTile:
+    """A tile of a matrix product of queries with bank rows, ``depth`` columns at a time."""
+
+    queries: int
+    rows: int
+    depth: int
+    warps: int
+    stages: int
+    registers: int
+
+
+def nearest_tile(dtype: torch.dtype) -> ProductTile:
+    """Half dtypes: 128 x 128 products and as many minima are 64 + 64 registers of each of 256 threads, which leaves
+    room for the epilogue; three stages of 64 columns are 96 KB of shared memory. float32 runs without tensor cores.
+    """
+    if dtype == torch.float32:
+        return ProductTile(64, 64, 32, 8, 2, 168)
+    return ProductTile(128, 128, 64, 8, 3, 255)
+
+
+def nearest_splits(queries: int, rows: int, tile: ProductTile, most_tiles: int) -> int:
+    """Parts of the bank that are searched independently: enough programs for several waves on 132 multiprocessors,
+    none with more tiles than their numbers have bits for, few enough that candidates stay few.
+    """
+    programs = -(-queries // tile.queries)
+    tiles = -(-rows // tile.rows)
+    wanted = max(-(-4 * 132 // programs), -(-tiles // most_tiles))
+    return max(1, min(wanted, tiles))
+
+
 def write_tile(channels: int, width: int, channels_last: bool) -> Tile:
     """Tiles of kernels that write full maps: long runs along the contiguous dimension, 16 values a thread.
 

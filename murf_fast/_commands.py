@@ -62,6 +62,62 @@ def demo(
         _fail(str(error))
 
 
+anomaly = typer.Typer(help="Training-free anomaly detection (MRF-AD).", no_args_is_help=True)
+app.add_typer(anomaly, name="anomaly")
+
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a Hugging Face Dinov2Model, as for `murf-fast demo`.", show_default=False),
+]
+
+
+@anomaly.command()
+def fit(
+    images: Annotated[Path, typer.Argument(help="Folder of normal images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the banks.")],
+    weights: Weights = None,
+    scales: Annotated[str, typer.Option(help="Factors of the image's size.")] = "0.3,0.4,0.5,0.6,0.7",
+    layers: Annotated[str, typer.Option(help="0-based blocks of the transformer.")] = "7,9,11",
+    index: Annotated[str, typer.Option(help="exact, coreset or ivf.")] = "exact",
+    rules: Annotated[str, typer.Option(help="mrf-ad, patchcore or anomaly-dino.")] = "mrf-ad",
+    pixels: Annotated[float, typer.Option(min=0, help="Resize images to so many pixels first; 0: never.")] = 5e6,
+) -> None:
+    """Fill banks with the patches of normal images."""
+    options = {"index": index, "rules": rules, "pixels": pixels or None}
+    at = (_numbers(scales, float), _numbers(layers, int))
+    _told("fit", images, out, weights, *at, options)
+
+
+@anomaly.command()
+def score(
+    bank: Annotated[Path, typer.Argument(help="Folder that `murf-fast anomaly fit` wrote.")],
+    image: Annotated[Path, typer.Argument(help="The image to look at.")],
+    out: Annotated[Path, typer.Option(help="Picture of the image with its heat map.")] = Path("map.png"),
+    weights: Weights = None,
+) -> None:
+    """Score an image and draw its heat map."""
+    _told("score", bank, image, out, weights)
+
+
+def _told(command: str, *arguments) -> None:
+    """Runs a command of `anomaly`; what users can put right is one line, not a traceback."""
+    try:
+        from murf_fast.anomaly import _commands
+
+        getattr(_commands, command)(*arguments, _console())
+    except ModuleNotFoundError as error:
+        _fail(f"this needs {str(error.name).partition('.')[0]}: pip install 'murf-fast[anomaly,cli,models]'")
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
+def _numbers(text: str, kind: type) -> list:
+    try:
+        return [kind(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers such as 7,9,11, got {text!r}") from None
+
+
 @app.command()
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Operations; all if left out.", show_default=False)] = None,

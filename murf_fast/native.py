@@ -216,6 +216,161 @@ def image_to_patches(
     )
 
 
+def nearest_index(bank: Tensor, cosine: bool, precision: str, device: torch.device) -> list[Tensor]:
+    """The prepared bank; the device is the bank's."""
+    from murf_fast import _nearest
+
+    return _nearest.prepare(bank, cosine, precision)
+
+
+def nearest_distance(
+    query: Tensor, bank: Tensor, index: list[Tensor], k: int, metric: str, distances: Tensor, indices: Tensor
+) -> None:
+    from murf_fast import _nearest
+
+    _nearest.search(query, bank, index, k, metric, distances, indices)
+
+
+def has_bf16_products() -> bool:
+    """Whether this processor multiplies matrices in bfloat16 faster than in float32."""
+    return module().has_bf16_products()
+
+
+def nearest_prepare(x: Tensor, mean: Tensor | None, scale: Tensor, out: Tensor, role: str) -> tuple[Tensor, Tensor]:
+    """``out = x * scale - mean`` rounded, with the columns of ``role``; returns squared norms and errors of the rows.
+
+    An empty ``scale`` stands for ones.
+    """
+    squares, errors = torch.empty(len(x), dtype=torch.float64), torch.empty(len(x), dtype=torch.float64)
+    module().nearest_prepare(
+        _nearest_rows(x, scale),
+        0 if mean is None else mean.data_ptr(),
+        _dtype(out),
+        out.data_ptr(),
+        out.stride(0),
+        getattr(module().NearestRole, role),
+        squares.data_ptr(),
+        errors.data_ptr(),
+        _threads(),
+    )
+    return squares, errors
+
+
+class NearestState:
+    """What a search knows about its queries: candidates, upper bounds, exact distances; see csrc/types.h."""
+
+    def __init__(self, queries: int, k: int, capacity: int) -> None:
+        self.k, self.capacity = k, capacity
+        self.tensors = [
+            torch.empty(queries, capacity),
+            torch.empty(queries, capacity, dtype=torch.int64),
+            torch.zeros(queries, dtype=torch.int32),
+            torch.empty(queries, k),
+            torch.zeros(queries, dtype=torch.int32),
+            torch.empty(queries, k, dtype=torch.float64),
+            torch.empty(queries, k, dtype=torch.int64),
+            torch.zeros(queries, dtype=torch.int32),
+        ]
+
+    def part(self, rows: slice) -> NearestState:
+        part = NearestState.__new__(NearestState)
+        part.k, part.capacity, part.tensors = self.k, self.capacity, [t[rows] for t in self.tensors]
+        return part
+
+    @property
+    def native(self) -> tuple:
+        return self.k, self.capacity, tuple(t.data_ptr() for t in self.tensors)
+
+
+def nearest_scan(
+    product: Tensor,
+    first: int,
+    queries: tuple[Tensor, Tensor],
+    block: tuple[float, float],
+    absolute: float,
+    relative: float,
+    query: tuple[Tensor, Tensor],
+    bank: tuple[Tensor, Tensor],
+    state: NearestState,
+) -> None:
+    """Reduces a block of products to candidates. ``queries``: errors, squared norms; ``block``: the largest of each."""
+    errors, squares = queries
+    module().nearest_scan(
+        _dtype(product),
+        product.data_ptr(),
+        (
+            product.stride(0),
+            first,
+            product.shape[1],
+            errors.data_ptr(),
+            squares.data_ptr(),
+            *block,
+            absolute,
+            relative,
+        ),
+        _nearest_rows(*query),
+        _nearest_rows(*bank),
+        state.native,
+        _threads(),
+    )
+
+
+def nearest_finish(
+    query: tuple[Tensor, Tensor],
+    bank: tuple[Tensor, Tensor],
+    state: NearestState,
+    metric: str,
+    distances: Tensor,
+    indices: Tensor,
+) -> None:
+    module().nearest_finish(
+        _nearest_rows(*query),
+        _nearest_rows(*bank),
+        state.native,
+        getattr(module().NearestMetric, metric),
+        distances.data_ptr(),
+        indices.data_ptr(),
+        _threads(),
+    )
+
+
+def k_center_greedy(features: Tensor, centers: Tensor, given: int, progress) -> None:
+    from murf_fast import _k_center
+
+    _k_center.select(features, centers, given, progress)
+
+
+class KCenterCodes:
+    """Rows as eight-bit codes around their mean, with scales, squared norms and errors; see csrc/types.h."""
+
+    def __init__(self, features: Tensor) -> None:
+        rows, dim = features.shape
+        mean = sum(part.sum(0, dtype=torch.float64) for part in features.split(4096)).div(rows).float()
+        self.codes = torch.empty(rows, (dim + 63) // 64 * 64, dtype=torch.int8)
+        self.numbers = torch.empty(3, rows, dtype=torch.float64)
+        module().k_center_encode(_nearest_rows(features, self.numbers[0, :0]), mean.data_ptr(), self.native, _threads())
+
+    @property
+    def native(self) -> tuple:
+        return self.codes.data_ptr(), self.codes.shape[1], *(row.data_ptr() for row in self.numbers)
+
+
+def k_center_steps(
+    features: Tensor, codes: KCenterCodes, nearest: Tensor, centers: Tensor, given: int, begin: int, end: int
+) -> None:
+    """Steps ``begin`` to ``end``: takes in ``centers[step]`` and, beyond the ``given`` ones, finds the next."""
+    module().k_center_steps(
+        _nearest_rows(features, codes.numbers[0, :0]),
+        codes.native,
+        nearest.data_ptr(),
+        centers.data_ptr(),
+        given,
+        begin,
+        end,
+        _threads(),
+    )
+
+
 def stream_fill(out: Tensor) -> None:
     """Fills a dense float32 tensor with ones past the caches: the write rate that results are measured against."""
     module().stream_fill(out.data_ptr(), out.numel() * out.element_size(), _threads())
@@ -248,6 +403,11 @@ def _sum_planar(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Te
     module().upsample_sum(
         _dtype(out), maps.tuples, tuple(out.shape), _bias(bias), out.data_ptr(), False, out.stride(0), _threads()
     )
+
+
+def _nearest_rows(x: Tensor, scale: Tensor) -> tuple:
+    """Rows as the kernels take them; their entries are contiguous."""
+    return x.data_ptr(), _dtype(x), x.shape[0], x.shape[1], x.stride(0), scale.data_ptr() if scale.numel() else 0
 
 
 def _prefer_huge_pages(out: Tensor) -> None:

@@ -105,6 +105,34 @@ def gram_axis(
 
 
 @lru_cache(maxsize=256)
+def gaussian_axis(size: int, sigma: float, border: str) -> AxisTable:
+    """Table of a Gaussian filter, cut off at four sigma. Taps beyond the border fold back into the row's own band."""
+    radius = gaussian_radius(sigma)
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    columns = mirrored(np.arange(size)[:, None] + np.arange(-radius, radius + 1), size, border)
+    first = np.maximum(np.arange(size) - radius, 0)
+    count = np.minimum(np.arange(size) + radius + 1, size) - first
+    weights = np.zeros((size, int(count.max())))
+    np.add.at(weights, (np.arange(size)[:, None], columns - first[:, None]), taps / taps.sum())
+    return AxisTable(size, size, first.astype(np.int32), count.astype(np.int32), weights.astype(np.float32))
+
+
+def gaussian_radius(sigma: float) -> int:
+    return int(4 * sigma + 0.5)
+
+
+def mirrored(index: np.ndarray, size: int, border: str) -> np.ndarray:
+    """Positions inside an axis: mirrored at the edge of the border pixel (``"symmetric"``: d c b a | a b c d, scipy's
+    ``reflect``) or at its centre (``"reflect"``: d c b | a b c d, torch's), as often as needed."""
+    if border == "symmetric":
+        index = index % (2 * size)
+        return np.where(index < size, index, 2 * size - 1 - index)
+    period = max(2 * size - 2, 1)
+    index = index % period
+    return np.where(index < size, index, period - index)
+
+
+@lru_cache(maxsize=256)
 def pseudo_inverse(in_size: int, out_size: int, mode: str, antialias: bool) -> np.ndarray:
     """(in_size, out_size) pseudo-inverse of one axis, in float64: what undoes a resize."""
     return np.linalg.pinv(_matrix(in_size, out_size, mode, antialias, None))

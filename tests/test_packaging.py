@@ -99,8 +99,8 @@ def test_info_without_extension_and_triton_says_how_to_get_them():
 
 def test_importing_needs_no_extra():
     run_without(
-        ["rich", "typer", "PIL", "matplotlib", "transformers", "safetensors", "timm", "psutil"],
-        "import murf_fast, murf_fast.info, murf_fast.cli; murf_fast.info.collect()",
+        ["rich", "typer", "PIL", "matplotlib", "transformers", "safetensors", "timm", "psutil", "faiss", "scipy"],
+        "import murf_fast, murf_fast.info, murf_fast.cli, murf_fast.nn, murf_fast.anomaly; murf_fast.info.collect()",
     )
 
 

@@ -2,7 +2,8 @@
 
 The launchers run on CPU tensors under a stand-in for the driver; each kernel is specialized and compiled for the
 architecture on the command line instead of being launched. Prints one JSON line per compiled kernel: its name, bytes
-of shared memory, and bytes of local memory and stack per thread (register spills) as cuobjdump reports them.
+of shared memory, whether it uses tensor cores, and bytes of local memory and stack per thread (register spills) as
+cuobjdump reports them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from murf_fast import kernels
+from murf_fast.kernels.nearest_distance import launch_nearest
 from murf_fast.ops._library import axes_of, axes_of_maps, empty_map
 from murf_fast.window import folded_axis
 
@@ -56,7 +58,8 @@ def main(arch: int) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         launch_everything(dtype)
     for kernel in compiled.values():
-        print(json.dumps({"name": kernel.name, "shared": kernel.metadata.shared, **resources(kernel)}))
+        mma = any(word in kernel.asm["ptx"] for word in ("mma.sync", "wgmma", "tcgen05.mma"))
+        print(json.dumps({"name": kernel.name, "shared": kernel.metadata.shared, "mma": mma, **resources(kernel)}))
 
 
 def launch_everything(dtype: torch.dtype) -> None:
@@ -64,6 +67,7 @@ def launch_everything(dtype: torch.dtype) -> None:
     patches(dtype)
     adaptive(dtype)
     bilateral(dtype)
+    nearest(dtype)
     for channels_last in (True, False):
         maps = [empty_map(torch.zeros(1, dtype=dtype), (1, 768, n, n), channels_last) for n in (5, 9)]
         few = [m[:, :19] for m in maps]
@@ -125,6 +129,14 @@ def bilateral(dtype: torch.dtype) -> None:
         out = empty_map(guidance, (2, taps, 24, 24), True)
         kernels.bilateral_kernels(guidance, params, None, None, radius, out)
         kernels.bilateral_kernels_backward(out, guidance, params, None, None, radius)
+
+
+def nearest(dtype: torch.dtype) -> None:
+    """The widths of ViT-S, B and L, and the narrowest."""
+    for width in (384, 768, 1024, 64):
+        rows, norms = torch.zeros(300, width, dtype=dtype), torch.zeros(300)
+        launch_nearest(rows[:200], norms[:200], rows, norms)
+        kernels.k_center_greedy(rows, torch.zeros(1, dtype=torch.int64), 1, None)
 
 
 def reductions(maps, axes, bias, per_class) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import threading
@@ -25,6 +26,7 @@ class Backbone:
 
     model: torch.nn.Module
     description: str
+    is_random: bool = False
 
     @property
     def patch(self) -> int:
@@ -56,9 +58,8 @@ def load(weights: Path | None = None) -> Backbone:
             return _described(_pretrained(HUB_NAME), f"{HUB_NAME} from the Hugging Face hub")
         except OSError:
             pass
-    return _described(
-        _random(), f"RANDOM weights (seed {SEED}) in the shape of {HUB_NAME}: no weights named or reachable"
-    )
+    where = f"RANDOM weights (seed {SEED}) in the shape of {HUB_NAME}: no weights named or reachable"
+    return dataclasses.replace(_described(_random(), where), is_random=True)
 
 
 def _described(model: torch.nn.Module, where: str) -> Backbone:

@@ -97,6 +97,14 @@ def vector(op: str, name: str, x: object, length: int, like: Tensor, *, what: st
     return x
 
 
+def integer(op: str, name: str, value: object, least: int) -> int:
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"murf_fast.{op}: `{name}` must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"murf_fast.{op}: `{name}` must be at least {least}, got {value}")
+    return value
+
+
 def bias(op: str, bias: object, features: list[Tensor]) -> None:
     """None, (C,) or one row per image (B, C)."""
     if bias is None:

@@ -2,9 +2,12 @@
 
 from murf_fast.reference.adaptive_conv import adaptive_conv
 from murf_fast.reference.bilateral_kernels import bilateral_kernels
+from murf_fast.reference.gaussian_blur import gaussian_blur
 from murf_fast.reference.image_to_patches import image_to_patches
 from murf_fast.reference.joint_bilateral_upsample import joint_bilateral_upsample
+from murf_fast.reference.k_center_greedy import k_center_greedy
 from murf_fast.reference.linear_head import linear_head
+from murf_fast.reference.nearest_distance import nearest_distance
 from murf_fast.reference.patch_embed import patch_embed
 from murf_fast.reference.resample_pos_embed import resample_patch_embed, resample_pos_embed
 from murf_fast.reference.resize import resize
@@ -19,9 +22,12 @@ from murf_fast.reference.upsample_sum import upsample_sum
 __all__ = [
     "adaptive_conv",
     "bilateral_kernels",
+    "gaussian_blur",
     "image_to_patches",
     "joint_bilateral_upsample",
+    "k_center_greedy",
     "linear_head",
+    "nearest_distance",
     "patch_embed",
     "resample_patch_embed",
     "resample_pos_embed",

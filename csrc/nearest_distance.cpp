@@ -1,0 +1,305 @@
+// nearest_distance: what surrounds the matrix product of a nearest-neighbour search. Rows are rounded to the product's
+// dtype with a measured error, blocks of the product are reduced at once to the rows that can still be among the k
+// nearest, and those are scored exactly.
+#include "kernels.h"
+#include "rows.h"
+
+namespace murf {
+namespace MURF_LEVEL {
+
+constexpr int64_t kDoubles = 8;
+constexpr int64_t kFloats = 16;
+constexpr int64_t kScan = 64;  // products tested at once
+constexpr double kInfinity = __builtin_inf();
+
+static double total(const double (&lanes)[kDoubles]) {
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+// One value of the product's dtype; `left` keeps what the dtype could not hold.
+template <class Out>
+static void take(double& left, Out& out) {
+  from_float(float(left), out);
+  left -= double(to_float(out));
+}
+
+template <class In, class Out>
+static void prepare_rows(NearestRows x, const float* mean, Out* out, int64_t out_stride, NearestRole role,
+                         double* squared_norms, double* errors, int threads) {
+  parallel(threads, x.rows, [&](int, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const In* row = static_cast<const In*>(x.data) + i * x.stride;
+      Out* dst = out + i * out_stride;
+      const double scale = x.scale == nullptr ? 1. : x.scale[i];
+      double norm[kDoubles] = {}, error[kDoubles] = {};
+      const auto value = [&](int64_t j, int64_t lane) {
+        const double exact = double(to_float(row[j])) * scale - (mean == nullptr ? 0. : double(mean[j]));
+        from_float(float(exact), dst[j]);
+        const double rounded = double(to_float(dst[j]));
+        norm[lane] += rounded * rounded;
+        error[lane] += (exact - rounded) * (exact - rounded);
+      };
+      int64_t j = 0;
+      for (; j + kDoubles <= x.dim; j += kDoubles)
+        for (int64_t lane = 0; lane < kDoubles; ++lane) value(j + lane, lane);
+      for (int64_t lane = 0; j < x.dim; ++j, ++lane) value(j, lane);
+      squared_norms[i] = total(norm);
+      errors[i] = __builtin_sqrt(total(error));
+      if (role == NearestRole::plain) continue;
+      // q.b - |b|^2 / 2 - |q|^2 / 2 as one product: three columns hold a squared norm to 24 bits, three hold ones.
+      Out* columns = dst + x.dim;
+      Out* norms = role == NearestRole::bank ? columns : columns + 3;
+      Out* ones = role == NearestRole::bank ? columns + 3 : columns;
+      double left = -squared_norms[i] / 2;
+      for (int64_t part = 0; part < 3; ++part) {
+        take(left, norms[part]);
+        from_float(1.f, ones[part]);
+      }
+      for (int64_t pad = x.dim + 6; pad < out_stride; ++pad) from_float(0.f, dst[pad]);
+    }
+  });
+}
+
+void nearest_prepare(NearestRows x, const float* mean, DType out_dtype, void* out, int64_t out_stride,
+                     NearestRole role, double* squared_norms, double* errors, int threads) {
+  with_dtype(x.dtype, [&](auto in) {
+    with_dtype(out_dtype, [&](auto tag) {
+      using Out = decltype(tag);
+      prepare_rows<decltype(in)>(x, mean, static_cast<Out*>(out), out_stride, role, squared_norms, errors, threads);
+    });
+  });
+}
+
+// Squared distance of a query to a bank row. In float32 by sixteen sums: the relative error stays below
+// (dim / 16 + 8) roundings, those of the scaling apart.
+template <class T>
+static float rough_distance(const float* q, float q_scale, const T* b, float b_scale, int64_t dim) {
+  float sums[kFloats] = {};
+  int64_t j = 0;
+  for (; j + kFloats <= dim; j += kFloats)
+    for (int64_t lane = 0; lane < kFloats; ++lane) {
+      const float d = q[j + lane] * q_scale - to_float(b[j + lane]) * b_scale;
+      sums[lane] += d * d;
+    }
+  float sum = 0.f;
+  for (; j < dim; ++j) {
+    const float d = q[j] * q_scale - to_float(b[j]) * b_scale;
+    sum += d * d;
+  }
+  for (int64_t half = kFloats / 2; half > 0; half /= 2)
+    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  return sum + sums[0];
+}
+
+template <class T>
+static double exact_distance(const float* q, double q_scale, const T* b, double b_scale, int64_t dim) {
+  double sums[kDoubles] = {};
+  int64_t j = 0;
+  for (; j + kDoubles <= dim; j += kDoubles)
+    for (int64_t lane = 0; lane < kDoubles; ++lane) {
+      const double d = double(q[j + lane]) * q_scale - double(to_float(b[j + lane])) * b_scale;
+      sums[lane] += d * d;
+    }
+  for (int64_t lane = 0; j < dim; ++j, ++lane) {
+    const double d = double(q[j]) * q_scale - double(to_float(b[j])) * b_scale;
+    sums[lane] += d * d;
+  }
+  return total(sums);
+}
+
+// What is known about one query: rows that can still be among the k nearest (`lower` bounds their distance), the k
+// smallest upper bounds as a heap with the largest first, and the k nearest of the rows that were scored exactly.
+template <class T>
+class Search {
+ public:
+  Search(const NearestState& s, const NearestRows& query, const NearestRows& bank, int64_t i, const float* row)
+      : k_(s.k), capacity_(s.capacity), lower_(s.lower + i * s.capacity), index_(s.index + i * s.capacity),
+        count_(s.count[i]), upper_(s.upper + i * s.k), uppers_(s.uppers[i]), exact_(s.exact + i * s.k),
+        exact_index_(s.exact_index + i * s.k), exacts_(s.exacts[i]), bank_(bank), row_(row),
+        scale_(query.scale == nullptr ? 1. : query.scale[i]) {}
+
+  // No row farther than this is among the k nearest.
+  float bound() const { return uppers_ < k_ ? float(kInfinity) : upper_[0]; }
+
+  void add(int64_t index, float lower, float upper) {
+    if (count_ == capacity_) make_room();
+    if (lower > bound()) return;
+    lower_[count_] = lower;
+    index_[count_++] = index;
+    if (upper < bound()) push(upper);
+  }
+
+  // Scores every candidate.
+  void settle() {
+    drop();
+    for (int32_t c = 0; c < count_; ++c) score(index_[c]);
+    count_ = 0;
+    uppers_ = 0;
+    // Rounded up: they stay upper bounds.
+    for (int32_t e = 0; e < exacts_; ++e) push(float(__builtin_sqrt(exact_[e])) * (1.f + 0x1p-22f));
+  }
+
+ private:
+  void make_room() {
+    drop();
+    if (count_ > capacity_ / 2) settle();
+  }
+
+  void drop() {
+    int32_t kept = 0;
+    const float largest = bound();
+    for (int32_t c = 0; c < count_; ++c) {
+      if (lower_[c] > largest) continue;
+      lower_[kept] = lower_[c];
+      index_[kept++] = index_[c];
+    }
+    count_ = kept;
+  }
+
+  void push(float upper) {
+    int64_t hole;
+    if (uppers_ < k_) {
+      hole = uppers_++;
+      for (; hole > 0 && upper_[(hole - 1) / 2] < upper; hole = (hole - 1) / 2) upper_[hole] = upper_[(hole - 1) / 2];
+    } else {
+      hole = 0;
+      for (int64_t child = 1; child < k_; child = 2 * hole + 1) {
+        if (child + 1 < k_ && upper_[child + 1] > upper_[child]) ++child;
+        if (upper_[child] <= upper) break;
+        upper_[hole] = upper_[child];
+        hole = child;
+      }
+    }
+    upper_[hole] = upper;
+  }
+
+  void score(int64_t j) {
+    const T* b = static_cast<const T*>(bank_.data) + j * bank_.stride;
+    const double b_scale = bank_.scale == nullptr ? 1. : bank_.scale[j];
+    if (exacts_ == k_) {
+      // Double precision is for those that float32 cannot tell from the k-th. Scaled rows have norm one.
+      const double rough = __builtin_sqrt(double(rough_distance(row_, float(scale_), b, float(b_scale), bank_.dim)));
+      const double relative = double(bank_.dim / kFloats + 8) * 0x1p-23;
+      const double slack = bank_.scale == nullptr ? 0. : 8 * 0x1p-23;
+      if (rough * (1 - relative) - slack > __builtin_sqrt(exact_[k_ - 1])) return;
+    }
+    const double d = exact_distance(row_, scale_, b, b_scale, bank_.dim);
+    int64_t at = exacts_ < k_ ? exacts_ : k_ - 1;
+    if (exacts_ == k_ && !before(d, j, at)) return;
+    for (; at > 0 && before(d, j, at - 1); --at) {
+      exact_[at] = exact_[at - 1];
+      exact_index_[at] = exact_index_[at - 1];
+    }
+    exact_[at] = d;
+    exact_index_[at] = j;
+    if (exacts_ < k_) ++exacts_;
+  }
+
+  bool before(double d, int64_t j, int64_t at) const {
+    return d < exact_[at] || (d == exact_[at] && j < exact_index_[at]);
+  }
+
+  const int64_t k_, capacity_;
+  float* lower_;
+  int64_t* index_;
+  int32_t& count_;
+  float* upper_;
+  int32_t& uppers_;
+  double* exact_;
+  int64_t* exact_index_;
+  int32_t& exacts_;
+  const NearestRows& bank_;
+  const float* row_;
+  const double scale_;
+};
+
+// Bounds of a distance from its product p = -d^2 / 2, between rounded rows: the triangle inequality adds the errors of
+// both rows, `absolute` is the error of the float32 sum in d^2 and `relative` the rounding of p to its dtype.
+struct Bounds {
+  float errors, absolute, relative;
+
+  float lower(float p) const {
+    const float squared = (-2.f * p) * (1.f - relative) - absolute;
+    const float d = (squared > 0.f ? __builtin_sqrtf(squared) : 0.f) * (1.f - 0x1p-21f) - errors;
+    return d > 0.f ? d : 0.f;
+  }
+  float upper(float p) const {
+    const float squared = (p < 0.f ? -2.f * p : 0.f) * (1.f + relative) + absolute;
+    return (__builtin_sqrtf(squared) + errors) * (1.f + 0x1p-21f);
+  }
+  // The smallest product whose lower bound may not exceed `bound`.
+  float threshold(float bound) const {
+    const float d = (bound + errors) * (1.f + 0x1p-20f);
+    return -0.5f * (d * d + absolute) * (1.f + 2.f * relative + 0x1p-20f);
+  }
+};
+
+template <class P, class T>
+static void scan_rows(const P* products, NearestBlock block, NearestRows query, NearestRows bank, NearestState state,
+                      int threads) {
+  const int64_t width = padded(query.dim);
+  Scratch scratch(width * threads);
+  parallel(threads, query.rows, [&](int thread, int64_t begin, int64_t end) {
+    float* row = scratch.data() + thread * width;
+    for (int64_t i = begin; i < end; ++i) {
+      with_dtype(query.dtype, [&](auto tag) {
+        load_row(row, static_cast<const decltype(tag)*>(query.data) + i * query.stride, query.dim);
+      });
+      const P* p = products + i * block.stride;
+      Search<T> search(state, query, bank, i, row);
+      const double squares = block.query_squared_norms[i] + block.squared_norm;
+      const Bounds bounds{float((block.query_errors[i] + block.error) * (1 + 0x1p-22)),
+                          float(squares * block.absolute * (1 + 0x1p-22)), block.relative};
+      float threshold = bounds.threshold(search.bound());
+      for (int64_t c = 0; c < block.columns; c += kScan) {
+        const int64_t n = min64(kScan, block.columns - c);
+        int32_t hit = 0;
+        if (n == kScan)
+          for (int64_t l = 0; l < kScan; ++l) hit |= int32_t(to_float(p[c + l]) >= threshold);
+        else
+          for (int64_t l = 0; l < n; ++l) hit |= int32_t(to_float(p[c + l]) >= threshold);
+        if (hit == 0) continue;
+        for (int64_t l = c; l < c + n; ++l) {
+          const float v = to_float(p[l]);
+          if (!(v >= threshold)) continue;
+          search.add(block.first + l, bounds.lower(v), bounds.upper(v));
+          threshold = bounds.threshold(search.bound());
+        }
+      }
+    }
+  });
+}
+
+void nearest_scan(DType product_dtype, const void* products, NearestBlock block, NearestRows query, NearestRows bank,
+                  NearestState state, int threads) {
+  with_dtype(bank.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    if (product_dtype == DType::f32)
+      scan_rows<float, T>(static_cast<const float*>(products), block, query, bank, state, threads);
+    else scan_rows<bf16, T>(static_cast<const bf16*>(products), block, query, bank, state, threads);
+  });
+}
+
+void nearest_finish(NearestRows query, NearestRows bank, NearestState state, NearestMetric metric, float* distances,
+                    int64_t* indices, int threads) {
+  const int64_t width = padded(query.dim);
+  Scratch scratch(width * threads);
+  parallel(threads, query.rows, [&](int thread, int64_t begin, int64_t end) {
+    float* row = scratch.data() + thread * width;
+    for (int64_t i = begin; i < end; ++i) {
+      with_dtype(query.dtype, [&](auto tag) {
+        load_row(row, static_cast<const decltype(tag)*>(query.data) + i * query.stride, query.dim);
+      });
+      with_dtype(bank.dtype, [&](auto tag) { Search<decltype(tag)>(state, query, bank, i, row).settle(); });
+      for (int64_t j = i * state.k; j < (i + 1) * state.k; ++j) {
+        const double squared = state.exact[j];
+        distances[j] = float(metric == NearestMetric::l2 ? __builtin_sqrt(squared)
+                             : metric == NearestMetric::cosine ? squared / 2 : squared);
+        indices[j] = state.exact_index[j];
+      }
+    }
+  });
+}
+
+}  // namespace MURF_LEVEL
+}  // namespace murf

@@ -1,0 +1,87 @@
+"""``murf-fast anomaly fit`` and ``murf-fast anomaly score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from murf_fast.anomaly.detector import MultiResolutionDetector
+from murf_fast.demo import backbone
+from murf_fast.demo.picture import Panel, draw
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+class Folder:
+    """The images of a folder and its subfolders, opened one by one."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder")
+        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not self.paths:
+            raise ValueError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self):
+        return map(read, self.paths)
+
+
+def read(path: Path) -> np.ndarray:
+    """(H, W, 3), uint8"""
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def encoder(weights: Path | None) -> backbone.Backbone:
+    found = backbone.load(weights)
+    if found.is_random:
+        raise ValueError("no weights named or reachable, and random ones find no anomaly: name a folder by --weights")
+    return found
+
+
+def fit(
+    images: Path,
+    out: Path,
+    weights: Path | None,
+    scales: list[float],
+    layers: list[int],
+    options: dict,
+    console: Console,
+) -> None:
+    folder = Folder(images)
+    vit = encoder(weights)
+    console.print(vit.description)
+    detector = MultiResolutionDetector(vit.model, layers, scales, **options)
+    with Progress(console=console) as bar:
+        task = bar.add_task("images", total=len(folder))
+        detector.fit(folder, progress=lambda done, _: bar.update(task, completed=done))
+    detector.save(out)
+    rows = sum(len(bank) for bank in detector.banks_)
+    console.print(f"{len(folder)} images, {len(detector.banks_)} banks, {rows} rows in {out}")
+
+
+def score(bank: Path, image: Path, out: Path, weights: Path | None, console: Console) -> None:
+    pixels = read(image)
+    vit = encoder(weights)
+    detector = MultiResolutionDetector.load(bank, vit.model)
+    found = detector.score(pixels)
+    heat = found.map.cpu().numpy()
+    low, high = float(heat.min()), float(heat.max())
+    colours = colormaps["inferno"]((heat - low) / max(high - low, 1e-12))[..., :3]
+    photo = pixels / 255
+    panels = [
+        Panel(image.name, f"{pixels.shape[1]} x {pixels.shape[0]}", photo),
+        Panel("distance to normal patches", f"{low:.3g} to {high:.3g}", colours),
+        Panel("both", f"image score {found.score:.4g}", 0.45 * photo + 0.55 * colours),
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw(panels, f"{len(detector.banks_)} banks of {detector.images_} images; {vit.description}", out)
+    console.print(f"image score {found.score:.6g}; map {low:.6g} to {high:.6g}; picture in {out}")

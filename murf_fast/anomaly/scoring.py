@@ -1,0 +1,92 @@
+"""From patch distances to a map and one number: the rules of MRF-AD, PatchCore and AnomalyDINO."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from murf_fast.ops.nearest_distance import METRICS, NearestIndex, nearest_distance
+
+IMAGE_SCORES = ("max", "top1%", "reweighted")
+
+
+@dataclass(frozen=True)
+class ScoringRules:
+    """How distances become scores.
+
+    Attributes:
+        metric: As for :func:`nearest_distance`.
+        k: Neighbours whose distances are averaged.
+        mode: Interpolation from the patches to the image.
+        sigma: Gaussian smoothing of the map in pixels; 0 for none.
+        border: As for :func:`gaussian_blur`.
+        image_score: ``"max"`` of the patches, ``"top1%"``: mean of the largest hundredth of them, or ``"reweighted"``:
+            PatchCore's weighted maximum.
+    """
+
+    metric: str = "l2"
+    k: int = 1
+    mode: str = "bilinear"
+    sigma: float = 0.0
+    border: str = "symmetric"
+    image_score: str = "max"
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"murf_fast.ScoringRules: `metric` must be one of {METRICS}, got {self.metric!r}")
+        if self.image_score not in IMAGE_SCORES:
+            raise ValueError(
+                f"murf_fast.ScoringRules: `image_score` must be one of {IMAGE_SCORES}, got {self.image_score!r}"
+            )
+
+
+PRESETS = {
+    "mrf-ad": ScoringRules(),
+    "patchcore": ScoringRules(mode="nearest", sigma=4.0, border="reflect", image_score="reweighted"),
+    "anomaly-dino": ScoringRules(metric="cosine", sigma=4.0, image_score="top1%"),
+}
+
+
+def rules_of(rules: str | ScoringRules | dict) -> ScoringRules:
+    """Rules by name, by their fields, or as they are."""
+    if isinstance(rules, ScoringRules):
+        return rules
+    if isinstance(rules, dict):
+        return dataclasses.replace(ScoringRules(), **rules)
+    if rules not in PRESETS:
+        raise ValueError(f"murf_fast.MultiResolutionDetector: `rules` must be one of {tuple(PRESETS)}, got {rules!r}")
+    return PRESETS[rules]
+
+
+def mean_top(scores: Tensor, fraction: float = 0.01) -> float:
+    """Mean of the largest ``fraction`` of the scores; the maximum where that is less than one of them."""
+    count = max(1, int(scores.numel() * fraction))
+    return float(scores.flatten().topk(count).values.mean())
+
+
+def reweighted_score(
+    query: Tensor, distances: Tensor, indices: Tensor, index: NearestIndex, neighbors: int = 9
+) -> float:
+    """PatchCore's image score: the largest patch distance, times how far its neighbour's neighbours are beyond it.
+
+    ``s = (1 - softmax(|x - n_1|, ..., |x - n_b|)_1) |x - n_1|`` for the farthest patch x, its nearest bank row n_1, and
+    the b rows nearest to n_1, itself first.
+
+    Args:
+        query: (Q, D) patches of one image.
+        distances, indices: (Q,) of their nearest rows.
+        index: The bank; of its rows only those of the neighbourhood are read.
+        neighbors: b; with 1 the score is the maximum.
+    """
+    farthest = int(distances.argmax())
+    largest = float(distances[farthest])
+    if neighbors == 1:
+        return largest
+    nearest = index.bank[indices[farthest].to(index.bank.device)][None].to(query.device)
+    _, around = nearest_distance(nearest, index, k=min(neighbors, len(index)))
+    rows = index.bank[around[0].to(index.bank.device)].to(query.device)
+    beyond = (rows.double() - query[farthest].double()).square().sum(1).sqrt()
+    return (1 - float(torch.softmax(beyond, 0)[0])) * largest

@@ -1,0 +1,61 @@
+"""Approximate search is faiss's job: its inverted file with flat lists, as the papers use it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class IVFIndex:
+    """faiss IndexIVFFlat over a bank: only the ``nprobe`` nearest of ``nlist`` clusters are searched.
+
+    A neighbour in another cluster is missed, so distances can only come out too large. Needs the extra ``[anomaly]``.
+
+    Args:
+        bank: (M, D) on the CPU, floating point; copied by faiss in float32.
+        nlist: Clusters; at most M. Fewer than the paper's 512 for a bank that is too small for them.
+        nprobe: Clusters searched.
+        cosine: Search unit rows.
+
+    Source: MRF-AD section 5 (IndexIVFFlat, nlist 512, nprobe 32).
+    """
+
+    def __init__(self, bank: Tensor, *, nlist: int = 512, nprobe: int = 32, cosine: bool = False) -> None:
+        try:
+            import faiss
+        except ModuleNotFoundError as error:
+            message = "murf_fast: approximate search needs faiss: pip install 'murf-fast[anomaly]'"
+            raise ModuleNotFoundError(message, name="faiss") from error
+        if not isinstance(bank, Tensor) or bank.ndim != 2 or not bank.is_floating_point() or bank.device.type != "cpu":
+            raise TypeError("murf_fast.IVFIndex: `bank` must be a floating-point tensor (M, D) on the CPU")
+        if not 1 <= nprobe <= nlist <= len(bank):
+            raise ValueError(
+                "murf_fast.IVFIndex: needs 1 <= nprobe <= nlist <= rows of the bank, got "
+                f"{nprobe}, {nlist}, {len(bank)}"
+            )
+        finite = bank.isfinite().all(1)
+        if not bool(finite.all()):
+            rows = (~finite).nonzero().flatten()[:5].tolist()
+            raise ValueError(f"murf_fast.IVFIndex: `bank` must be finite, rows {rows} are not")
+        self.bank, self.cosine, self.device = bank, bool(cosine), bank.device
+        rows = self._rows(bank)
+        self._faiss = faiss.IndexIVFFlat(faiss.IndexFlatL2(bank.shape[1]), bank.shape[1], nlist)
+        self._faiss.train(rows)
+        self._faiss.add(rows)
+        self._faiss.nprobe = nprobe
+
+    def __len__(self) -> int:
+        return len(self.bank)
+
+    def search(self, query: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+        """As :func:`nearest_distance`. Where the searched clusters hold fewer than k rows: infinity and -1."""
+        squared, indices = self._faiss.search(self._rows(query), k)
+        squared, indices = torch.from_numpy(squared).clamp(min=0), torch.from_numpy(indices)
+        squared = squared.masked_fill(indices < 0, torch.inf)
+        return {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric], indices
+
+    def _rows(self, x: Tensor):
+        rows = x.detach().float()
+        if self.cosine:
+            rows = torch.nn.functional.normalize(rows, dim=1)
+        return rows.contiguous().numpy()

@@ -1,0 +1,131 @@
+"""Greedy k-center coresets: a few rows such that every other row is near one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from murf_fast import backends, reference
+from murf_fast.ops import _checks
+from murf_fast.ops._library import register
+from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
+
+OP = "k_center_greedy"
+
+
+def k_center_greedy(
+    features: Tensor,
+    *,
+    count: int | None = None,
+    fraction: float | None = None,
+    start: int | Tensor = 0,
+    include_start: bool = True,
+    projection: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Select rows one by one, always the one farthest from all rows selected before: greedy k-center, a coreset.
+
+    ``i_0 = start, i_t = argmax_i min_{s < t} |x_i - x_{i_s}|``, the lowest index among equals. Distance, minimum and
+    maximum are one pass over the rows per step; distances that decide are computed in float64.
+
+    Args:
+        features: (N, D), floating point.
+        count: Rows to select, at most N. Or
+        fraction: in (0, 1]: ``int(fraction * N)`` rows, at least one.
+        start: The first row. Or the rows (int64) that an earlier call selected: the selection goes on from there, with
+            the result of one uninterrupted call (an earlier call with ``include_start=True``).
+        include_start: Whether ``start`` is part of the result. ``False`` is anomalib's rule up to 2.1, True that of
+            later versions and of the original PatchCore.
+        projection: (P, D): distances are those of ``features @ projection.T``, as with PatchCore's random projection.
+        progress: Called with (rows selected, rows wanted) now and then.
+        backend: ``"reference"``, ``"native"`` or ``"triton"``; None chooses by device.
+
+    Returns:
+        (count,) indices in int64, in the order of selection.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; rows that are not finite are named.
+        BackendUnavailableError: ``backend`` cannot take this call.
+
+    Memory: one byte per value and 32 bytes per row on a CPU; 8 bytes per row on a GPU; the projected rows, if any.
+
+    Source: Sener & Savarese 2018; PatchCore (section 3.2); anomalib's KCenterGreedy.
+    """
+    features = matrix(OP, "features", features)
+    rows = len(features)
+    if rows == 0:
+        raise ValueError(f"murf_fast.{OP}: `features` must have rows, got shape {tuple(features.shape)}")
+    count = _count(count, fraction, rows)
+    start = _start(start, rows, features.device)
+    _checks.no_gradients(OP, "a selection", [features, projection])
+    if projection is not None:
+        projection = matrix(OP, "projection", projection)
+        if projection.shape[1] != features.shape[1] or projection.device != features.device:
+            raise ValueError(
+                f"murf_fast.{OP}: `projection` must be (P, {features.shape[1]}) on {features.device}, got "
+                f"{tuple(projection.shape)} on {projection.device}"
+            )
+        features = features @ projection.to(features.dtype).T
+    backend = backends.resolve(backend, features.device.type, features.dtype)
+    total = count + (0 if include_start else len(start))
+    if total > rows:
+        raise ValueError(f"murf_fast.{OP}: `count` must leave a row for `start`, got {count} of {rows}")
+    if total <= len(start):
+        chosen = start[:total]
+    elif backend == "reference":
+        _check_values(features, start)
+        chosen = reference.k_center_greedy(features, total, start)
+    elif progress is None:
+        chosen = torch.ops.murf_fast.k_center_greedy(features, start, total, backend)
+    else:
+        chosen = _forward(features, start, total, backend, progress)
+    return chosen if include_start else chosen[len(start) :]
+
+
+def _count(count: int | None, fraction: float | None, rows: int) -> int:
+    if (count is None) == (fraction is None):
+        raise ValueError(f"murf_fast.{OP}: give either `count` or `fraction`")
+    if fraction is not None:
+        if not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+            raise ValueError(f"murf_fast.{OP}: `fraction` must be in (0, 1], got {fraction!r}")
+        return max(1, int(fraction * rows))
+    _checks.integer(OP, "count", count, 1)
+    if count > rows:
+        raise ValueError(f"murf_fast.{OP}: `count` must be at most the {rows} rows, got {count}")
+    return count
+
+
+def _start(start: int | Tensor, rows: int, device: torch.device) -> Tensor:
+    if isinstance(start, Tensor):
+        if start.dtype != torch.int64 or start.ndim != 1 or len(start) == 0:
+            raise TypeError(
+                f"murf_fast.{OP}: `start` must be an integer or int64 indices, got {start.dtype} {start.shape}"
+            )
+    else:
+        start = torch.full((1,), _checks.integer(OP, "start", start, 0), device=device)
+    return start
+
+
+def _check_values(features: Tensor, start: Tensor) -> None:
+    rows = len(features)
+    if not bool(((start >= 0) & (start < rows)).all()):
+        raise ValueError(f"murf_fast.{OP}: `start` must be in 0 .. {rows - 1}, got {start.tolist()}")
+    check_finite(OP, "features", features)
+
+
+def _forward(features, start, count, backend, progress=None) -> Tensor:
+    _check_values(features, start)
+    centers = start.new_empty(count)
+    centers[: len(start)] = start
+    backends.launcher(backend).k_center_greedy(contiguous_rows(features), centers, len(start), progress)
+    return centers
+
+
+register(
+    "k_center_greedy(Tensor features, Tensor start, SymInt count, str backend) -> Tensor",
+    _forward,
+    lambda features, start, count, backend: start.new_empty(count),
+)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from suite import check_opcheck
+
+from murf_fast import backends, k_center_greedy, reference
+
+GOLDEN = Path(__file__).parent / "golden"
+BACKENDS = ("native", *(() if backends.reasons_against("triton", "cpu") else ("triton",)))
+
+
+def rows(n, dim, seed=0, mean=3.0):
+    g = torch.Generator().manual_seed(seed)
+    centers = torch.randn(7, dim, generator=g)
+    return centers[torch.randint(7, (n,), generator=g)] + 0.2 * torch.randn(n, dim, generator=g) + mean
+
+
+def plain(features, count, start=0):
+    return reference.k_center_greedy(features.double(), count, torch.tensor([start]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_same_selection_as_the_definition(level, dtype):
+    for n, dim in ((1, 3), (2, 1), (257, 63), (300, 64), (301, 65)):
+        features = rows(n, dim).to(dtype)
+        count = max(1, n // 3)
+        assert torch.equal(k_center_greedy(features, count=count), plain(features, count))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    n=st.integers(1, 70),
+    dim=st.integers(1, 70),
+    share=st.floats(0.01, 1),
+    start=st.integers(0, 69),
+    scale=st.sampled_from([1e-3, 1.0, 1e4]),
+)
+@settings(max_examples=12, deadline=None)
+def test_any_shape(backend, n, dim, share, start, scale):
+    features = rows(n, dim, n) * scale
+    count = max(1, int(share * n))
+    chosen = k_center_greedy(features, fraction=share, start=start % n, backend=backend)
+    assert torch.equal(chosen, plain(features, count, start % n))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_go_to_the_lower_index(backend):
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).repeat(20, 1)
+    chosen = k_center_greedy(corners, count=6, backend=backend)
+    assert chosen.tolist() == [0, 3, 1, 2, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_goes_on_from_an_earlier_selection(backend):
+    features = rows(150, 20)
+    whole = k_center_greedy(features, count=12, start=5, backend=backend)
+    part = k_center_greedy(features, count=4, start=5, backend=backend)
+    assert torch.equal(k_center_greedy(features, count=12, start=part, backend=backend), whole)
+    assert torch.equal(k_center_greedy(features, count=2, start=part, backend=backend), whole[:2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_progress_tells_and_changes_nothing(backend):
+    features, told = rows(200, 8), []
+    chosen = k_center_greedy(features, count=9, progress=lambda *pair: told.append(pair), backend=backend)
+    assert torch.equal(chosen, k_center_greedy(features, count=9))
+    assert told[-1] == (9, 9)
+    assert told == sorted(told)
+
+
+def test_progress_may_interrupt():
+    def stop(done, wanted):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        k_center_greedy(rows(200, 8), count=150, progress=stop)
+
+
+def test_threads():
+    features = rows(1000, 33)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = k_center_greedy(features, count=50)
+        torch.set_num_threads(3)
+        assert torch.equal(k_center_greedy(features, count=50), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_golden_of_anomalib():
+    data = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "k_center.npz").items()}
+    chosen = k_center_greedy(data["features"], fraction=0.1, start=int(data["start"]), include_start=False)
+    assert torch.equal(chosen, data["indices"])
+
+
+@pytest.mark.parametrize(("name", "include_start"), [("indices_2_7", True), ("indices_2_1", False)])
+def test_golden_of_anomalib_with_projection(name, include_start):
+    data = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "anomaly__kcenter.npz").items()}
+    chosen = k_center_greedy(
+        data["embedding"],
+        fraction=0.12,
+        start=int(data["start"]),
+        include_start=include_start,
+        projection=data["projection"],
+    )
+    assert torch.equal(chosen, data[name])
+
+
+def test_registration_and_compile():
+    features = rows(100, 10)
+    op = torch.ops.murf_fast.k_center_greedy.default
+    check_opcheck(op, features, torch.tensor([3]), 5, "native")
+    check_opcheck(op, features.T.contiguous().T, torch.tensor([3, 4]), 5, "native")
+    compiled = torch.compile(lambda x: k_center_greedy(x * 2, count=5, start=3) + 1, fullgraph=True)
+    assert torch.equal(compiled(features), k_center_greedy(features * 2, count=5, start=3) + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"features": [1.0]}, TypeError, "`features` must be a tensor"),
+        ({"features": torch.ones(0, 4)}, ValueError, "`features` must have rows"),
+        ({"features": torch.tensor([[1.0], [torch.inf]])}, ValueError, r"`features` must be finite.* rows \[1\]"),
+        ({"count": None}, ValueError, "either `count` or `fraction`"),
+        ({"fraction": 0.5}, ValueError, "either `count` or `fraction`"),
+        ({"count": None, "fraction": 0.0}, ValueError, r"`fraction` must be in \(0, 1\], got 0.0"),
+        ({"count": 0}, ValueError, "`count` must be at least 1"),
+        ({"count": 7}, ValueError, "`count` must be at most the 6 rows, got 7"),
+        ({"count": 6, "include_start": False}, ValueError, "must leave a row for `start`"),
+        ({"start": 6}, ValueError, r"`start` must be in 0 .. 5, got \[6\]"),
+        ({"start": torch.tensor([0.5])}, TypeError, "`start` must be an integer or int64"),
+        ({"projection": torch.ones(2, 5)}, ValueError, r"`projection` must be \(P, 4\)"),
+        ({"features": torch.ones(6, 4, requires_grad=True)}, ValueError, "has no gradient"),
+    ],
+)
+def test_bad_input(change, error, words):
+    with pytest.raises(error, match=words):
+        k_center_greedy(**{"features": torch.rand(6, 4), "count": 2, **change})

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from suite import check_opcheck
+
+import murf_fast
+from murf_fast import NearestIndex, backends, native, nearest_distance, reference
+
+GOLDEN = Path(__file__).parent / "golden"
+METRICS = ("l2", "l2sq", "cosine")
+PRECISIONS = ("float32", "bfloat16", "float16")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON = backends.reasons_against("triton", "cpu")
+BACKENDS = ("native", *(() if TRITON else ("triton",)))
+
+
+def clustered(rows, dim, seed=0, clusters=5, spread=0.05, mean=20.0):
+    """Features as of a ViT: few tight clusters around a large common mean, with massive channels."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(clusters, dim, generator=g)[torch.randint(clusters, (rows,), generator=g)]
+    x = x + spread * torch.randn(rows, dim, generator=g) + mean * torch.randn(dim, generator=g)
+    x[:, : max(1, dim // 100)] *= 10
+    return x
+
+
+def split(x, queries):
+    """Bank and queries of one distribution."""
+    return x[queries:], x[:queries]
+
+
+def assert_exact(actual, query, bank, k, metric):
+    """The neighbours of the float64 reference; distances within one rounding to float32."""
+    expected, indices = reference.nearest_distance(query.double(), bank.double(), k, metric)
+    assert actual[0].dtype == torch.float32
+    assert actual[1].dtype == torch.int64
+    assert torch.equal(actual[1], indices)
+    # Unit rows lose the last digits of their difference.
+    terms = 1e-14 if metric == "cosine" else 0.0
+    allowed = torch.finfo(torch.float32).eps * expected.abs() + terms
+    assert bool(((actual[0].double() - expected).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_exact(dtype, precision, metric):
+    bank, query = split(clustered(1500, 131).to(dtype), 70)
+    for k in (1, 5):
+        actual = nearest_distance(query, bank, k=k, metric=metric, precision=precision, backend="native")
+        assert_exact(actual, query, bank, k, metric)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_level(level, precision):
+    for metric in METRICS:
+        bank, query = split(clustered(1203, 48), 37)
+        assert_exact(nearest_distance(query, bank, k=3, metric=metric, precision=precision), query, bank, 3, metric)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    rows=st.integers(1, 150),
+    queries=st.integers(0, 70),
+    dim=st.integers(1, 70),
+    k=st.integers(1, 9),
+    metric=st.sampled_from(METRICS),
+    precision=st.sampled_from(["float32", "float16"]),
+    spread=st.sampled_from([0.0, 1e-3, 1.0]),
+)
+@settings(max_examples=15, deadline=None)
+def test_any_shape(backend, rows, queries, dim, k, metric, precision, spread):
+    bank, query = split(clustered(rows + queries, dim, rows, spread=spread, mean=1.0), queries)
+    k = min(k, rows)
+    actual = nearest_distance(query, bank, k=k, metric=metric, precision=precision, backend=backend)
+    expected, indices = reference.nearest_distance(query.double(), bank.double(), k, metric)
+    # Unit rows that differ in the last digits only are ordered by those of float64, which are not unique.
+    if metric != "cosine":
+        assert torch.equal(actual[1], indices)
+    assert torch.allclose(actual[0].double(), expected, rtol=1e-6, atol=1e-7 if metric == "cosine" else 0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_more_candidates_than_fit(precision):
+    """Hundreds of rows that low precision cannot tell apart: candidates overflow and are scored on the way."""
+    g = torch.Generator().manual_seed(0)
+    base = torch.randn(64, generator=g)
+    bank = torch.cat([base + 1e-4 * torch.randn(3000, 64, generator=g), torch.randn(100, 64, generator=g)])
+    query = base + 1e-4 * torch.randn(20, 64, generator=g)
+    for k in (1, 7, 130):
+        assert_exact(nearest_distance(query, bank, k=k, precision=precision), query, bank, k, "l2")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_rounding_along_the_difference(dim, precision):
+    """Few dimensions: the copy's rounding errors point along the differences and are larger than them."""
+    g = torch.Generator().manual_seed(dim)
+    sides = 100.0 * (torch.randint(2, (500, 1), generator=g) * 2 - 1)
+    bank, query = split(sides + 0.3 * torch.randn(500, dim, generator=g), 100)
+    for k in (1, 4):
+        assert_exact(nearest_distance(query, bank, k=k, precision=precision), query, bank, k, "l2")
+
+
+def test_several_blocks_of_queries_and_rows(monkeypatch):
+    from murf_fast import _nearest
+
+    for name, value in (("BANK_BLOCK", 100), ("QUERY_BLOCK", 7), ("QUERIES", 30)):
+        monkeypatch.setattr(_nearest, name, value)
+    bank, query = split(clustered(1001, 20), 65)
+    for precision in PRECISIONS:
+        for metric in ("l2", "cosine"):
+            assert_exact(nearest_distance(query, bank, k=2, metric=metric, precision=precision), query, bank, 2, metric)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_go_to_the_lower_index(backend):
+    bank = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).repeat(6, 1)
+    query = bank[:9] + 0.01
+    distances, indices = nearest_distance(query, bank, k=4, precision="float32", backend=backend)
+    assert torch.equal(indices, torch.arange(9)[:, None] + torch.arange(0, 200, 50))
+    assert torch.equal(distances, distances[:, :1].expand(-1, 4))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_of_the_bank_is_at_distance_zero(backend):
+    bank = clustered(200, 33)
+    distances, indices = nearest_distance(bank[::7], bank, precision="float32", backend=backend)
+    assert torch.equal(indices[:, 0], torch.arange(0, 200, 7))
+    assert float(distances.abs().max()) == 0
+
+
+def test_strides_and_mixed_dtypes():
+    bank, query = split(clustered(400, 24), 30)
+    expected = nearest_distance(query, bank)
+    for b in (bank.T.contiguous().T, torch.cat([bank, bank], 1)[:, :24]):
+        for q in (query.T.contiguous().T, query.repeat_interleave(2, 0)[::2]):
+            actual = nearest_distance(q, b)
+            assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    assert_exact(nearest_distance(query, bank.half()), query, bank.half(), 1, "l2")
+
+
+def test_prepared_index_and_memory_mapped_bank(tmp_path):
+    bank, query = split(clustered(700, 24), 30)
+    np.save(tmp_path / "bank.npy", bank.numpy())
+    mapped = np.load(tmp_path / "bank.npy", mmap_mode="r")
+    expected = nearest_distance(query, bank, k=2)
+    for index in (NearestIndex(bank), NearestIndex(mapped), NearestIndex(mapped, precision="float32")):
+        assert len(index) == 670
+        for a, e in zip(nearest_distance(query, index, k=2), expected, strict=True):
+            assert torch.equal(a, e)
+
+
+def test_float64_and_empty_queries():
+    bank, query = split(clustered(60, 7).double(), 9)
+    distances, indices = nearest_distance(query, bank, k=2)
+    assert distances.dtype == torch.float64
+    assert torch.equal(indices, reference.nearest_distance(query, bank, 2)[1])
+    empty = nearest_distance(torch.empty(0, 7), bank.float(), k=2)
+    assert empty[0].shape == empty[1].shape == (0, 2)
+
+
+def test_less_precise_float32_products_change_nothing():
+    """On processors that offer it, torch multiplies float32 in bfloat16 when told to."""
+    bank, query = split(clustered(900, 64), 40)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert_exact(nearest_distance(query, bank, precision="float32"), query, bank, 1, "l2")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_threads():
+    bank, query = split(clustered(1300, 40), 50)
+    index = NearestIndex(bank)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = nearest_distance(query, index, k=3)
+        torch.set_num_threads(3)
+        results = [nearest_distance(query, index, k=3)]
+    finally:
+        torch.set_num_threads(threads)
+    workers = [threading.Thread(target=lambda: results.append(nearest_distance(query, index, k=3))) for _ in range(3)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert len(results) == 4
+    for result in results:
+        assert all(torch.equal(a, e) for a, e in zip(result, expected, strict=True))
+
+
+def test_registration_and_compile():
+    bank, query = split(clustered(300, 20), 11)
+    op = torch.ops.murf_fast.nearest_distance.default
+    for precision in PRECISIONS:
+        index = NearestIndex(bank, precision=precision)
+        check_opcheck(op, query, bank, index.tensors, 2, "l2", precision, "native")
+    check_opcheck(op, query.T.contiguous().T, bank.T.contiguous().T, [], 2, "cosine", "auto", "native")
+    for where in (index, bank):
+        compiled = torch.compile(lambda q, where: nearest_distance(q * 2, where, k=2)[0] + 1, fullgraph=True)
+        assert torch.equal(compiled(query, where), nearest_distance(query * 2, where, k=2)[0] + 1)
+
+
+def test_golden_of_float64_and_faiss():
+    data = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "nearest.npz").items()}
+    for precision in PRECISIONS:
+        _, indices = nearest_distance(data["query"], data["bank"], k=9, metric="l2sq", precision=precision)
+        assert torch.equal(indices, data["indices"])
+
+
+def test_golden_of_anomalydino():
+    data = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "anomaly__knn.npz").items()}
+    bank, query = data["bank"], data["query"]
+    for precision in PRECISIONS:
+        squared, indices = nearest_distance(query, bank, k=5, metric="l2sq", precision=precision)
+        assert torch.equal(indices, data["l2.indices.f64"])
+        assert torch.allclose(squared, data["l2.squared.f64"], rtol=1e-5, atol=0)
+        cosine, _ = nearest_distance(query, bank, k=5, metric="cosine", precision=precision)
+        assert torch.allclose(cosine[:, 0], data["cosine_distance.f64.k1"], rtol=0, atol=2e-6)
+        assert torch.allclose(cosine.mean(1), data["cosine_distance.f64.k5_mean"], rtol=0, atol=2e-6)
+
+
+def test_against_faiss():
+    faiss = pytest.importorskip("faiss")
+    x = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
+    bank, query = split(x, 100)
+    flat = faiss.IndexFlatL2(64)
+    flat.add(bank.numpy())
+    squared, indices = flat.search(query.numpy(), 4)
+    actual = nearest_distance(query, bank, k=4, metric="l2sq")
+    assert torch.equal(actual[1], torch.from_numpy(indices))
+    assert torch.allclose(actual[0], torch.from_numpy(squared), rtol=1e-4)
+
+
+def test_inverted_file():
+    pytest.importorskip("faiss")
+    bank, query = split(clustered(3000, 16, clusters=30, spread=0.2, mean=0.0), 50)
+    exact, _ = nearest_distance(query, bank, k=3)
+    for metric in METRICS:
+        index = murf_fast.IVFIndex(bank, nlist=16, nprobe=16, cosine=metric == "cosine")
+        everywhere, found = nearest_distance(query, index, k=3, metric=metric)
+        expected, nearest = nearest_distance(query, bank, k=3, metric=metric)
+        assert torch.equal(found, nearest)
+        assert torch.allclose(everywhere, expected, atol=1e-3)
+    few, _ = nearest_distance(query, murf_fast.IVFIndex(bank, nlist=16, nprobe=2), k=3)
+    assert bool((few >= exact - 1e-3).all())
+    with pytest.raises(ValueError, match="1 <= nprobe <= nlist <= rows"):
+        nearest_distance(query, bank[:100], index="ivf")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="resident memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_matrix():
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import measure
+
+    bank, query = split(torch.randn(42048, 256, generator=torch.Generator().manual_seed(0)), 2048)
+    index = NearestIndex(bank, precision="float32")
+    nearest_distance(query, index)
+    rise = measure.peak_memory(lambda: nearest_distance(query, index))
+    assert rise < 64 << 20 < 2048 * 40000 * 4
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"query": [1.0]}, TypeError, "`query` must be a tensor, got list"),
+        ({"query": torch.ones(3, 4, dtype=torch.int64)}, TypeError, "`query` must be floating point"),
+        ({"query": torch.ones(4)}, ValueError, r"`query` must be \(rows, columns\)"),
+        ({"query": torch.ones(3, 5)}, ValueError, "`query` must have the 4 columns of the bank, got 5"),
+        ({"query": torch.tensor([[1.0] * 4, [torch.nan] * 4])}, ValueError, r"`query` must be finite.* rows \[1\]"),
+        ({"bank": torch.ones(0, 4)}, ValueError, "`bank` must have rows"),
+        ({"bank": torch.eye(9)[:, :4] / torch.tensor(0.0)}, ValueError, r"`bank` must be finite.* and 4 more"),
+        ({"bank": torch.eye(6)[:, :4], "metric": "cosine"}, ValueError, r"nonzero rows, `bank` has \[4, 5\]"),
+        ({"k": 0}, ValueError, "`k` must be at least 1, got 0"),
+        ({"k": 7}, ValueError, "`k` must be at most the 6 rows of the bank, got 7"),
+        ({"k": 1.5}, TypeError, "`k` must be an integer, got 1.5"),
+        ({"metric": "ip"}, ValueError, "`metric` must be one of"),
+        ({"precision": "int8"}, ValueError, "`precision` must be one of"),
+        ({"index": "hnsw"}, ValueError, '`index` must be "exact" or "ivf"'),
+        ({"query": torch.ones(3, 4, requires_grad=True)}, ValueError, "has no gradient"),
+    ],
+)
+def test_bad_input(backend, change, error, words):
+    arguments = {"query": torch.ones(3, 4), "bank": torch.ones(6, 4) + torch.eye(6)[:, :4], **change}
+    with pytest.raises(error, match=words):
+        nearest_distance(**arguments, backend=backend)
+
+
+def test_index_of_another_kind():
+    bank = clustered(20, 5)
+    with pytest.raises(ValueError, match="prepared with cosine=True"):
+        nearest_distance(bank, NearestIndex(bank, cosine=True), metric="l2")
+    assert_exact(nearest_distance(bank, NearestIndex(bank, cosine=True)), bank, bank, 1, "cosine")
+    with pytest.raises(ValueError, match="prepared for backend 'native'"):
+        nearest_distance(bank, NearestIndex(bank), backend="triton") if not TRITON else pytest.skip("no Triton")
+    with pytest.raises(ValueError, match="that float16 cannot hold"):
+        NearestIndex(clustered(20, 5) * 1e6, precision="float16")
+
+
+def test_extension_says_what_the_processor_has():
+    assert native.has_bf16_products() in (True, False)
