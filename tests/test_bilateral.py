@@ -26,6 +26,7 @@ FEATUP = (
 )
 FEATSHARP = (*NAMES, "range_proj.2.weight", "range_proj.2.bias")
 DIRECTIONS = 20
+ORDERS = 4
 
 
 def draw(*shape, seed=0, scale=1.0):
@@ -48,29 +49,54 @@ def make_params(radius=3, guides=3, keys=32, fixup=True, dtype=torch.float32):
     return BilateralParams(*(v.to(dtype) for v in values))
 
 
-def assert_parity(call, tensors, dtype, name="result"):
+def reordered(tensors, order):
+    """Guidance and parameters, or their gradients, with another order of the keys: the same function."""
+    guidance, temp, sigma, weight0, bias0, weight1, bias1, *fixup = tensors
+    return [
+        guidance,
+        temp,
+        sigma,
+        weight0[..., order, :],
+        bias0[..., order],
+        weight1[..., order, :][..., order],
+        bias1[..., order],
+        *fixup,
+    ]
+
+
+def orders_of(keys, count=ORDERS):
+    return [torch.randperm(keys, generator=torch.Generator().manual_seed(seed)) for seed in range(count)]
+
+
+def evaluated(call, tensors, dtype, backend, directions):
+    """The result, and the gradients of every tensor in several directions."""
+    leaves = [t.to(dtype).requires_grad_() for t in tensors]
+    out = call(leaves, backend)
+    gradients = []
+    for seed in range(directions):
+        direction = draw(*out.shape, seed=seed).to(tensors[0].dtype).to(out)
+        gradients.append(torch.autograd.grad(out, leaves, direction, retain_graph=True))
+    return [out.detach(), *(torch.stack(g) for g in zip(*gradients, strict=True))]
+
+
+def assert_parity(call, tensors, dtype, name="result", orders=(), backend="native", directions=DIRECTIONS):
     """`call(tensors, backend)` within the budget of the reference in the same dtype, forward and every gradient.
 
     Gradients are taken in many directions and judged together: the reference's error in a single scalar may be any
-    small number by chance, and a budget of twice that means nothing. Both carry the rounding of the same logits, which
-    the softmax magnifies; each direction draws from it once, and the largest of many draws is what can be compared.
+    small number by chance, and a budget of twice that means nothing. All carry the rounding of the same logits, which
+    the softmax magnifies and which a sum over the pixels may cancel or add up by chance. ``orders`` of the keys, which
+    mean nothing, draw from the reference's error: its worst counts.
     """
-    results = {}
-    for key, kind, backend in (
-        ("oracle", torch.float64, "reference"),
-        ("same", dtype, "reference"),
-        ("actual", dtype, "native"),
-    ):
-        leaves = [t.to(dtype).to(kind).requires_grad_() for t in tensors]
-        out = call(leaves, backend)
-        gradients = []
-        for seed in range(DIRECTIONS):
-            direction = draw(*out.shape, seed=seed).to(dtype).to(out.dtype)
-            gradients.append(torch.autograd.grad(out, leaves, direction, retain_graph=True))
-        results[key] = (out.detach(), *(torch.stack(g) for g in zip(*gradients, strict=True)))
-    for i, (actual, oracle, same) in enumerate(zip(*(results[k] for k in ("actual", "oracle", "same")), strict=True)):
+    tensors = [t.to(dtype) for t in tensors]
+    oracle = evaluated(call, tensors, torch.float64, "reference", directions)
+    theirs = [evaluated(call, tensors, dtype, "reference", directions)]
+    for order in orders:
+        out, *gradients = evaluated(call, reordered(tensors, order), dtype, "reference", directions)
+        theirs.append([out, *reordered(gradients, order.argsort())])
+    for i, actual in enumerate(evaluated(call, tensors, dtype, backend, directions)):
+        same = max((t[i] for t in theirs), key=lambda t: float((t.double() - oracle[i]).norm()))
         check = assert_gradient_within_budget if i else assert_within_budget
-        check(actual, oracle, same, f"{name}: {f'gradient {i - 1}' if i else 'result'}")
+        check(actual, oracle[i], same, f"{name}: {f'gradient {i - 1}' if i else 'result'}")
 
 
 # (radius, fixup, guides, keys, batch, height, width): tile borders, smallest grids, other widths of the networks.
@@ -101,12 +127,12 @@ def kernels_of(case):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
 def test_kernels(case, dtype):
-    assert_parity(*kernels_of(case), dtype, str(case))
+    assert_parity(*kernels_of(case), dtype, str(case), orders_of(case[3]))
 
 
 def test_kernels_every_level(level):
     for case in KERNEL_CASES[:5]:
-        assert_parity(*kernels_of(case), torch.float32, str(case))
+        assert_parity(*kernels_of(case), torch.float32, str(case), orders_of(case[3]))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -5,9 +5,10 @@ Triton's interpreter, which affords small shapes and few directions; a GPU also 
 from __future__ import annotations
 
 import pytest
+import test_bilateral as cpu
 import torch
 from test_bilateral import CONV_CASES, KERNEL_CASES, conv_of, draw, kernels_of, make_params
-from util import assert_gradient_within_budget, assert_within_budget, layouts
+from util import assert_within_budget, layouts
 
 pytest.importorskip("triton")
 
@@ -62,52 +63,12 @@ def moved(call, tensors, device):
     return call, [t.to(device) for t in tensors]
 
 
-def reordered(tensors, order):
-    """Guidance and parameters, or their gradients, with another order of the keys: the same function."""
-    guidance, temp, sigma, weight0, bias0, weight1, bias1, *fixup = tensors
-    return [
-        guidance,
-        temp,
-        sigma,
-        weight0[..., order, :],
-        bias0[..., order],
-        weight1[..., order, :][..., order],
-        bias1[..., order],
-        *fixup,
-    ]
-
-
-def evaluated(call, tensors, dtype, backend):
-    """The result, and the gradients of every tensor in several directions."""
-    leaves = [t.to(dtype).requires_grad_() for t in tensors]
-    out = call(leaves, backend)
-    gradients = []
-    for seed in range(DIRECTIONS):
-        direction = draw(*out.shape, seed=seed).to(tensors[0].dtype).to(out)
-        gradients.append(torch.autograd.grad(out, leaves, direction, retain_graph=True))
-    return [out.detach(), *(torch.stack(g) for g in zip(*gradients, strict=True))]
-
-
 def assert_parity(call, tensors, dtype, name, orders=()):
-    """Triton within the budget of the reference in the same dtype, forward and every gradient.
-
-    All carry the rounding of the projections, which the softmax magnifies and which a sum over the pixels may cancel or
-    add up by chance. ``orders`` of the keys, which mean nothing, draw from the reference's error: its worst counts.
-    """
-    tensors = [t.to(dtype) for t in tensors]
-    oracle = evaluated(call, tensors, torch.float64, "reference")
-    theirs = [evaluated(call, tensors, dtype, "reference")]
-    for order in orders:
-        out, *gradients = evaluated(call, reordered(tensors, order), dtype, "reference")
-        theirs.append([out, *reordered(gradients, order.argsort())])
-    for i, actual in enumerate(evaluated(call, tensors, dtype, "triton")):
-        same = max((t[i] for t in theirs), key=lambda t: float((t.double() - oracle[i]).norm()))
-        check = assert_gradient_within_budget if i else assert_within_budget
-        check(actual, oracle[i], same, f"{name}: {f'gradient {i - 1}' if i else 'result'}")
+    cpu.assert_parity(call, tensors, dtype, name, orders, "triton", DIRECTIONS)
 
 
 def orders_of(keys):
-    return [torch.randperm(keys, generator=torch.Generator().manual_seed(seed)) for seed in range(ORDERS)]
+    return cpu.orders_of(keys, ORDERS)
 
 
 @pytest.mark.parametrize(("case", "dtype"), ALL_KERNELS, ids=str)
