@@ -136,6 +136,13 @@ def test_goals_beside_a_part_and_against_a_peak(results):
     assert "peak memory 0.50 times that of compile (goal at most 0.7) | reached" in text
 
 
+def test_a_goal_is_against_every_way_of_a_kind_but_the_compiled(results):
+    case = results["cases"][0]
+    case["contenders"] = {"murf_fast": timing(0.001), "eager unfold": timing(0.006), "eager compile": timing(0.004)}
+    unfold, compiled = report.verdicts(case, results["ceilings"])
+    assert (unfold["goal"], unfold["reached"], compiled["goal"]) == (5.0, True, None)
+
+
 def test_table_of_whole_models(results):
     assert report.model_table(results) == ""
     results["cases"][0]["facts"] = {"model": "ViT", "head parameters": 7}
