@@ -86,10 +86,15 @@ def triton_problems() -> list[str]:
     return []
 
 
+def asked_for(request: str | None) -> str | None:
+    """The backend that a call names, or its surroundings; None where nobody does."""
+    return request or _override.get() or os.environ.get("MURF_FAST_BACKEND") or None
+
+
 @torch.compiler.assume_constant_result
 def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
     """The backend that a call on such tensors takes. ``request`` beats ``use_backend`` beats ``MURF_FAST_BACKEND``."""
-    asked = request or _override.get() or os.environ.get("MURF_FAST_BACKEND") or None
+    asked = asked_for(request)
     if asked is not None:
         _known(asked, "backend")
         if device_type == "meta":

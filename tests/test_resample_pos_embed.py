@@ -204,6 +204,14 @@ def test_kept_tables():
     again = murf_fast.resample_pos_embed(table, (4, 5), **call)
     assert again is first[0]
     assert murf_fast.resample_pos_embed(table, (4, 5), **{**call, "flavor": "timm"}) is not again
+    kept = murf_fast.resample_pos_embed(table, [(4, 5), (6, 6)], **call)
+    kept.clear()  # the caller's own list
+    kept = murf_fast.resample_pos_embed(table, [(4, 5), (6, 6)], **call)
+    assert all(a is b for a, b in zip(kept, first, strict=True))
+    with murf_fast.use_backend("reference"):
+        assert murf_fast.resample_pos_embed(table, (4, 5), **call) is not again
+    with pytest.raises(TypeError, match="`grid`"):
+        murf_fast.resample_pos_embed(table, (4.0, 5), **call)
     with torch.inference_mode():
         assert murf_fast.resample_pos_embed(table, (4, 5), **call) is again
     table.mul_(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,17 @@ from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.resample import pseudo_inverse
 
-_kept_tables: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+@dataclass
+class Kept:
+    """What ``keep`` holds of one table, as long as the table is in ``state``."""
+
+    state: tuple
+    tables: dict[tuple, Tensor] = field(default_factory=dict)  # by grid and rule
+    calls: dict[tuple, list[Tensor]] = field(default_factory=dict)  # by the arguments as given: found before any check
+
+
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,13 @@ def resample_pos_embed(
     ``resample_abs_pos_embed`` of timm.
     """
     op = "resample_pos_embed"
+    kept = _kept_of(pos_embed) if keep else None
+    if kept is not None:
+        # Written out, so that 4.0 and True are not taken for 4 and 1.
+        call = (repr((grid, flavor, num_prefix_tokens, source_grid)), backends.asked_for(backend))
+        results = kept.calls.get(call)
+        if results is not None:
+            return results[0] if _is_single(grid) else list(results)
     if not isinstance(pos_embed, Tensor) or pos_embed.dtype not in _checks.DTYPES:
         got = pos_embed.dtype if isinstance(pos_embed, Tensor) else type(pos_embed).__name__
         raise TypeError(f"murf_fast.{op}: `pos_embed` must be a floating-point tensor, got {got}")
@@ -91,7 +108,7 @@ def resample_pos_embed(
     if not isinstance(num_prefix_tokens, int) or not 0 <= num_prefix_tokens < rows:
         raise ValueError(f"murf_fast.{op}: `num_prefix_tokens` must be in [0, {rows}), got {num_prefix_tokens!r}")
     source = _source_grid(op, source_grid, rows - num_prefix_tokens)
-    single = len(grid) == 2 and all(isinstance(n, (int, torch.SymInt)) for n in grid) if grid else False
+    single = _is_single(grid)
     grids = [grid] if single else list(grid)
     if not grids:
         raise ValueError(f"murf_fast.{op}: `grid` must be (h, w) or a non-empty list of them, got {grid!r}")
@@ -105,27 +122,38 @@ def resample_pos_embed(
         resized = torch.cat([prefix, _resized(table, source, g, FLAVORS[flavor], backend)])
         return resized.view(*pos_embed.shape[:-2], *resized.shape)
 
-    results = {}
-    for g in dict.fromkeys(grids):
-        rule = (g, flavor, num_prefix_tokens, source, name)
-        results[g] = _kept(pos_embed, rule, lambda g=g: resampled(g)) if keep else resampled(g)
-    return results[grids[0]] if single else [results[g] for g in grids]
+    if kept is None:
+        tables = {g: resampled(g) for g in dict.fromkeys(grids)}
+        results = [tables[g] for g in grids]
+    else:
+        results = [_keep(kept, (g, flavor, num_prefix_tokens, source, name), lambda g=g: resampled(g)) for g in grids]
+        kept.calls[call] = results
+    return results[0] if single else list(results)
 
 
-def _kept(pos_embed: Tensor, rule: tuple, resampled: Callable[[], Tensor]) -> Tensor:
-    needs_gradients = torch.is_grad_enabled() and pos_embed.requires_grad
-    if needs_gradients or torch.compiler.is_compiling() or pos_embed.is_inference():
-        return resampled()
+def _is_single(grid: Sequence) -> bool:
+    return len(grid) == 2 and all(isinstance(n, (int, torch.SymInt)) for n in grid)
+
+
+def _kept_of(pos_embed: object) -> Kept | None:
+    """Where the results of this table are kept; None if they must not be."""
+    if not isinstance(pos_embed, Tensor) or torch.compiler.is_compiling() or pos_embed.is_inference():
+        return None
+    if pos_embed.requires_grad and torch.is_grad_enabled():
+        return None
     state = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device)
-    entry = _kept_tables.get(pos_embed)
-    if entry is None or entry[0] != state:
-        entry = _kept_tables[pos_embed] = (state, {})
-    table = entry[1].get(rule)
-    if table is None:
+    kept = _kept.get(pos_embed)
+    if kept is None or kept.state != state:
+        kept = _kept[pos_embed] = Kept(state)
+    return kept
+
+
+def _keep(kept: Kept, rule: tuple, resampled: Callable[[], Tensor]) -> Tensor:
+    if rule not in kept.tables:
         # Outside inference mode, so that what is kept can be used under autograd later.
         with torch.inference_mode(False), torch.no_grad():
-            table = entry[1][rule] = resampled()
-    return table
+            kept.tables[rule] = resampled()
+    return kept.tables[rule]
 
 
 def _resized(table: Tensor, source: tuple[int, int], grid: tuple[int, int], flavor: Flavor, backend) -> Tensor:
