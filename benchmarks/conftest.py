@@ -12,9 +12,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def ceilings() -> dict:
-    from measure import keep_memory, measured_ceilings
+    from measure import measured_ceilings
 
-    keep_memory()
     return measured_ceilings()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 SECONDS = 20.0  # per case, for all contenders
 FEWEST, MOST = 3, 25
-SLOW = 10.0  # a contender that takes so long is called as rarely as can be
+SLOW = 10.0  # a contender that takes so long is called as rarely as can be, and not twice in a row
 
 
 class WrongResult(AssertionError):
@@ -62,7 +62,12 @@ def _shortfall(best: Tensor, logits: Tensor, labels: Tensor) -> float:
 
 
 def run(benchmark, case: Case, ceilings: dict) -> None:
-    """Checks, measures memory, and times ours by pytest-benchmark with the others in between its rounds."""
+    """Checks, measures memory, and times ours by pytest-benchmark with the others in between its rounds.
+
+    Every timed call follows an untimed one of the same function. A large result lies on pages that the system hands out
+    afresh; after a contender has given gigabytes back, a virtual machine's host takes them away, and whoever comes
+    next pays up to ten times its own time to get them again. Called in a row, each meets the memory it left itself.
+    """
     contenders = case.build("cpu", case.dtype)
     error = check(case, contenders)
     _release()
@@ -74,14 +79,20 @@ def run(benchmark, case: Case, ceilings: dict) -> None:
         if first[name] < SLOW or "compile" in name:
             first[name] = _seconds(function)
     others = {n: [] for n in contenders.others}
-    rounds = int(min(MOST, max(FEWEST, SECONDS / sum(first.values()))))
+    rounds = int(min(MOST, max(FEWEST, SECONDS / sum(2 * seconds for seconds in first.values()))))
+
+    def settle(name, function):
+        if first[name] <= SLOW:
+            function()
 
     def others_first():
         for name, function in contenders.others.items():
             # A slow contender needs no more than a few rounds.
             fewest = 1 if first[name] > SLOW else FEWEST
-            if len(others[name]) < max(fewest, SECONDS / len(functions) / first[name]):
+            if len(others[name]) < max(fewest, SECONDS / len(functions) / (2 * first[name])):
+                settle(name, function)
                 others[name].append(_seconds(function))
+        settle("murf_fast", contenders.ours)
 
     ours = []
 
@@ -159,21 +170,6 @@ def _summary(seconds: list[float]) -> dict:
         "p80_s": ordered[int(0.8 * (len(ordered) - 1) + 0.5)],
         "rounds": len(ordered),
     }
-
-
-def keep_memory() -> None:
-    """Let the process keep freed memory, as the allocators of long-running services do.
-
-    glibc hands every large result back to the system, so that the next call pays for zeroed pages once more: on a
-    virtual machine whose host takes pages away, 40 ms to a second for the 600 MB of one upsampled map, whoever computes
-    it. Kept pages leave the operation itself to be timed, ours and theirs.
-    """
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
-    with contextlib.suppress(AttributeError, OSError):  # only glibc has it
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, -1)
-        libc.mallopt(m_arena_max, 1)
 
 
 def _release() -> None:

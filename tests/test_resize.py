@@ -87,6 +87,9 @@ def test_registration(layout, needs_gradient):
         arguments = ("bilinear", False, None, None, channels_last, "native")
         check_opcheck(torch.ops.murf_fast.resize.default, x, [11, 13], *arguments)
         check_opcheck(torch.ops.murf_fast.resize_adjoint.default, x, [3, 2], *arguments)
+    rows = torch.zeros(1 + 11 * 13, x.shape[1])  # a prefix token and a map, as position tables have them
+    out = rows[1:].unflatten(0, (11, 13)).permute(2, 0, 1)[None]
+    check_opcheck(torch.ops.murf_fast.resize_out.default, x.detach()[:1], "bilinear", False, None, None, out, "native")
 
 
 def test_compile():

@@ -115,12 +115,12 @@ def resample_pos_embed(
     grids = [tuple(_checks.grid(op, "grid", g)) for g in grids]
     tables = pos_embed.flatten(0, -2)
     prefix = tables[:num_prefix_tokens]
-    table = tables[num_prefix_tokens:].unflatten(0, source)
+    table = tables[num_prefix_tokens:].unflatten(0, source).permute(2, 0, 1)[None]
     name = backends.resolve(backend, pos_embed.device.type, pos_embed.dtype)
 
     def resampled(g: tuple[int, int]) -> Tensor:
-        resized = torch.cat([prefix, _resized(table, source, g, FLAVORS[flavor], backend)])
-        return resized.view(*pos_embed.shape[:-2], *resized.shape)
+        result = _resampled(prefix, table, g, FLAVORS[flavor], name)
+        return result.view(*pos_embed.shape[:-2], *result.shape)
 
     if kept is None:
         tables = {g: resampled(g) for g in dict.fromkeys(grids)}
@@ -156,20 +156,30 @@ def _keep(kept: Kept, rule: tuple, resampled: Callable[[], Tensor]) -> Tensor:
     return kept.tables[rule]
 
 
-def _resized(table: Tensor, source: tuple[int, int], grid: tuple[int, int], flavor: Flavor, backend) -> Tensor:
-    if grid == source and (source[0] == source[1] or not flavor.offset):
-        return table.flatten(0, 1)
-    factors = None
-    if flavor.offset:
-        factors = [(g + flavor.offset) / m for g, m in zip(grid, source, strict=True)]
-    if backends.resolve(backend, table.device.type, table.dtype) == "reference":
+def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], rule: Flavor, backend: str) -> Tensor:
+    """Rows (P + h * w, D) of one grid, from a table (1, D, M_h, M_w)."""
+    source = tuple(table.shape[2:])
+    if grid == source and (source[0] == source[1] or not rule.offset):
+        return torch.cat([prefix, _rows(table)])
+    factors = [(g + rule.offset) / m for g, m in zip(grid, source, strict=True)] if rule.offset else None
+    if backend == "reference":
         # Half tables are resized in float32, as all the sources do but SigLIP's.
-        wide = table.to(torch.promote_types(table.dtype, torch.float32))
-        return reference.resample_pos_embed(wide, grid, flavor.mode, flavor.antialias, factors).to(table.dtype)
-    options = {"mode": flavor.mode, "antialias": flavor.antialias, "backend": backend}
-    target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
-    resized = resize(table.permute(2, 0, 1)[None], memory_format=torch.channels_last, **target, **options)
-    return resized[0].permute(1, 2, 0).flatten(0, 1)
+        wide = table[0].permute(1, 2, 0).to(torch.promote_types(table.dtype, torch.float32))
+        resized = reference.resample_pos_embed(wide, grid, rule.mode, rule.antialias, factors)
+        return torch.cat([prefix, resized.to(table.dtype)])
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):
+        target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
+        options = {"mode": rule.mode, "antialias": rule.antialias, "backend": backend}
+        return torch.cat([prefix, _rows(resize(table, memory_format=torch.channels_last, **target, **options))])
+    result = prefix.new_empty((prefix.shape[0] + grid[0] * grid[1], prefix.shape[1]))
+    result[: prefix.shape[0]] = prefix
+    map_ = result[prefix.shape[0] :].unflatten(0, grid).permute(2, 0, 1)[None]
+    torch.ops.murf_fast.resize_out(table, rule.mode, rule.antialias, None, factors, map_, backend)
+    return result
+
+
+def _rows(map_: Tensor) -> Tensor:
+    return map_[0].permute(1, 2, 0).flatten(0, 1)
 
 
 def _source_grid(op: str, source_grid: object, patches: int) -> tuple[int, int]:

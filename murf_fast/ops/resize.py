@@ -82,10 +82,14 @@ def resize(
 
 def _forward(x, size, mode, antialias, via, scale_factor, channels_last, backend) -> Tensor:
     out = empty_map(x, (x.shape[0], x.shape[1], *size), channels_last)
-    if out.numel():
-        axes = axes_of(x.shape[2], x.shape[3], size, mode, antialias, via, scale_factor)
-        backends.launcher(backend).upsample_sum([x], [axes], None, out)
+    _launch(x, mode, antialias, via, scale_factor, out, backend)
     return out
+
+
+def _launch(x, mode, antialias, via, scale_factor, out, backend) -> None:
+    if out.numel():
+        axes = axes_of(x.shape[2], x.shape[3], out.shape[2:], mode, antialias, via, scale_factor)
+        backends.launcher(backend).upsample_sum([x], [axes], None, out)
 
 
 def _fake(x, size, mode, antialias, via, scale_factor, channels_last, backend) -> Tensor:
@@ -135,6 +139,13 @@ register(
     _fake,
     _backward,
     _setup_context,
+)
+# Into a part of a larger buffer; for callers within the library, where no gradients are needed.
+register(
+    "resize_out(Tensor x, str interpolation, bool antialias, SymInt[]? via, float[]? scale_factor, Tensor(a!) out, "
+    "str backend) -> ()",
+    _launch,
+    lambda x, mode, antialias, via, scale_factor, out, backend: None,
 )
 register(
     "resize_adjoint(Tensor grad, SymInt[] in_size, str interpolation, bool antialias, SymInt[]? via, "
