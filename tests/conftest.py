@@ -50,3 +50,16 @@ def level(request, monkeypatch):
     """Every instruction-set level of the C++ extension that this processor runs."""
     monkeypatch.setenv("MURF_FAST_CPU", request.param)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A tiny Dinov2Model on disk."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2, image_size=56, patch_size=14
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    return folder

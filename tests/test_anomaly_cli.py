@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_cli import invoke, weights  # noqa: F401
+from test_cli import invoke
 
 from murf_fast.anomaly import MultiResolutionDetector
 from murf_fast.anomaly._commands import encoder, read
@@ -27,7 +27,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_fit_and_score(photos, weights, tmp_path):  # noqa: F811
+def test_fit_and_score(photos, weights, tmp_path):
     options = ("--weights", weights, "--scales", "0.5,1", "--layers", "0 1", "--pixels", 0)
     result = invoke("anomaly", "fit", photos, "--out", tmp_path / "bank", *options)
     assert result.exit_code == 0, result.output
@@ -45,7 +45,7 @@ def test_fit_and_score(photos, weights, tmp_path):  # noqa: F811
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 100
 
 
-def test_one_line_for_what_is_wrong(photos, weights, tmp_path, monkeypatch):  # noqa: F811
+def test_one_line_for_what_is_wrong(photos, weights, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     for arguments, words in (
         (("fit", tmp_path / "none", "--out", tmp_path / "o"), "is not a folder"),

@@ -40,19 +40,6 @@ def python(code, **environment):
     )
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A tiny Dinov2Model on disk."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.Dinov2Config(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2, image_size=56, patch_size=14
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("weights") / "tiny"
-    transformers.Dinov2Model(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def photo(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
