@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--pixels", default="262144,1e6", help="sizes that images are brought to; one table for each")
     parser.add_argument("--scales", default="0.3,0.4,0.5,0.6,0.7")
     parser.add_argument("--layers", default="7,9,11")
-    parser.add_argument("--out", type=Path, help="folder for README.md and results.json")
+    parser.add_argument("--out", type=Path, help="folder for README.md and scores.json")
     options = parser.parse_args()
     scales = [float(s) for s in options.scales.split(",")]
     layers = [int(layer) for layer in options.layers.split(",")]
@@ -89,7 +89,7 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         setting = {"data": title, "limit": LIMIT, "pixels": results}
-        (options.out / "results.json").write_text(json.dumps(setting, indent=1) + "\n")
+        (options.out / "scores.json").write_text(json.dumps(setting, indent=1) + "\n")
         text.append("Written by `benchmarks/hazelnut.py`.")
         (options.out / "README.md").write_text("\n\n".join(text) + "\n")
 
