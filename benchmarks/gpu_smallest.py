@@ -71,6 +71,11 @@ SMALLEST = {
     "joint_bilateral_upsample": lambda: murf_fast.joint_bilateral_upsample(
         maps()[0], torch.randn(1, 3, 6, 5, device="cuda"), murf_fast.BilateralParams(*jbu_params()), radius=1
     ),
+    "nearest_distance": lambda: murf_fast.nearest_distance(
+        torch.randn(5, 19, device="cuda"), murf_fast.NearestIndex(torch.randn(37, 19, device="cuda")), k=3
+    ),
+    "k_center_greedy": lambda: murf_fast.k_center_greedy(torch.randn(37, 19, device="cuda"), count=5),
+    "gaussian_blur": lambda: murf_fast.gaussian_blur(maps()[0], sigma=1.0),
     "image_to_patches": lambda: murf_fast.image_to_patches(
         torch.zeros(1, 3, 9, 8, dtype=torch.uint8, device="cuda"), [(6, 7)], 3
     ),
