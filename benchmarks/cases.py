@@ -818,6 +818,186 @@ def k_center(device, dtype):
     )
 
 
+def windowed(device, dtype, contenders: set[str]) -> Contenders:
+    """Queries of an image, keys and values of patches, AnyUp's windows; heads averaged over raw values."""
+    fine, coarse, heads, depth, channels = side(448), side(32), 4, 128, 8 * classes(48)
+    q = randn(device, dtype, 1, depth, fine, fine, memory_format=CL)
+    k, v = (randn(device, dtype, 1, c, coarse, coarse, memory_format=CL) for c in (depth, channels))
+    rule = murf_fast.windows.ratio(fine, coarse, 0.1)
+    rows, columns = (torch.from_numpy(axis.multiplicity() > 0).to(device) for axis in rule.tables())
+    mask = (rows[:, None, :, None] & columns[None, :, None, :]).reshape(1, 1, fine**2, coarse**2)
+    tokens = [x.flatten(2).mT.unflatten(2, (heads, -1)).transpose(1, 2).contiguous() for x in (q, k)]
+    values = v.flatten(2).mT[:, None].expand(-1, heads, -1, -1).contiguous()
+
+    def image(out: Tensor) -> Tensor:
+        return out.mean(1).mT.unflatten(2, (fine, fine))
+
+    def dense():
+        return image(F.scaled_dot_product_attention(*tokens, values, attn_mask=mask))
+
+    def flex():
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        # Static shapes: the C++ that Inductor generates for dynamic ones does not compile (torch 2.13).
+        (y_of, x_of), (key_y_of, key_x_of) = _coordinates(fine, device), _coordinates(coarse, device)
+
+        def attends(b, h, q_index, k_index):
+            in_rows = rows[y_of[q_index], key_y_of[k_index]]
+            return in_rows & columns[x_of[q_index], key_x_of[k_index]]
+
+        block_mask = create_block_mask(attends, None, None, fine**2, coarse**2, device=device)
+        graph = torch.compile(flex_attention, dynamic=False)
+        return lambda: image(graph(*tokens, values, block_mask=block_mask))
+
+    def upsampled():
+        """NATTEN's way: keys and values on the grid of the queries, gathered tap after tap."""
+        n = max(axis.taps for axis in rule.tables())
+        by_row, by_column = (torch.from_numpy(axis.index).long().to(device) for axis in rule.tables())
+        big_k, big_v = (F.interpolate(x, (fine, fine), mode="nearest-exact") for x in (k, v))
+        nearest = torch.arange(coarse, device=device) * fine // coarse + fine // coarse // 2
+        split_q = q.unflatten(1, (heads, -1))
+        inside = [torch.arange(n, device=device) < r.sum(1, keepdim=True) for r in (rows, columns)]
+        scores = []
+        for i in range(by_row.shape[1]):
+            for j in range(by_column.shape[1]):
+                tap = big_k[:, :, nearest[by_row[:, i]]][..., nearest[by_column[:, j]]]
+                valid = inside[0][:, i, None] & inside[1][:, j]
+                score = (split_q * tap.unflatten(1, (heads, -1))).sum(2) * (depth // heads) ** -0.5
+                scores.append(score.masked_fill(~valid, -torch.inf))
+        weights = torch.stack(scores).softmax(0).mean(2)
+        total = torch.zeros_like(big_v)
+        for t, weight in enumerate(weights):
+            i, j = divmod(t, by_column.shape[1])
+            total += weight[:, None] * big_v[:, :, nearest[by_row[:, i]]][..., nearest[by_column[:, j]]]
+        return total
+
+    def oracle():
+        for y in range(0, fine, max(1, fine // 7)):
+            one = murf_fast.windows.ranges(
+                tuple(torch.tensor([n], dtype=torch.int32) for n in _span(rows[y])),
+                tuple(torch.tensor([_span(c)[i] for c in columns], dtype=torch.int32) for i in (0, 1)),
+                coarse,
+            )
+            exact = murf_fast.reference.window_attention(
+                q[:, :, y : y + 1].double(), k.double(), v.double(), one, heads
+            )
+            yield (slice(None), slice(None), slice(y, y + 1)), exact
+
+    others = {
+        "dense SDPA": lambda: dense,
+        "FlexAttention compile": flex,
+        "upsampled keys and values": lambda: upsampled,
+    }
+    return Contenders(
+        lambda: murf_fast.window_attention(q, k, v, windows=rule, num_heads=heads),
+        {name: build() for name, build in others.items() if name in contenders},
+        oracle,
+        channels * fine * fine * q.element_size(),
+        operations=2 * int(rows.sum() * columns.sum()) * (depth + channels),
+    )
+
+
+def _coordinates(n: int, device) -> tuple[Tensor, Tensor]:
+    at = torch.arange(n * n, device=device)
+    return at // n, at % n
+
+
+def _span(reads: Tensor) -> tuple[int, int]:
+    keys = reads.nonzero()
+    return int(keys.min()), int(keys.max()) + 1
+
+
+@case(
+    "window_attention",
+    "448^2 queries, 32^2 keys, 4 heads of 32, 384 channels, AnyUp's windows",
+    targets=(Target("dense", 15.0), Target("upsampled", 5.0)),
+)
+def window_attention(device, dtype):
+    return windowed(device, dtype, {"dense SDPA", "upsampled keys and values"})
+
+
+@case("window_attention", "the same against FlexAttention", targets=(Target("FlexAttention compile", 3.0),))
+def window_attention_flex(device, dtype):
+    return windowed(device, dtype, {"FlexAttention compile"})
+
+
+@case(
+    "neighborhood_attention",
+    "64^2 tokens, 16 heads of 64, window 7",
+    # What NATTEN's CPU path would be if it compiled there: it is FlexAttention with a mask of its own.
+    targets=(Target("FlexAttention compile", 2.0),),
+)
+def neighborhood(device, dtype):
+    n, heads, dim, kernel = max(side(64), 8), 16, 64, 7
+    q, k, v = (randn(device, dtype, 1, n, n, heads, dim) * s for s in (1.0, 0.9, 1.1))
+    rule = murf_fast.windows.neighborhood(n, n, kernel)
+    rows, columns = (torch.from_numpy(axis.multiplicity() > 0).to(device) for axis in rule.tables())
+    tokens = [x.flatten(1, 2).transpose(1, 2).contiguous() for x in (q, k, v)]
+    mask = (rows[:, None, :, None] & columns[None, :, None, :]).reshape(1, 1, n * n, n * n)
+
+    def grid(out: Tensor) -> Tensor:
+        return out.transpose(1, 2).unflatten(1, (n, n))
+
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    y_of, x_of = _coordinates(n, device)
+
+    def attends(b, h, q_index, k_index):
+        return rows[y_of[q_index], y_of[k_index]] & columns[x_of[q_index], x_of[k_index]]
+
+    block_mask = create_block_mask(attends, None, None, n * n, n * n, device=device)
+    graph = torch.compile(flex_attention, dynamic=False)
+    others = {
+        "FlexAttention compile": lambda: grid(graph(*tokens, block_mask=block_mask)),
+        "dense SDPA": lambda: grid(F.scaled_dot_product_attention(*tokens, attn_mask=mask)),
+    }
+    if importlib.util.find_spec("natten") is not None:
+        from natten import na2d
+
+        others["NATTEN"] = lambda: na2d(q, k, v, kernel_size=kernel)
+
+    def oracle():
+        doubles = [x.double() for x in (q, k, v)]
+        yield (), murf_fast.reference.neighborhood_attention(*doubles, (kernel, kernel))
+
+    return Contenders(
+        lambda: murf_fast.neighborhood_attention(q, k, v, kernel_size=kernel),
+        others,
+        oracle,
+        q.numel() * q.element_size(),
+        operations=4 * q.numel() * kernel**2,
+    )
+
+
+@case(
+    "feature_unify",
+    "1024 channels of 64^2, 128 filters of 5 x 5",
+    targets=(Target("grouped", 3.0),),
+    memory_target=(0.05, "responses"),
+)
+def unify(device, dtype):
+    channels, n, filters = classes(1024), max(side(64), 3), 128
+    features = randn(device, dtype, 1, channels, n, n)
+    basis = randn(device, dtype, filters, 1, 5, 5)
+
+    def plain(features, basis):
+        c = features.shape[1]
+        inside = F.conv2d(torch.ones_like(features[:, :1]), torch.ones_like(basis[:1]), padding=2)
+        responses = F.conv2d(features, basis.repeat(c, 1, 1, 1), padding=2, groups=c) / inside
+        return responses.view(1, filters, c, n, n).softmax(1).mean(2)
+
+    def oracle():
+        yield (), plain(features.double(), basis.double())
+
+    return Contenders(
+        lambda: murf_fast.feature_unify(features, basis),
+        {"grouped convolution": lambda: plain(features, basis), "compile": compiled(plain, features, basis)},
+        oracle,
+        channels * filters * n * n * features.element_size(),
+        operations=2 * channels * filters * 25 * n * n,
+    )
+
+
 class Rows(list):
     """Patch rows of several sizes, compared as one tensor but not joined while the clock runs."""
 
@@ -825,4 +1005,5 @@ class Rows(list):
         return torch.cat(self, dim=1)
 
 
+import anyup_cases  # noqa: E402, F401  (registers AnyUp from end to end)
 import murf_cases  # noqa: E402, F401  (registers the whole models)

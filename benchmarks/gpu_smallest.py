@@ -33,6 +33,13 @@ def bilateral(function) -> None:
     assert all(t.grad is None or t.grad.isfinite().all() for t in leaves)
 
 
+def attention(function, size: tuple[int, int]) -> None:
+    """``function`` of queries of ``size`` and keys and values on a grid of 3 x 4, and all their gradients."""
+    q, k, v = (torch.randn(1, 20, *grid, device="cuda", requires_grad=True) for grid in (size, (3, 4), (3, 4)))
+    function(q, k, v).square().sum().backward()
+    assert all(t.grad.isfinite().all() for t in (q, k, v))
+
+
 TARGET = [[0, 18, -100, 7, 3], [5, 5, 5, 1, 2], [9, 9, 0, 0, 0]]
 
 SMALLEST = {
@@ -70,6 +77,24 @@ SMALLEST = {
     ),
     "joint_bilateral_upsample": lambda: murf_fast.joint_bilateral_upsample(
         maps()[0], torch.randn(1, 3, 6, 5, device="cuda"), murf_fast.BilateralParams(*jbu_params()), radius=1
+    ),
+    "window_attention": lambda: attention(
+        lambda q, k, v: murf_fast.window_attention(
+            q, k, v, windows=murf_fast.windows.ratio((7, 9), (3, 4), 0.3), num_heads=2
+        ),
+        (7, 9),
+    ),
+    "neighborhood_attention": lambda: attention(
+        lambda q, k, v: murf_fast.neighborhood_attention(
+            *(x.unflatten(1, (2, -1)).permute(0, 3, 4, 1, 2) for x in (q, k, v)), kernel_size=3
+        ),
+        (3, 4),
+    ),
+    "feature_unify": lambda: differentiated(
+        lambda m: murf_fast.feature_unify(m[0], torch.randn(8, 1, 3, 3, device="cuda"))
+    ),
+    "anyup": lambda: (
+        murf_fast.nn.AnyUp(qk_dim=32).cuda().requires_grad_(False)(torch.randn(1, 3, 9, 8, device="cuda"), maps()[0])
     ),
     "nearest_distance": lambda: murf_fast.nearest_distance(
         torch.randn(5, 19, device="cuda"), murf_fast.NearestIndex(torch.randn(37, 19, device="cuda")), k=3

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <optional>
@@ -48,6 +49,75 @@ class AxisTable {
   std::vector<int32_t> first_, count_;
   std::vector<float> weights_;
 };
+
+template <class T, int Flags>
+std::vector<T> vector_of(const py::array_t<T, Flags>& a) {
+  return std::vector<T>(a.data(), a.data() + a.size());
+}
+
+// Blocks of queries along one axis of window attention; see murf_fast/window_blocks.py.
+class WindowAxisTable {
+ public:
+  using Ints = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+  WindowAxisTable(int64_t out, int64_t in, const Ints& member_begin, const Ints& members, const Ints& key_begin,
+                  const Ints& keys, const py::array_t<int64_t>& mask_begin, const py::array_t<float>& masks,
+                  const py::array_t<uint8_t>& exact)
+      : out_(out),
+        in_(in),
+        member_begin_(vector_of(member_begin)),
+        members_(vector_of(members)),
+        key_begin_(vector_of(key_begin)),
+        keys_(vector_of(keys)),
+        mask_begin_(vector_of(mask_begin)),
+        masks_(vector_of(masks)),
+        exact_(vector_of(exact)) {
+    const size_t blocks = exact_.size();
+    if (member_begin_.size() != blocks + 1 || key_begin_.size() != blocks + 1 || mask_begin_.size() != blocks)
+      throw std::invalid_argument("WindowAxis: the tables disagree");
+    if (size_t(member_begin_[blocks]) != members_.size() || size_t(key_begin_[blocks]) != keys_.size())
+      throw std::invalid_argument("WindowAxis: members or keys are missing");
+    for (int32_t m : members_)
+      if (m < 0 || m >= out) throw std::invalid_argument("WindowAxis: a query outside the output");
+    for (int32_t k : keys_)
+      if (k < 0 || k >= in) throw std::invalid_argument("WindowAxis: a key outside the grid");
+    for (size_t i = 0; i < blocks; ++i) {
+      const int64_t members_here = member_begin_[i + 1] - member_begin_[i], keys_here = key_begin_[i + 1] - key_begin_[i];
+      if (members_here < 1 || keys_here < 1) throw std::invalid_argument("WindowAxis: an empty block");
+      if (!exact_[i] && (mask_begin_[i] < 0 || mask_begin_[i] + members_here * keys_here > int64_t(masks_.size())))
+        throw std::invalid_argument("WindowAxis: a mask is missing");
+      max_members_ = std::max(max_members_, members_here);
+      max_keys_ = std::max(max_keys_, keys_here);
+    }
+  }
+  WindowAxis view() const {
+    return {out_,           in_,           int64_t(exact_.size()), max_members_,       max_keys_,
+            member_begin_.data(), members_.data(), key_begin_.data(), keys_.data(), mask_begin_.data(), masks_.data(),
+            exact_.data()};
+  }
+
+ private:
+  int64_t out_, in_, max_members_ = 0, max_keys_ = 0;
+  std::vector<int32_t> member_begin_, members_, key_begin_, keys_;
+  std::vector<int64_t> mask_begin_;
+  std::vector<float> masks_;
+  std::vector<uint8_t> exact_;
+};
+
+using StridedTuple = std::tuple<uintptr_t, std::array<int64_t, 4>>;  // address or 0, strides (b, c, y, x)
+// ((batch, heads, head_dim, channels), mean, scale, q, k, v, rows, columns, bias of rows, bias of columns)
+using AttentionTuple = std::tuple<std::array<int64_t, 4>, bool, float, StridedTuple, StridedTuple, StridedTuple,
+                                  std::shared_ptr<WindowAxisTable>, std::shared_ptr<WindowAxisTable>, uintptr_t,
+                                  uintptr_t>;
+
+Strided strided_of(const StridedTuple& t) {
+  const auto& s = std::get<1>(t);
+  return {pointer<void>(std::get<0>(t)), s[0], s[1], s[2], s[3]};
+}
+WindowAttention attention_of(const AttentionTuple& t) {
+  const auto& [shape, mean, scale, q, k, v, y, x, bias_y, bias_x] = t;
+  return {shape[0],      shape[1],      shape[2], shape[3], mean, scale, strided_of(q), strided_of(k), strided_of(v),
+          y->view(), x->view(), pointer<float>(bias_y), pointer<float>(bias_x)};
+}
 
 // (address, channels, (stride_b, stride_c, stride_y, stride_x), axis of rows, axis of columns)
 using MapTuple = std::tuple<uintptr_t, int64_t, std::array<int64_t, 4>, std::shared_ptr<AxisTable>,
@@ -116,7 +186,6 @@ class FoldedTable {
   std::vector<float> weights_;
 };
 
-using StridedTuple = std::tuple<uintptr_t, std::array<int64_t, 4>>;  // (address, (stride_b, stride_c, stride_y, stride_x))
 // (batch, channels, axis of rows, axis of columns)
 using RowsTuple = std::tuple<int64_t, int64_t>;  // begin, end
 using ConvTuple =
@@ -124,10 +193,6 @@ using ConvTuple =
 // ((batch, height, width, guides, key, radius), fix-up, parameters, range mask or 0, fix-up mask or 0, rows)
 using BilateralTuple = std::tuple<std::array<int64_t, 6>, bool, uintptr_t, uintptr_t, uintptr_t, RowsTuple>;
 
-Strided strided_of(const StridedTuple& t) {
-  const auto& s = std::get<1>(t);
-  return {pointer<void>(std::get<0>(t)), s[0], s[1], s[2], s[3]};
-}
 AdaptiveConv conv_of(const ConvTuple& t) {
   const auto& [begin, end] = std::get<4>(t);
   return {std::get<0>(t), std::get<1>(t), std::get<2>(t)->view(), std::get<3>(t)->view(), begin, end};
@@ -172,6 +237,10 @@ PYBIND11_MODULE(_native, m) {
   py::enum_<DType>(m, "DType").value("f32", DType::f32).value("bf16", DType::bf16).value("f16", DType::f16);
   py::class_<AxisTable, std::shared_ptr<AxisTable>>(m, "Axis")
       .def(py::init<int64_t, const py::array_t<int32_t>&, const py::array_t<int32_t>&, const py::array_t<float>&>());
+  py::class_<WindowAxisTable, std::shared_ptr<WindowAxisTable>>(m, "WindowAxis")
+      .def(py::init<int64_t, int64_t, const WindowAxisTable::Ints&, const WindowAxisTable::Ints&,
+                    const WindowAxisTable::Ints&, const WindowAxisTable::Ints&, const py::array_t<int64_t>&,
+                    const py::array_t<float>&, const py::array_t<uint8_t>&>());
   m.def("available_levels", &available_levels);
   m.def("current_level", &current_level);
   m.def("has_openmp", [] {
@@ -329,6 +398,62 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     k.image_to_patches(is_uint8, in, out, view, axis_y->view(), axis_x->view(), layout, pointer<void>(result),
                        threads);
+  });
+  m.def("window_attention", [](DType dtype, const AttentionTuple& attention, const StridedTuple& out, uintptr_t lse,
+                               int threads) {
+    const WindowAttention a = attention_of(attention);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.window_attention(dtype, a, strided_of(out), pointer<float>(lse), threads);
+  });
+  // gradients of (q, k, v); (bias of rows, bias of columns): every address may be 0
+  m.def("window_attention_backward", [](DType dtype, const AttentionTuple& attention, const StridedTuple& grad_out,
+                                        uintptr_t grad_lse, const std::array<StridedTuple, 3>& qkv,
+                                        const std::array<uintptr_t, 2>& bias, int64_t shares, int threads) {
+    const WindowAttention a = attention_of(attention);
+    const WindowGradients g{strided_of(grad_out),   pointer<float>(grad_lse), strided_of(qkv[0]), strided_of(qkv[1]),
+                            strided_of(qkv[2]), pointer<float>(bias[0]),  pointer<float>(bias[1]), shares};
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.window_attention_backward(dtype, a, g, threads);
+  });
+  // (shape of the features, filters, kernel, as released, features, basis)
+  using UnifyTuple = std::tuple<Shape, int64_t, int64_t, bool, StridedTuple, uintptr_t>;
+  static const auto unify_of = [](const UnifyTuple& t) {
+    const auto& [shape, filters, kernel, released, features, basis] = t;
+    return FeatureUnify{shape[0], shape[1], shape[2],  shape[3], filters, kernel, released, strided_of(features),
+                        pointer<float>(basis)};
+  };
+  m.def("feature_unify", [](DType dtype, const UnifyTuple& unify, const StridedTuple& out, int threads) {
+    const FeatureUnify f = unify_of(unify);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.feature_unify(dtype, f, strided_of(out), threads);
+  });
+  m.def("feature_unify_backward", [](DType dtype, const UnifyTuple& unify, const StridedTuple& grad_out,
+                                     const StridedTuple& grad_features, uintptr_t grad_basis, int64_t shares,
+                                     int threads) {
+    const FeatureUnify f = unify_of(unify);
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.feature_unify_backward(dtype, f, strided_of(grad_out), strided_of(grad_features), pointer<float>(grad_basis),
+                             shares, threads);
+  });
+  // ((pixels, in, out, chunk, width), x, (x strides), gain, offset, (unit, eps), weight, bias, residual, rotations of
+  // rows, of columns, out, statistics); addresses may be 0
+  using PixelLinearTuple =
+      std::tuple<std::array<int64_t, 5>, uintptr_t, std::array<int64_t, 2>, uintptr_t, uintptr_t,
+                 std::tuple<bool, float>, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+  m.def("pixel_linear", [](const PixelLinearTuple& t, int threads) {
+    const auto& [shape, x, strides, gain, offset, unit, weight, bias, residual, rows, columns, out, statistics] = t;
+    const PixelLinear layer{shape[0], shape[1], shape[2], shape[3], shape[4], pointer<float>(x), strides[0],
+                            strides[1], pointer<float>(gain), pointer<float>(offset), std::get<0>(unit),
+                            std::get<1>(unit), pointer<float>(weight), pointer<float>(bias), pointer<float>(residual),
+                            pointer<float>(rows), pointer<float>(columns), pointer<float>(out),
+                            pointer<double>(statistics)};
+    const Kernels& k = current_kernels();
+    py::gil_scoped_release release;
+    k.pixel_linear(layer, threads);
   });
   py::enum_<NearestRole>(m, "NearestRole")
       .value("plain", NearestRole::plain)

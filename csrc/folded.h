@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "types.h"
+
 namespace murf {
 
 // Output i reads inputs first[i] .. first[i] + count[i] - 1; tap t of its kernel gives input first[i] + m the share
@@ -15,12 +17,6 @@ struct FoldedAxis {
   const float* weights;
   const int32_t* reader_begin;
   const int32_t* reader_end;
-};
-
-// A tensor (batch, channels, y, x) of any strides, in elements.
-struct Strided {
-  void* data;
-  int64_t stride_b, stride_c, stride_y, stride_x;
 };
 
 // Output rows row_begin .. row_end - 1 are computed; the kernels hold those rows only.

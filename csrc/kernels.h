@@ -34,6 +34,13 @@
      float* grad_logits, float* grad_guidance, float* grad_params, int threads))                                       \
   X(image_to_patches, (bool is_uint8, DType in, DType out, Image image, Axis axis_y, Axis axis_x, PatchRows rows,    \
                        void* result, int threads))                                                                   \
+  X(window_attention, (DType dtype, WindowAttention attention, Strided out, float* lse, int threads))                \
+  X(window_attention_backward,                                                                                       \
+    (DType dtype, WindowAttention attention, WindowGradients gradients, int threads))                                \
+  X(feature_unify, (DType dtype, FeatureUnify unify, Strided out, int threads))                                      \
+  X(feature_unify_backward, (DType dtype, FeatureUnify unify, Strided grad_out, Strided grad_features,               \
+                             float* grad_basis, int64_t shares, int threads))                                        \
+  X(pixel_linear, (PixelLinear layer, int threads))                                                                  \
   X(nearest_prepare, (NearestRows x, const float* mean, DType out_dtype, void* out, int64_t out_stride,              \
                       NearestRole role, double* squared_norms, double* errors, int threads))                         \
   X(nearest_scan, (DType product_dtype, const void* products, NearestBlock block, NearestRows query,                 \

@@ -71,6 +71,71 @@ struct PatchRows {
   float gain[3], offset[3];
 };
 
+// A map (batch, channels, height, width) of any strides, in elements.
+struct Strided {
+  void* data;
+  int64_t stride_b, stride_c, stride_y, stride_x;
+};
+
+// One axis of window attention, cut into blocks of queries. Block i has the queries members[member_begin[i] ..] and the
+// union of their keys, keys[key_begin[i] ..]. Unless it is exact (every query has every key), masks + mask_begin[i]
+// holds the logarithm of how often a query counts a key, by key, then query.
+struct WindowAxis {
+  int64_t out, in, blocks, max_members, max_keys;
+  const int32_t *member_begin, *members, *key_begin, *keys;
+  const int64_t* mask_begin;
+  const float* masks;
+  const uint8_t* exact;
+};
+
+// Queries (batch, heads * head_dim, y.out, x.out), keys at (y.in, x.in), values with `channels` channels there: averaged
+// over the heads, or split between them. The biases (heads, out, in) of both axes may be null.
+struct WindowAttention {
+  int64_t batch, heads, head_dim, channels;
+  bool mean;
+  float scale;
+  Strided q, k, v;
+  WindowAxis y, x;
+  const float *bias_y, *bias_x;
+};
+
+// grad_lse (batch, heads, y.out, x.out) may be null, as may every result. Bias gradients come in one part per share of
+// the work: (parts, heads, out, in). A part is a run of blocks of rows of one image.
+struct WindowGradients {
+  Strided grad_out;
+  const float* grad_lse;
+  Strided q, k, v;
+  float *bias_y, *bias_x;
+  int64_t shares;  // per image
+};
+
+// Features (batch, channels, height, width) against a float32 basis (filters, kernel, kernel); `released`: as AnyUp's
+// code computes it, else as its paper does.
+struct FeatureUnify {
+  int64_t batch, channels, height, width, filters, kernel;
+  bool released;
+  Strided features;
+  const float* basis;
+};
+
+// One layer on rows of pixels, float32: x (pixels, in_channels) of any strides, normalized by channel and activated
+// (gain, offset; SiLU) or brought to unit mean square (unit, eps) or as it is, times weight (in_channels, out_channels),
+// plus bias, plus residual (pixels, out_channels), turned by the angles of the pixel's row and column (cosines, then
+// sines, of every channel), to out (pixels, out_channels). All but x and out may be null; out may be x or the residual.
+// statistics (chunks, 2, out_channels): of every `chunk` pixels the means, and the sums of squared differences.
+struct PixelLinear {
+  int64_t pixels, in_channels, out_channels, chunk, width;
+  const float* x;
+  int64_t x_stride, x_stride_c;
+  const float *gain, *offset;
+  bool unit;
+  float eps;
+  const float *weight, *bias, *residual;
+  const float *rotate_rows, *rotate_columns;
+  float* out;
+  double* statistics;
+};
+
 // Rows of features: data[row * stride + i], times scale[row] where there is one (unit norm, for cosine distances).
 struct NearestRows {
   const void* data;

@@ -99,6 +99,50 @@ def gather_tile(channels: int, width: int) -> Tile:
     return Tile(min(_power_of_two(width), 256 // block), block, 2, 168)
 
 
+@dataclass(frozen=True)
+class AttentionTile:
+    """Queries and keys of one matrix product, how many channels of each map are read at a time, and as for Tile."""
+
+    queries: int
+    keys: int
+    head_dim: int
+    channels: int
+    warps: int
+    registers: int
+
+
+def attention_tile(queries: int, head_dim: int, channels: int) -> AttentionTile:
+    """Tiles of window attention: one block of queries, keys in chunks of 32; 16 is the least a matrix product takes.
+
+    64 queries on four warps spilled when compiled for sm_90, in float32 and in half precision; eight warps hold them.
+    """
+    block = max(_power_of_two(queries), 16)
+    return AttentionTile(
+        block,
+        32,
+        min(max(_power_of_two(head_dim), 16), 64),
+        min(max(_power_of_two(channels), 16), 64),
+        8 if block > 16 else 4,
+        255,
+    )
+
+
+@dataclass(frozen=True)
+class UnifyTile:
+    """Filters and channels of one pixel worked on at a time, and as for Tile."""
+
+    filters: int
+    channels: int
+    warps: int
+    registers: int
+
+
+def unify_tile(filters: int) -> UnifyTile:
+    """All filters, for the softmax goes over them, and 2048 responses: 16 values a thread."""
+    block = _power_of_two(filters)
+    return UnifyTile(block, max(2048 // block, 1), 4, 168)
+
+
 def unrolled(axes: list[tuple[AxisTable, AxisTable]]) -> Taps:
     """Bilinear cells (2 x 2) and bicubic runs (4) are unrolled. Sixteen bicubic cells at once spilled registers when
     compiled for sm_90; anything longer would only cost code and compilations.
@@ -169,6 +213,26 @@ def similarity_tile(diameter: int, keys: int) -> SimilarityTile:
     """At most 8192 products of keys for one row of taps at a time, 64 a thread in flight."""
     taps, block = _power_of_two(diameter), min(_power_of_two(keys), 32)
     return SimilarityTile(max(1, min(32, 8192 // (taps * max(block, taps)))), taps, block, 4)
+
+
+@dataclass(frozen=True)
+class PixelTile:
+    """One program of a pointwise layer: pixels, and inputs of the product at a time; it makes all outputs."""
+
+    pixels: int
+    depth: int
+    warps: int
+    registers: int
+
+
+def pixel_tile(dtype: torch.dtype, rotates: bool) -> PixelTile:
+    """Sums of 64 pixels x 128 channels are 32 registers of each of 256 threads. Angles need as many again, and spilled
+    at 64 pixels. float32 products run outside the tensor cores, where operands wait in registers: half the pixels, and
+    fewer inputs at a time.
+    """
+    if dtype == torch.float32:
+        return PixelTile(32, 16, 8, 168)
+    return PixelTile(32 if rotates else 64, 32, 8, 255)
 
 
 def dot_precision() -> str:

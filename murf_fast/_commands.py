@@ -125,12 +125,13 @@ def bench(
 ) -> None:
     """Run the benchmark suites of a source checkout and write their report.
 
-    `bench jbu` needs no checkout: it prints latency and memory of FeatUp's upsampler at four output sizes.
+    `bench jbu` and `bench anyup` need no checkout: they print latency and memory of FeatUp's upsampler and of AnyUp at
+    four output sizes.
     """
-    if ops == ["jbu"]:
-        from murf_fast import bench_jbu
+    if ops in (["jbu"], ["anyup"]):
+        from importlib import import_module
 
-        bench_jbu.main(_console())
+        import_module(f"murf_fast.bench_{ops[0]}").main(_console())
         return
     from murf_fast.bench import main
 

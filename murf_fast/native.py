@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from murf_fast.resample import AxisTable
+from murf_fast.statistics import join
 from murf_fast.window import FoldedAxis
+from murf_fast.window_blocks import blocks_of
 
 Axes = list[tuple[AxisTable, AxisTable]]
 Folded = tuple[FoldedAxis, FoldedAxis]
 
 # Bytes from which a result is worth a system call about its pages.
 _LARGE = 8 << 20
+# Pixels whose statistics are summed apart: a multiple of every level's tiles, enough parts for many threads. The sums
+# must not depend on the threads.
+PIXEL_CHUNK = 1536
 # Bytes of per-pixel kernels that a joint bilateral upsampling holds at a time: few calls, and little beside its result.
 _KERNEL_BYTES = 16 << 20
 
@@ -216,6 +221,114 @@ def image_to_patches(
     )
 
 
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_y: Tensor | None,
+    bias_x: Tensor | None,
+    rule: tuple[str, str],
+    heads: int,
+    mean: bool,
+    scale: float,
+    out: Tensor,
+    lse: Tensor | None,
+) -> None:
+    _prefer_huge_pages(out)
+    attention = _attention(q, k, v, bias_y, bias_x, rule, heads, mean, scale)
+    module().window_attention(_dtype(q), attention, _strided(out), 0 if lse is None else lse.data_ptr(), _threads())
+
+
+def window_attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_y: Tensor | None,
+    bias_x: Tensor | None,
+    rule: tuple[str, str],
+    heads: int,
+    mean: bool,
+    scale: float,
+    shares: int,
+    results: list[Tensor],
+) -> None:
+    """``results``: gradients of q, k, v and the biases; an empty one is not wanted. Bias gradients come for both."""
+    parts = []
+    for bias, result in zip((bias_y, bias_x), results[3:], strict=True):
+        parts.append(q.new_empty((q.shape[0] * shares, *bias.shape), dtype=torch.float32) if result.numel() else None)
+    module().window_attention_backward(
+        _dtype(q),
+        _attention(q, k, v, bias_y, bias_x, rule, heads, mean, scale),
+        _strided(grad_out),
+        0 if grad_lse is None else grad_lse.data_ptr(),
+        tuple(_strided(x) if x.numel() else (0, (0, 0, 0, 0)) for x in results[:3]),
+        tuple(0 if p is None else p.data_ptr() for p in parts),
+        shares,
+        _threads(),
+    )
+    for part, result in zip(parts, results[3:], strict=True):
+        if part is not None:
+            result.copy_(part.sum(0))
+
+
+def feature_unify(features: Tensor, basis: Tensor, released: bool, out: Tensor) -> None:
+    module().feature_unify(_dtype(features), _unify(features, basis, released), _strided(out), _threads())
+
+
+def feature_unify_backward(
+    grad: Tensor, features: Tensor, basis: Tensor, released: bool, shares: int, results: list[Tensor]
+) -> None:
+    """``results``: gradients of features and basis; an empty one is not wanted."""
+    parts = basis.new_empty((len(features) * shares, *basis.shape)) if results[1].numel() else None
+    module().feature_unify_backward(
+        _dtype(features),
+        _unify(features, basis, released),
+        _strided(grad),
+        _strided(results[0]) if results[0].numel() else (0, (0, 0, 0, 0)),
+        0 if parts is None else parts.data_ptr(),
+        shares,
+        _threads(),
+    )
+    if parts is not None:
+        results[1].copy_(parts.sum(0))
+
+
+def pixel_linear(
+    x: Tensor,
+    out: Tensor,
+    *,
+    norm: tuple[Tensor, Tensor] | None = None,
+    unit_eps: float | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    rotation: tuple[Tensor, Tensor] | None = None,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor] | None:
+    """See :mod:`murf_fast.ops._pixel_linear`; float32 only."""
+    _prefer_huge_pages(out)
+    pixels, channels = out.shape
+    parts = torch.empty((-(-pixels // PIXEL_CHUNK), 2, channels), dtype=torch.float64) if statistics else None
+    rows, columns = rotation or (None, None)
+    addresses = [0 if t is None else t.data_ptr() for t in (*(norm or (None, None)), weight, bias, residual)]
+    layer = (
+        (pixels, x.shape[1], channels, PIXEL_CHUNK, 0 if columns is None else len(columns)),
+        x.data_ptr(),
+        tuple(x.stride()),
+        *addresses[:2],
+        (unit_eps is not None, unit_eps or 0.0),
+        *addresses[2:],
+        0 if rows is None else rows.data_ptr(),
+        0 if columns is None else columns.data_ptr(),
+        out.data_ptr(),
+        0 if parts is None else parts.data_ptr(),
+    )
+    module().pixel_linear(layer, _threads())
+    return None if parts is None else join(parts, PIXEL_CHUNK, pixels)
+
+
 def nearest_index(bank: Tensor, cosine: bool, precision: str, device: torch.device) -> list[Tensor]:
     """The prepared bank; the device is the bank's."""
     from murf_fast import _nearest
@@ -403,6 +516,27 @@ def _sum_planar(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Te
     module().upsample_sum(
         _dtype(out), maps.tuples, tuple(out.shape), _bias(bias), out.data_ptr(), False, out.stride(0), _threads()
     )
+
+
+def _attention(q, k, v, bias_y, bias_x, rule, heads, mean, scale) -> tuple:
+    rows, columns = blocks_of(*rule, tuple(q.shape[2:]), tuple(k.shape[2:]))
+    return (
+        (q.shape[0], heads, q.shape[1] // heads, v.shape[1]),
+        mean,
+        scale,
+        _strided(q),
+        _strided(k),
+        _strided(v),
+        rows.native,
+        columns.native,
+        0 if bias_y is None else bias_y.data_ptr(),
+        0 if bias_x is None else bias_x.data_ptr(),
+    )
+
+
+def _unify(features: Tensor, basis: Tensor, released: bool) -> tuple:
+    shape, kernel = tuple(features.shape), basis.shape[-1]
+    return shape, len(basis), kernel, released, _strided(features), basis.data_ptr()
 
 
 def _nearest_rows(x: Tensor, scale: Tensor) -> tuple:

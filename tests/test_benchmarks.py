@@ -49,11 +49,14 @@ def test_every_operation_has_a_suite():
     assert set(bench.operations()) == {c.op for c in cases.CASES}
     # One call per model and patch size: its speed is nobody's concern; and types. Whole models have suites too.
     types = {name for name in murf_fast.ops.__all__ if isinstance(getattr(murf_fast.ops, name), type)}
-    assert set(bench.operations()) == (set(murf_fast.ops.__all__) - {"resample_patch_embed"} - types) | {"murf"}
+    assert set(bench.operations()) == (set(murf_fast.ops.__all__) - {"resample_patch_embed"} - types) | {
+        "anyup_model",
+        "murf",
+    }
 
 
 def test_unknown_operation():
-    with pytest.raises(ValueError, match="no suite for sort; there are: adaptive_conv, bilateral_kernels"):
+    with pytest.raises(ValueError, match="no suite for sort; there are: adaptive_conv, anyup_model, bilateral_kernels"):
         bench.main(["sort"])
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import murf_fast
-from murf_fast import _commands, backends, bench_jbu, info, native
+from murf_fast import _commands, backends, bench_anyup, bench_jbu, info, native
 from murf_fast.demo import backbone, measure, pipeline
 from murf_fast.demo.operations import operations
 from murf_fast.nn.principal import fused_projection
@@ -217,3 +217,11 @@ def test_bench_jbu_rows():
         (64, method, 4 * 128 * 64 * 64) for method in ("JBUStack", "bilinear")
     ]
     assert all(r.seconds > 0 for r in rows)
+
+
+def test_bench_anyup(monkeypatch):
+    monkeypatch.setattr(bench_anyup, "rows", lambda device, rows=bench_anyup.rows: rows(device, (80, 96), 6))
+    result = invoke("bench", "anyup")
+    assert result.exit_code == 0, result.output
+    for expected in ("AnyUp, dense", "AnyUp, natten", "bilinear", "80 x 80", "96 x 96", "peak memory"):
+        assert expected in result.output

@@ -82,3 +82,19 @@ def test_joint_bilateral_upsample():
         source[:, :, -near // 2 :, -near // 2 :], guidance[:, :, -near:, -near:], params, radius=1
     )
     torch.testing.assert_close(result[:, :, 8 - near :, 8 - near :], corner[:, :, 8:, 8:])
+
+
+@pytest.mark.parametrize(("depth", "channels"), [(2, 1024), (1024, 2)], ids=["result", "queries"])
+def test_window_attention(depth, channels):
+    """Queries of zeros are averages of the window; the last ones are random and checked by themselves."""
+    side, near = int((ELEMENTS / 1024) ** 0.5) + 2, 5
+    q = torch.zeros(1, side, side, depth, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    q[:, :, -near:, -near:].normal_()
+    k, v = torch.randn(1, depth, 3, 2).bfloat16(), torch.randn(1, channels, 3, 2).bfloat16()
+    options = {"windows": murf_fast.windows.full(), "num_heads": 2}
+    result = murf_fast.window_attention(q, k, v, **options)
+    assert max(q.numel(), result.numel()) > ELEMENTS
+    corner = murf_fast.window_attention(q[:, :, -near:, -near:], k, v, **options)
+    torch.testing.assert_close(result[:, :, -near:, -near:], corner)
+    for y, x in ((0, 0), (0, -1), (-1, 0)):
+        torch.testing.assert_close(result[0, :, y, x], v[0].float().mean((1, 2)).bfloat16())

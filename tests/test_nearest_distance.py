@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from originals import golden
 from suite import check_opcheck
 
 import murf_fast
@@ -211,7 +212,7 @@ def test_registration_and_compile():
 
 
 def test_golden_of_float64_and_faiss():
-    data = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "nearest.npz").items()}
+    data = {k: torch.from_numpy(v) for k, v in golden("nearest").items()}
     for precision in PRECISIONS:
         _, indices = nearest_distance(data["query"], data["bank"], k=9, metric="l2sq", precision=precision)
         assert torch.equal(indices, data["indices"])

@@ -1,4 +1,4 @@
-"""murf_fast.patch on stand-ins that have the names of FeatUp's classes and functions."""
+"""murf_fast.patch on stand-ins that have the names of the originals' classes, functions and weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from murf_fast import patch
+from murf_fast.nn import AnyUp
 
 EXTENSION = """
     import torch
@@ -152,3 +153,103 @@ def test_without_featup(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
     with pytest.raises(ModuleNotFoundError, match="the package featup is not installed"):
         patch.featup()
+
+
+MODEL = """
+    import torch
+    from torch import nn
+
+    def encoder(first, dim):
+        half = lambda: [nn.GroupNorm(8, dim), nn.SiLU(), nn.Conv2d(dim, dim, 1, bias=False)]
+        blocks = []
+        for _ in range(2):
+            blocks.append(nn.Module())
+            blocks[-1].block = nn.Sequential(*half(), *half())
+        return nn.Sequential(first, *blocks)
+
+    class CrossAttentionBlock(nn.Module):
+        def __init__(self, dim, heads):
+            super().__init__()
+            self.conv2d = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+            self.cross_attn = nn.Module()
+            self.cross_attn.norm_q, self.cross_attn.norm_k = nn.RMSNorm(dim), nn.RMSNorm(dim)
+            self.cross_attn.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+
+    class NATTENCrossAttentionBlock(nn.Module):
+        def __init__(self, dim, heads):
+            super().__init__()
+            self.conv2d = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+            self.norm_q, self.norm_k = nn.RMSNorm(dim), nn.RMSNorm(dim)
+            self.cross_attn = nn.Module()
+            self.cross_attn.num_heads = heads
+            self.cross_attn.q_proj, self.cross_attn.k_proj = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
+
+    class AnyUp(nn.Module):
+        def __init__(self, qk_dim=16, num_heads=2, window_ratio=0.3, use_natten=False, lfu_dim=None):
+            super().__init__()
+            self.qk_dim, self.lfu_dim, self.window_ratio = qk_dim, lfu_dim or qk_dim, window_ratio
+            conv = lambda i, k: nn.Conv2d(i, qk_dim, k, padding=k // 2, padding_mode="reflect", bias=False)
+            unify = nn.Module()
+            unify.basis = nn.Parameter(torch.randn(qk_dim, 1, 5, 5))
+            for name, first in (("image", conv(3, 1)), ("key", conv(qk_dim, 1)), ("query", conv(qk_dim, 1)),
+                                ("key_features", unify)):
+                self.add_module(f"{name}_encoder", encoder(first, qk_dim))
+            self.cross_decode = (NATTENCrossAttentionBlock if use_natten else CrossAttentionBlock)(qk_dim, num_heads)
+            self.aggregation = encoder(conv(2 * qk_dim, 3), qk_dim)
+            self.rope = nn.Module()
+            self.rope.freqs = nn.Parameter(torch.randn(2, qk_dim))
+
+        def forward(self, image, features, output_size=None, vis_attn=False, q_chunk_size=None):
+            return "AnyUp itself"
+"""
+
+
+@pytest.fixture
+def anyup(tmp_path, monkeypatch):
+    """A package `anyup` on the path; its model."""
+    (tmp_path / "anyup").mkdir()
+    (tmp_path / "anyup" / "__init__.py").write_text("")
+    (tmp_path / "anyup" / "model.py").write_text(textwrap.dedent(MODEL))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield importlib.import_module("anyup.model").AnyUp
+    patch.unpatch()
+    for name in [n for n in sys.modules if n.split(".")[0] == "anyup"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("use_natten", [False, True])
+def test_anyup(anyup, use_natten):
+    torch.manual_seed(0)
+    model = anyup(use_natten=use_natten)
+    image, features = torch.randn(2, 3, 15, 18), torch.randn(2, 5, 4, 3)
+    assert model(image, features) == "AnyUp itself"
+    patch.anyup()
+    patch.anyup()  # a second time changes nothing
+    ours = AnyUp.from_checkpoint(
+        model.state_dict(), num_heads=2, window_ratio=0.3, windows="natten" if use_natten else "dense"
+    )
+    for size in (None, (9, 12), torch.Size((20, 21))):
+        expected = gradients(lambda i, f, size=size: ours(i, f, size and tuple(size)), image, features)
+        actual = gradients(lambda i, f, size=size: model(i, f, size, q_chunk_size=4), image, features)
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e)
+    with pytest.raises(ValueError, match="`image` must have 3 channels, got 5"):
+        model(features, features)
+    patch.unpatch()
+    assert model(image, features) == "AnyUp itself"
+
+
+def test_anyup_as_it_was(anyup):
+    """What this library does not have is left to the original."""
+    patch.anyup()
+    image, features = torch.randn(1, 3, 15, 18), torch.randn(1, 5, 4, 3)
+    assert anyup()(image, features, vis_attn=True) == "AnyUp itself"
+    assert anyup(lfu_dim=32)(image, features) == "AnyUp itself"
+    assert anyup().bfloat16()(image.bfloat16(), features.bfloat16()).dtype == torch.bfloat16
+
+
+def test_without_anyup(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    with pytest.raises(ModuleNotFoundError, match="the package anyup is not installed"):
+        patch.anyup()

@@ -15,6 +15,9 @@ SCRIPT = Path(__file__).with_name("triton_compile_all.py")
 # Largest shared memory of one block in bytes: CUDA C++ Programming Guide, table of compute capabilities.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 KERNELS = {
+    "_feature_unify",
+    "_feature_unify_grad_basis",
+    "_feature_unify_grad_features",
     "_adaptive_conv",
     "_adaptive_conv_backward_kernels",
     "_bilateral_kernels",
@@ -23,6 +26,7 @@ KERNELS = {
     "_image_to_patches",
     "_k_center_step",
     "_nearest_distance",
+    "_pixel_linear",
     "_row_value_gradients",
     "_unfold",
     "_upsample_argmax",
@@ -31,6 +35,24 @@ KERNELS = {
     "_upsample_expectation",
     "_upsample_expectation_backward",
     "_upsample_sum",
+    "_window_attention",
+    "_window_delta",
+    "_window_grad_bias",
+    "_window_grad_k",
+    "_window_grad_q",
+    "_window_grad_v",
+    "_window_softmax",
+}
+# Compilations of kernels of matrix products that use tensor cores: both half dtypes do, float32 does without.
+TENSOR_CORES = {
+    "_nearest_distance": 8,
+    "_window_attention": 8,
+    "_window_delta": 8,
+    "_window_grad_bias": 8,
+    "_window_grad_k": 8,
+    "_window_grad_q": 8,
+    "_window_grad_v": 8,
+    "_window_softmax": 16,
 }
 
 
@@ -64,5 +86,5 @@ def test_every_kernel_compiles_without_spills(tmp_path):
         for kernel in compiled:
             assert kernel["stack"] == kernel["local"] == 0, f"sm_{arch} spills: {kernel}"
             assert kernel["shared"] <= SHARED_LIMIT[arch], f"sm_{arch}: {kernel}"
-        # float32 does without tensor cores; both half dtypes at four widths use them.
-        assert sum(kernel["mma"] for kernel in compiled if kernel["name"] == "_nearest_distance") == 8, f"sm_{arch}"
+        for name, expected in TENSOR_CORES.items():
+            assert sum(kernel["mma"] for kernel in compiled if kernel["name"] == name) == expected, f"sm_{arch}: {name}"

@@ -65,6 +65,9 @@ def main(arch: int) -> None:
 def launch_everything(dtype: torch.dtype) -> None:
     """Every launcher in the layouts, widths and options that change what is compiled."""
     patches(dtype)
+    attention(dtype)
+    unify(dtype)
+    pixels(dtype)
     adaptive(dtype)
     bilateral(dtype)
     nearest(dtype)
@@ -91,6 +94,44 @@ def patches(dtype: torch.dtype) -> None:
             out = torch.zeros(2, 6, 588, dtype=dtype)
             axes = axes_of(20, 30, (28, 42), "bilinear", False)
             kernels.image_to_patches(images, axes, 14, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), channels_first, out)
+
+
+def attention(dtype: torch.dtype) -> None:
+    """Blocks of 16 and 64 queries, few and many channels, with and without bias; layouts are strides."""
+    for rule, side, heads, depth, channels in (("ratio 0.1", 42, 4, 128, 384), ("neighborhood 3 1 1", 12, 2, 32, 32)):
+        n = 6 if side == 42 else side
+        q, k, v = (
+            empty_map(torch.zeros(1, dtype=dtype), (1, c, s, s), True)
+            for c, s in ((depth, side), (depth, n), (channels, n))
+        )
+        out, lse = empty_map(q, (1, channels, side, side), True), torch.zeros(1, heads, side, side)
+        for mean, bias in ((True, None), (False, torch.zeros(heads, side, n))):
+            call = (q, k, v, bias, bias, (rule, rule), heads, mean, 0.1)
+            kernels.window_attention(*call, out, lse)
+            results = [torch.zeros_like(x) for x in (q, k, v)] + [torch.zeros(0) if bias is None else bias] * 2
+            kernels.window_attention_backward(out, lse, *call, 1, results)
+
+
+def unify(dtype: torch.dtype) -> None:
+    features, basis = torch.zeros(1, 384, 3, 4, dtype=dtype), torch.zeros(128, 1, 5, 5)
+    out = torch.zeros(1, 128, 3, 4, dtype=dtype)
+    for released in (True, False):
+        kernels.feature_unify(features, basis, released, out)
+        kernels.feature_unify_backward(out, features, basis, released, 1, [features, basis])
+
+
+def pixels(dtype: torch.dtype) -> None:
+    """The layers of AnyUp's encoders."""
+    x, image = torch.zeros(300, 128, dtype=dtype), torch.zeros(3, 300, dtype=dtype).T
+    weight, row, norm = torch.zeros(128, 128, dtype=dtype), torch.zeros(128), (torch.zeros(128), torch.zeros(128))
+    angles = (torch.zeros(10, 2, 128), torch.zeros(30, 2, 128))
+    kernels.pixel_linear(image, x, weight=weight[:3], statistics=True)
+    kernels.pixel_linear(x, x, norm=norm, weight=weight, statistics=True)
+    kernels.pixel_linear(x, x, norm=norm, weight=weight, residual=x, statistics=True)
+    kernels.pixel_linear(x, x, norm=norm, weight=weight, residual=x, rotation=angles)
+    kernels.pixel_linear(x, x, weight=weight, residual=x)
+    kernels.pixel_linear(x, x, norm=norm)
+    kernels.pixel_linear(x, x, unit_eps=1e-7, weight=weight, bias=row)
 
 
 def adaptive(dtype: torch.dtype) -> None:

@@ -1,10 +1,13 @@
-"""Linear heads under the names that published checkpoints give them."""
+"""Checkpoint files, and linear heads under the names that published checkpoints give them."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -80,3 +83,35 @@ def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming])
 def few(keys) -> str:
     keys = list(keys)
     return (", ".join(keys[:12]) or "none") + (f", ... ({len(keys)} in all)" if len(keys) > 12 else "")
+
+
+def tensors_of(what: str, path: Path) -> Mapping:
+    """What a ``.safetensors`` file or a pickle of tensors and plain values holds."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"murf_fast.{what}: {path.name} holds more than tensors and plain values, and unpickling that could run "
+            f"any code; load it yourself if you trust it and pass its state dict. torch says: {error}"
+        ) from error
+
+
+def load_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads all of the weights, or says which are missing, unexpected or of a wrong shape."""
+    expected = module.state_dict()
+    missing, unexpected = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} (expected {tuple(expected[key].shape)})"
+        for key in expected.keys() & weights.keys()
+        if weights[key].shape != expected[key].shape
+    ]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"murf_fast.{type(module).__name__}: the checkpoint does not fit; missing keys: {few(sorted(missing))}; "
+            f"unexpected keys: {few(sorted(unexpected))}; wrong shapes: {few(sorted(shapes))}"
+        )
+    module.load_state_dict(weights)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from murf_fast.nn._checkpoints import few
+from murf_fast.nn._checkpoints import few, tensors_of
 
 _PREFIX = "upsampler."
 _CHANNEL_NORM = "model.1.norm."
@@ -31,7 +29,7 @@ class Layout:
 
 def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, dict[str, Tensor]]:
     """The weights under the names of a stack, and its layout."""
-    state = checkpoint if isinstance(checkpoint, Mapping) else _file(Path(checkpoint))
+    state = checkpoint if isinstance(checkpoint, Mapping) else tensors_of("JBUStack", Path(checkpoint))
     state = state.get("state_dict", state)
     if any(key.startswith(_PREFIX) for key in state):
         weights = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
@@ -55,34 +53,3 @@ def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, dict[str, Tensor
         guides=weights[f"{first}.range_proj.0.weight"].shape[1],
     )
     return layout, weights
-
-
-def load_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads all of the weights, or says which are missing, unexpected or of a wrong shape."""
-    expected = module.state_dict()
-    missing, unexpected = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    shapes = [
-        f"{key} {tuple(weights[key].shape)} (expected {tuple(expected[key].shape)})"
-        for key in expected.keys() & weights.keys()
-        if weights[key].shape != expected[key].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"murf_fast.{type(module).__name__}: the checkpoint does not fit; missing keys: {few(sorted(missing))}; "
-            f"unexpected keys: {few(sorted(unexpected))}; wrong shapes: {few(sorted(shapes))}"
-        )
-    module.load_state_dict(weights)
-
-
-def _file(path: Path) -> Mapping:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"murf_fast.JBUStack: {path.name} holds more than tensors and plain values, and unpickling that could run "
-            f"any code; load it yourself if you trust it and pass its state dict. torch says: {error}"
-        ) from error

@@ -7,7 +7,7 @@ from os import PathLike
 
 from torch import Tensor, nn
 
-from murf_fast.nn import _jbu_checkpoint
+from murf_fast.nn import _checkpoints, _jbu_checkpoint
 from murf_fast.nn._jbu_levels import run_levels
 from murf_fast.nn.jbu_level import JBULevel
 from murf_fast.ops import _checks
@@ -66,7 +66,7 @@ class JBUStack(nn.Module):
         """
         layout, weights = _jbu_checkpoint.read(checkpoint)
         stack = cls(layout.dim, shared=layout.shared, radius=layout.radius, norm=layout.norm, guides=layout.guides)
-        _jbu_checkpoint.load_into(stack, weights)
+        _checkpoints.load_into(stack, weights)
         return stack.eval()
 
     @property

@@ -1,0 +1,211 @@
+"""AnyUp's feature-agnostic layer and its gradients, pixel by pixel: no channels x filters maps.
+
+A pixel's responses are C M numbers, read as rows i (the outputs) of columns j (what is averaged); the softmax goes over
+the rows of a column. As released, element (i, j) is response i C + j in the order (channel, filter); in the paper it is
+filter i of channel j.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from murf_fast.kernels import launch
+
+
+@triton.jit
+def _patch(features, b, y, x, c, c_inside, t, height, width, KERNEL: tl.constexpr):
+    """Tap t (tensors of one shape) of channels c of a pixel; 0 outside the image."""
+    row, column = y + t // KERNEL - KERNEL // 2, x + t % KERNEL - KERNEL // 2
+    inside = c_inside & (t < KERNEL * KERNEL) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    pointers = features[0] + b.to(tl.int64) * features[1] + c.to(tl.int64) * features[2]
+    pointers += row.to(tl.int64) * features[3] + column.to(tl.int64) * features[4]
+    return tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _taps_inside(y, x, height, width, KERNEL: tl.constexpr):
+    rows = tl.minimum(y + KERNEL // 2, height - 1) - tl.maximum(y - KERNEL // 2, 0) + 1
+    columns = tl.minimum(x + KERNEL // 2, width - 1) - tl.maximum(x - KERNEL // 2, 0) + 1
+    return (rows * columns).to(tl.float32)
+
+
+@triton.jit
+def _feature_unify(features, basis, out, grad, largest, total, delta, channels, height, width, filters,
+                   RELEASED: tl.constexpr, KERNEL: tl.constexpr, FILTERS: tl.constexpr,
+                   BLOCK: tl.constexpr):  # fmt: skip
+    """The layer at one pixel; with ``grad`` instead what its gradients need of every column (B, h, w, C)."""
+    program = tl.program_id(0)
+    b, y, x = program // width // height, program // width % height, program % width
+    i = tl.arange(0, FILTERS)
+    i_inside = i < filters
+    share = _taps_inside(y, x, height, width, KERNEL)
+    mean = tl.zeros((FILTERS,), dtype=tl.float32)
+    if grad is not None:
+        at = grad[0] + b.to(tl.int64) * grad[1] + y.to(tl.int64) * grad[3] + x.to(tl.int64) * grad[4]
+        upstream = tl.load(at + i.to(tl.int64) * grad[2], mask=i_inside, other=0.0).to(tl.float32)
+    start = 0
+    while start < channels:
+        j = start + tl.arange(0, BLOCK)
+        inside = i_inside[:, None] & (j < channels)[None, :]
+        if RELEASED:
+            flat = i[:, None] * channels + j[None, :]
+            c, m = flat // filters, flat % filters
+        else:
+            c, m = tl.zeros_like(i)[:, None] + j[None, :], i[:, None] + tl.zeros_like(j)[None, :]
+        responses = tl.zeros((FILTERS, BLOCK), dtype=tl.float32)
+        t = 0
+        while t < KERNEL * KERNEL:
+            weight = tl.load(basis + m * KERNEL * KERNEL + t, mask=inside, other=0.0)
+            responses += weight * _patch(features, b, y, x, c, inside, tl.zeros_like(c) + t, height, width, KERNEL)
+            t += 1
+        responses = tl.where(i_inside[:, None], responses / share, float("-inf"))
+        peak = tl.max(responses, axis=0)
+        mass = tl.exp(responses - peak[None, :])
+        sums = tl.sum(mass, axis=0)
+        weights = tl.where(inside, mass / sums[None, :], 0.0)
+        if grad is None:
+            mean += tl.sum(weights, axis=1)
+        else:
+            at_j = program.to(tl.int64) * channels + j
+            tl.store(largest + at_j, peak, mask=j < channels)
+            tl.store(total + at_j, sums, mask=j < channels)
+            tl.store(delta + at_j, tl.sum(weights * upstream[:, None], axis=0), mask=j < channels)
+        start += BLOCK
+    if grad is None:
+        at = out[0] + b.to(tl.int64) * out[1] + y.to(tl.int64) * out[3] + x.to(tl.int64) * out[4]
+        result = mean / channels.to(tl.float32)
+        tl.store(at + i.to(tl.int64) * out[2], result.to(out[0].dtype.element_ty), mask=i_inside)
+
+
+@triton.jit
+def _response_gradients(features, basis, grad, largest, total, delta, b, y, x, c, m, inside, channels, height, width,
+                        filters, RELEASED: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr,
+                        COLUMNS: tl.constexpr):  # fmt: skip
+    """Gradients of the correlations of channels c with filters m at one pixel, (ROWS, COLUMNS)."""
+    responses = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    t = 0
+    while t < KERNEL * KERNEL:
+        weight = tl.load(basis + m * KERNEL * KERNEL + t, mask=inside, other=0.0)
+        responses += weight * _patch(features, b, y, x, c, inside, tl.zeros_like(c) + t, height, width, KERNEL)
+        t += 1
+    share = _taps_inside(y, x, height, width, KERNEL)
+    if RELEASED:
+        flat = c * filters + m
+        i, j = flat // channels, flat % channels
+    else:
+        i, j = m, c
+    at = ((b * height + y).to(tl.int64) * width + x) * channels + j
+    peak = tl.load(largest + at, mask=inside, other=0.0)
+    p = tl.exp(responses / share - peak) / tl.load(total + at, mask=inside, other=1.0)
+    pointers = grad[0] + b.to(tl.int64) * grad[1] + y.to(tl.int64) * grad[3] + x.to(tl.int64) * grad[4]
+    upstream = tl.load(pointers + i.to(tl.int64) * grad[2], mask=inside, other=0.0).to(tl.float32)
+    upstream -= tl.load(delta + at, mask=inside, other=0.0)
+    return tl.where(inside, p * upstream / (share * channels.to(tl.float32)), 0.0)
+
+
+@triton.jit
+def _feature_unify_grad_features(features, basis, grad, largest, total, delta, result, channels, height, width,
+                                 filters, RELEASED: tl.constexpr, KERNEL: tl.constexpr, FILTERS: tl.constexpr,
+                                 BLOCK: tl.constexpr):  # fmt: skip
+    """Channels of one pixel gather from the pixels whose patches hold it, in their order: deterministic."""
+    c_tiles = tl.cdiv(channels, BLOCK)
+    pixel = tl.program_id(0) // c_tiles
+    b, y, x = pixel // width // height, pixel // width % height, pixel % width
+    own = (tl.program_id(0) % c_tiles) * BLOCK + tl.arange(0, BLOCK)
+    filter = tl.arange(0, FILTERS)
+    inside = (own < channels)[:, None] & (filter < filters)[None, :]
+    c = own[:, None] + tl.zeros_like(filter)[None, :]
+    m = tl.zeros_like(own)[:, None] + filter[None, :]
+    sums = tl.zeros((BLOCK,), dtype=tl.float32)
+    t = 0
+    while t < KERNEL * KERNEL:
+        row, column = y - t // KERNEL + KERNEL // 2, x - t % KERNEL + KERNEL // 2
+        if (row >= 0) & (row < height) & (column >= 0) & (column < width):
+            ds = _response_gradients(features, basis, grad, largest, total, delta, b, row, column, c, m, inside,
+                                     channels, height, width, filters, RELEASED, KERNEL, BLOCK, FILTERS)  # fmt: skip
+            weight = tl.load(basis + m * KERNEL * KERNEL + t, mask=inside, other=0.0)
+            sums += tl.sum(ds * weight, axis=1)
+        t += 1
+    at = result[0] + b.to(tl.int64) * result[1] + y.to(tl.int64) * result[3] + x.to(tl.int64) * result[4]
+    tl.store(at + own.to(tl.int64) * result[2], sums.to(result[0].dtype.element_ty), mask=own < channels)
+
+
+@triton.jit
+def _feature_unify_grad_basis(features, basis, grad, largest, total, delta, result, channels, height, width, filters,
+                              RELEASED: tl.constexpr, KERNEL: tl.constexpr, BLOCK_M: tl.constexpr,
+                              BLOCK: tl.constexpr, TAPS: tl.constexpr):  # fmt: skip
+    """One image row's part of the gradient of a tile of filters: result (B h, M, TAPS)."""
+    m_tiles = tl.cdiv(filters, BLOCK_M)
+    line = tl.program_id(0) // m_tiles
+    b, y = line // height, line % height
+    filter = (tl.program_id(0) % m_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    tap = tl.arange(0, TAPS)
+    sums = tl.zeros((BLOCK_M, TAPS), dtype=tl.float32)
+    x = line * 0
+    while x < width:
+        start = line * 0
+        while start < channels:
+            own = start + tl.arange(0, BLOCK)
+            inside = (filter < filters)[:, None] & (own < channels)[None, :]
+            c = tl.zeros_like(filter)[:, None] + own[None, :]
+            m = filter[:, None] + tl.zeros_like(own)[None, :]
+            ds = _response_gradients(features, basis, grad, largest, total, delta, b, y, x, c, m, inside, channels,
+                                     height, width, filters, RELEASED, KERNEL, BLOCK_M, BLOCK)  # fmt: skip
+            rows = own[:, None] + tl.zeros_like(tap)[None, :]
+            taps = tl.zeros_like(own)[:, None] + tap[None, :]
+            patches = _patch(features, b, y, x, rows, rows < channels, taps, height, width, KERNEL)
+            sums = tl.dot(ds, patches, sums, input_precision="ieee")
+            start += BLOCK
+        x += 1
+    at = (line.to(tl.int64) * filters + filter)[:, None] * TAPS + tap[None, :]
+    tl.store(result + at, sums, mask=(filter < filters)[:, None] & (tap < TAPS)[None, :])
+
+
+def _map(x: Tensor) -> tuple:
+    return (x, *x.stride())
+
+
+def feature_unify(features: Tensor, basis: Tensor, released: bool, out: Tensor) -> None:
+    batch, channels, height, width = features.shape
+    tile = launch.unify_tile(len(basis))
+    with launch.on_device_of(out):
+        _feature_unify[(batch * height * width,)](
+            _map(features), basis, _map(out), None, None, None, None, channels, height, width, len(basis),
+            RELEASED=released, KERNEL=basis.shape[-1], FILTERS=tile.filters, BLOCK=tile.channels,
+            num_warps=tile.warps, maxnreg=tile.registers,
+        )  # fmt: skip
+
+
+def feature_unify_backward(
+    grad: Tensor, features: Tensor, basis: Tensor, released: bool, shares: int, results: list[Tensor]
+) -> None:
+    """``results``: gradients of features and (float32) basis; an empty one is not wanted."""
+    batch, channels, height, width = features.shape
+    filters, kernel = len(basis), basis.shape[-1]
+    tile = launch.unify_tile(filters)
+    largest, total, delta = (
+        features.new_empty((batch, height, width, channels), dtype=torch.float32) for _ in range(3)
+    )
+    sizes = (channels, height, width, filters)
+    options = {"RELEASED": released, "KERNEL": kernel, "num_warps": tile.warps, "maxnreg": tile.registers}
+    inputs = (_map(features), basis, _map(grad), largest, total, delta)
+    with launch.on_device_of(grad):
+        _feature_unify[(batch * height * width,)](
+            _map(features), basis, None, _map(grad), largest, total, delta, *sizes, FILTERS=tile.filters,
+            BLOCK=tile.channels, **options,
+        )  # fmt: skip
+        if results[0].numel():
+            programs = batch * height * width * triton.cdiv(channels, tile.channels)
+            _feature_unify_grad_features[(programs,)](
+                *inputs, _map(results[0]), *sizes, FILTERS=tile.filters, BLOCK=tile.channels, **options
+            )
+        if results[1].numel():
+            taps = max(triton.next_power_of_2(kernel * kernel), 16)
+            parts = features.new_empty((batch * height, filters, taps), dtype=torch.float32)
+            _feature_unify_grad_basis[(batch * height * triton.cdiv(filters, 16),)](
+                *inputs, parts, *sizes, BLOCK_M=16, BLOCK=16, TAPS=taps, **options
+            )
+            results[1].copy_(parts.sum(0)[:, : kernel * kernel].reshape(basis.shape))

@@ -1,0 +1,151 @@
+"""One layer of a pointwise network over rows of pixels: see :mod:`murf_fast.ops._pixel_linear`.
+
+A program makes all channels of a tile of pixels, as two halves: the position mixing pairs channel i with i + C / 2. It
+reads all that it needs of its pixels before it writes, so the result may replace the input or the residual.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from murf_fast.kernels import launch
+from murf_fast.statistics import join
+
+
+@triton.jit
+def _inputs(x, gain, offset, p, p_inside, i, i_inside):
+    """Inputs i of pixels p, float32, normalized and activated if there is a ``gain``; 0 outside."""
+    inside = p_inside[:, None] & i_inside[None, :]
+    v = tl.load(x[0] + p.to(tl.int64)[:, None] * x[1] + i.to(tl.int64)[None, :] * x[2], mask=inside, other=0.0)
+    v = v.to(tl.float32)
+    if gain is not None:
+        v = v * tl.load(gain + i, mask=i_inside, other=0.0)[None, :]
+        v = v + tl.load(offset + i, mask=i_inside, other=0.0)[None, :]
+        v = tl.where(inside, v / (1.0 + tl.exp(-v)), 0.0)
+    return v
+
+
+@triton.jit
+def _angles(rotate_rows, rotate_columns, p, inside, c, channels, width):
+    """Cosine and sine of the angles of pixels p and channels c, by the addition theorem."""
+    row = rotate_rows + (p // width)[:, None] * 2 * channels + c[None, :]
+    column = rotate_columns + (p % width)[:, None] * 2 * channels + c[None, :]
+    row_cosine, row_sine = tl.load(row, mask=inside, other=0.0), tl.load(row + channels, mask=inside, other=0.0)
+    cosine, sine = tl.load(column, mask=inside, other=0.0), tl.load(column + channels, mask=inside, other=0.0)
+    return row_cosine * cosine - row_sine * sine, row_sine * cosine + row_cosine * sine
+
+
+@triton.jit
+def _finished(y, bias, residual, p, inside, c, c_inside, channels):
+    if bias is not None:
+        y += tl.load(bias + c, mask=c_inside, other=0.0)[None, :]
+    if residual is not None:
+        at = p.to(tl.int64)[:, None] * channels + c[None, :]
+        y += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    return y
+
+
+@triton.jit
+def _written(y, out, statistics, p, inside, c, c_inside, channels, count):
+    at = p.to(tl.int64)[:, None] * channels + c[None, :]
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+    if statistics is not None:
+        mean = tl.sum(tl.where(inside, y, 0.0), axis=0) / count
+        difference = tl.where(inside, y - mean[None, :], 0.0)
+        to = statistics + tl.program_id(0).to(tl.int64) * 2 * channels + c
+        tl.store(to, mean, mask=c_inside)
+        tl.store(to + channels, tl.sum(difference * difference, axis=0), mask=c_inside)
+
+
+@triton.jit
+def _pixel_linear(x, gain, offset, weight, bias, residual, rotate_rows, rotate_columns, out, statistics, pixels,
+                  inputs, channels, width, unit_eps, UNIT: tl.constexpr, PIXELS: tl.constexpr, DEPTH: tl.constexpr,
+                  HALF: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    c = tl.arange(0, HALF)
+    half = channels // 2
+    p_inside, c_inside = p < pixels, c < half
+    inside = p_inside[:, None] & c_inside[None, :]
+    if weight is None:
+        first = _inputs(x, gain, offset, p, p_inside, c, c_inside)
+        second = _inputs(x, gain, offset, p, p_inside, c + half, c_inside)
+    else:
+        first = tl.zeros((PIXELS, HALF), dtype=tl.float32)
+        second = tl.zeros((PIXELS, HALF), dtype=tl.float32)
+        squares = tl.zeros((PIXELS,), dtype=tl.float32)
+        begin = 0
+        while begin < inputs:
+            i = begin + tl.arange(0, DEPTH)
+            v = _inputs(x, gain, offset, p, p_inside, i, i < inputs)
+            if UNIT:
+                squares += tl.sum(v * v, axis=1)
+            v = v.to(weight.dtype.element_ty)
+            at = weight + i.to(tl.int64)[:, None] * channels + c[None, :]
+            both = (i < inputs)[:, None] & c_inside[None, :]
+            left, right = tl.load(at, mask=both, other=0.0), tl.load(at + half, mask=both, other=0.0)
+            first = tl.dot(v, left, first, input_precision=PRECISION)
+            second = tl.dot(v, right, second, input_precision=PRECISION)
+            begin += DEPTH
+        if UNIT:
+            inverse = 1.0 / tl.sqrt(squares / inputs.to(tl.float32) + unit_eps)
+            first, second = first * inverse[:, None], second * inverse[:, None]
+    first = _finished(first, bias, residual, p, inside, c, c_inside, channels)
+    second = _finished(second, bias, residual, p, inside, c + half, c_inside, channels)
+    if rotate_rows is not None:
+        cosine, sine = _angles(rotate_rows, rotate_columns, p, inside, c, channels, width)
+        turned = first * cosine - second * sine
+        cosine, sine = _angles(rotate_rows, rotate_columns, p, inside, c + half, channels, width)
+        second = second * cosine + first * sine
+        first = turned
+    count = tl.minimum(pixels - tl.program_id(0) * PIXELS, PIXELS).to(tl.float32)
+    _written(first, out, statistics, p, inside, c, c_inside, channels, count)
+    _written(second, out, statistics, p, inside, c + half, c_inside, channels, count)
+
+
+def pixel_linear(
+    x: Tensor,
+    out: Tensor,
+    *,
+    norm: tuple[Tensor, Tensor] | None = None,
+    unit_eps: float | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    rotation: tuple[Tensor, Tensor] | None = None,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor] | None:
+    pixels, channels = out.shape
+    tile = launch.pixel_tile(out.dtype, rotation is not None)
+    programs = triton.cdiv(pixels, tile.pixels)
+    parts = out.new_empty((programs, 2, channels), dtype=torch.float32) if statistics else None
+    gain, offset = norm or (None, None)
+    rows, columns = rotation or (None, None)
+    with launch.on_device_of(out):
+        _pixel_linear[(programs,)](
+            (x, *x.stride()),
+            gain,
+            offset,
+            weight,
+            bias,
+            residual,
+            rows,
+            columns,
+            out,
+            parts,
+            pixels,
+            x.shape[1],
+            channels,
+            1 if columns is None else len(columns),
+            unit_eps or 0.0,
+            UNIT=unit_eps is not None,
+            PIXELS=tile.pixels,
+            DEPTH=tile.depth,
+            HALF=max(16, triton.next_power_of_2(channels // 2)),
+            PRECISION=launch.dot_precision(),
+            num_warps=tile.warps,
+            maxnreg=tile.registers,
+        )
+    return None if parts is None else join(parts, tile.pixels, pixels)

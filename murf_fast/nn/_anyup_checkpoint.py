@@ -1,0 +1,70 @@
+"""AnyUp's released checkpoints: where the weights are, and the shape of the module they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from murf_fast.nn._checkpoints import few, tensors_of
+
+_ATTENTION = "cross_decode.cross_attn"
+# Whatever these are called, they are there, and tell all sizes.
+_TELLING = ("image_encoder.0.weight", "key_features_encoder.0.basis", "aggregation.0.weight", "rope.freqs")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arguments of the module that the weights fit."""
+
+    qk_dim: int
+    input_dim: int
+    kernel_size: int
+    kernel_size_lfu: int
+
+
+def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, dict[str, Tensor]]:
+    """The weights under the names of the dense model, and their layout."""
+    state = checkpoint if isinstance(checkpoint, Mapping) else tensors_of("AnyUp", Path(checkpoint))
+    weights = canonical(state)
+    if not all(name in weights and weights[name].ndim >= 2 for name in _TELLING):
+        raise ValueError(
+            f"murf_fast.AnyUp: the checkpoint must hold AnyUp's weights, {', '.join(_TELLING)} among them; got the "
+            f"keys {few(state)}"
+        )
+    first = weights["image_encoder.0.weight"]
+    basis = weights["key_features_encoder.0.basis"]
+    return Layout(first.shape[0], first.shape[1], first.shape[-1], basis.shape[-1]), weights
+
+
+def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model with NATTEN's attention, under the names of the dense one; others as they are.
+
+    NATTEN's has no projection of values and no output projection; both are without influence, and zero here.
+    """
+    weights = dict(state)
+    if f"{_ATTENTION}.q_proj.weight" not in weights:
+        return weights
+    missing = [
+        name
+        for name in (
+            *(f"{_ATTENTION}.{p}_proj.{n}" for p in "qk" for n in ("weight", "bias")),
+            *(f"cross_decode.norm_{p}.weight" for p in "qk"),
+        )
+        if name not in weights
+    ]
+    if missing:
+        raise ValueError(f"murf_fast.AnyUp: the checkpoint has the names of use_natten=True, but lacks {few(missing)}")
+    for kind in ("weight", "bias"):
+        of_q, of_k = (weights.pop(f"{_ATTENTION}.{p}_proj.{kind}") for p in "qk")
+        of_q, of_k = (w.flatten(1) if kind == "weight" else w for w in (of_q, of_k))
+        nothing = torch.zeros_like(of_q)
+        weights[f"{_ATTENTION}.attention.in_proj_{kind}"] = torch.cat([of_q, of_k, nothing])
+        weights[f"{_ATTENTION}.attention.out_proj.{kind}"] = nothing
+    for p in "qk":
+        weights[f"{_ATTENTION}.norm_{p}.weight"] = weights.pop(f"cross_decode.norm_{p}.weight")
+    return weights

@@ -1,0 +1,101 @@
+"""Convolutional encoders of guidance images, as NAF and JAFAR build them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from murf_fast.ops import _checks, resize
+
+GROUPS = 8
+
+
+def pooled(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Adaptive average pooling, with a deterministic gradient."""
+    return x if tuple(x.shape[2:]) == tuple(size) else resize(x, tuple(size), mode="area")
+
+
+class EncoderBlock(nn.Module):
+    """Group norm, SiLU and convolution, twice; with ``residual`` the input is added."""
+
+    def __init__(self, channels: int, kernel_size: int, *, bias: bool, residual: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(GROUPS, channels)
+        self.conv1 = convolution(channels, channels, kernel_size, bias=bias)
+        self.norm2 = nn.GroupNorm(GROUPS, channels)
+        self.conv2 = convolution(channels, channels, kernel_size, bias=bias)
+        self.residual = residual
+
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """The block's result, averaged to ``size`` if given.
+
+        A 1x1 convolution and a sum commute with averaging: where that leaves fewer pixels, it comes first.
+        """
+        y = self.conv1(F.silu(self.norm1(x), inplace=True))
+        y = F.silu(self.norm2(y), inplace=True)
+        if size is not None and self.conv2.kernel_size == (1, 1) and size[0] * size[1] < y.shape[2] * y.shape[3]:
+            y = pooled(y, size)
+            x = pooled(x, size) if self.residual else x
+        y = self.conv2(y)
+        y = y + x if self.residual else y
+        return y if size is None else pooled(y, size)
+
+
+class Encoder(nn.Sequential):
+    """A convolution and a few blocks."""
+
+    def __init__(
+        self, inputs: int, channels: int, *, kernel_size: int, block: int, blocks: int, bias: bool, residual: bool
+    ) -> None:
+        super().__init__(
+            convolution(inputs, channels, kernel_size, bias=bias),
+            *(EncoderBlock(channels, block, bias=bias, residual=residual) for _ in range(blocks)),
+        )
+
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        *first, last = self
+        for layer in first:
+            x = layer(x)
+        return last(x, size)
+
+
+def convolution(inputs: int, outputs: int, kernel_size: int, *, bias: bool) -> nn.Conv2d:
+    # With a padding mode, torch copies the map before the convolution even if there is nothing to pad.
+    mode = "reflect" if kernel_size > 1 else "zeros"
+    return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, padding_mode=mode, bias=bias)
+
+
+def check_guided(
+    what: str, image: object, features: object, output_size: object, like: Tensor, *, reflects: bool
+) -> tuple[int, int]:
+    """The arguments of a guided upsampler; returns the output's (height, width), the image's if not given.
+
+    ``like`` is one of the module's parameters; with ``reflects`` an encoder pads the image by reflection.
+    """
+    _checks.map_(what, "image", image)
+    _checks.map_(what, "features", features)
+    if image.shape[1] != 3:
+        raise ValueError(f"murf_fast.{what}: `image` must have 3 channels, got {image.shape[1]}")
+    if image.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"murf_fast.{what}: `features` must have the batch size of `image`, {image.shape[0]}, "
+            f"got {features.shape[0]}"
+        )
+    _checks.same_device_and_dtype(what, "image", image, "the parameters", like)
+    if features.device != image.device:
+        raise ValueError(
+            f"murf_fast.{what}: `features` must be on the device of `image`, {image.device}, got {features.device}"
+        )
+    if reflects and min(image.shape[2:]) < 2:
+        raise ValueError(
+            f"murf_fast.{what}: `image` must have at least 2 rows and columns, got {tuple(image.shape[2:])}"
+        )
+    return tuple(image.shape[2:]) if output_size is None else tuple(_checks.grid(what, "output_size", output_size))
+
+
+def precise(x: Tensor) -> torch.dtype:
+    """The dtype in which positions and angles of ``x`` are computed."""
+    return torch.promote_types(x.dtype, torch.float32)

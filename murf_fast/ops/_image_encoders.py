@@ -1,0 +1,193 @@
+"""AnyUp's three encoders of the image, down to the queries and the pooled keys, without gradients.
+
+Every layer between two normalizations is one pass over the pixels (:mod:`murf_fast.ops._pixel_linear`) in two buffers
+that all layers share, image after image. What commutes is done where pixels are few: adaptive pooling comes before the
+last 1x1 convolution and residual of an encoder. The 3x3 convolution and the projection of the queries run over bands of
+rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from murf_fast.ops._library import empty_map, register
+from murf_fast.ops._pixel_linear import pixel_linear
+from murf_fast.ops.resize import resize
+from murf_fast.statistics import group_norm
+
+GROUPS, NORM_EPS = 8, 1e-5
+# nn.RMSNorm without an eps takes that of the tensor's type; the weights were trained with this one.
+UNIT_EPS = torch.finfo(torch.float32).eps
+
+# What an encoder holds, in the order of its layers.
+ENCODER = ("0.weight", *(f"{b}.block.{i}" for b in (1, 2) for i in
+           ("0.weight", "0.bias", "2.weight", "3.weight", "3.bias", "5.weight")))  # fmt: skip
+# Bytes of a band's activations: it should stay in a CPU's cache, and fill a GPU.
+_BAND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+
+
+class Half(NamedTuple):
+    """Group norm, SiLU and 1x1 convolution: a residual block has two."""
+
+    gain: Tensor
+    offset: Tensor
+    weight: Tensor  # (in, out)
+
+
+class Encoder(NamedTuple):
+    first: Tensor  # (in, out)
+    blocks: tuple[tuple[Half, Half], tuple[Half, Half]]
+
+
+def image_queries(
+    image: Tensor,
+    encoders: Sequence[Sequence[Tensor]],
+    frequencies: Tensor,
+    convolution: Tensor,
+    projection: tuple[Tensor, Tensor],
+    size: Sequence[int],
+    grid: Sequence[int],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Projected queries (B, C, *size) and encoded keys (B, C, *grid) of an image, both channels_last.
+
+    Args:
+        image: (B, 3, H, W).
+        encoders: Weights of image, key and query encoder, as :data:`ENCODER` names them.
+        frequencies: (2, C) of the position mixing.
+        convolution: (C, C, 3, 3), zero padding.
+        projection: Weight (C, C), which the queries' norm weights have been multiplied into, and bias (C,).
+    """
+    parameters = [t for encoder in encoders for t in encoder] + [frequencies, convolution, *projection]
+    return torch.ops.murf_fast.image_queries(image, parameters, list(size), list(grid), backend)
+
+
+def _forward(image, parameters, size, grid, backend):
+    with torch.autocast(image.device.type, enabled=False):
+        return _run(image, parameters, size, grid, backend)
+
+
+def _fake(image, parameters, size, grid, backend):
+    channels = parameters[-1].shape[0]
+    return tuple(empty_map(image, (image.shape[0], channels, *s), True) for s in (size, grid))
+
+
+def _run(image, parameters, size, grid, backend):
+    # The C++ kernels work in float32 throughout; those for GPUs keep activations in the image's type.
+    dtype = torch.float32 if backend == "native" else image.dtype
+    given, image = image.dtype, image.to(dtype)
+    *weights, frequencies, convolution, projection, bias = (p.detach() for p in parameters)
+    n = len(ENCODER)
+    to_image, to_keys, to_queries = (_encoder(weights[i * n : (i + 1) * n], dtype) for i in range(3))
+    convolution = convolution.to(dtype).contiguous(memory_format=torch.channels_last)
+    projection, bias = projection.to(dtype).T.contiguous(), bias.float()
+    (batch, _, height, width), channels = image.shape, len(bias)
+    queries, keys = (empty_map(image, (batch, channels, *s), True) for s in (size, grid))
+    rotation = tuple(_angles(n, f) for n, f in zip((height, width), frequencies, strict=True))
+    options = {"dtype": dtype, "device": image.device}
+    one, two = (torch.empty((height * width, channels), **options) for _ in range(2))
+    same = tuple(size) == (height, width)
+    other = None if same else torch.empty_like(one)
+    for i in range(batch):
+        final = _pixels(queries[i])
+        keep = final if same else other
+        mixed = _encode(_pixels(image[i]), to_image, one, two, backend, rotation)
+        last = _encode(mixed, to_keys, keep, two, backend, stop=True)
+        _finish_pooled(keep, two, last, (height, width), grid, _pixels(keys[i]), backend)
+        last = _encode(mixed, to_queries, one, two, backend, stop=True)
+        if same or size[0] * size[1] >= height * width:
+            pixel_linear(two, one, norm=last[:2], weight=last.weight, residual=one, backend=backend)
+            encoded = one if same else _pool(one, (height, width), size, backend)
+        else:
+            encoded = torch.empty((size[0] * size[1], channels), **options)
+            _finish_pooled(one, two, last, (height, width), size, encoded, backend)
+        _convolve(encoded, tuple(size), convolution, projection, bias, final, backend)
+    return queries.to(given), keys.to(given)
+
+
+def _pixels(map_: Tensor) -> Tensor:
+    """(H * W, C) of a map (C, H, W); a view where its rows follow each other."""
+    return map_.permute(1, 2, 0).flatten(0, 1)
+
+
+def _encode(x, encoder: Encoder, main, spare, backend, rotation=None, *, stop=False):
+    """Runs an encoder from ``x`` to ``main``; with ``stop`` all but its last layer, whose norm is returned: its input
+    is in ``spare``, its residual in ``main``.
+    """
+    statistics = pixel_linear(x, main, weight=encoder.first, statistics=True, backend=backend)
+    for i, (opens, closes) in enumerate(encoder.blocks):
+        norm = _norm(statistics, opens, len(main))[:2]
+        statistics = pixel_linear(main, spare, norm=norm, weight=opens.weight, statistics=True, backend=backend)
+        norm = _norm(statistics, closes, len(main))
+        last = i + 1 == len(encoder.blocks)
+        if last and stop:
+            return norm
+        options = {"rotation": rotation} if last else {"statistics": True}
+        statistics = pixel_linear(
+            spare, main, norm=norm[:2], weight=norm.weight, residual=main, backend=backend, **options
+        )
+    return main
+
+
+def _norm(statistics: tuple[Tensor, Tensor], half: Half, pixels: int) -> Half:
+    gain, offset = group_norm(*statistics, pixels, GROUPS, half.gain, half.offset, NORM_EPS)
+    return Half(gain, offset, half.weight)
+
+
+def _finish_pooled(main, spare, last: Half, size, grid, out, backend) -> None:
+    """The encoder's last layer of averages over the cells of ``grid``: both are linear."""
+    pixel_linear(spare, spare, norm=last[:2], backend=backend)
+    residual, x = (_pool(t, size, grid, backend) for t in (main, spare))
+    pixel_linear(x, out, weight=last.weight, residual=residual, backend=backend)
+
+
+def _pool(x: Tensor, size: Sequence[int], grid: Sequence[int], backend: str) -> Tensor:
+    """Adaptive average pooling of pixels."""
+    map_ = x.view(1, *size, -1).permute(0, 3, 1, 2)
+    return _pixels(resize(map_, tuple(grid), mode="area", memory_format=torch.channels_last, backend=backend)[0])
+
+
+def _convolve(x, size, convolution, projection, bias, out, backend) -> None:
+    """Projection of the root-mean-square normalized 3x3 convolution, band after band of rows."""
+    height, width = size
+    map_ = x.view(1, height, width, -1).permute(0, 3, 1, 2)
+    row_bytes = width * x.shape[1] * x.element_size()
+    rows = max(8, _BAND_BYTES[x.device.type] // row_bytes)
+    for begin in range(0, height, rows):
+        end = min(begin + rows, height)
+        above, below = int(begin == 0), int(end == height)
+        band = map_[:, :, max(begin - 1, 0) : end + 1]
+        if above or below:
+            band = F.pad(band, (0, 0, above, below))
+        band = F.conv2d(band, convolution, padding=(0, 1)).contiguous(memory_format=torch.channels_last)
+        to = out[begin * width : end * width]
+        pixel_linear(_pixels(band[0]), to, unit_eps=UNIT_EPS, weight=projection, bias=bias, backend=backend)
+
+
+register(
+    "image_queries(Tensor image, Tensor[] parameters, SymInt[] size, SymInt[] grid, str backend) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+)
+
+
+def _encoder(weights: Sequence[Tensor], dtype: torch.dtype) -> Encoder:
+    first, *rest = weights
+    halves = [
+        Half(gain, offset, weight.flatten(1).T.to(dtype).contiguous())
+        for gain, offset, weight in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    ]
+    return Encoder(first.flatten(1).T.to(dtype).contiguous(), (tuple(halves[:2]), tuple(halves[2:])))
+
+
+def _angles(n: int, frequencies: Tensor) -> Tensor:
+    """(n, 2, C): cosines and sines of the positions 0 to 1 times the frequencies."""
+    # The float32 positions are the original's; their products are exact enough only in float64.
+    at = torch.linspace(0, 1, n, dtype=torch.float32, device=frequencies.device).double()
+    angle = at[:, None] * frequencies.double()
+    return torch.stack([angle.cos(), angle.sin()], 1).float().contiguous()

@@ -1,0 +1,118 @@
+"""Feature maps of any number of channels brought to a fixed one: AnyUp's feature-agnostic layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from murf_fast import backends, reference
+from murf_fast.ops import _checks
+from murf_fast.ops._library import empty_map, is_channels_last, register
+
+VARIANTS = ("released", "paper")
+
+
+def feature_unify(features: Tensor, basis: Tensor, variant: str = "released", *, backend: str | None = None) -> Tensor:
+    """Correlate every channel with a basis of filters, softmax and average: M channels, whatever came in.
+
+    ``x[c, m] = (features[c] * basis[m])(p) / n(p)`` (zero padding, n taps inside the image). ``"paper"``:
+    ``out[m] = mean_c softmax_m x[c, m]``. ``"released"``, which the released weights need: the C M responses in the
+    order (channel, filter) are read as (M, C), ``out[i] = mean_j softmax_i x_flat[i C + j]``.
+
+    Args:
+        features: (B, C, h, w), floating point, any strides. AnyUp divides them by their norm over channels first.
+        basis: (M, 1, k, k) or (M, k, k), k odd; floating point, used in float32.
+        variant: ``"released"`` (AnyUp's code) or ``"paper"`` (its formula).
+        backend: ``"native"``, ``"triton"`` or ``"reference"``; None chooses from the tensors.
+
+    Returns:
+        (B, M, h, w) in the dtype and memory format of the features. Differentiable with respect to both;
+        gradients are deterministic.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+        BackendUnavailableError: ``backend`` cannot take this call.
+
+    Memory: the result, and the C M responses of one pixel per thread. Backward: float32 sums as large as two feature
+    maps (three numbers per channel and pixel on GPU).
+
+    Source: AnyUp (Wimmer et al.), ``layers/feature_unification.py``; section 3 of the paper for ``"paper"``.
+    """
+    op = "feature_unify"
+    _checks.map_(op, "features", features)
+    if not isinstance(basis, Tensor) or basis.dtype not in _checks.DTYPES:
+        got = basis.dtype if isinstance(basis, Tensor) else type(basis).__name__
+        raise TypeError(f"murf_fast.{op}: `basis` must be a floating-point tensor, got {got}")
+    k = basis.shape[-1] if basis.ndim else 0
+    if len(basis) < 1 or k % 2 == 0 or tuple(basis.shape[1:]) not in ((1, k, k), (k, k)):
+        raise ValueError(f"murf_fast.{op}: `basis` must be (M, 1, k, k) with k odd, got shape {tuple(basis.shape)}")
+    if basis.device != features.device:
+        raise ValueError(f"murf_fast.{op}: `basis` must be on {features.device}, got {basis.device}")
+    if variant not in VARIANTS:
+        raise ValueError(f"murf_fast.{op}: `variant` must be one of {VARIANTS}, got {variant!r}")
+    backend = backends.resolve(backend, features.device.type, features.dtype)
+    if backend == "reference":
+        layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
+        result = reference.feature_unify(features, basis, variant)
+        return result.to(features.dtype).contiguous(memory_format=layout)
+    return torch.ops.murf_fast.feature_unify(features, basis, variant == "released", backend)
+
+
+def _forward(features, basis, released, backend) -> Tensor:
+    out = _fake(features, basis, released, backend)
+    if out.numel():
+        backends.launcher(backend).feature_unify(features, _rows(basis), released, out)
+    return out
+
+
+def _rows(basis: Tensor) -> Tensor:
+    return basis.detach().to(torch.float32).contiguous()
+
+
+def _fake(features, basis, released, backend) -> Tensor:
+    return empty_map(features, (len(features), len(basis), *features.shape[2:]), is_channels_last(features))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    features, basis, ctx.released, ctx.backend = inputs
+    ctx.save_for_backward(features, basis)
+
+
+def _backward(ctx, grad):
+    features, basis = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:2])
+    gradients = torch.ops.murf_fast.feature_unify_backward(grad, features, basis, ctx.released, wanted, ctx.backend)
+    return *[g if needed else None for g, needed in zip(gradients, wanted, strict=True)], None, None
+
+
+def _gradients(grad, features, basis, released, wanted, backend) -> list[Tensor]:
+    results = _gradients_fake(grad, features, basis, released, wanted, backend)
+    if not grad.numel():
+        return [r.zero_() for r in results]
+    # Runs of rows summed apart, with the rows around them: together at most two feature maps. By shapes alone.
+    shares = max(1, min(16, features.shape[2] // (2 * basis.shape[-1])))
+    backends.launcher(backend).feature_unify_backward(grad, features, _rows(basis), released, shares, results)
+    return results
+
+
+def _gradients_fake(grad, features, basis, released, wanted, backend) -> list[Tensor]:
+    shape = features.shape if wanted[0] else (0, 1, 1, 1)
+    return [
+        empty_map(features, shape, is_channels_last(features)),
+        basis.new_empty(basis.shape if wanted[1] else (0,)),
+    ]
+
+
+register(
+    "feature_unify(Tensor features, Tensor basis, bool released, str backend) -> Tensor",
+    _forward,
+    _fake,
+    _backward,
+    _setup_context,
+)
+register(
+    "feature_unify_backward(Tensor grad, Tensor features, Tensor basis, bool released, bool[] wanted, str backend) "
+    "-> Tensor[]",
+    _gradients,
+    _gradients_fake,
+)

@@ -1,0 +1,66 @@
+"""AnyUp, run by this library."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from torch import Tensor, nn
+
+from murf_fast.nn._anyup_checkpoint import canonical
+from murf_fast.nn._anyup_forward import upsample, window_rule
+from murf_fast.nn.anyup import check
+from murf_fast.patch._replacements import replace
+
+_MODEL = "anyup.model"
+_original = "_forward_without_murf_fast"
+
+
+def anyup() -> None:
+    """Replaces ``AnyUp.forward`` of the installed package ``anyup`` (or of its clone by torch.hub); see ``unpatch``.
+
+    Models that exist already are affected, too; weights stay where they are, and the windows are those the model was
+    made with: the dense rule, or with ``use_natten=True`` NATTEN's (also where natten is installed). ``q_chunk_size``
+    has no use any more and no effect. Calls with ``vis_attn=True`` and models with an ``lfu_dim`` of their own still
+    take the original's way. Calling it again changes nothing.
+
+    Raises:
+        ModuleNotFoundError: There is no package ``anyup``.
+    """
+    if importlib.util.find_spec("anyup") is None:
+        raise ModuleNotFoundError("murf_fast.patch.anyup: the package anyup is not installed", name="anyup")
+    model = importlib.import_module(_MODEL).AnyUp
+    if getattr(model.forward, "__module__", None) == __name__:
+        return
+    replace(model, _original, model.forward)
+    replace(model, "forward", _forward)
+
+
+def _forward(
+    self,
+    image: Tensor,
+    features: Tensor,
+    output_size: tuple[int, int] | None = None,
+    vis_attn: bool = False,
+    q_chunk_size: int | None = None,
+) -> Tensor:
+    if vis_attn or self.lfu_dim != self.qk_dim:
+        return getattr(self, _original)(image, features, output_size, vis_attn=vis_attn, q_chunk_size=q_chunk_size)
+    given = dict(self.named_parameters())
+    weights = canonical(given)
+    output_size = None if output_size is None else tuple(output_size)
+    size = check(_Allowed, image, features, output_size, given["rope.freqs"], self.image_encoder[0].in_channels)
+    windows = "dense" if weights.keys() == given.keys() else "natten"
+    rule = window_rule(windows, self.window_ratio, size, features.shape[2:])
+    return upsample(weights, image, features, size, rule, _heads(self.cross_decode.cross_attn))
+
+
+class _Allowed:
+    """The original takes bfloat16 without a word, and so does its replacement."""
+
+    allow_bfloat16 = True
+
+
+def _heads(attention: nn.Module) -> int:
+    inner = getattr(attention, "attention", attention)
+    return inner.num_heads

@@ -1,0 +1,245 @@
+"""Which keys every query of a grid attends to: windows that are separable into rows and columns.
+
+A window rule names, for each output row, the key rows it reads (and likewise for columns); a query attends to all
+pairs. Rules are small frozen values, so that operations can be traced with them; the tables they stand for are built
+once per size by :func:`axis_window`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+# Tables given by the user, by the digest that stands for them in a rule. A compiled graph may hold the digest for as
+# long as the process lives, so nothing is ever dropped; a table is a few kilobytes.
+_given: dict[str, AxisWindow] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class AxisWindow:
+    """One axis: output i reads the keys ``index[i, :count[i]]`` of ``size`` ones; a key that repeats counts as often.
+
+    index: (out, taps) int32, padded with the row's first key. count: (out,) int32, at least 1.
+    """
+
+    index: np.ndarray
+    count: np.ndarray
+    size: int
+
+    @property
+    def out_size(self) -> int:
+        return len(self.count)
+
+    @property
+    def taps(self) -> int:
+        return self.index.shape[1]
+
+    def multiplicity(self) -> np.ndarray:
+        """(out, size) float32: how often output i counts key j."""
+        used = np.arange(self.taps)[None] < self.count[:, None]
+        table = np.zeros((self.out_size, self.size), np.float32)
+        np.add.at(table, (np.nonzero(used)[0], self.index[used]), 1)
+        return table
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A window rule of both axes, made by the functions of this module."""
+
+    rows: str
+    columns: str
+    out: Pair | None = None
+    grid: Pair | None = None
+
+    def tables(self, out: Sequence[int] | None = None, grid: Sequence[int] | None = None) -> tuple[AxisWindow, ...]:
+        """The tables of rows and columns for an output (H, W) and a key grid (h, w); the rule's own sizes if it has."""
+        out, grid = out or self.out, grid or self.grid
+        if out is None or grid is None:
+            raise ValueError("murf_fast.windows: this rule fits any size: `out` and `grid` must be given")
+        return axis_window(self.rows, out[0], grid[0]), axis_window(self.columns, out[1], grid[1])
+
+
+def ratio(out: int | Pair, grid: int | Pair, ratio: float = 0.1) -> Windows:
+    """AnyUp's dense rule: keys within ``ratio`` of the map's size around the query; borders shrink the window.
+
+    With ``p = (i + 0.5) / out``: keys ``floor(clamp(p - ratio, 0, 1) n) .. ceil(clamp(p + ratio, 0, 1) n) - 1``, in
+    float32 and in this order, because at some sizes the rounding decides. A ratio of zero or less is no restriction.
+    """
+    out, grid = _pair("ratio", "out", out), _pair("ratio", "grid", grid)
+    if not isinstance(ratio, (int, float)) or not math.isfinite(ratio):
+        raise ValueError(f"murf_fast.windows.ratio: `ratio` must be a finite number, got {ratio!r}")
+    spec = f"ratio {float(ratio)!r}" if ratio > 0 else "full"
+    return Windows(spec, spec, out, grid)
+
+
+def neighborhood(
+    out: int | Pair,
+    grid: int | Pair,
+    kernel_size: int | Pair,
+    *,
+    stride: int | Pair = 1,
+    dilation: int | Pair | None = None,
+) -> Windows:
+    """NATTEN's rule: windows of a constant number of keys around the query, shifted at the borders.
+
+    Positions are those of the output grid: output i lies in group ``i mod dilation``, and its window is a run of
+    ``kernel_size`` members of that group; with ``stride`` the queries of a run of so many share the window of the
+    middle one. Where the keys have a grid of their own, a position stands for the key ``floor((i + 0.5) n / out)``
+    (nearest-exact upsampling; at a ratio that is not an integer a key can repeat and then counts as often), and
+    ``dilation`` is ``out // n`` unless given (AnyUp's ``use_natten``, NAF).
+    """
+    name = "neighborhood"
+    out, grid = _pair(name, "out", out), _pair(name, "grid", grid)
+    kernel, stride = _pair(name, "kernel_size", kernel_size), _pair(name, "stride", stride)
+    steps = tuple(max(1, o // n) for o, n in zip(out, grid, strict=True))
+    dilation = steps if dilation is None else _pair(name, "dilation", dilation)
+    specs = []
+    for axis, o, k, s, d in zip(("height", "width"), out, kernel, stride, dilation, strict=True):
+        if k * d > o:
+            raise ValueError(
+                f"murf_fast.windows.neighborhood: `kernel_size` times `dilation` must fit the {axis} of the output, "
+                f"{o}, got {k} * {d}"
+            )
+        if s > k:
+            raise ValueError(f"murf_fast.windows.neighborhood: `stride` must be at most `kernel_size`, {k}, got {s}")
+        specs.append(f"neighborhood {k} {s} {d}")
+    return Windows(*specs, out, grid)
+
+
+def clamped(radius: int | Pair) -> Windows:
+    """Keys at most ``radius`` rows and columns from the query, fewer at the borders; one grid for both (FeatSharp)."""
+    pair = (radius, radius) if isinstance(radius, int) else radius
+    if len(pair) != 2 or not all(isinstance(r, int) and r >= 0 for r in pair):
+        raise ValueError(f"murf_fast.windows.clamped: `radius` must be one or two integers >= 0, got {radius!r}")
+    return Windows(*(f"clamped {r}" for r in pair))
+
+
+def full() -> Windows:
+    """Every key."""
+    return Windows("full", "full")
+
+
+def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: int | Pair) -> Windows:
+    """Windows given as (start, end) int32 tables of the output's height and width; ``end`` is excluded."""
+    grid = _pair("ranges", "grid", grid)
+    axes = []
+    for name, pair, n in (("rows", rows, grid[0]), ("columns", columns, grid[1])):
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise TypeError(f"murf_fast.windows.ranges: `{name}` must be a pair (start, end) of int32 tensors")
+        start, end = (_table("ranges", name, t, 1) for t in pair)
+        if start.shape != end.shape:
+            raise ValueError(f"murf_fast.windows.ranges: `{name}`: start has length {len(start)}, end {len(end)}")
+        bad = np.nonzero((start < 0) | (end > n) | (end <= start))[0]
+        if len(bad):
+            i = int(bad[0])
+            raise ValueError(
+                f"murf_fast.windows.ranges: `{name}` must hold non-empty windows within 0..{n}, got "
+                f"{start[i]}..{end[i]} at {i} (and {len(bad) - 1} more)"
+            )
+        axes.append(_from_ranges(start, end, n))
+    return _custom(axes, grid)
+
+
+def tables(rows: Tensor, columns: Tensor, grid: int | Pair) -> Windows:
+    """Windows given as int32 index tables (output length, window); an index that repeats counts as often."""
+    grid = _pair("tables", "grid", grid)
+    axes = []
+    for name, table, n in (("rows", rows, grid[0]), ("columns", columns, grid[1])):
+        index = _table("tables", name, table, 2)
+        bad = np.nonzero(((index < 0) | (index >= n)).any(1))[0]
+        if index.shape[1] < 1:
+            raise ValueError(
+                f"murf_fast.windows.tables: `{name}` must hold at least one key per row, got {index.shape}"
+            )
+        if len(bad):
+            i = int(bad[0])
+            raise ValueError(
+                f"murf_fast.windows.tables: `{name}` must hold indices within 0..{n - 1}, got {index[i].tolist()} in "
+                f"row {i} (and {len(bad) - 1} more)"
+            )
+        axes.append(AxisWindow(index, np.full(len(index), index.shape[1], np.int32), n))
+    return _custom(axes, grid)
+
+
+@functools.lru_cache(256)
+def axis_window(spec: str, out: int, size: int) -> AxisWindow:
+    """The table that one axis of a rule stands for."""
+    kind, *arguments = spec.split()
+    if kind == "given":
+        return _given[arguments[0]]
+    if kind == "full":
+        return _from_ranges(np.zeros(out, np.int32), np.full(out, size, np.int32), size)
+    if kind == "ratio":
+        return _ratio_axis(out, size, float(arguments[0]))
+    if kind == "clamped":
+        at, radius = np.arange(out), int(arguments[0])
+        return _from_ranges(np.maximum(at - radius, 0), np.minimum(at + radius + 1, size), size)
+    return _neighborhood_axis(out, size, *map(int, arguments))
+
+
+def _ratio_axis(out: int, size: int, ratio: float) -> AxisWindow:
+    position = (torch.arange(out, dtype=torch.float32) + 0.5) / out
+    start = ((position - ratio).clamp(0, 1) * size).floor().to(torch.int32)
+    end = ((position + ratio).clamp(0, 1) * size).ceil().to(torch.int32)
+    return _from_ranges(start.numpy(), end.numpy(), size)
+
+
+def _neighborhood_axis(out: int, size: int, kernel: int, stride: int, dilation: int) -> AxisWindow:
+    at = np.arange(out)
+    group, position = at % dilation, at // dilation
+    members = (out - group + dilation - 1) // dilation
+    leader = np.minimum(position // stride * stride + stride // 2, members - 1)
+    start = np.minimum(np.maximum(leader - kernel // 2, 0), members - kernel)
+    reads = group[:, None] + dilation * (start[:, None] + np.arange(kernel))
+    # nearest-exact in integers: floor((i + 0.5) n / out)
+    index = ((2 * reads + 1) * size // (2 * out)).astype(np.int32)
+    return AxisWindow(index, np.full(out, kernel, np.int32), size)
+
+
+def _from_ranges(start: np.ndarray, end: np.ndarray, size: int) -> AxisWindow:
+    count = (end - start).astype(np.int32)
+    steps = np.arange(count.max())
+    index = start[:, None] + np.where(steps[None] < count[:, None], steps[None], 0)
+    return AxisWindow(index.astype(np.int32), count, size)
+
+
+def _custom(axes: list[AxisWindow], grid: Pair) -> Windows:
+    specs = []
+    for axis in axes:
+        digest = hashlib.sha256(repr((axis.size, axis.index.shape)).encode())
+        digest.update(axis.index.tobytes() + axis.count.tobytes())
+        _given.setdefault(digest.hexdigest(), axis)
+        specs.append(f"given {digest.hexdigest()}")
+    return Windows(*specs, (axes[0].out_size, axes[1].out_size), grid)
+
+
+def _table(function: str, name: str, table: object, ndim: int) -> np.ndarray:
+    if not isinstance(table, Tensor) or table.dtype != torch.int32:
+        got = table.dtype if isinstance(table, Tensor) else type(table).__name__
+        raise TypeError(f"murf_fast.windows.{function}: `{name}` must be int32 tensors, got {got}")
+    if table.ndim != ndim or table.shape[0] < 1:
+        raise ValueError(
+            f"murf_fast.windows.{function}: `{name}` must have {ndim} dimensions and at least one row, got shape "
+            f"{tuple(table.shape)}"
+        )
+    return table.detach().cpu().contiguous().numpy().copy()
+
+
+def _pair(function: str, name: str, value: object) -> Pair:
+    pair = (value, value) if isinstance(value, int) else value
+    if (
+        not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair)
+    ):
+        raise ValueError(f"murf_fast.windows.{function}: `{name}` must be one or two positive integers, got {value!r}")
+    return tuple(pair)

@@ -1,0 +1,123 @@
+"""The layers that AnyUp's encoders are chains of: every kernel against the definition in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from util import assert_within_budget
+
+from murf_fast import backends
+from murf_fast.ops._pixel_linear import pixel_linear
+from murf_fast.statistics import group_norm, join
+
+HAS_GPU = torch.cuda.is_available()
+REASONS = backends.reasons_against("triton", "cuda" if HAS_GPU else "cpu")
+
+# What a layer has, and whether it replaces its input or its residual.
+LAYERS = {
+    "first": ("image", "weight", "statistics"),
+    "open": ("norm", "weight", "statistics"),
+    "close": ("norm", "weight", "residual", "statistics", "in place of residual"),
+    "turn": ("norm", "weight", "residual", "rotation", "in place of residual"),
+    "next": ("weight", "statistics", "in place"),
+    "activate": ("norm", "in place"),
+    "pooled": ("weight", "residual"),
+    "project": ("unit", "weight", "bias"),
+}
+# Channels; height and width: under, at and over tiles and parts, one pixel, and channels that fill no vector.
+SIZES = ((128, 41, 39), (128, 1, 1), (64, 12, 8), (24, 7, 5), (40, 1, 97))
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def results(parts, size, dtype, backend, device="cpu"):
+    """Result and statistics; inputs are those of float32, whatever the type."""
+    channels, height, width = size
+    pixels = height * width
+    inputs = 3 if "image" in parts else channels
+    values = {
+        "x": draw(3, pixels).T if inputs == 3 else draw(pixels, channels) * 3 + 5,
+        "norm": (draw(inputs, seed=1) + 1, draw(inputs, seed=2)),
+        "weight": draw(inputs, channels, seed=3) / inputs**0.5,
+        "bias": draw(channels, seed=4) + 2,
+        "residual": draw(pixels, channels, seed=5) - 3,
+        "rotation": tuple(angles(n, channels) for n in (height, width)),
+    }
+    x = values["x"].to(device, dtype, copy=True, memory_format=torch.preserve_format)
+    options = {}
+    for name in values.keys() & set(parts):
+        if name in ("weight", "residual"):
+            options[name] = values[name].to(device, dtype)
+        else:
+            several = isinstance(values[name], tuple)
+            options[name] = tuple(t.to(device) for t in values[name]) if several else values[name].to(device)
+    out = torch.empty(pixels, channels, dtype=dtype, device=device)
+    if "in place" in parts:
+        out = x
+    if "in place of residual" in parts:
+        out = options["residual"] = options["residual"].clone()
+    found = pixel_linear(
+        x, out, unit_eps=1e-3 if "unit" in parts else None, statistics="statistics" in parts, backend=backend, **options
+    )
+    return out, found
+
+
+def angles(n, channels):
+    a = draw(n, channels, seed=6).double()
+    return torch.stack([a.cos(), a.sin()], 1).float()
+
+
+def check(parts, size, dtype, backend, device="cpu"):
+    oracle, exact = results(parts, size, torch.float64, "reference")
+    same, _ = results(parts, size, dtype, "reference", device)
+    actual, found = results(parts, size, dtype, backend, device)
+    assert_within_budget(actual.cpu(), oracle, same.cpu())
+    assert (found is None) == (exact is None)
+    if exact is not None:
+        # As exact as those of the same values in float64, but for the values' own rounding.
+        same_mean, same_spread = actual.cpu().double().mean(0), exact[1]
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(found[0].cpu(), same_mean, rtol=4 * eps, atol=4 * eps * float(oracle.abs().max()))
+        floor = 20 * eps * len(oracle) * float(oracle.var(0, correction=0).max() + oracle.square().max() * eps)
+        torch.testing.assert_close(found[1].cpu(), same_spread, rtol=20 * eps, atol=floor)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_native(layer, size, level):
+    check(LAYERS[layer], size, torch.float32, "native")
+
+
+@pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("size", SIZES[2:], ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_triton(layer, size, dtype):
+    check(LAYERS[layer], size, dtype, "triton", "cuda" if HAS_GPU else "cpu")
+
+
+def test_threads_change_nothing(three_threads):
+    parts, size = LAYERS["close"], (128, 61, 59)
+    expected = results(parts, size, torch.float32, "native")
+    torch.set_num_threads(1)
+    actual = results(parts, size, torch.float32, "native")
+    for a, e in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
+        assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+def test_group_norm_of_parts(mean):
+    """Also with a mean so far from zero that E[x^2] - E[x]^2 has nothing left in float32."""
+    x = draw(1, 16, 1, 1000) + mean
+    weight, bias = draw(16, seed=1), draw(16, seed=2)
+    rows = x[0, :, 0].T
+    parts = [torch.stack([p.mean(0), p.var(0, correction=0) * len(p)]) for p in rows.double().split(64)]
+    found = join(torch.stack(parts).float(), 64, 1000)
+    gain, offset = group_norm(*found, 1000, 4, weight, bias, 1e-5)
+    oracle = F.group_norm(x.double(), 4, weight.double(), bias.double())
+    actual = x.double() * gain.double().view(1, -1, 1, 1) + offset.double().view(1, -1, 1, 1)
+    same = F.group_norm(x, 4, weight, bias)
+    assert_within_budget(actual.float(), oracle, same, terms=float((gain * mean).abs().max()))

@@ -1,0 +1,106 @@
+"""Window rules against the tables that the original implementations used, and by their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import originals
+import pytest
+import torch
+
+from murf_fast import windows
+
+
+@pytest.mark.parametrize("case", ["c50", "c192"])
+def test_ratio_is_anyups(case):
+    data = originals.golden(f"anyup__paper_{case}")
+    out, grid = tuple(data["output_size"].tolist()), data["features"].shape[2:]
+    for axis, start, end in zip(windows.ratio(out, grid, 0.1).tables(), ("r0", "c0"), ("r1", "c1"), strict=True):
+        assert (axis.index[:, 0] == data[start]).all()
+        assert (axis.count == data[end] - data[start]).all()
+
+
+def test_ratio_rounds_in_float32():
+    """A size where exact arithmetic gives another table."""
+    position = (np.arange(385) + 0.5) / 385
+    exact = np.floor(np.clip(position - 0.1, 0, 1) * 55).astype(int)
+    rows, _ = windows.ratio((385, 385), (55, 55)).tables()
+    assert (rows.index[:, 0] != exact).any()
+    assert abs(rows.index[:, 0] - exact).max() == 1
+
+
+def test_ratio_of_nothing_is_full():
+    rows, columns = windows.ratio((5, 6), (3, 4), 0.0).tables()
+    assert rows.index.tolist() == [[0, 1, 2]] * 5
+    assert columns.count.tolist() == [4] * 6
+
+
+@pytest.mark.parametrize("case", ["int", "frac"])
+def test_neighborhood_is_that_of_anyup(case):
+    data = originals.golden("anyup__paper_natten")
+    out, grid = tuple(data[f"{case}.output_size"].tolist()), data[f"{case}.features"].shape[2:]
+    rows, columns = windows.neighborhood(out, grid, data[f"{case}.rows"].shape[1]).tables()
+    assert (rows.index == data[f"{case}.rows"]).all()
+    assert (columns.index == data[f"{case}.cols"]).all()
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_neighborhood_is_that_of_naf(case):
+    data = originals.golden("naf__window_attention")
+    out, grid = data[f"{case}.q"].shape[2:], data[f"{case}.k"].shape[2:]
+    rows, columns = windows.neighborhood(out, grid, int(data[f"{case}.kernel"])).tables()
+    assert (rows.index == data[f"{case}.rows"]).all()
+    assert (columns.index == data[f"{case}.cols"]).all()
+
+
+def test_clamped():
+    rows, columns = windows.clamped((1, 0)).tables((4, 3), (4, 3))
+    read = [row[:n].tolist() for row, n in zip(rows.index, rows.count, strict=True)]
+    assert read == [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]
+    assert columns.index.tolist() == [[0], [1], [2]]
+    assert rows.multiplicity().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+
+
+def test_given_tables():
+    def ints(*values):
+        return torch.tensor(values, dtype=torch.int32)
+
+    rule = windows.ranges((ints(0, 1), ints(2, 3)), (ints(0), ints(1)), (3, 1))
+    assert rule.out == (2, 1)
+    assert rule.tables()[0].index.tolist() == [[0, 1], [1, 2]]
+    again = windows.tables(ints([0, 1], [2, 2]), ints([0]), (3, 1))
+    assert again.tables()[0].multiplicity().tolist() == [[1, 1, 0], [0, 0, 2]]
+    assert again == windows.tables(ints([0, 1], [2, 2]), ints([0]), (3, 1)) != rule
+
+
+INT = torch.int32
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: windows.ratio((0, 4), (2, 2)), ValueError, "`out` must be one or two positive integers, got"),
+        (lambda: windows.ratio(4, 2, float("nan")), ValueError, "`ratio` must be a finite number, got nan"),
+        (lambda: windows.neighborhood(4, 4, 5), ValueError, r"must fit the height of the output, 4, got 5 \* 1"),
+        (
+            lambda: windows.neighborhood(9, 9, 3, stride=4),
+            ValueError,
+            "`stride` must be at most `kernel_size`, 3, got 4",
+        ),
+        (lambda: windows.clamped(-1), ValueError, "`radius` must be"),
+        (lambda: windows.full().tables(), ValueError, "`out` and `grid` must be given"),
+        (
+            lambda: windows.tables(torch.tensor([[0], [4]], dtype=INT), torch.zeros(1, 1, dtype=INT), 3),
+            ValueError,
+            r"`rows` must hold indices within 0..2, got \[4\] in row 1",
+        ),
+        (lambda: windows.tables(torch.zeros(2, 2), torch.zeros(2, 2), 3), TypeError, "must be int32 tensors, got"),
+        (
+            lambda: windows.ranges((torch.zeros(2, dtype=INT),) * 2, (torch.zeros(1, dtype=INT),) * 2, 3),
+            ValueError,
+            r"`rows` must hold non-empty windows within 0..3, got 0..0 at 0 \(and 1 more\)",
+        ),
+    ],
+)
+def test_bad_input(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
