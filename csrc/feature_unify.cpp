@@ -12,6 +12,7 @@ namespace MURF_LEVEL {
 struct PixelScratch {
   int64_t taps_row, filters_row;
   float *patches, *responses, *padded_responses, *largest, *total, *grad_patches, *basis, *basis_rows;
+  double* sums;
 
   static int64_t floats(const FeatureUnify& f) { return PixelScratch(f, nullptr).used_; }
 
@@ -26,7 +27,8 @@ struct PixelScratch {
     const int64_t longest = max64(f.channels, f.filters);
     patches = take(f.channels * taps_row), responses = take(f.channels * f.filters);
     padded_responses = f.filters == filters_row ? responses : take(f.channels * filters_row);
-    largest = take(longest), total = take(longest), grad_patches = take(f.channels * taps_row);
+    largest = take(longest), total = take(longest);
+    sums = reinterpret_cast<double*>(take(2 * longest)), grad_patches = take(f.channels * taps_row);
     basis = take(taps_row * filters_row), basis_rows = take(f.filters * taps_row);
   }
 
@@ -76,25 +78,35 @@ static void respond(const FeatureUnify& f, int64_t b, int64_t y, int64_t x, Pixe
       load_row(w.responses + c * f.filters, w.padded_responses + c * w.filters_row, f.filters);
 }
 
+// Means of many nearly equal weights: what tells them apart is in the digits that a float32 sum drops, and AnyUp's next
+// step, a group norm, blows just those up.
+static double exact_sum_of(const float* v, int64_t n) {
+  double total = 0.;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) total += double(v[i]);
+  return total;
+}
+
 // Responses become softmax weights over `rows` rows of `columns`; rows are the outputs.
-static void softmax_over_rows(float* v, int64_t rows, int64_t columns, float* largest, float* total) {
+static void softmax_over_rows(float* v, int64_t rows, int64_t columns, float* largest, double* total) {
   load_row(largest, v, columns);
   for (int64_t i = 1; i < rows; ++i) {
     const float* __restrict r = v + i * columns;
     for (int64_t j = 0; j < columns; ++j) largest[j] = r[j] > largest[j] ? r[j] : largest[j];
   }
-  fill_row(total, 0.f, columns);
+  for (int64_t j = 0; j < columns; ++j) total[j] = 0.;
   for (int64_t i = 0; i < rows; ++i) {
     float* __restrict r = v + i * columns;
+    double* __restrict sum = total;
     for (int64_t j = 0; j < columns; ++j) {
       r[j] = exp_row_element(r[j] - largest[j]);
-      total[j] += r[j];
+      sum[j] += double(r[j]);
     }
   }
-  for (int64_t j = 0; j < columns; ++j) total[j] = 1.f / total[j];
+  for (int64_t j = 0; j < columns; ++j) largest[j] = float(1. / total[j]);
   for (int64_t i = 0; i < rows; ++i) {
     float* __restrict r = v + i * columns;
-    for (int64_t j = 0; j < columns; ++j) r[j] *= total[j];
+    for (int64_t j = 0; j < columns; ++j) r[j] *= largest[j];
   }
 }
 
@@ -111,7 +123,7 @@ static void softmax_in_rows(float* v, int64_t rows, int64_t columns) {
 template <class T>
 static void weigh(const FeatureUnify& f, int64_t b, int64_t y, int64_t x, PixelScratch& w) {
   respond<T>(f, b, y, x, w);
-  if (f.released) softmax_over_rows(w.responses, f.filters, f.channels, w.largest, w.total);
+  if (f.released) softmax_over_rows(w.responses, f.filters, f.channels, w.largest, w.sums);
   else softmax_in_rows(w.responses, f.channels, f.filters);
 }
 
@@ -126,14 +138,15 @@ static void unify(const FeatureUnify& f, const Strided& out, int threads) {
       const int64_t b = task / f.width / f.height, y = task / f.width % f.height, x = task % f.width;
       weigh<T>(f, b, y, x, w);
       T* to = static_cast<T*>(out.data) + b * out.stride_b + y * out.stride_y + x * out.stride_x;
-      float* mean = w.largest;
+      double* __restrict sum = w.sums;
+      for (int64_t m = 0; m < f.filters; ++m) sum[m] = 0.;
       if (f.released) {
-        for (int64_t m = 0; m < f.filters; ++m) mean[m] = sum_of(w.responses + m * f.channels, f.channels);
+        for (int64_t m = 0; m < f.filters; ++m) sum[m] = exact_sum_of(w.responses + m * f.channels, f.channels);
       } else {
-        fill_row(mean, 0.f, f.filters);
-        for (int64_t c = 0; c < f.channels; ++c) add_scaled_row(mean, w.responses + c * f.filters, 1.f, f.filters);
+        for (int64_t c = 0; c < f.channels; ++c)
+          for (int64_t m = 0; m < f.filters; ++m) sum[m] += double(w.responses[c * f.filters + m]);
       }
-      for (int64_t m = 0; m < f.filters; ++m) from_float(mean[m] / float(f.channels), to[m * out.stride_c]);
+      for (int64_t m = 0; m < f.filters; ++m) from_float(float(sum[m] / double(f.channels)), to[m * out.stride_c]);
     }
   });
 }

@@ -272,7 +272,7 @@ PEAK = """
 
 
 @pytest.mark.skipif(native.load_error() is not None, reason=str(native.load_error()))
-def test_memory_follows_the_output():
+def test_memory_grows_with_the_output():
     """Three maps of 128 channels and the bands of one convolution; then a third of them and the result."""
     n = 512
     script = [sys.executable, "-c", textwrap.dedent(PEAK), str(n)]
