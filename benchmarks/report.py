@@ -198,7 +198,7 @@ def plot(results: dict, path: Path) -> None:
     axes.set_xlim(0.5, max(r["ratio"] for _, r in rows) * 6)
     axes.axvline(1, color="black", linewidth=0.5)
     axes.set_xlabel("times faster than the fastest of that kind (bar: goal; green reached, red missed, grey none set)")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=72)
     plt.close(figure)
 
 
