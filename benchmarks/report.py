@@ -75,11 +75,11 @@ def other_goals(case: dict, ceilings: dict) -> list[tuple[str, bool]]:
     if case["memory_target"] and ours["peak_bytes"] is not None:
         limit, what = case["memory_target"]
         share = ours["peak_bytes"] / case["bytes"]
-        found.append((f"peak memory {share:.2f} times the {what} (goal at most {limit:g})", share <= limit))
+        found.append((f"peak memory {share:.2f} times the {what} (goal at most {limit:.3g})", share <= limit))
     if case.get("less_memory") and ours["peak_bytes"] is not None:
         against, limit = case["less_memory"]
         share = ours["peak_bytes"] / case["contenders"][against]["peak_bytes"]
-        found.append((f"peak memory {share:.2f} times that of {against} (goal at most {limit:g})", share <= limit))
+        found.append((f"peak memory {share:.2f} times that of {against} (goal at most {limit:.3g})", share <= limit))
     if case.get("beside"):
         part, against, goal = case["beside"]
         without = [
