@@ -34,8 +34,14 @@ def condense(run: dict) -> dict:
 def merged(old: dict, new: dict) -> dict:
     """A run of some operations put in the place of theirs in an older run on the same machine."""
     ran = {case["op"] for case in new["cases"]}
-    cases = [case for case in old["cases"] if case["op"] not in ran] + new["cases"]
+    cases = [case for case in _with_origin(old) if case["op"] not in ran] + _with_origin(new)
     return {**new, "cases": sorted(cases, key=lambda case: case["op"]), "failed": new["failed"]}
+
+
+def _with_origin(results: dict) -> list[dict]:
+    """The cases with the commit and the ceilings of their own run, which a report of several runs must not mix up."""
+    origin = {"commit": results["machine"].get("commit"), "ceilings": results["ceilings"]}
+    return [{**origin, **case} for case in results["cases"]]
 
 
 def verdicts(case: dict, ceilings: dict) -> list[dict]:
@@ -65,7 +71,7 @@ def other_goals(case: dict, ceilings: dict) -> list[tuple[str, bool]]:
     """Goals beside the ratios, as sentences."""
     ours, found = case["contenders"]["murf_fast"], []
     if case["write_target"]:
-        share = case["bytes"] / ours["median_s"] / ceilings["write_bytes_per_s"]
+        share = case["bytes"] / ours["median_s"] / case.get("ceilings", ceilings)["write_bytes_per_s"]
         found.append(
             (
                 f"{share:.0%} of the streaming-write rate (goal {case['write_target']:.0%})",
@@ -118,7 +124,8 @@ def table(results: dict) -> str:
     ]
     for case in results["cases"]:
         ours = case["contenders"]["murf_fast"]
-        share = case["bytes"] / ours["median_s"] / results["ceilings"]["write_bytes_per_s"]
+        ceilings = case.get("ceilings", results["ceilings"])
+        share = case["bytes"] / ours["median_s"] / ceilings["write_bytes_per_s"]
         spread = f"{_ms(ours['p20_s'])} to {_ms(ours['p80_s'])}"
         head = (
             f"| `{case['op']}` | {case['case']} | {_ms(ours['median_s'])} | {spread} "
@@ -156,9 +163,10 @@ def describe(results: dict) -> str:
         if machine["driver"]
         else (f"{machine['device']}, {machine['threads']} threads, {machine['cpu_level']}")
     )
+    commits = " and ".join(dict.fromkeys(case.get("commit") or machine["commit"] for case in results["cases"]))
     return (
         f"{where}; measured ceilings: {rates}. torch {machine['torch']}, triton {machine['triton']}, "
-        f"Python {machine['python']}, murf_fast {machine['murf_fast']} at {machine['commit']}, {machine['date']}."
+        f"Python {machine['python']}, murf_fast {machine['murf_fast']} at {commits}, {machine['date']}."
     )
 
 
