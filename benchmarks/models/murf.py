@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from cases import Contenders, Target, case, classes, randn, side, up
+from inputs import randn, up
+from registry import Contenders, Target, case, classes, side
 from torch import Tensor
 
 import murf_fast

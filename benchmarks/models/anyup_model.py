@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from cases import CL, Contenders, Target, case, classes, randn, side
+from inputs import CL, randn
+from registry import Contenders, Target, case, classes, side, smallest
+from tiny import maps
 from torch import Tensor
 
 import murf_fast
@@ -130,3 +132,8 @@ def anyup_448_half(device, dtype):
 @case("anyup_model", "384 channels, 128^2 -> 2048^2", devices=("cuda",))
 def anyup_2048(device, dtype):
     return end_to_end(device, dtype, 128, 2048, {"plain encoders"})
+
+
+@smallest("anyup_model")
+def tiny_anyup(device: str):
+    return AnyUp(qk_dim=32).to(device).requires_grad_(False)(torch.randn(1, 3, 9, 8, device=device), maps(device)[0])
