@@ -1,7 +1,8 @@
 """Scales as people write them, times sizes in pixels, in exact arithmetic.
 
 A float is a binary number next to the one that was meant: ``0.7 * 180`` is 125.99999999999999, and a floor loses a
-whole patch with it. :func:`exact_ratio` finds the number that was meant, :func:`scaled_pixels` multiplies by it exactly.
+whole patch with it. :func:`exact_ratio` finds the number that was meant, and :func:`scaled_pixels`
+multiplies by it exactly.
 """
 
 from __future__ import annotations
