@@ -89,7 +89,7 @@ class MultiResolutionEncoder(nn.Module):
         if rounding not in ROUNDINGS:
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
         self.sizes = None if sizes is None else [tuple(_checks.grid(what, "sizes", size)) for size in sizes]
-        self.scales = None if scales is None else [float(scale) for scale in scales]
+        self.scales = None if scales is None else _checks.numbers(what, "scales", scales)
         if self.scales is not None and not all(scale > 0 for scale in self.scales):
             raise ValueError(f"murf_fast.{what}: `scales` must be > 0, got {list(scales)}")
         self.rounding, self.norm, self.tiles = rounding, norm, None if tiles is None else list(tiles)
@@ -99,7 +99,8 @@ class MultiResolutionEncoder(nn.Module):
         self.attention = attention
         depth = len(self.family.layers)
         asked = [depth - 1] if layers is None else list(layers)
-        if not asked or any(not isinstance(i, int) or not -depth <= i < depth for i in asked):
+        asked = [_checks.integer(what, "layers", i) for i in asked]
+        if not asked or any(not -depth <= i < depth for i in asked):
             raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
         self.layers = [i % depth for i in asked]
         self.resize = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from murf_fast.resample import AxisTable, axis
+from murf_fast.resample import AxisTable, axis, is_large
 
 _library = torch.library.Library("murf_fast", "DEF")
 
@@ -46,9 +46,10 @@ def axes_of(
     """Tables of both axes for a map of height x width."""
     via_y, via_x = via or (None, None)
     factor_y, factor_x = scale_factor or (None, None)
+    large = is_large(mode, size), via is not None and is_large(mode, via)
     return (
-        axis(height, size[0], mode, antialias, via_y, factor_y),
-        axis(width, size[1], mode, antialias, via_x, factor_x),
+        axis(height, size[0], mode, antialias, via_y, factor_y, *large),
+        axis(width, size[1], mode, antialias, via_x, factor_x, *large),
     )
 
 

@@ -69,10 +69,11 @@ def upsample_cross_entropy(
     if weight is not None:
         _checks.vector(op, "weight", weight, first.shape[1], first, what="one entry per class")
         _checks.no_gradients(op, "`weight`", [weight])
-    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
+    ignore_index = _checks.integer(op, "ignore_index", ignore_index)
+    label_smoothing = _checks.number(op, "label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:
         raise ValueError(f"murf_fast.{op}: `label_smoothing` must be in [0, 1], got {label_smoothing!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"murf_fast.{op}: `reduction` must be one of {REDUCTIONS}, got {reduction!r}")
+    _checks.choice(op, "reduction", reduction, REDUCTIONS)
     backend = backends.resolve(backend, first.device.type, first.dtype)
     if backend == "reference":
         _check_labels(target, first.shape[1], ignore_index)
@@ -82,7 +83,7 @@ def upsample_cross_entropy(
         return loss.to(torch.promote_types(loss.dtype, torch.float32))
     target = target.long()
     loss, _ = torch.ops.murf_fast.upsample_cross_entropy(
-        features, bias, target, weight, mode, antialias, via, ignore_index, float(label_smoothing), backend
+        features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
     )
     if reduction == "none":
         return loss
@@ -95,6 +96,7 @@ def _check_target(op: str, target: object, first: Tensor) -> None:
     if not isinstance(target, Tensor) or target.dtype not in LABELS:
         got = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"murf_fast.{op}: `target` must be an integer tensor of labels (B, H, W), got {got}")
+    _checks.dense(op, "target", target)
     if target.ndim != 3 or target.shape[0] != first.shape[0] or target.shape[1] < 1 or target.shape[2] < 1:
         raise ValueError(
             f"murf_fast.{op}: `target` must be (B, H, W) with the batch size of `features`, {first.shape[0]}, and at "
