@@ -91,7 +91,7 @@ class AnyUp(nn.Module):
             ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
                 pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
         """
-        layout, weights = _anyup_checkpoint.read(checkpoint)
+        layout, opened = _anyup_checkpoint.read(checkpoint)
         model = cls(
             layout.qk_dim,
             input_dim=layout.input_dim,
@@ -99,7 +99,7 @@ class AnyUp(nn.Module):
             kernel_size_lfu=layout.kernel_size_lfu,
             **options,
         )
-        _checkpoints.load_into(model, weights)
+        _checkpoints.load_into(model, opened)
         return model.eval()
 
     def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:

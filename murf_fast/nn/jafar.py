@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import windows
-from murf_fast.nn._checkpoints import few, load_into, tensors_of
+from murf_fast.nn._checkpoint_files import open_checkpoint
+from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._encoders import GROUPS, Encoder, check_guided, precise
 from murf_fast.ops import window_attention
 from murf_fast.ops._library import is_channels_last
@@ -81,16 +81,16 @@ class JAFAR(nn.Module):
             ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
                 pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
         """
-        state = checkpoint if isinstance(checkpoint, Mapping) else tensors_of("JAFAR", Path(checkpoint))
-        weights = dict(state.get("jafar", state))
-        if _IMAGE not in weights or _FEATURES not in weights:
+        opened = open_checkpoint("JAFAR", checkpoint)
+        weights = opened.weights
+        if not all(name in weights and weights[name].ndim == 4 for name in (_IMAGE, _FEATURES)):
             raise ValueError(
-                f"murf_fast.JAFAR: the checkpoint must hold {_IMAGE} and {_FEATURES}; got the keys {few(weights)}"
+                f"murf_fast.JAFAR: {opened.origin} must hold {_IMAGE} and {_FEATURES}; got the keys {few(weights)}"
             )
         _keep_used(None, weights, "")
         (qk_dim, _, kernel_size, _), v_dim = weights[_IMAGE].shape, weights[_FEATURES].shape[1]
         model = cls(v_dim, qk_dim=qk_dim, num_heads=num_heads, kernel_size=kernel_size)
-        load_into(model, weights)
+        load_into(model, opened)
         return model.eval()
 
     def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:

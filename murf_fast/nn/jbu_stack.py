@@ -64,9 +64,9 @@ class JBUStack(nn.Module):
             ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
                 pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
         """
-        layout, weights = _jbu_checkpoint.read(checkpoint)
+        layout, opened = _jbu_checkpoint.read(checkpoint)
         stack = cls(layout.dim, shared=layout.shared, radius=layout.radius, norm=layout.norm, guides=layout.guides)
-        _checkpoints.load_into(stack, weights)
+        _checkpoints.load_into(stack, opened)
         return stack.eval()
 
     @property

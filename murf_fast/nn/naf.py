@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import windows
-from murf_fast.nn._checkpoints import few, load_into, tensors_of
+from murf_fast.nn._checkpoint_files import open_checkpoint
+from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._encoders import GROUPS, Encoder, check_guided, pooled, precise
 from murf_fast.ops import resize, window_attention
 from murf_fast.ops._library import is_channels_last
@@ -66,15 +66,16 @@ class NAF(nn.Module):
             ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
                 pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
         """
-        weights = checkpoint if isinstance(checkpoint, Mapping) else tensors_of("NAF", Path(checkpoint))
-        if _FIRST not in weights or _PERIODS not in weights:
+        opened = open_checkpoint("NAF", checkpoint)
+        weights = opened.weights
+        if _FIRST not in weights or _PERIODS not in weights or weights[_FIRST].ndim == 0:
             raise ValueError(
-                f"murf_fast.NAF: the checkpoint must hold {_FIRST} and {_PERIODS}; got the keys {few(weights)}"
+                f"murf_fast.NAF: {opened.origin} must hold {_FIRST} and {_PERIODS}; got the keys {few(weights)}"
             )
         dim, quarter = 2 * weights[_FIRST].shape[0], max(1, weights[_PERIODS].numel())
         blocks = sum(key.startswith("image_encoder.encoder.") and key.endswith(".conv1.weight") for key in weights)
         model = cls(dim, num_heads=max(1, dim // (4 * quarter)), kernel_size=kernel_size, blocks=max(1, blocks))
-        load_into(model, weights)
+        load_into(model, opened)
         return model.eval()
 
     def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
