@@ -81,6 +81,9 @@ def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming])
                 f"murf_fast.{what}: `{key}` must have shape ({length},), as {naming.convolution}.weight is {shape}, "
                 f"got {tuple(state_dict[key].shape)}"
             )
+    for key in sorted(lengths.keys() | {convolution["weight"]}):
+        if not state_dict[key].is_floating_point():
+            raise ValueError(f"murf_fast.{what}: `{key}` must be floating point, got {state_dict[key].dtype}")
     return Weights(naming, weights, {name: state_dict[key] for name, key in norm.items()} or None)
 
 

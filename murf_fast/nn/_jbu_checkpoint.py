@@ -38,13 +38,13 @@ def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, Checkpoint]:
     first = next((name for name in ("up1", "up") if f"{name}.fixup_proj.0.bias" in weights), None)
     if first is None or getattr(weights.get(f"{first}.range_proj.0.weight"), "ndim", 0) < 2:
         raise ValueError(
-            f"murf_fast.JBUStack: {opened.origin} must hold up1.range_proj.0.weight and up1.fixup_proj.0.bias (FeatUp), "
-            f"or both for `up` (SimFeatUp), perhaps behind {_PREFIX!r}; got the keys {few(state)}"
+            f"murf_fast.JBUStack: {opened.origin} must hold up1.range_proj.0.weight and up1.fixup_proj.0.bias "
+            f"(FeatUp), or both for `up` (SimFeatUp), perhaps behind {_PREFIX!r}; got the keys {few(state)}"
         )
     taps = weights[f"{first}.fixup_proj.0.bias"].numel()
     final = weights.get("fixup_proj.1.weight")
     layout = Layout(
-        dim=None if final is None else final.shape[0],
+        dim=final.shape[0] if final is not None and final.ndim else None,
         shared=first == "up",
         radius=math.isqrt(taps) // 2,
         norm=any(key.startswith("norm.") for key in weights),

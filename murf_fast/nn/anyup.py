@@ -81,6 +81,9 @@ class AnyUp(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, **options) -> AnyUp:
         """A model with released weights, in eval mode.
 
+        Entries ``state_dict``, ``model`` and ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
         Args:
             checkpoint: ``anyup_paper.pth``, ``anyup_multi_backbone.pth``, a ``.safetensors`` file, or a state dict; of
                 the dense model or of one with ``use_natten=True``.
@@ -88,8 +91,10 @@ class AnyUp(nn.Module):
                 ``allow_bfloat16``.
 
         Raises:
-            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
-                pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
         """
         layout, opened = _anyup_checkpoint.read(checkpoint)
         model = cls(

@@ -72,14 +72,19 @@ class JAFAR(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, num_heads: int = 4) -> JAFAR:
         """A model with released weights, in eval mode; all but the heads follows from their shapes.
 
+        Entries ``state_dict``, ``model`` and ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
         Args:
             checkpoint: A file of a state dict, perhaps as its entry ``jafar`` (the released ``.pth``), or a
                 ``.safetensors`` file, or a state dict; names are the original's.
             num_heads: Not part of the checkpoint; 4 in the releases.
 
         Raises:
-            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
-                pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
         """
         opened = open_checkpoint("JAFAR", checkpoint)
         weights = opened.weights

@@ -57,14 +57,19 @@ class NAF(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, kernel_size: int = 9) -> NAF:
         """A model with released weights, in eval mode.
 
+        Entries ``state_dict``, ``model`` and ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
         Args:
             checkpoint: A file of a state dict (``naf_release.pth``, ``.safetensors``), or a state dict; names are the
                 original's.
             kernel_size: Not part of the checkpoint; 9 in the release.
 
         Raises:
-            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
-                pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
         """
         opened = open_checkpoint("NAF", checkpoint)
         weights = opened.weights
