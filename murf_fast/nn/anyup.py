@@ -81,7 +81,7 @@ class AnyUp(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, **options) -> AnyUp:
         """A model with released weights, in eval mode.
 
-        Entries ``state_dict``, ``model`` and ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
         and ``teacher.`` taken off if all names have them.
 
         Args:

@@ -72,7 +72,7 @@ class JAFAR(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, num_heads: int = 4) -> JAFAR:
         """A model with released weights, in eval mode; all but the heads follows from their shapes.
 
-        Entries ``state_dict``, ``model`` and ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
         and ``teacher.`` taken off if all names have them.
 
         Args:

@@ -55,7 +55,7 @@ class JBUStack(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping) -> JBUStack:
         """A stack with released weights, in eval mode; its shape follows from theirs.
 
-        Entries ``state_dict``, ``model`` and ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
         and ``teacher.`` taken off if all names have them.
 
         Args:

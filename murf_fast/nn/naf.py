@@ -57,7 +57,7 @@ class NAF(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, kernel_size: int = 9) -> NAF:
         """A model with released weights, in eval mode.
 
-        Entries ``state_dict``, ``model`` and ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
         and ``teacher.`` taken off if all names have them.
 
         Args:
