@@ -11,7 +11,7 @@ from murf_fast.resample import gaussian_radius, mirrored
 def gaussian_blur(x: Tensor, sigma: float, border: str = "symmetric") -> Tensor:
     """One dense two-dimensional convolution of the padded map, cut off at four sigma."""
     radius = gaussian_radius(sigma)
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu") / sigma) ** 2)
     taps = (taps / taps.sum()).to(x)
     for dim in (2, 3):
         size = x.shape[dim]
