@@ -162,7 +162,7 @@ class _AxialRotation(nn.Module):
         super().__init__()
         self.heads = heads
         pairs = dim // heads // 4
-        self.register_buffer("periods", base ** (torch.arange(pairs) / pairs))
+        self.register_buffer("periods", base ** (torch.arange(pairs, dtype=torch.float32) / pairs))
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = precise(x)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.ops._contract import guarded, guarded_fake
 from murf_fast.resample import AxisTable, axis, is_large
 
 _library = torch.library.Library("murf_fast", "DEF")
@@ -25,7 +26,9 @@ def register(
     setup_context: Callable | None = None,
 ) -> None:
     """Defines ``murf_fast::<schema>`` with its CPU and CUDA implementation, fake implementation and gradients."""
-    name = f"murf_fast::{schema[: schema.index('(')]}"
+    op = schema[: schema.index("(")]
+    name = f"murf_fast::{op}"
+    implementation, fake = guarded(op, implementation), guarded_fake(op, fake)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     for key in ("CPU", "CUDA"):
         _library.impl(name, implementation, key)

@@ -62,7 +62,7 @@ class PackedTokens:
     def cu_seqlens(self) -> Tensor:
         """(sequences + 1,) int32 on the CPU: where each sequence starts, as variable-length attention takes it."""
         lengths = [block.length(self.prefix) for block in self.blocks for _ in range(block.sequences)]
-        return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return torch.tensor([0, *lengths], dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32)
 
     def with_tokens(self, tokens: Tensor) -> PackedTokens:
         """The same sequences with other values."""

@@ -186,7 +186,7 @@ def _gradients(
             None if weight is None else weight.to(torch.float32).contiguous(),
             ignore_index,
             label_smoothing,
-            lse,
+            lse.contiguous(),
             grad.to(torch.float32).contiguous(),
             gradients,
         )
