@@ -73,6 +73,7 @@ def check_reflection(op: str, radius: int, size) -> None:
 
 def check_masks(op: str, params: BilateralParams, guidance: Tensor, radius: int, range_mask, fixup_mask) -> None:
     """Dropout's factors of the hidden channels of every image."""
+    _checks.no_gradients(op, "a dropout mask", [range_mask, fixup_mask])
     for name, mask, channels in (
         ("range_mask", range_mask, params.range_bias0.numel()),
         ("fixup_mask", fixup_mask, (2 * radius + 1) ** 2),

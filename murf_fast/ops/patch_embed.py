@@ -10,6 +10,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
 
@@ -181,7 +182,7 @@ def patch_embed(
         tables = [table.flatten(0, -2) for table in tables]
     trainable = [x for x in (weight, bias, pos_embed, prefix) if x is not None]
     # Writing into the buffer has no gradient, and compilers fuse the plain expression themselves.
-    functional = torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in trainable))
+    functional = torch.compiler.is_compiling() or derivatives_wanted(trainable)
     functional = functional or backend_name == "reference"
     packed = PackedTokens(weight.new_empty((0 if functional else start, weight.shape[0])), tuple(blocks), count)
     rule = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}

@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops.resize import resize
 from murf_fast.resample import pseudo_inverse
 
@@ -138,7 +139,7 @@ def _kept_of(pos_embed: object) -> Kept | None:
     """Where the results of this table are kept; None if they must not be."""
     if not isinstance(pos_embed, Tensor) or torch.compiler.is_compiling() or pos_embed.is_inference():
         return None
-    if pos_embed.requires_grad and torch.is_grad_enabled():
+    if derivatives_wanted([pos_embed]):
         return None
     state = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device)
     kept = _kept.get(pos_embed)
@@ -166,7 +167,7 @@ def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], rule: Flavo
         wide = table[0].permute(1, 2, 0).to(torch.promote_types(table.dtype, torch.float32))
         resized = reference.resample_pos_embed(wide, grid, rule.mode, rule.antialias, factors)
         return torch.cat([prefix, resized.to(table.dtype)])
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):
+    if torch.compiler.is_compiling() or derivatives_wanted([table]):
         target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
         options = {"mode": rule.mode, "antialias": rule.antialias, "backend": backend}
         return torch.cat([prefix, _rows(resize(table, memory_format=torch.channels_last, **target, **options))])
