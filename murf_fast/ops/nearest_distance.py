@@ -138,7 +138,8 @@ def nearest_distance(
     if isinstance(bank, IVFIndex):
         return bank.search(query, k, metric)
     dtype = torch.float64 if torch.float64 in (query.dtype, rows.dtype) else query.dtype
-    backend = backends.resolve(backend or (bank.backend if prepared else None), query.device.type, dtype)
+    backend = bank.backend if backend is None and prepared else backend
+    backend = backends.resolve(backend, query.device.type, dtype)
     if backend == "reference":
         _check_rows("query", query, cosine)
         if not prepared:

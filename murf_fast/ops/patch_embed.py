@@ -276,6 +276,10 @@ def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remaind
         raise TypeError(f"murf_fast.{op}: `sizes` must be a non-empty list of (height, width), got {sizes!r}")
     if not isinstance(images, (Tensor, list, tuple)):
         raise TypeError(f"murf_fast.{op}: `images` must be a tensor or a list of them, got {type(images).__name__}")
+    for batch in [images] if isinstance(images, Tensor) else images:
+        if not isinstance(batch, Tensor):
+            raise TypeError(f"murf_fast.{op}: `images` must be tensors, got {type(batch).__name__}")
+        _checks.dense(op, "images", batch)
     batches, lists = ([images], [sizes]) if isinstance(images, Tensor) else (list(images), list(sizes))
     if len(batches) != len(lists):
         raise ValueError(f"murf_fast.{op}: `sizes` must hold one list for each of {len(batches)} batches of images")

@@ -91,6 +91,7 @@ def resample_pos_embed(
     ``resample_abs_pos_embed`` of timm.
     """
     op = "resample_pos_embed"
+    _checks.tensor(op, "pos_embed", pos_embed)
     kept = _kept_of(pos_embed) if _checks.flag(op, "keep", keep) else None
     if kept is not None:
         # Written out, so that 4.0 and True are not taken for 4 and 1.
@@ -98,7 +99,6 @@ def resample_pos_embed(
         results = kept.calls.get(call)
         if results is not None:
             return results[0] if _is_single(grid) else list(results)
-    _checks.tensor(op, "pos_embed", pos_embed)
     if pos_embed.ndim not in (2, 3) or (pos_embed.ndim == 3 and pos_embed.shape[0] != 1):
         raise ValueError(f"murf_fast.{op}: `pos_embed` must be (N, D) or (1, N, D), got {tuple(pos_embed.shape)}")
     _checks.choice(op, "flavor", flavor, tuple(FLAVORS))
@@ -109,7 +109,7 @@ def resample_pos_embed(
     source = _source_grid(op, source_grid, rows - num_prefix_tokens)
     single = _is_single(grid)
     grids = [grid] if single else list(grid)
-    if not grids:
+    if not grids or not (single or all(map(_checks.is_sequence, grids))):
         raise ValueError(f"murf_fast.{op}: `grid` must be (h, w) or a non-empty list of them, got {grid!r}")
     grids = [tuple(_checks.grid(op, "grid", g)) for g in grids]
     tables = pos_embed.flatten(0, -2)
