@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from murf_fast import _pillow
 from murf_fast.demo.backbone import Backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -18,8 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def read_photo(path: Path) -> Image.Image:
     """An RGB photo, upright."""
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    return Image.fromarray(_pillow.read(path))
 
 
 def normalized(photo: Image.Image) -> Tensor:

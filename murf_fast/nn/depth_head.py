@@ -99,7 +99,10 @@ class DepthHead(nn.Module):
         range must be given) or this class's own names. ``options`` are those of the class and override what goes with
         the names.
 
+        Wrappers and prefixes are taken off as by :meth:`AnyUp.from_checkpoint`.
+
         Raises:
+            TypeError: ``state_dict`` is no mapping.
             ValueError: The names belong to none of them, a key is missing or unknown, a shape is wrong, or there is no
                 ``depth_range``.
         """
