@@ -118,6 +118,7 @@ def patch_embed(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     layout: str = "cyx",
+    keep: bool | str = "checked",
     backend: str | None = None,
 ) -> PackedTokens:
     """Resize, normalize, cut and project images at several resolutions, with positions, into one packed buffer.
@@ -140,6 +141,7 @@ def patch_embed(
         remainder: What to do with a size that is no multiple of the patch: ``"raise"``, or ``"drop"`` the pixels beyond
             the last whole patch, as convolutions do.
         mode, antialias, mean, std, layout: As for :func:`image_to_patches`.
+        keep: Whether resized tables are kept for the next call, as for :func:`resample_pos_embed`.
         backend: As for :func:`image_to_patches`; ``"reference"`` for all parts.
 
     Returns:
@@ -173,7 +175,7 @@ def patch_embed(
             flavor=flavor,
             num_prefix_tokens=num_prefix_tokens,
             source_grid=source_grid,
-            keep=True,
+            keep=keep,
             backend=backend,
         )
         tables = [table.flatten(0, -2) for table in tables]
