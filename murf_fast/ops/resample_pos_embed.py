@@ -16,10 +16,9 @@ from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.resample import pseudo_inverse
 
-
 # What is kept of one table beyond the results of its latest call, which are kept whatever they take.
 KEPT_TABLES = 24
-KEPT_BYTES = 16 << 20
+KEPT_BYTES = 4 << 20
 
 KEEPS = (False, True, "checked")
 
@@ -119,7 +118,7 @@ def resample_pos_embed(
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: the results. Kept of one table are the results of the latest call and, of those before, up to 24 grids and
-    16 MB, and with ``"checked"`` a copy of the table.
+    4 MB, and with ``"checked"`` a copy of the table.
 
     Source: ``interpolate_pos_encoding`` of DINO, DINOv2 and transformers, ``resize_positional_embeddings`` of SigLIP 2,
     ``resample_abs_pos_embed`` of timm.
