@@ -210,6 +210,33 @@ def patch_embed(
     return packed.with_tokens(torch.cat(pieces)) if functional else packed
 
 
+def cut_sequences(
+    images: Tensor,
+    sizes: Sequence[int | tuple[int, int]],
+    *,
+    patch_size: int,
+    prefix: int,
+    dtype: torch.dtype,
+    tiles: Sequence[int] | None = None,
+    remainder: str = "raise",
+    **rule,
+) -> Iterator[tuple[Block, Tensor]]:
+    """The patches (t t B, h w, 3 p p) of each resolution's sequences, for embeddings that are called as modules.
+
+    ``prefix`` counts the tokens before the patches of every sequence, ``rule`` holds the options of
+    :func:`image_to_patches`; the rest is as for :func:`patch_embed`.
+    """
+    weight = torch.empty((1, 3 * patch_size * patch_size), dtype=dtype, device="meta")
+    _, (batch,), (grids,) = _checked("patch_embed", images, sizes, weight, None, patch_size, None, tiles, remainder)
+    start = 0
+    for s, size in enumerate(grids):
+        t = 1 if tiles is None else tiles[s]
+        block = Block(start, len(batch), (size[0] // patch_size // t, size[1] // patch_size // t), t)
+        start += block.sequences * block.length(prefix)
+        (patches,) = image_to_patches(batch, [size], patch_size, dtype=dtype, **rule)
+        yield block, _cut(patches, block)
+
+
 def _groups(block: Block, weight: Tensor) -> Iterator[slice]:
     """Images whose patches are in memory at once; on other devices than CPUs all."""
     step = block.batch
