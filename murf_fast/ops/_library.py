@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from murf_fast.ops._derivatives import autograd_kernel
+from murf_fast.ops._derivatives import autograd_kernel, one_by_one
 from murf_fast.resample import AxisTable, axis
 
 _library = torch.library.Library("murf_fast", "DEF")
@@ -44,6 +44,7 @@ def register(
     torch.library.register_fake(name, fake, lib=_library)
     kernel = autograd_kernel(op, implementation, backward, setup_context, forward_mode)
     _library.impl(name, kernel, "Autograd", with_keyset=True)
+    torch.library.register_vmap(name, one_by_one(op), lib=_library)
 
 
 def _raising_versions(op: torch._ops.OpOverload, implementation: Callable) -> Callable:

@@ -76,13 +76,14 @@ def upsample_cross_entropy(
     if reduction not in REDUCTIONS:
         raise ValueError(f"murf_fast.{op}: `reduction` must be one of {REDUCTIONS}, got {reduction!r}")
     backend = backends.resolve(backend, first.device.type, first.dtype)
+    # Small label types hold neither every class nor every ignore_index.
+    target = target.long()
     if backend == "reference":
         _check_labels(target, first.shape[1], ignore_index)
-        loss = reference.upsample_cross_entropy(
-            features, target, bias, mode, antialias, via, ignore_index, weight, label_smoothing, reduction
+        wide = [f.to(torch.promote_types(f.dtype, torch.float32)) for f in features]
+        return reference.upsample_cross_entropy(
+            wide, target, bias, mode, antialias, via, ignore_index, weight, label_smoothing, reduction
         )
-        return loss.to(torch.promote_types(loss.dtype, torch.float32))
-    target = target.long()
     loss, _ = torch.ops.murf_fast.upsample_cross_entropy(
         features, bias, target, weight, mode, antialias, via, ignore_index, float(label_smoothing), backend
     )
