@@ -1,4 +1,4 @@
-"""What holds for every op: empty batches, lazily negated tensors, graphs for varying sizes, versions of what is written."""
+"""What holds for every op: empty batches, lazy negations, graphs for varying sizes, versions of what is written."""
 
 from __future__ import annotations
 

@@ -55,18 +55,23 @@ class JBUStack(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping) -> JBUStack:
         """A stack with released weights, in eval mode; its shape follows from theirs.
 
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
         Args:
             checkpoint: A Lightning ``.ckpt`` of FeatUp or SimFeatUp, a ``.safetensors`` file, or a state dict. Names
                 are FeatUp's, with or without the prefix ``upsampler.``; beside that prefix, ``model.1.norm.*`` is taken
                 as the norm, and entries of other networks are passed over.
 
         Raises:
-            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
-                pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
         """
-        layout, weights = _jbu_checkpoint.read(checkpoint)
+        layout, opened = _jbu_checkpoint.read(checkpoint)
         stack = cls(layout.dim, shared=layout.shared, radius=layout.radius, norm=layout.norm, guides=layout.guides)
-        _checkpoints.load_into(stack, weights)
+        _checkpoints.load_into(stack, opened)
         return stack.eval()
 
     @property

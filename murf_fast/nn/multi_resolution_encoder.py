@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from murf_fast.nn import _attention, _blocks
+from murf_fast.nn import _attention, _blocks, _images, _resolutions
 from murf_fast.nn._families import Family, family_of
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, patch_embed
@@ -40,8 +40,10 @@ class MultiResolutionEncoder(nn.Module):
     Args:
         model: transformers Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SiglipVisionModel or
             Siglip2VisionModel, or the DINOv2 hub's or timm's VisionTransformer (without rotary positions or q/k norms).
-        sizes: (height, width) in pixels per resolution, or one integer for a square. Or
-        scales: factors of the image's size, which ``rounding`` turns into pixels.
+        sizes: A list, for every resolution (height, width) in pixels or one integer for a square; one integer alone is
+            one square resolution. Or
+        scales: factors of the image's size, which ``rounding`` turns into pixels: the numbers as they are written, 0.7
+            being 7/10 and not the float next to it.
         rounding: ``"floor"``: the largest multiple of the patch (and tiles) within ``scale * size``; ``"murf"``:
             ``ceil(scale * size)`` pixels, of which patches beyond the last whole one are dropped, as in MuRF.
         layers: 0-based indices of the blocks whose outputs are wanted; negative ones count from the end. None: the
@@ -50,12 +52,14 @@ class MultiResolutionEncoder(nn.Module):
         tiles: Per resolution, t: t x t tiles as sequences of their own (S2, SigLIP-HD). CLS tokens are averaged.
         remainder: For ``sizes``, as for :func:`patch_embed`: ``"raise"`` or ``"drop"``.
         mode, antialias, mean, std: As for :func:`image_to_patches`. Without ``mean`` and ``std`` images are taken as
-            they are (uint8 divided by 255).
+            they are (uint8 divided by 255), which is right for normalized ones; others are warned of, once per model.
         attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"``: one launch of
             ``torch.nn.attention.varlen`` for all sequences (CUDA, bfloat16 and float16).
 
     Raises:
-        TypeError, ValueError: An argument is wrong (an unsupported model: the supported ones are listed).
+        TypeError, ValueError: An argument is wrong (an unsupported model: the supported ones are listed); in a call,
+            before any work: images of another type or layout, smaller than a patch at some scale, or, normalized, more
+            than 20 deviations from the mean, as floats in 0..255 are.
 
     Memory (no gradients wanted): four to five times the tokens of all resolutions, beside one copy per chosen layer.
     Hooks on the model's submodules see rows of the packed buffer, on CPUs in chunks.
@@ -88,34 +92,38 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
         if rounding not in ROUNDINGS:
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
-        self.sizes = None if sizes is None else [tuple(_checks.grid(what, "sizes", size)) for size in sizes]
-        self.scales = None if scales is None else [float(scale) for scale in scales]
-        if self.scales is not None and not all(scale > 0 for scale in self.scales):
-            raise ValueError(f"murf_fast.{what}: `scales` must be > 0, got {list(scales)}")
-        self.rounding, self.norm, self.tiles = rounding, norm, None if tiles is None else list(tiles)
+        self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
+        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
+        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self.rounding, self.norm = rounding, norm
+        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
         self.remainder = "drop" if scales is not None else remainder
+        if self.sizes is not None:
+            _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
         if attention not in _attention.KINDS:
             raise ValueError(f"murf_fast.{what}: `attention` must be one of {_attention.KINDS}, got {attention!r}")
         self.attention = attention
-        depth = len(self.family.layers)
-        asked = [depth - 1] if layers is None else list(layers)
-        if not asked or any(not isinstance(i, int) or not -depth <= i < depth for i in asked):
-            raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
-        self.layers = [i % depth for i in asked]
+        self.layers = _indices(what, layers, len(self.family.layers))
+        _checks.mode(what, mode, antialias)
+        mean, std = _images.three_numbers(what, "mean", mean), _images.three_numbers(what, "std", std)
         self.resize = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
 
     def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Pixels (height, width) of every resolution of an image."""
+        """Pixels (height, width) of every resolution of an image.
+
+        Scales are the numbers that were written, and multiplied exactly: 0.7 times 180 is 126.
+
+        Raises:
+            ValueError: A resolution is smaller than a patch; the message names scale, image and patch.
+        """
         if self.sizes is not None:
             return self.sizes
-        if self.rounding == "murf":
-            return [(math.ceil(height * s), math.ceil(width * s)) for s in self.scales]
-        tiles = self.tiles or [1] * len(self.scales)
-        units = [self.family.patch_size * t for t in tiles]
-        return [
-            (int(height * s) // unit * unit, int(width * s) // unit * unit)
-            for s, unit in zip(self.scales, units, strict=True)
-        ]
+        what = "MultiResolutionEncoder"
+        return _resolutions.scaled_sizes(what, self._ratios, self._units(), (height, width), self.rounding)
+
+    def _units(self) -> list[int]:
+        """Pixels of a patch times tiles, per resolution."""
+        return [self.family.patch_size * t for t in self.tiles or [1] * len(self.sizes or self.scales)]
 
     def forward(self, images: Tensor) -> MultiResolutionFeatures:
         """Features of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; see :class:`PackedTokens`."""
@@ -133,6 +141,17 @@ class MultiResolutionEncoder(nn.Module):
             tokens=tokens,
         )
 
+    def check_images(self, images: Tensor) -> tuple[int, int]:
+        """(height, width) of images that :meth:`forward` takes; raises as it does."""
+        what, like = "MultiResolutionEncoder", self.family.projection.weight
+        size = _images.size_of(what, images)
+        if images.device != like.device:
+            raise ValueError(
+                f"murf_fast.{what}: `images` must be on the device of `model`, {like.device}, got {images.device}"
+            )
+        _images.check_values(what, images, self.model, self.resize["mean"], self.resize["std"])
+        return size
+
     def embed(self, images: Tensor) -> PackedTokens:
         """The tokens before the first block."""
         family = self.family
@@ -146,15 +165,10 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(
                 "murf_fast.MultiResolutionEncoder: `model` has dropout and is in training mode; call model.eval()"
             )
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(
-                f"murf_fast.MultiResolutionEncoder: `images` must be (B, 3, H, W) or (B, H, W, 3), got {got}"
-            )
-        height, width = images.shape[2:] if images.shape[1] == 3 else images.shape[1:3]
+        sizes = self.sizes_for(*self.check_images(images))
         return patch_embed(
             images,
-            self.sizes_for(height, width),
+            sizes,
             family.projection.weight,
             family.projection.bias,
             family.positions(),
@@ -179,6 +193,17 @@ class MultiResolutionEncoder(nn.Module):
     def _rotations(self, packed: PackedTokens) -> list[tuple[Tensor, Tensor] | None]:
         tokens = packed.tokens
         return [self.family.rotation(grid, tokens.dtype, tokens.device) for grid in packed.grids]
+
+
+def _indices(what: str, layers: object, depth: int) -> list[int]:
+    """Indices of blocks, counted from the front; the last if None."""
+    try:
+        asked = [depth - 1] if layers is None else [operator.index(i) for i in layers]
+    except TypeError:
+        asked = []
+    if not asked or any(isinstance(i, bool) for i in layers or ()) or not all(-depth <= i < depth for i in asked):
+        raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
+    return [i % depth for i in asked]
 
 
 def _drops(module: nn.Module) -> bool:

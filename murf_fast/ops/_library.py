@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.ops._contract import guarded, guarded_fake
 from murf_fast.ops._derivatives import autograd_kernel, one_by_one
-from murf_fast.resample import AxisTable, axis
+from murf_fast.resample import AxisTable, axis, is_large
 
 _library = torch.library.Library("murf_fast", "DEF")
 
@@ -30,21 +31,23 @@ def register(
 
     Args:
         schema: Name, arguments and results; an argument that is written into is ``Tensor(a!)``.
-        implementation, fake: Take the arguments of the schema, by position.
+        implementation, fake: Take the arguments of the schema, by position; called behind the op's contract.
         backward, setup_context: As for ``torch.library.register_autograd``. None: a backward raises, naming the op.
         forward_mode: The result's tangent, see :func:`murf_fast.ops._derivatives.autograd_kernel`. None: tangents
             raise, naming the op.
     """
-    name = f"murf_fast::{schema[: schema.index('(')]}"
+    op = schema[: schema.index("(")]
+    name = f"murf_fast::{op}"
+    implementation, fake = guarded(op, implementation), guarded_fake(op, fake)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    op = getattr(torch.ops.murf_fast, name.split("::")[1]).default
-    implementation = _raising_versions(op, implementation)
+    overload = getattr(torch.ops.murf_fast, op).default
+    implementation = _raising_versions(overload, implementation)
     for key in ("CPU", "CUDA"):
         _library.impl(name, implementation, key)
     torch.library.register_fake(name, fake, lib=_library)
-    kernel = autograd_kernel(op, implementation, backward, setup_context, forward_mode)
+    kernel = autograd_kernel(overload, implementation, backward, setup_context, forward_mode)
     _library.impl(name, kernel, "Autograd", with_keyset=True)
-    torch.library.register_vmap(name, one_by_one(op), lib=_library)
+    torch.library.register_vmap(name, one_by_one(overload), lib=_library)
 
 
 def _raising_versions(op: torch._ops.OpOverload, implementation: Callable) -> Callable:
@@ -75,9 +78,10 @@ def axes_of(
     """Tables of both axes for a map of height x width."""
     via_y, via_x = via or (None, None)
     factor_y, factor_x = scale_factor or (None, None)
+    large = is_large(mode, size), via is not None and is_large(mode, via)
     return (
-        axis(height, size[0], mode, antialias, via_y, factor_y),
-        axis(width, size[1], mode, antialias, via_x, factor_x),
+        axis(height, size[0], mode, antialias, via_y, factor_y, *large),
+        axis(width, size[1], mode, antialias, via_x, factor_x, *large),
     )
 
 

@@ -80,10 +80,10 @@ def adaptive_conv(
     grid = list(kernels.shape[2:])
     if size is not None and _checks.grid(op, "size", size) != grid:
         raise ValueError(f"murf_fast.{op}: `size` must be that of `kernels`, {tuple(grid)}, got {size}")
-    if mode is not None and mode not in MODES:
-        raise ValueError(f"murf_fast.{op}: `mode` must be None or one of {MODES}, got {mode!r}")
-    if padding is not None and padding not in PADDINGS:
-        raise ValueError(f"murf_fast.{op}: `padding` must be None or one of {PADDINGS}, got {padding!r}")
+    if mode is not None:
+        _checks.choice(op, "mode", mode, MODES)
+    if padding is not None:
+        _checks.choice(op, "padding", padding, PADDINGS)
     if mode is None:
         expected = grid if padding else [n + diameter - 1 for n in grid]
         if list(source.shape[2:]) != expected:

@@ -54,6 +54,7 @@ def bilateral_kernels(
     """
     op = "bilateral_kernels"
     guidance = _checks.map_(op, "guidance", guidance)
+    radius = _checks.integer(op, "radius", radius, 0)
     tensors = check_params(op, params, guidance, radius)
     check_masks(op, params, guidance, radius, range_mask, fixup_mask)
     if dtype not in (None, guidance.dtype, torch.float32):

@@ -41,16 +41,13 @@ def feature_unify(features: Tensor, basis: Tensor, variant: str = "released", *,
     """
     op = "feature_unify"
     _checks.map_(op, "features", features)
-    if not isinstance(basis, Tensor) or basis.dtype not in _checks.DTYPES:
-        got = basis.dtype if isinstance(basis, Tensor) else type(basis).__name__
-        raise TypeError(f"murf_fast.{op}: `basis` must be a floating-point tensor, got {got}")
+    _checks.tensor(op, "basis", basis)
     k = basis.shape[-1] if basis.ndim else 0
-    if len(basis) < 1 or k % 2 == 0 or tuple(basis.shape[1:]) not in ((1, k, k), (k, k)):
+    if basis.ndim == 0 or len(basis) < 1 or k % 2 == 0 or tuple(basis.shape[1:]) not in ((1, k, k), (k, k)):
         raise ValueError(f"murf_fast.{op}: `basis` must be (M, 1, k, k) with k odd, got shape {tuple(basis.shape)}")
     if basis.device != features.device:
         raise ValueError(f"murf_fast.{op}: `basis` must be on {features.device}, got {basis.device}")
-    if variant not in VARIANTS:
-        raise ValueError(f"murf_fast.{op}: `variant` must be one of {VARIANTS}, got {variant!r}")
+    _checks.choice(op, "variant", variant, VARIANTS)
     backend = backends.resolve(backend, features.device.type, features.dtype)
     if backend == "reference":
         layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format

@@ -71,10 +71,10 @@ def joint_bilateral_upsample(
             f"murf_fast.{op}: `guidance` must have the batch size of `source`, {first.shape[0]}, "
             f"got {guidance.shape[0]}"
         )
+    radius = _checks.integer(op, "radius", radius, 0)
     tensors = check_params(op, params, guidance, radius)
     check_masks(op, params, guidance, radius, range_mask, fixup_mask)
-    if mode not in MODES:
-        raise ValueError(f"murf_fast.{op}: `mode` must be one of {MODES}, got {mode!r}")
+    _checks.choice(op, "mode", mode, MODES)
     if bias is not None:
         for i, s in enumerate(sources):
             _checks.vector(op, "bias", bias, s.shape[1], s, what=f"one entry per channel of `source[{i}]`")

@@ -13,6 +13,7 @@ from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
 
 METRICS = ("l2", "l2sq", "cosine")
+INDICES = ("exact", "ivf")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 OP = "nearest_distance"
 
@@ -50,8 +51,8 @@ class NearestIndex:
         _checks.no_gradients(OP, "a nearest distance", [bank])
         self.bank = contiguous_rows(bank)
         _check_bank(self.bank, precision)
-        self.cosine, self.precision = bool(cosine), precision
-        self.device = self.bank.device if device is None else torch.device(device)
+        self.cosine, self.precision = _checks.flag(OP, "cosine", cosine), precision
+        self.device = self.bank.device if device is None else _device(device)
         if self.device != self.bank.device and self.bank.device.type != "cpu":
             raise ValueError(f"murf_fast.{OP}: `bank` must be on the CPU or on {self.device}, got {self.bank.device}")
         self.backend = backends.resolve(backend, self.device.type, self.bank.dtype)
@@ -108,12 +109,11 @@ def nearest_distance(
     Source: MuRF 3.2 and MRF-AD section 4 (faiss IndexFlatL2 and IndexIVFFlat); PatchCore; AnomalyDINO.
     """
     query = matrix(OP, "query", query)
-    if index not in ("exact", "ivf"):
-        raise ValueError(f'murf_fast.{OP}: `index` must be "exact" or "ivf", got {index!r}')
+    _checks.choice(OP, "index", index, INDICES)
+    _checks.choice(OP, "precision", precision, PRECISIONS)
     if metric is None:
         metric = "cosine" if getattr(bank, "cosine", False) else "l2"
-    if metric not in METRICS:
-        raise ValueError(f"murf_fast.{OP}: `metric` must be one of {METRICS}, got {metric!r}")
+    _checks.choice(OP, "metric", metric, METRICS)
     cosine = metric == "cosine"
     if not isinstance(bank, (NearestIndex, IVFIndex)):
         bank = matrix(OP, "bank", bank)
@@ -126,7 +126,7 @@ def nearest_distance(
             f"murf_fast.{OP}: `metric` is {metric!r}, but the index was prepared with cosine={bank.cosine}"
         )
     rows = bank.bank if prepared else bank
-    _checks.integer(OP, "k", k, 1)
+    k = _checks.integer(OP, "k", k, 1)
     if k > rows.shape[0]:
         raise ValueError(f"murf_fast.{OP}: `k` must be at most the {rows.shape[0]} rows of the bank, got {k}")
     if query.shape[1] != rows.shape[1]:
@@ -155,11 +155,17 @@ def nearest_distance(
     return torch.ops.murf_fast.nearest_distance(query, rows, tensors, k, metric, precision, backend)
 
 
+def _device(device: object) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"murf_fast.{OP}: `device` must be a device or its name, got {device!r}") from None
+
+
 def _check_bank(bank: Tensor, precision: str) -> None:
     if bank.shape[0] == 0 or bank.shape[1] == 0:
         raise ValueError(f"murf_fast.{OP}: `bank` must have rows and columns, got shape {tuple(bank.shape)}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"murf_fast.{OP}: `precision` must be one of {PRECISIONS}, got {precision!r}")
+    _checks.choice(OP, "precision", precision, PRECISIONS)
 
 
 def _check_rows(name: str, x: Tensor, nonzero: bool) -> None:

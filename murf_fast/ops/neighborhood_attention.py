@@ -78,6 +78,7 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
             raise TypeError(f"murf_fast.{op}: `{name}` must be a tensor, got {type(x).__name__}")
         if x.dtype not in _checks.DTYPES:
             raise TypeError(f"murf_fast.{op}: `{name}` must be floating point, got {x.dtype}")
+        _checks.dense(op, name, x)
         if x.ndim != 5 or min(x.shape[1:]) < 1:
             raise ValueError(f"murf_fast.{op}: `{name}` must be (B, H, W, heads, dim), got shape {tuple(x.shape)}")
         _checks.same_device_and_dtype(op, name, x, "q", q)
@@ -90,12 +91,11 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _tables(op: str, bias: object, q: Tensor) -> tuple[Tensor, Tensor]:
-    if not isinstance(bias, (tuple, list)) or len(bias) != 2 or not all(isinstance(b, Tensor) for b in bias):
+    if not isinstance(bias, (tuple, list)) or len(bias) != 2:
         raise TypeError(f"murf_fast.{op}: `bias` must be a pair of tensors (rows, columns), got {type(bias).__name__}")
     tables = []
     for i, (b, n) in enumerate(zip(bias, q.shape[1:3], strict=True)):
-        if b.dtype not in _checks.DTYPES:
-            raise TypeError(f"murf_fast.{op}: `bias[{i}]` must be a floating-point tensor, got {b.dtype}")
+        _checks.tensor(op, f"bias[{i}]", b)
         if tuple(b.shape) == (q.shape[3],):
             at = torch.arange(n, device=q.device, dtype=torch.promote_types(b.dtype, torch.float32))
             b = -b[:, None, None] * (at[:, None] - at).abs()

@@ -63,7 +63,7 @@ class PackedTokens:
     def cu_seqlens(self) -> Tensor:
         """(sequences + 1,) int32 on the CPU: where each sequence starts, as variable-length attention takes it."""
         lengths = [block.length(self.prefix) for block in self.blocks for _ in range(block.sequences)]
-        return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return torch.tensor([0, *lengths], dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32)
 
     def with_tokens(self, tokens: Tensor) -> PackedTokens:
         """The same sequences with other values."""
@@ -156,7 +156,9 @@ def patch_embed(
     Source: MuRF, section 3; the embeddings of DINOv2, DINOv3, SigLIP and SigLIP 2.
     """
     op = "patch_embed"
-    weight, batches, grids = _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder)
+    patch_size = _checks.integer(op, "patch_size", patch_size, 1)
+    weight, batches, grids, tiles = _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder)
+    _checks.mode(op, mode, antialias)
     backend_name = backends.resolve(backend, weight.device.type, weight.dtype)
     count = 0 if prefix is None else len(prefix)
     blocks, start = [], 0
@@ -259,11 +261,7 @@ def _project(out: Tensor, patches: Tensor, weight: Tensor, added: Tensor | None)
 
 
 def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder):
-    if not isinstance(weight, Tensor) or weight.dtype not in _checks.DTYPES:
-        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"murf_fast.{op}: `weight` must be a floating-point tensor, got {got}")
-    if not isinstance(patch_size, int) or patch_size < 1:
-        raise ValueError(f"murf_fast.{op}: `patch_size` must be a positive integer, got {patch_size!r}")
+    _checks.tensor(op, "weight", weight)
     columns = 3 * patch_size * patch_size
     shape = tuple(weight.shape)
     weight = weight.flatten(1) if weight.ndim == 4 else weight
@@ -274,21 +272,24 @@ def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remaind
     if bias is not None:
         _checks.vector(op, "bias", bias, len(weight), weight, what="one entry per row of `weight`")
     if prefix is not None:
-        if not isinstance(prefix, Tensor) or prefix.dtype not in _checks.DTYPES:
-            got = prefix.dtype if isinstance(prefix, Tensor) else type(prefix).__name__
-            raise TypeError(f"murf_fast.{op}: `prefix` must be a floating-point tensor, got {got}")
+        _checks.tensor(op, "prefix", prefix)
         if prefix.ndim != 2 or prefix.shape[1] != len(weight):
             raise ValueError(f"murf_fast.{op}: `prefix` must be (P, {len(weight)}), got {tuple(prefix.shape)}")
-    if remainder not in REMAINDERS:
-        raise ValueError(f"murf_fast.{op}: `remainder` must be one of {REMAINDERS}, got {remainder!r}")
-    if not isinstance(sizes, Sequence) or len(sizes) == 0:
+    _checks.choice(op, "remainder", remainder, REMAINDERS)
+    if not _checks.is_sequence(sizes) or len(sizes) == 0:
         raise TypeError(f"murf_fast.{op}: `sizes` must be a non-empty list of (height, width), got {sizes!r}")
+    if not isinstance(images, (Tensor, list, tuple)):
+        raise TypeError(f"murf_fast.{op}: `images` must be a tensor or a list of them, got {type(images).__name__}")
     batches, lists = ([images], [sizes]) if isinstance(images, Tensor) else (list(images), list(sizes))
     if len(batches) != len(lists):
         raise ValueError(f"murf_fast.{op}: `sizes` must hold one list for each of {len(batches)} batches of images")
     grids = [[tuple(_checks.grid(op, "sizes", size)) for size in its_sizes] for its_sizes in lists]
+    if tiles is not None:
+        if not _checks.is_sequence(tiles):
+            raise TypeError(f"murf_fast.{op}: `tiles` must be a list of integers, got {tiles!r}")
+        tiles = [_checks.integer(op, "tiles", t, 1) for t in tiles]
     for its_sizes in grids:
-        if tiles is not None and (len(tiles) != len(its_sizes) or not all(isinstance(t, int) and t > 0 for t in tiles)):
+        if tiles is not None and len(tiles) != len(its_sizes):
             raise ValueError(
                 f"murf_fast.{op}: `tiles` must hold one positive integer for each of {len(its_sizes)} sizes, "
                 f"got {tiles!r}"
@@ -303,4 +304,4 @@ def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remaind
                     f"murf_fast.{op}: `sizes[{s}]` must be a multiple of {unit} pixels (patch size times tiles), got "
                     f'{size}; remainder="drop" drops the pixels beyond the last whole patch (without tiles)'
                 )
-    return weight, batches, grids
+    return weight, batches, grids, tiles

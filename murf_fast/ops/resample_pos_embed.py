@@ -92,22 +92,20 @@ def resample_pos_embed(
     ``resample_abs_pos_embed`` of timm.
     """
     op = "resample_pos_embed"
-    kept = _kept_of(pos_embed) if keep else None
+    kept = _kept_of(pos_embed) if _checks.flag(op, "keep", keep) else None
     if kept is not None:
         # Written out, so that 4.0 and True are not taken for 4 and 1.
         call = (repr((grid, flavor, num_prefix_tokens, source_grid)), backends.asked_for(backend))
         results = kept.calls.get(call)
         if results is not None:
             return results[0] if _is_single(grid) else list(results)
-    if not isinstance(pos_embed, Tensor) or pos_embed.dtype not in _checks.DTYPES:
-        got = pos_embed.dtype if isinstance(pos_embed, Tensor) else type(pos_embed).__name__
-        raise TypeError(f"murf_fast.{op}: `pos_embed` must be a floating-point tensor, got {got}")
+    _checks.tensor(op, "pos_embed", pos_embed)
     if pos_embed.ndim not in (2, 3) or (pos_embed.ndim == 3 and pos_embed.shape[0] != 1):
         raise ValueError(f"murf_fast.{op}: `pos_embed` must be (N, D) or (1, N, D), got {tuple(pos_embed.shape)}")
-    if flavor not in FLAVORS:
-        raise ValueError(f"murf_fast.{op}: `flavor` must be one of {tuple(FLAVORS)}, got {flavor!r}")
+    _checks.choice(op, "flavor", flavor, tuple(FLAVORS))
     rows = pos_embed.shape[-2]
-    if not isinstance(num_prefix_tokens, int) or not 0 <= num_prefix_tokens < rows:
+    num_prefix_tokens = _checks.integer(op, "num_prefix_tokens", num_prefix_tokens)
+    if not 0 <= num_prefix_tokens < rows:
         raise ValueError(f"murf_fast.{op}: `num_prefix_tokens` must be in [0, {rows}), got {num_prefix_tokens!r}")
     source = _source_grid(op, source_grid, rows - num_prefix_tokens)
     single = _is_single(grid)
@@ -133,8 +131,9 @@ def resample_pos_embed(
     return results[0] if single else list(results)
 
 
-def _is_single(grid: Sequence) -> bool:
-    return len(grid) == 2 and all(isinstance(n, (int, torch.SymInt)) for n in grid)
+def _is_single(grid: object) -> bool:
+    """Whether this is one grid, not a list of them."""
+    return not _checks.is_sequence(grid) or (len(grid) == 2 and not any(_checks.is_sequence(n) for n in grid))
 
 
 def _kept_of(pos_embed: object) -> Kept | None:

@@ -56,8 +56,8 @@ def upsample_cross_entropy(
             where looking at them would stall the stream, they make the loss NaN.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: two float32 maps (B, H, W) kept for backward, and float32 gradients of the low-resolution maps. Second
-    derivatives run through the reference, which makes full-resolution logits.
+    Memory: three float32 maps (B, H, W), two of them kept for backward, and float32 gradients of the low-resolution
+    maps. Second derivatives run through the reference, which makes full-resolution logits.
 
     Source: ``F.cross_entropy(F.interpolate(logits, size), target)``, the training loss of every segmentation head.
     """
@@ -71,10 +71,11 @@ def upsample_cross_entropy(
     if weight is not None:
         _checks.vector(op, "weight", weight, first.shape[1], first, what="one entry per class")
         _checks.no_gradients(op, "`weight`", [weight])
-    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
+    ignore_index = _checks.integer(op, "ignore_index", ignore_index)
+    label_smoothing = _checks.number(op, "label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:
         raise ValueError(f"murf_fast.{op}: `label_smoothing` must be in [0, 1], got {label_smoothing!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"murf_fast.{op}: `reduction` must be one of {REDUCTIONS}, got {reduction!r}")
+    _checks.choice(op, "reduction", reduction, REDUCTIONS)
     backend = backends.resolve(backend, first.device.type, first.dtype)
     # Small label types hold neither every class nor every ignore_index.
     target = target.long()
@@ -85,7 +86,7 @@ def upsample_cross_entropy(
             wide, target, bias, mode, antialias, via, ignore_index, weight, label_smoothing, reduction
         )
     loss, _ = torch.ops.murf_fast.upsample_cross_entropy(
-        features, bias, target, weight, mode, antialias, via, ignore_index, float(label_smoothing), backend
+        features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
     )
     if reduction == "none":
         return loss
@@ -98,6 +99,7 @@ def _check_target(op: str, target: object, first: Tensor) -> None:
     if not isinstance(target, Tensor) or target.dtype not in LABELS:
         got = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"murf_fast.{op}: `target` must be an integer tensor of labels (B, H, W), got {got}")
+    _checks.dense(op, "target", target)
     if target.ndim != 3 or target.shape[0] != first.shape[0] or target.shape[1] < 1 or target.shape[2] < 1:
         raise ValueError(
             f"murf_fast.{op}: `target` must be (B, H, W) with the batch size of `features`, {first.shape[0]}, and at "
@@ -130,7 +132,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     _check_labels(target, features[0].shape[1], ignore_index)
     loss = features[0].new_empty(target.shape, dtype=torch.float32)
-    lse = features[0].new_empty(target.shape, dtype=torch.float32)
+    lse = features[0].new_empty((2, *target.shape), dtype=torch.float32)
     if loss.numel():
         axes = axes_of_maps(features, target.shape[1:], mode, antialias, via)
         backends.launcher(backend).upsample_cross_entropy(
@@ -150,8 +152,9 @@ def _forward(
 def _fake(
     features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
 ) -> tuple[Tensor, Tensor]:
+    """``lse`` in two parts, which the backward needs apart: the largest logit, and the logarithm of the sum."""
     empty = features[0].new_empty(target.shape, dtype=torch.float32)
-    return empty, torch.empty_like(empty)
+    return empty, empty.new_empty((2, *target.shape))
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -188,7 +191,7 @@ def _gradients(
             None if weight is None else weight.to(torch.float32).contiguous(),
             ignore_index,
             label_smoothing,
-            lse,
+            lse.contiguous(),
             grad.to(torch.float32).contiguous(),
             gradients,
         )

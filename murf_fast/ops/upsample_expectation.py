@@ -59,8 +59,7 @@ def upsample_expectation(
     _checks.mode(op, mode, antialias)
     _checks.bias(op, bias, features)
     _checks.vector(op, "values", values, features[0].shape[1], features[0], what="one value per channel")
-    if norm not in NORMS:
-        raise ValueError(f"murf_fast.{op}: `norm` must be one of {NORMS}, got {norm!r}")
+    _checks.choice(op, "norm", norm, NORMS)
     dtype = torch.promote_types(features[0].dtype, values.dtype)
     backend = backends.resolve(backend, features[0].device.type, dtype)
     if backend == "reference":

@@ -84,13 +84,25 @@ def _shares(
         return [1.0 / len(maps)] * len(maps)
     if isinstance(weights, Tensor):
         _checks.vector(op, "weights", weights, len(maps), maps[0], what="one entry per map")
+        _check_values(op, weights)
         weights = weights.to(torch.promote_types(weights.dtype, dtype))
         return (weights / weights.sum()).to(dtype)
-    if not isinstance(weights, Sequence) or not all(isinstance(w, (int, float)) for w in weights):
+    if not _checks.is_sequence(weights):
         raise TypeError(f"murf_fast.{op}: `weights` must be numbers or a tensor, got {weights!r}")
+    weights = _checks.numbers(op, "weights", weights)
     if len(weights) != len(maps):
         raise ValueError(f"murf_fast.{op}: `weights` must have one entry per map, {len(maps)}, got {len(weights)}")
     total = float(sum(weights))
     if total == 0:
-        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {list(weights)}")
+        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights}")
     return [w / total for w in weights]
+
+
+def _check_values(op: str, weights: Tensor) -> None:
+    """Finite, and not of sum zero; looked at on CPUs alone, since elsewhere it would stall the stream."""
+    if weights.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not bool(weights.isfinite().all()):
+        raise ValueError(f"murf_fast.{op}: `weights` must be finite, got {weights.tolist()}")
+    if not bool(weights.sum()):
+        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights.tolist()}")
