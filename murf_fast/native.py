@@ -177,7 +177,7 @@ def upsample_cross_entropy(
         _bias(bias, shape),
         _cross_entropy(target, weight, shape, ignore_index, label_smoothing),
         _address(loss, torch.float32, pixels),
-        _address(lse, torch.float32, pixels),
+        _address(lse, torch.float32, 2 * pixels),
         _fork.threads(),
     )
 
@@ -202,7 +202,7 @@ def upsample_cross_entropy_backward(
         shape,
         _bias(bias, shape),
         _cross_entropy(target, weight, shape, ignore_index, label_smoothing),
-        _address(lse, torch.float32, pixels),
+        _address(lse, torch.float32, 2 * pixels),
         _address(grad_loss, torch.float32, pixels),
         _pixel_gradients(features, gradients),
         _fork.threads(),

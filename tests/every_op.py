@@ -29,7 +29,7 @@ class Op:
     constants: tuple[str, ...] = ()
     linear: bool = False  # forward mode exists
     differentiable: bool = True
-    promotes: bool = False  # companions have a say in the result's dtype
+    large: tuple[str, ...] = ()
     products: bool = False  # dense products, which round in the dtype of their operands
 
     def __str__(self) -> str:
@@ -66,7 +66,6 @@ def expectation(norm: str) -> Op:
         ),
         ("a", "c"),
         ("bias", "values"),
-        promotes=True,
     )
 
 
@@ -82,7 +81,6 @@ def cross_entropy() -> Op:
         ("a", "c"),
         ("bias", "weight"),
         ("weight",),
-        promotes=True,
     )
 
 
@@ -151,12 +149,13 @@ OPS = (
        ("a", "c", "weight", "cls"), ("bias",), linear=True, products=True),
     Op("adaptive_conv", lambda n, b: {"source": r(b, 3, n, n + 1), "kernels": r(b, 9, 2 * n, n + 3), "bias": r(3)},
        lambda t, **k: mf.adaptive_conv(t["source"], t["kernels"], bias=t["bias"], **k),
-       ("source",), ("kernels", "bias"), linear=True),
+       ("source",), ("kernels", "bias"), linear=True, large=("kernels",)),
     Op("bilateral_kernels", bilateral, lambda t, **k: mf.bilateral_kernels(t["guidance"], **params_of(t), **k),
        ("guidance",), (*PARAMS, *MASKS), MASKS),
     Op("joint_bilateral_upsample", lambda n, b: bilateral(n, b) | {"source": r(b, 5, n, n), "bias": r(5)},
        lambda t, **k: mf.joint_bilateral_upsample(t["source"], t["guidance"], bias=t["bias"], **params_of(t), **k),
-       ("source",), ("guidance", "bias", *PARAMS, *MASKS), MASKS),
+       ("source",), ("guidance", "bias", *PARAMS, *MASKS), MASKS,
+       large=("guidance",)),
     Op("feature_unify", lambda n, b: {"features": r(b, 3, n, n + 1), "basis": r(2, 1, 3, 3)},
        lambda t, **k: mf.feature_unify(t["features"], t["basis"], **k), ("features",), ("basis",)),
     Op("window_attention",

@@ -273,7 +273,7 @@ def _upsample_cross_entropy_backward(
         features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
     )
     _tensor(op, "grad", grad, target, target.shape, _checks.DTYPES)
-    _tensor(op, "lse", lse, target, target.shape, (torch.float32,))
+    _tensor(op, "lse", lse, target, (2, *target.shape), (torch.float32,))
 
 
 def _image_to_patches(images, size, patch_size, mode, antialias, gain, offset, channels_first, dtype, backend) -> None:

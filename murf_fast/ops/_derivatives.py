@@ -109,6 +109,24 @@ def filled(values: list[Tensor] | Tensor | None, tangents: list[Tensor | None] |
     return tangents
 
 
+def one_by_one(op: torch._ops.OpOverload) -> Callable:
+    """The op's rule for ``torch.vmap``: one call for every entry of the batch dimension."""
+
+    def entry(value: Any, dim: Any, i: int) -> Any:
+        if isinstance(dim, (list, tuple)):
+            return [entry(v, d, i) for v, d in zip(value, dim, strict=True)]
+        return value if dim is None else value.select(dim, i)
+
+    def rule(info: Any, in_dims: Sequence, *args: Any) -> tuple[Any, Any]:
+        results = [op(*[entry(a, d, i) for a, d in zip(args, in_dims, strict=True)]) for i in range(info.batch_size)]
+        first = results[0]
+        if first is None or isinstance(first, Tensor):
+            return (None, None) if first is None else (torch.stack(results), 0)
+        return type(first)(torch.stack(r) for r in zip(*results, strict=True)), type(first)(0 for _ in first)
+
+    return rule
+
+
 def reference_second_derivative(
     reference: Callable[..., Tensor | Sequence[Tensor]],
     inputs: Sequence[Tensor | None],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from murf_fast.ops._contract import guarded, guarded_fake
-from murf_fast.ops._derivatives import autograd_kernel
+from murf_fast.ops._derivatives import autograd_kernel, one_by_one
 from murf_fast.resample import AxisTable, axis, is_large
 
 _library = torch.library.Library("murf_fast", "DEF")
@@ -47,6 +47,7 @@ def register(
     torch.library.register_fake(name, fake, lib=_library)
     kernel = autograd_kernel(overload, implementation, backward, setup_context, forward_mode)
     _library.impl(name, kernel, "Autograd", with_keyset=True)
+    torch.library.register_vmap(name, one_by_one(overload), lib=_library)
 
 
 def _raising_versions(op: torch._ops.OpOverload, implementation: Callable) -> Callable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 
 import torch
@@ -65,9 +66,13 @@ def adaptive_conv(
         )
     if kernels.device != source.device:
         raise ValueError(f"murf_fast.{op}: `kernels` must be on {source.device}, got {kernels.device}")
-    if kernels.dtype not in (source.dtype, torch.float32):
-        raise TypeError(f"murf_fast.{op}: `kernels` must be {source.dtype} or torch.float32, got {kernels.dtype}")
-    diameter = math.isqrt(kernels.shape[1])
+    if kernels.dtype != source.dtype and (kernels.dtype != torch.float32 or source.dtype == torch.float64):
+        raise TypeError(
+            f"murf_fast.{op}: `kernels` must have the dtype of `source`, {source.dtype}, or be float32 beside a half "
+            f"type, got {kernels.dtype}"
+        )
+    # The taps are the model's, not the image's: a compiled graph is for one number of them.
+    diameter = math.isqrt(operator.index(kernels.shape[1]))
     if diameter**2 != kernels.shape[1] or diameter % 2 == 0:
         raise ValueError(
             f"murf_fast.{op}: `kernels` must have D * D taps with D odd (1, 9, 25, 49, ...), got {kernels.shape[1]}"

@@ -94,7 +94,7 @@ def _channels_second(op: str, images: object) -> Tensor:
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"murf_fast.{op}: `images` must be a uint8 or floating-point tensor, got {got}")
     _checks.dense(op, "images", images)
-    if images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]) or min(images.shape[1:]) < 1:
+    if images.ndim != 4 or (images.shape[1] != 3 and images.shape[3] != 3) or min(images.shape[1:]) < 1:
         raise ValueError(
             f"murf_fast.{op}: `images` must be (B, 3, H, W) or (B, H, W, 3) with H, W >= 1, got {tuple(images.shape)}"
         )

@@ -71,7 +71,8 @@ def k_center_greedy(
                 f"murf_fast.{OP}: `projection` must be (P, {features.shape[1]}) on {features.device}, got "
                 f"{tuple(projection.shape)} on {projection.device}"
             )
-        features = features @ projection.to(features.dtype).T
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        features = features.to(dtype) @ projection.to(dtype).T
     backend = backends.resolve(backend, features.device.type, features.dtype)
     total = count + (0 if include_start else len(start))
     if total > rows:

@@ -172,6 +172,9 @@ def patch_embed(
             blocks.append(block)
     tables = [None] * len(blocks)
     if pos_embed is not None:
+        if isinstance(pos_embed, Tensor) and pos_embed.dtype in _checks.DTYPES and pos_embed.dtype != weight.dtype:
+            # A narrower table must not be rounded to its own dtype again, between its resize and the sum.
+            pos_embed = pos_embed.to(torch.promote_types(pos_embed.dtype, weight.dtype))
         tables = resample_pos_embed(
             pos_embed,
             [block.grid for block in blocks],
@@ -186,7 +189,8 @@ def patch_embed(
     # Writing into the buffer has no gradient, and compilers fuse the plain expression themselves.
     functional = torch.compiler.is_compiling() or derivatives_wanted(trainable)
     functional = functional or backend_name == "reference"
-    packed = PackedTokens(weight.new_empty((0 if functional else start, weight.shape[0])), tuple(blocks), count)
+    buffer = weight[:0] if functional else weight.new_empty((start, weight.shape[0]))
+    packed = PackedTokens(buffer, tuple(blocks), count)
     rule = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
     rule |= {"dtype": weight.dtype, "backend": backend}
     pairs = [(batch, size) for batch, its_sizes in zip(batches, grids, strict=True) for size in its_sizes]
@@ -195,17 +199,18 @@ def patch_embed(
         head, positions = _split_positions(prefix, table, num_prefix_tokens)
         if functional:
             (patches,) = image_to_patches(batch, [size], patch_size, **rule)
-            tokens = reference.patch_embed(_cut(patches, block), weight, bias, None, None)
-            tokens = tokens if positions is None else tokens + positions
+            tokens = reference.patch_embed(_cut(patches, block), weight, None, None, None)
+            added = _added(bias, positions, weight.dtype)
+            tokens = tokens if added is None else tokens + added
             if head is not None:
-                tokens = torch.cat([head.expand(len(tokens), -1, -1), tokens], dim=1)
+                tokens = torch.cat([head.to(weight.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
             pieces.append(tokens.flatten(0, 1))
             continue
         out = packed.block(i)
         if head is not None:
             out[:, :count] = head
         rows = out[:, count:].unflatten(0, (block.tiles**2, block.batch))
-        added = _added(bias, positions)
+        added = _added(bias, positions, weight.dtype)
         for images_at_a_time in _groups(block, weight):
             (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **rule)
             patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
@@ -268,11 +273,10 @@ def _split_positions(prefix: Tensor | None, table: Tensor | None, rows: int) -> 
     return prefix, table[rows:]
 
 
-def _added(bias: Tensor | None, positions: Tensor | None) -> Tensor | None:
-    """What is added to the product: (D,), (N, D) or nothing."""
-    if bias is None or positions is None:
-        return positions if bias is None else bias
-    return positions + bias
+def _added(bias: Tensor | None, positions: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the product, in its dtype: (D,), (N, D) or nothing."""
+    terms = [x for x in (positions, bias) if x is not None]
+    return sum(terms[1:], terms[0]).to(dtype) if terms else None
 
 
 def _project(out: Tensor, patches: Tensor, weight: Tensor, added: Tensor | None) -> None:

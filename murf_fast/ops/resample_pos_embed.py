@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -226,7 +227,7 @@ def _rows(map_: Tensor) -> Tensor:
 
 def _source_grid(op: str, source_grid: object, patches: int) -> tuple[int, int]:
     if source_grid is None:
-        side = math.isqrt(patches)
+        side = math.isqrt(operator.index(patches))
         if side * side != patches:
             raise ValueError(
                 f"murf_fast.{op}: `source_grid` is needed for a table of {patches} rows, which is no square"

@@ -56,8 +56,8 @@ def upsample_cross_entropy(
             where looking at them would stall the stream, they make the loss NaN.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: two float32 maps (B, H, W) kept for backward, and float32 gradients of the low-resolution maps. Second
-    derivatives run through the reference, which makes full-resolution logits.
+    Memory: three float32 maps (B, H, W), two of them kept for backward, and float32 gradients of the low-resolution
+    maps. Second derivatives run through the reference, which makes full-resolution logits.
 
     Source: ``F.cross_entropy(F.interpolate(logits, size), target)``, the training loss of every segmentation head.
     """
@@ -77,13 +77,14 @@ def upsample_cross_entropy(
         raise ValueError(f"murf_fast.{op}: `label_smoothing` must be in [0, 1], got {label_smoothing!r}")
     _checks.choice(op, "reduction", reduction, REDUCTIONS)
     backend = backends.resolve(backend, first.device.type, first.dtype)
+    # Small label types hold neither every class nor every ignore_index.
+    target = target.long()
     if backend == "reference":
         _check_labels(target, first.shape[1], ignore_index)
-        loss = reference.upsample_cross_entropy(
-            features, target, bias, mode, antialias, via, ignore_index, weight, label_smoothing, reduction
+        wide = [f.to(torch.promote_types(f.dtype, torch.float32)) for f in features]
+        return reference.upsample_cross_entropy(
+            wide, target, bias, mode, antialias, via, ignore_index, weight, label_smoothing, reduction
         )
-        return loss.to(torch.promote_types(loss.dtype, torch.float32))
-    target = target.long()
     loss, _ = torch.ops.murf_fast.upsample_cross_entropy(
         features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
     )
@@ -131,7 +132,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     _check_labels(target, features[0].shape[1], ignore_index)
     loss = features[0].new_empty(target.shape, dtype=torch.float32)
-    lse = features[0].new_empty(target.shape, dtype=torch.float32)
+    lse = features[0].new_empty((2, *target.shape), dtype=torch.float32)
     if loss.numel():
         axes = axes_of_maps(features, target.shape[1:], mode, antialias, via)
         backends.launcher(backend).upsample_cross_entropy(
@@ -151,8 +152,9 @@ def _forward(
 def _fake(
     features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
 ) -> tuple[Tensor, Tensor]:
+    """``lse`` in two parts, which the backward needs apart: the largest logit, and the logarithm of the sum."""
     empty = features[0].new_empty(target.shape, dtype=torch.float32)
-    return empty, torch.empty_like(empty)
+    return empty, empty.new_empty((2, *target.shape))
 
 
 def _setup_context(ctx, inputs, output) -> None:

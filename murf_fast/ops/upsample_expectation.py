@@ -42,7 +42,7 @@ def upsample_expectation(
 
     Returns:
         (B, height, width) in the promoted dtype of features and values: float32 values keep float32 results with half
-        features. Differentiable with respect to features, bias and values.
+        features, float64 values are for float64 arithmetic. Differentiable with respect to features, bias and values.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -63,7 +63,8 @@ def upsample_expectation(
     dtype = torch.promote_types(features[0].dtype, values.dtype)
     backend = backends.resolve(backend, features[0].device.type, dtype)
     if backend == "reference":
-        return reference.upsample_expectation(features, size, values, bias, norm, mode, antialias, via)
+        wide = [f.to(torch.promote_types(dtype, torch.float32)) for f in features]
+        return reference.upsample_expectation(wide, size, values, bias, norm, mode, antialias, via).to(dtype)
     result = torch.ops.murf_fast.upsample_expectation(
         features, bias, values, size, norm == "softmax", mode, antialias, via, backend
     )
