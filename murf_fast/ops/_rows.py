@@ -25,7 +25,7 @@ def matrix(op: str, name: str, x: object) -> Tensor:
     _checks.dense(op, name, x)
     if x.ndim != 2:
         raise ValueError(f"murf_fast.{op}: `{name}` must be (rows, columns), got shape {tuple(x.shape)}")
-    return x
+    return x.resolve_neg()  # prepared banks are read without the dispatcher, which does this for an op
 
 
 def contiguous_rows(x: Tensor) -> Tensor:
