@@ -41,6 +41,7 @@ def _load():
     return _native, None
 
 
+@functools.cache
 def module():
     """The extension; raises ImportError with the reason when it is missing."""
     extension, error = _load()
@@ -80,7 +81,7 @@ def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: T
         _sum_planar(features, axes, bias, out)
         return
     maps = _maps(features, axes, channels_last=True)
-    shape = tuple(out.shape)
+    shape = out.shape
     address = _dense(out, maps.dtype)
     module().upsample_sum(
         _dtype(out), maps.tuples, shape, _bias(bias, shape), address, True, out.stride(0), _fork.threads()
@@ -560,11 +561,11 @@ class _maps:
     def __init__(self, features: list[Tensor], axes: Axes, channels_last: bool):
         walkable = _channels_contiguous if channels_last else _rows_contiguous
         self.tensors = [walkable(f) for f in features]
-        self.dtype = features[0].dtype
+        self.dtype = dtype = features[0].dtype
         self.tuples = []
         for f, (y, x) in zip(self.tensors, axes, strict=True):
-            if f.dtype is not self.dtype or not f.is_cpu:
-                _refuse(f, self.dtype, "any")
+            if f.dtype is not dtype or not f.is_cpu:
+                _refuse(f, dtype, "any")
             self.tuples.append((f.data_ptr() or _no_memory(f), f.shape, f.stride(), y.native, x.native))
 
 
@@ -580,7 +581,7 @@ def _rows_contiguous(x: Tensor) -> Tensor:
 
 def _sum_planar(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Tensor) -> None:
     maps = _maps(features, axes, channels_last=False)
-    shape = tuple(out.shape)
+    shape = out.shape
     if out.dtype is not maps.dtype or not out.is_cpu or not (out.is_contiguous() or out[:1].is_contiguous()):
         _refuse(out, maps.dtype, "contiguous images")
     module().upsample_sum(
@@ -656,7 +657,7 @@ def _bias(bias: Tensor | None, shape: tuple[int, ...]) -> tuple[int, int]:
     if bias is None:
         return 0, 0
     rows, channels = bias.shape
-    if channels != shape[1] or rows not in (1, shape[0]):
+    if channels != shape[1] or (rows != 1 and rows != shape[0]):
         _refuse(bias, torch.float32, f"(1, {shape[1]}) or ({shape[0]}, {shape[1]})")
     return _address(bias, torch.float32, 0), channels if rows > 1 else 0
 
