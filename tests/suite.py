@@ -21,21 +21,19 @@ LAYOUTS = ("contiguous", "channels_last", "tokens", "sliced")
 _TRITON_ON = "cuda" if HAS_GPU else "cpu"
 _AGAINST_TRITON = "; ".join(backends.reasons_against("triton", _TRITON_ON))
 # For tests that are the same for both kinds of kernel: C++ on the CPU, Triton as the fixture `device` has it.
-every_kernel = pytest.mark.parametrize(
-    ("backend", "device"),
-    [
-        pytest.param("native", "cpu", id="native"),
-        pytest.param(
-            "triton",
-            _TRITON_ON,
-            id="triton",
-            marks=[
-                *([pytest.mark.gpu] if HAS_GPU else []),
-                pytest.mark.skipif(bool(_AGAINST_TRITON), reason=_AGAINST_TRITON),
-            ],
-        ),
-    ],
-)
+KERNELS = [
+    pytest.param("native", "cpu", id="native"),
+    pytest.param(
+        "triton",
+        _TRITON_ON,
+        id="triton",
+        marks=[
+            *([pytest.mark.gpu] if HAS_GPU else []),
+            pytest.mark.skipif(bool(_AGAINST_TRITON), reason=_AGAINST_TRITON),
+        ],
+    ),
+]
+every_kernel = pytest.mark.parametrize(("backend", "device"), KERNELS)
 
 
 @dataclass(frozen=True)

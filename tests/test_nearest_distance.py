@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from originals import golden
-from suite import TRITON_DTYPES, check_opcheck, every_kernel
+from suite import KERNELS, TRITON_DTYPES, check_opcheck, every_kernel
 
 import murf_fast
 from murf_fast import NearestIndex, native, nearest_distance, reference
@@ -274,7 +274,7 @@ def test_memory_does_not_grow_with_the_matrix():
     assert rise < 64 << 20 < 2048 * 40000 * 4
 
 
-@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+@pytest.mark.parametrize(("backend", "device"), [("reference", "cpu"), *KERNELS])
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -295,8 +295,7 @@ def test_memory_does_not_grow_with_the_matrix():
         ({"query": torch.ones(3, 4, requires_grad=True)}, ValueError, "has no gradient"),
     ],
 )
-def test_bad_input(backend, change, error, words, request):
-    device = request.getfixturevalue("device") if backend == "triton" else "cpu"
+def test_bad_input(backend, device, change, error, words):
     arguments = {"query": torch.ones(3, 4), "bank": torch.ones(6, 4) + torch.eye(6)[:, :4], **change}
     with pytest.raises(error, match=words):
         nearest_distance(**on(arguments, device), backend=backend)

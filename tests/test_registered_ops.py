@@ -377,32 +377,33 @@ def tied_letters(op: Op) -> set[str]:
 
 def wrong_calls(name: str) -> Iterator[tuple[str, dict[str, object]]]:
     op, tied, alone = OPS[name], tied_letters(OPS[name]), len(tensors_of(OPS[name])) == 1
+    valid = made(name)
     for key, argument in op.arguments.items():
         if isinstance(argument, Argument):
-            for what, wrong in wrong_tensors(made(name)[key], argument, tied, alone):
-                yield f"{key}: {what}", {**made(name), key: wrong}
+            for what, wrong in wrong_tensors(valid[key], argument, tied, alone):
+                yield f"{key}: {what}", {**valid, key: wrong}
         elif isinstance(argument, list) and argument and isinstance(argument[0], Argument):
             for i, entry in enumerate(argument):
-                for what, wrong in wrong_tensors(made(name)[key][i], entry, tied, alone):
-                    values = made(name)[key]
-                    yield f"{key}[{i}]: {what}", {**made(name), key: [*values[:i], wrong, *values[i + 1 :]]}
-            yield f"{key}: empty", {**made(name), key: []}
+                for what, wrong in wrong_tensors(valid[key][i], entry, tied, alone):
+                    values = valid[key]
+                    yield f"{key}[{i}]: {what}", {**valid, key: [*values[:i], wrong, *values[i + 1 :]]}
+            yield f"{key}: empty", {**valid, key: []}
             if key in ("params", "parameters"):
-                yield f"{key}: one less", {**made(name), key: made(name)[key][:-1]}
-                yield f"{key}: one more", {**made(name), key: [*made(name)[key], torch.ones(())]}
+                yield f"{key}: one less", {**valid, key: valid[key][:-1]}
+                yield f"{key}: one more", {**valid, key: [*valid[key], torch.ones(())]}
         elif key in WRONG and not isinstance(argument, bool):
             for wrong in WRONG[key]:
                 if wrong != argument and not (key == "kernels_dtype" and wrong == torch.float32):
-                    yield f"{key}: {wrong!r:.60}", {**made(name), key: wrong}
+                    yield f"{key}: {wrong!r:.60}", {**valid, key: wrong}
         else:
             assert isinstance(argument, bool) or key == "ignore_index", f"no wrong value of {name}'s `{key}` is known"
     for backend in WRONG["backend"]:
-        yield f"backend: {backend}", {**made(name), "backend": backend}
+        yield f"backend: {backend}", {**valid, "backend": backend}
     if "target" in op.arguments:
         for label in (C, -1, 10**9, -(10**9), 2**62):
-            target = made(name)["target"]
+            target = valid["target"].clone()
             target[0, 0, 0] = label
-            yield f"target: label {label}", {**made(name), "target": target}
+            yield f"target: label {label}", {**valid, "target": target}
     if "out" in op.arguments:
         yield from wrong_outs(name)
 
@@ -442,13 +443,17 @@ def test_valid_call(name):
         assert not result.is_floating_point() or bool(result.isfinite().all())
 
 
+@pytest.mark.parametrize("backend", ["native", "triton"])
 @pytest.mark.parametrize("name", sorted(OPS))
-def test_wrong_calls_are_refused(name):
+def test_wrong_calls_are_refused(name, backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     accepted, count = [], 0
     for what, arguments in wrong_calls(name):
+        if backend == "triton" and name == "upsample_cross_entropy_backward" and what.startswith("target: label"):
+            continue  # NaN, as where looking at them would stall the stream
         count += 1
         try:
-            call(name, arguments)
+            call(name, arguments, backend)
             accepted.append(what)
         except NotImplementedError as error:
             # Without any tensor the dispatcher finds nobody to ask.

@@ -129,7 +129,7 @@ class AnyUp(nn.Module):
         channels at the image's size (three if ``output_size`` is another), which are gone when the result is made.
         Features narrower than the parameters take a second result, in the parameters' dtype.
         """
-        _parts.refuse_changed("AnyUp", self, self._forms)
+        _parts.refuse_peculiar("AnyUp", _parts.submodules_of(self), self._forms)
         weights = _parts.weights_of(self, self._names)
         channels = weights["image_encoder.0.weight"].shape[1]
         size = check(self, image, features, output_size, weights["rope.freqs"], channels)

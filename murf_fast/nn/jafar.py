@@ -13,6 +13,7 @@ from murf_fast import windows
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._encoders import GROUPS, Encoder, check_guided, precise
+from murf_fast.nn._parts import refuse_peculiar
 from murf_fast.ops import _checks, window_attention
 from murf_fast.ops._library import is_channels_last
 
@@ -108,20 +109,22 @@ class JAFAR(nn.Module):
 
         Returns:
             (B, v_dim, height, width) in dtype and layout of the features. Differentiable with respect to the image,
-            the features and every parameter.
+            the features and every parameter. Autocast gives convolutions and projections its dtype, and changes
+            nothing else.
 
         Raises:
-            TypeError, ValueError: An argument is wrong; the message names it.
+            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_attn``) has hooks; the
+                message names it.
 
         Memory: a few maps of ``qk_dim`` channels at the size of the image, and of the output; no scores.
         """
-        first = self.image_encoder[0].weight
-        size = check_guided("JAFAR", image, features, output_size, first, reflects=self.kernel_size > 1)
+        like = self.rope.freqs
+        size = check_guided("JAFAR", image, features, output_size, like, reflects=self.kernel_size > 1)
         if features.shape[1] != self.v_dim:
             raise ValueError(f"murf_fast.JAFAR: `features` must have {self.v_dim} channels, got {features.shape[1]}")
         grid = tuple(features.shape[2:])
         encoded = self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
-        known = F.normalize(features.to(precise(features)), dim=1).to(first.dtype)
+        known = F.normalize(features.to(precise(features)), dim=1).to(like.dtype)
         k = self.sft_key(self.key_encoder(encoded, grid), self.key_features_encoder(known))
         q = self.query_encoder(encoded, size)
         del encoded
@@ -190,6 +193,7 @@ class _CrossDecode(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         block = self.cross_attn
+        refuse_peculiar("JAFAR", {"cross_attn": block, "cross_attn.attention": block.attention})
         bias_q, bias_k, _ = block.attention.in_proj_bias.chunk(3)
         q = F.linear(block.norm_q(self.conv2d(q).permute(0, 2, 3, 1)), block.attention.q_proj_weight, bias_q)
         k = F.linear(block.norm_k(k.permute(0, 2, 3, 1)), block.attention.k_proj_weight, bias_k)

@@ -90,18 +90,29 @@ class JBUStack(nn.Module):
             scale: Factor of both sides.
 
         Returns:
-            (B, dim, scale * h, scale * w) in dtype and layout of the source; a list if ``source`` is one.
+            (B, dim, scale * h, scale * w) in dtype and layout of the source; a list if ``source`` is one. Autocast
+            changes nothing.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or a level or one of its parts has hooks or was replaced, whose
+                weights alone are read; the message names it.
         """
         sources = _checks.maps("JBUStack", source, same_channels=True, name="source")
         if self.dim is not None and sources[0].shape[1] != self.dim:
             raise ValueError(f"murf_fast.JBUStack: `source` must have {self.dim} channels, got {sources[0].shape[1]}")
         if scale not in SCALES:
             raise ValueError(f"murf_fast.JBUStack: `scale` must be one of {SCALES}, got {scale!r}")
-        if self.norm is not None:
-            sources = [self.norm(s.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for s in sources]
-        levels = self.levels[: SCALES.index(scale) + 1]
+        names = ["up"] * len(SCALES) if self.shared else [f"up{i + 1}" for i in range(len(SCALES))]
+        levels = list(zip(names, self.levels, strict=True))[: SCALES.index(scale) + 1]
         results = run_levels(
-            "JBUStack", levels, [2] * len(levels), sources, guidance, mode="bicubic", final=self.fixup_proj
+            "JBUStack",
+            levels,
+            [2] * len(levels),
+            sources,
+            guidance,
+            mode="bicubic",
+            norm=self.norm,
+            final=self.fixup_proj,
         )
         return results[0] if isinstance(source, Tensor) else results
 

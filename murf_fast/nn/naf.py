@@ -96,7 +96,7 @@ class NAF(nn.Module):
 
         Returns:
             (B, C, height, width) in dtype and layout of the features. Differentiable with respect to the image, the
-            features and every parameter.
+            features and every parameter. Autocast gives the encoders' convolutions its dtype, and changes nothing else.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
@@ -104,8 +104,8 @@ class NAF(nn.Module):
         Memory: a few maps of ``dim`` channels, at the size of the image (at most four times the output) and of the
         output; no upsampled keys or values, no scores.
         """
-        first = self.image_encoder.encoder[0].weight
-        size = check_guided("NAF", image, features, output_size, first, reflects=True)
+        like = self.image_encoder.rope.periods
+        size = check_guided("NAF", image, features, output_size, like, reflects=True)
         grid = tuple(features.shape[2:])
         if features.shape[1] % self.num_heads:
             raise ValueError(

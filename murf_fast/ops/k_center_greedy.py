@@ -63,9 +63,9 @@ def k_center_greedy(
         raise ValueError(f"murf_fast.{OP}: `features` must have rows, got shape {tuple(features.shape)}")
     count = _count(count, fraction, rows)
     start = _start(start, rows, features.device)
+    projection = None if projection is None else matrix(OP, "projection", projection)
     _checks.no_gradients(OP, "a selection", [features, projection])
     if projection is not None:
-        projection = matrix(OP, "projection", projection)
         if projection.shape[1] != features.shape[1] or projection.device != features.device:
             raise ValueError(
                 f"murf_fast.{OP}: `projection` must be (P, {features.shape[1]}) on {features.device}, got "

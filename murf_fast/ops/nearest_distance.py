@@ -143,7 +143,7 @@ def nearest_distance(
     dtype = torch.float64 if torch.float64 in (query.dtype, rows.dtype) else query.dtype
     # An index for float32 searches holds its bank: float64 queries are compared with that, in float64.
     prepared_for = bank.backend if prepared and dtype != torch.float64 else None
-    backend = backends.resolve(backend or prepared_for, query.device.type, dtype)
+    backend = backends.resolve(prepared_for if backend is None else backend, query.device.type, dtype)
     if backend == "reference":
         _check_rows("query", query, cosine)
         if not prepared:

@@ -62,7 +62,7 @@ def neighborhood_attention(
     grid, heads = tuple(q.shape[1:3]), q.shape[3]
     rule = windows.neighborhood(grid, grid, kernel_size, stride=stride, dilation=dilation)
     scale = _scale(op, scale, operator.index(q.shape[4]))
-    if backend == "natten":
+    if isinstance(backend, str) and backend == "natten":
         return _natten(q, k, v, kernel_size, stride, dilation, scale, bias)
     tables = None if bias is None else _tables(op, bias, q)
     maps = [x.flatten(3).permute(0, 3, 1, 2) for x in (q, k, v)]
