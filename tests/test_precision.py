@@ -1,4 +1,4 @@
-"""Inputs whose digits a careless order of operations loses: large common offsets, logits beside a floor, large biases."""
+"""Digits that a careless order of operations loses: of large logits, of logits beside a floor, beside a large bias."""
 
 from __future__ import annotations
 
