@@ -21,8 +21,8 @@ from murf_fast.ops.patch_embed import PackedTokens
 CHUNK = 512
 
 _NO_ATTENTIONS = (
-    "murf_fast.MultiResolutionEncoder: `attentions` need the parts of the model's {}, which has hooks, a forward of its "
-    "own or other parts, and is called as a whole"
+    "murf_fast.MultiResolutionEncoder: `attentions` need the parts of the model's {}, which has hooks, a forward of "
+    "its own or other parts, and is called as a whole"
 )
 
 

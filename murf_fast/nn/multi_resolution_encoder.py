@@ -53,7 +53,7 @@ class MultiResolutionEncoder(nn.Module):
 
     Args:
         model: transformers Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SiglipVisionModel or
-            Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (without rotary positions).
+            Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (no rotary positions).
         sizes: (height, width) in pixels per resolution, or one integer for a square. Or
         scales: factors of the image's size, which ``rounding`` turns into pixels.
         rounding: ``"floor"``: the largest multiple of the patch (and tiles) within ``scale * size``; ``"murf"``:
@@ -247,9 +247,9 @@ class MultiResolutionEncoder(nn.Module):
         model = self.model
         if type(model).forward is not self._forward_of_model or is_customized(model):
             raise ValueError(
-                f"murf_fast.MultiResolutionEncoder: `model` ({type(model).__name__}) has hooks or a forward of its own, "
-                "or another class than at construction, and is never called itself: only its parts are. Put hooks on "
-                "its parts, or compile the encoder"
+                f"murf_fast.MultiResolutionEncoder: `model` ({type(model).__name__}) has hooks or a forward of its "
+                "own, or another class than at construction, and is never called itself: only its parts are. Put "
+                "hooks on its parts, or compile the encoder"
             )
         return self.family
 
