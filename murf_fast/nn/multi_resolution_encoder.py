@@ -52,7 +52,7 @@ class MultiResolutionEncoder(nn.Module):
 
     Args:
         model: transformers Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SiglipVisionModel or
-            Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (without rotary positions).
+            Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (no rotary positions).
         sizes: A list, for every resolution (height, width) in pixels or one integer for a square; one integer alone is
             one square resolution. Or
         scales: factors of the image's size, which ``rounding`` turns into pixels: the numbers as they are written, 0.7
@@ -258,9 +258,9 @@ class MultiResolutionEncoder(nn.Module):
         model = self.model
         if type(model).forward is not self._forward_of_model or is_customized(model):
             raise ValueError(
-                f"murf_fast.MultiResolutionEncoder: `model` ({type(model).__name__}) has hooks or a forward of its own, "
-                "or another class than at construction, and is never called itself: only its parts are. Put hooks on "
-                "its parts, or compile the encoder"
+                f"murf_fast.MultiResolutionEncoder: `model` ({type(model).__name__}) has hooks or a forward of its "
+                "own, or another class than at construction, and is never called itself: only its parts are. Put "
+                "hooks on its parts, or compile the encoder"
             )
         return self.family
 
