@@ -88,7 +88,7 @@ class MuRF(nn.Module):
             grid: (height, width) of the result, or one integer for a square.
             mode, antialias, via, memory_format, out, backend: As for :func:`murf_fast.upsample_concat`.
         """
-        op, like = "MuRF.features", self.encoder.family.projection.weight
+        op, like = "MuRF.features", self.encoder.family.like
         size = _images.size_of(op, images)
         grid = self._largest_grid(size) if grid is None else _checks.grid(op, "grid", grid)
         via = _checks.optional_grid(op, "via", via)
@@ -151,7 +151,8 @@ class MuRF(nn.Module):
 
     def _takes_cls(self, method: str) -> bool:
         """Whether the head has columns for CLS tokens; raises where it has columns for neither."""
-        head, like = self.head.classifier, self.encoder.family.projection.weight
+        head, family = self.head.classifier, self.encoder.family
+        like = family.like
         if head.weight.device != like.device:
             raise ValueError(
                 f"murf_fast.MuRF.{method}: `head` must be on the device of `model`, {like.device}, "
@@ -162,7 +163,7 @@ class MuRF(nn.Module):
                 f"murf_fast.MuRF.{method}: `head` must have the dtype of `model`, {like.dtype}, got {head.weight.dtype}"
             )
         columns, channels = head.in_channels, self._columns()
-        has_cls = self.encoder.family.prefix() is not None
+        has_cls = family.prefix() is not None
         if columns == channels or (columns == 2 * channels and has_cls):
             return columns != channels
         or_both = ", or twice as many with CLS tokens," if has_cls else ""
@@ -176,7 +177,7 @@ class MuRF(nn.Module):
 
     def _columns(self) -> int:
         """Channels of all maps together."""
-        return self._maps() * self.encoder.family.projection.weight.shape[0]
+        return self._maps() * self.encoder.family.width
 
     def _largest_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) in patches of the largest resolution, per axis."""

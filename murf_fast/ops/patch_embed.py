@@ -118,6 +118,7 @@ def patch_embed(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     layout: str = "cyx",
+    keep: bool | str = "checked",
     backend: str | None = None,
 ) -> PackedTokens:
     """Resize, normalize, cut and project images at several resolutions, with positions, into one packed buffer.
@@ -140,6 +141,7 @@ def patch_embed(
         remainder: What to do with a size that is no multiple of the patch: ``"raise"``, or ``"drop"`` the pixels beyond
             the last whole patch, as convolutions do.
         mode, antialias, mean, std, layout: As for :func:`image_to_patches`.
+        keep: Whether resized tables are kept for the next call, as for :func:`resample_pos_embed`.
         backend: As for :func:`image_to_patches`; ``"reference"`` for all parts.
 
     Returns:
@@ -173,7 +175,7 @@ def patch_embed(
             flavor=flavor,
             num_prefix_tokens=num_prefix_tokens,
             source_grid=source_grid,
-            keep=True,
+            keep=keep,
             backend=backend,
         )
         tables = [table.flatten(0, -2) for table in tables]
@@ -206,6 +208,33 @@ def patch_embed(
             patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
             _project(rows[:, images_at_a_time], patches, weight, added)
     return packed.with_tokens(torch.cat(pieces)) if functional else packed
+
+
+def cut_sequences(
+    images: Tensor,
+    sizes: Sequence[int | tuple[int, int]],
+    *,
+    patch_size: int,
+    prefix: int,
+    dtype: torch.dtype,
+    tiles: Sequence[int] | None = None,
+    remainder: str = "raise",
+    **rule,
+) -> Iterator[tuple[Block, Tensor]]:
+    """The patches (t t B, h w, 3 p p) of each resolution's sequences, for embeddings that are called as modules.
+
+    ``prefix`` counts the tokens before the patches of every sequence, ``rule`` holds the options of
+    :func:`image_to_patches`; the rest is as for :func:`patch_embed`.
+    """
+    weight = torch.empty((1, 3 * patch_size * patch_size), dtype=dtype, device="meta")
+    _, (batch,), (grids,) = _checked("patch_embed", images, sizes, weight, None, patch_size, None, tiles, remainder)
+    start = 0
+    for s, size in enumerate(grids):
+        t = 1 if tiles is None else tiles[s]
+        block = Block(start, len(batch), (size[0] // patch_size // t, size[1] // patch_size // t), t)
+        start += block.sequences * block.length(prefix)
+        (patches,) = image_to_patches(batch, [size], patch_size, dtype=dtype, **rule)
+        yield block, _cut(patches, block)
 
 
 def _groups(block: Block, weight: Tensor) -> Iterator[slice]:
