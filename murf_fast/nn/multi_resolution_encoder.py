@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,9 @@ from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences, patch_embed
 
 ROUNDINGS = ("floor", "murf")
+
+# The verified parts of models, by class: no reference to a model.
+_verified: weakref.WeakKeyDictionary[nn.Module, frozenset] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -118,18 +123,10 @@ class MultiResolutionEncoder(nn.Module):
         if attentions and family.prefix() is None:
             raise ValueError(f"murf_fast.{what}: `attentions` need a model with a CLS token")
         self.attentions, self.keep_positions = bool(attentions), keep_positions
-        if (sizes is None) == (scales is None):
-            raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
         if rounding not in ROUNDINGS:
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
-        self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
-        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
-        self.scales = None if scales is None else [n / d for n, d in self._ratios]
         self.rounding, self.norm = rounding, norm
-        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
-        self.remainder = "drop" if scales is not None else remainder
-        if self.sizes is not None:
-            _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
+        self._set_resolutions(sizes, scales, tiles, remainder)
         if attention not in _attention.KINDS:
             raise ValueError(f"murf_fast.{what}: `attention` must be one of {_attention.KINDS}, got {attention!r}")
         self.attention = attention
@@ -143,6 +140,24 @@ class MultiResolutionEncoder(nn.Module):
     def family(self) -> Family:
         """The model's parts as they are now."""
         return self._family(self.model)
+
+    def at(self, sizes: Sequence[int | tuple[int, int]], tiles: Sequence[int] | None = None) -> MultiResolutionEncoder:
+        """This encoder at other resolutions; model, verification and the other options are shared."""
+        other = copy.copy(self)
+        other._set_resolutions(sizes, None, tiles, "raise")
+        return other
+
+    def _set_resolutions(self, sizes, scales, tiles, remainder: str) -> None:
+        what = "MultiResolutionEncoder"
+        if (sizes is None) == (scales is None):
+            raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
+        self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
+        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
+        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
+        self.remainder = "drop" if scales is not None else remainder
+        if self.sizes is not None:
+            _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
 
     def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
         """Pixels (height, width) of every resolution of an image.
@@ -276,6 +291,18 @@ class MultiResolutionEncoder(nn.Module):
     def _rotations(self, packed: PackedTokens, family: Family | None = None) -> list[Rotation | None]:
         family, tokens = family or self.family, packed.tokens
         return [family.rotation(grid, tokens.dtype, tokens.device) for grid in packed.grids]
+
+
+def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **options) -> MultiResolutionEncoder:
+    """For functions that make an encoder in every call: what a model's first one verified, the others take over."""
+    verified = _verified.get(model)
+    wanted = options.pop("verify", True)
+    encoder = MultiResolutionEncoder(model, sizes, verify=wanted and verified is None, **options)
+    if wanted and verified is not None:
+        encoder._plain = verified
+    elif wanted:
+        _verified[model] = encoder._plain
+    return encoder
 
 
 def _indices(what: str, layers: object, depth: int) -> list[int]:
