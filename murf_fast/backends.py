@@ -89,6 +89,8 @@ def triton_problems() -> list[str]:
 
 def asked_for(request: str | None) -> str | None:
     """The backend that a call names, or its surroundings; None where nobody does."""
+    if request is not None and not isinstance(request, str):
+        raise TypeError(f"murf_fast: `backend` must be one of {NAMES}, got {request!r}")
     return request or _override.get() or os.environ.get(VARIABLE) or None
 
 

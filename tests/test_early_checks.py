@@ -99,8 +99,8 @@ def test_one_integer_is_one_square(model):
         ({"sizes": [24], "mean": 0.5}, ValueError, "`mean` must be three numbers"),
         ({"sizes": [24], "std": (1, 1, 0)}, ValueError, "`std` must be three numbers > 0"),
         ({"sizes": [24], "std": (1, 1, float("nan"))}, ValueError, "`std` must be three numbers > 0"),
-        ({"sizes": [24], "layers": [True]}, ValueError, "`layers`"),
-        ({"sizes": [24], "layers": 2}, ValueError, "`layers`"),
+        ({"sizes": [24], "layers": [True]}, TypeError, "`layers`"),
+        ({"sizes": [24], "layers": 2}, TypeError, "`layers`"),
         ({"scales": []}, ValueError, "at least one resolution"),
         ({"scales": ["0.5"]}, TypeError, "`scales` must be numbers"),
         ({"scales": [True]}, TypeError, "`scales` must be numbers"),
@@ -219,5 +219,5 @@ def test_a_backend_of_the_environment(model, idle, monkeypatch):
 
 @pytest.mark.parametrize("components", [True, "3", None])
 def test_components(model, idle, components):
-    with pytest.raises(ValueError, match=r"`components` must be in \[1, 72\]"):
+    with pytest.raises(TypeError, match="`components` must be an integer"):
         murf_of(model).pca(IMAGES, components=components)

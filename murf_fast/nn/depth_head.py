@@ -122,8 +122,8 @@ class DepthHead(nn.Module):
         near, far = self.depth_range
         bins = self.classifier.out_channels
         if self.rule == "linspace":
-            return torch.linspace(near, far, bins, device=device)
-        edges = torch.linspace(near, far, bins + 1, device=device)
+            return torch.linspace(near, far, bins, dtype=torch.float32, device=device)
+        edges = torch.linspace(near, far, bins + 1, dtype=torch.float32, device=device)
         return 0.5 * (edges[:-1] + edges[1:])
 
     def forward(

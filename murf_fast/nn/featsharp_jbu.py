@@ -26,8 +26,7 @@ class FeatSharpJBU(nn.Module):
 
     def __init__(self, factor: int, *, guides: int = 3) -> None:
         super().__init__()
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-            raise ValueError(f"murf_fast.FeatSharpJBU: `factor` must be an integer >= 1, got {factor!r}")
+        factor = _checks.integer("FeatSharpJBU", "factor", factor, 1)
         self.factors = _prime_factors(factor)
         self.ups = nn.ModuleList(
             JBULevel(guides=guides, mode="bilinear", fixup=False, dropout=None) for _ in self.factors

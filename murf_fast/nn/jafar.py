@@ -14,7 +14,7 @@ from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._encoders import GROUPS, Encoder, check_guided, precise
 from murf_fast.nn._parts import refuse_peculiar
-from murf_fast.ops import window_attention
+from murf_fast.ops import _checks, window_attention
 from murf_fast.ops._library import is_channels_last
 
 _IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
@@ -49,9 +49,8 @@ class JAFAR(nn.Module):
 
     def __init__(self, v_dim: int = 384, *, qk_dim: int = 128, num_heads: int = 4, kernel_size: int = 1) -> None:
         super().__init__()
-        for name, value in (("v_dim", v_dim), ("qk_dim", qk_dim), ("num_heads", num_heads)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"murf_fast.JAFAR: `{name}` must be an integer >= 1, got {value!r}")
+        v_dim, qk_dim = _checks.integer("JAFAR", "v_dim", v_dim, 1), _checks.integer("JAFAR", "qk_dim", qk_dim, 1)
+        num_heads = _checks.integer("JAFAR", "num_heads", num_heads, 1)
         if qk_dim % GROUPS or qk_dim % num_heads:
             raise ValueError(
                 f"murf_fast.JAFAR: `qk_dim` must be a multiple of {GROUPS} and of the {num_heads} heads, got {qk_dim}"

@@ -95,7 +95,7 @@ def dropout_mask(network: nn.Sequential, batch: int, channels: int, device: torc
     dropout = next((m for m in network if isinstance(m, nn.Dropout2d)), None)
     if dropout is None or not dropout.training or dropout.p == 0:
         return None
-    return F.dropout2d(torch.ones(batch, channels, 1, 1, device=device), dropout.p)[..., 0, 0]
+    return F.dropout2d(torch.ones(batch, channels, 1, 1, dtype=torch.float32, device=device), dropout.p)[..., 0, 0]
 
 
 def _network(inputs: int, outputs: int, dropout: float | None) -> nn.Sequential:

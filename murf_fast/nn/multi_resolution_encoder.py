@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -307,11 +306,10 @@ def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **optio
 
 def _indices(what: str, layers: object, depth: int) -> list[int]:
     """Indices of blocks, counted from the front; the last if None."""
-    try:
-        asked = [depth - 1] if layers is None else [operator.index(i) for i in layers]
-    except TypeError:
-        asked = []
-    if not asked or any(isinstance(i, bool) for i in layers or ()) or not all(-depth <= i < depth for i in asked):
+    if layers is not None and not _checks.is_sequence(layers):
+        raise TypeError(f"murf_fast.{what}: `layers` must be a list of indices, got {layers!r}")
+    asked = [depth - 1] if layers is None else [_checks.integer(what, "layers", i) for i in layers]
+    if not asked or not all(-depth <= i < depth for i in asked):
         raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
     return [i % depth for i in asked]
 

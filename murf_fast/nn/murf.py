@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import torch
@@ -129,13 +128,7 @@ class MuRF(nn.Module):
 
         At the image's size if ``size`` is None. Signs are arbitrary but reproducible.
         """
-        columns, given = self._columns(), components
-        try:
-            components = 0 if isinstance(given, bool) else operator.index(given)
-        except TypeError:
-            components = 0
-        if not 1 <= components <= columns:
-            raise ValueError(f"murf_fast.MuRF.pca: `components` must be in [1, {columns}], got {given!r}")
+        components = _checks.integer("MuRF.pca", "components", components, 1, self._columns())
         size = _size("MuRF.pca", images, size)
         return fused_projection(self.encoder(images).maps, size, components)
 

@@ -13,7 +13,7 @@ from murf_fast import windows
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._encoders import GROUPS, Encoder, check_guided, pooled, precise
-from murf_fast.ops import resize, window_attention
+from murf_fast.ops import _checks, resize, window_attention
 from murf_fast.ops._library import is_channels_last
 
 _FIRST = "image_encoder.encoder.0.weight"
@@ -42,9 +42,9 @@ class NAF(nn.Module):
 
     def __init__(self, dim: int = 256, *, num_heads: int = 4, kernel_size: int = 9, blocks: int = 2) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("num_heads", num_heads), ("kernel_size", kernel_size), ("blocks", blocks)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"murf_fast.NAF: `{name}` must be an integer >= 1, got {value!r}")
+        dim, num_heads = _checks.integer("NAF", "dim", dim, 1), _checks.integer("NAF", "num_heads", num_heads, 1)
+        kernel_size = _checks.integer("NAF", "kernel_size", kernel_size, 1)
+        blocks = _checks.integer("NAF", "blocks", blocks, 1)
         if dim % (2 * GROUPS) or dim % (4 * num_heads):
             raise ValueError(
                 f"murf_fast.NAF: `dim` must be a multiple of {2 * GROUPS} and of four times the heads, "
@@ -162,7 +162,7 @@ class _AxialRotation(nn.Module):
         super().__init__()
         self.heads = heads
         pairs = dim // heads // 4
-        self.register_buffer("periods", base ** (torch.arange(pairs) / pairs))
+        self.register_buffer("periods", base ** (torch.arange(pairs, dtype=torch.float32) / pairs))
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = precise(x)
