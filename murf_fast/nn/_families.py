@@ -119,8 +119,8 @@ class Family:
     @property
     def width(self) -> int:
         """Channels of a token."""
-        like = self.like
-        return like.shape[0 if like is getattr(self.projection, "weight", None) else -1]
+        channels = getattr(self.projection, "out_channels", None)
+        return self.projection.out_features if channels is None else channels
 
     def pixels(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(S, 3, h p, w p): the images that patches (S, N, 3 p p) were cut from."""
