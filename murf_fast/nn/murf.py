@@ -97,7 +97,9 @@ class MuRF(nn.Module):
         """
         columns = len(self.encoder.layers) * self.encoder.family.projection.weight.shape[0]
         columns *= len(self.encoder.sizes or self.encoder.scales)
-        components = _checks.integer("MuRF.pca", "components", components, 1, columns)
+        components = _checks.integer("MuRF.pca", "components", components)
+        if not 1 <= components <= columns:
+            raise ValueError(f"murf_fast.MuRF.pca: `components` must be in [1, {columns}], got {components!r}")
         size = _image_size(images) if size is None else tuple(_checks.grid("MuRF.pca", "size", size))
         return fused_projection(self.encoder(images).maps, size, components)
 
