@@ -194,7 +194,7 @@ def axis_window(spec: str, out: int, size: int) -> AxisWindow:
 
 
 def _ratio_axis(out: int, size: int, ratio: float) -> AxisWindow:
-    position = (torch.arange(out, dtype=torch.float32) + 0.5) / out
+    position = (torch.arange(out, dtype=torch.float32, device="cpu") + 0.5) / out
     start = ((position - ratio).clamp(0, 1) * size).floor().to(torch.int32)
     end = ((position + ratio).clamp(0, 1) * size).ceil().to(torch.int32)
     empty = (end <= start).nonzero().flatten().tolist()

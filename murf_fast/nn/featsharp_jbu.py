@@ -41,7 +41,8 @@ class FeatSharpJBU(nn.Module):
         FeatSharp resizes the guidance to the output's size first, bilinearly; every level averages it to its own.
         """
         source = _checks.map_("FeatSharpJBU", "source", source)
-        return run_levels("FeatSharpJBU", self.ups, self.factors, [source], guidance, mode="bilinear")[0]
+        named = [(f"ups.{i}", level) for i, level in enumerate(self.ups)]
+        return run_levels("FeatSharpJBU", named, self.factors, [source], guidance, mode="bilinear")[0]
 
     def extra_repr(self) -> str:
         return f"factors={self.factors}"

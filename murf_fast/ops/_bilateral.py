@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from murf_fast.ops import _checks
@@ -77,11 +78,13 @@ def check_masks(op: str, params: BilateralParams, guidance: Tensor, radius: int,
         ("range_mask", range_mask, params.range_bias0.numel()),
         ("fixup_mask", fixup_mask, (2 * radius + 1) ** 2),
     ):
-        if mask is not None:
-            _checks.tensor(op, name, mask)
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dtype in (*_checks.DTYPES, torch.bool)):
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"murf_fast.{op}: `{name}` must be a floating-point or boolean tensor, got {got}")
         if mask is not None and tuple(mask.shape) != (guidance.shape[0], channels):
             raise ValueError(
                 f"murf_fast.{op}: `{name}` must have shape ({guidance.shape[0]}, {channels}), got {tuple(mask.shape)}"
             )
         if mask is not None and mask.device != guidance.device:
             raise ValueError(f"murf_fast.{op}: `{name}` must be on {guidance.device}, got {mask.device}")
+    _checks.no_gradients(op, "a dropout mask", [range_mask, fixup_mask])

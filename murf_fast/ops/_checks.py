@@ -15,6 +15,7 @@ from murf_fast._arguments import is_sequence as is_sequence
 from murf_fast._arguments import number as number
 from murf_fast._arguments import numbers as numbers
 from murf_fast._arguments import pair as pair
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.resample import ANTIALIASED, MAX_PIXELS, MODES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -150,18 +151,25 @@ def out(op: str, out: Tensor, shape: Sequence[int], inputs: Sequence[Tensor | No
         raise ValueError(
             f"murf_fast.{op}: `out` must be dense, contiguous or channels_last, got strides {tuple(out.stride())}"
         )
-    if torch.is_grad_enabled() and (out.requires_grad or any(x.requires_grad for x in tensors)):
+    if derivatives_wanted([out, *tensors]):
         raise ValueError(
-            f"murf_fast.{op}: `out` cannot be given while gradients are needed; call under torch.no_grad()"
+            f"murf_fast.{op}: `out` cannot be given while gradients are needed or tangents come in; call under "
+            "torch.no_grad()"
         )
+    if out.is_neg() or out.is_conj():
+        raise ValueError(f"murf_fast.{op}: `out` must not be a lazy negation; pass out.resolve_neg()")
     for x in tensors:
         if _overlap(out, x):
             raise ValueError(f"murf_fast.{op}: `out` must not share memory with an input")
 
 
-def no_gradients(op: str, why: str, inputs: Sequence[Tensor | None]) -> None:
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        raise ValueError(f"murf_fast.{op}: {why} has no gradient; call under torch.no_grad() or detach the inputs")
+def no_gradients(op: str, why: str, inputs: Sequence[Tensor | None], *, forward_mode: bool = False) -> None:
+    """Refuses inputs that want a gradient, or carry a tangent where there is no ``forward_mode`` either."""
+    if derivatives_wanted(inputs, tangents=not forward_mode):
+        raise ValueError(
+            f"murf_fast.{op}: {why} has no gradient{'' if forward_mode else ' and no tangent'}; call under "
+            "torch.no_grad() or detach the inputs"
+        )
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

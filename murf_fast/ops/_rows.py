@@ -25,7 +25,8 @@ def matrix(op: str, name: str, x: object) -> Tensor:
     _checks.dense(op, name, x)
     if x.ndim != 2:
         raise ValueError(f"murf_fast.{op}: `{name}` must be (rows, columns), got shape {tuple(x.shape)}")
-    return x
+    # A lazy negation: prepared indices and selections read the memory as it is.
+    return x.resolve_neg()
 
 
 def contiguous_rows(x: Tensor) -> Tensor:

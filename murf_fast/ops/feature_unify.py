@@ -7,6 +7,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, is_channels_last, register
 
 VARIANTS = ("released", "paper")
@@ -34,7 +35,7 @@ def feature_unify(features: Tensor, basis: Tensor, variant: str = "released", *,
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: the result, and the C M responses of one pixel per thread. Backward: float32 sums as large as two feature
-    maps (three numbers per channel and pixel on GPU).
+    maps (three numbers per channel and pixel on GPU). Second derivatives run through the reference, with all responses.
 
     Source: AnyUp (Wimmer et al.), ``layers/feature_unification.py``; section 3 of the paper for ``"paper"``.
     """
@@ -100,6 +101,20 @@ def _gradients_fake(grad, features, basis, released, wanted, backend) -> list[Te
     ]
 
 
+def _gradients_setup_context(ctx, inputs, output) -> None:
+    grad, features, basis, ctx.released, ctx.wanted, _ = inputs
+    ctx.save_for_backward(grad, features, basis)
+
+
+def _gradients_backward(ctx, directions):
+    grad, features, basis = ctx.saved_tensors
+    variant = VARIANTS[0] if ctx.released else VARIANTS[1]
+    (of_grad,), (of_features, of_basis) = reference_second_derivative(
+        lambda x, b: reference.feature_unify(x, b, variant), [features, basis], [grad], directions, ctx.wanted
+    )
+    return of_grad, of_features, of_basis, None, None, None
+
+
 register(
     "feature_unify(Tensor features, Tensor basis, bool released, str backend) -> Tensor",
     _forward,
@@ -112,4 +127,6 @@ register(
     "-> Tensor[]",
     _gradients,
     _gradients_fake,
+    _gradients_backward,
+    _gradients_setup_context,
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import empty_map, is_channels_last, register
 from murf_fast.resample import gaussian_axis
 
@@ -44,7 +45,7 @@ def gaussian_blur(x: Tensor, sigma: float, *, border: str = "symmetric", backend
     if not 0 < sigma < 1e6:
         raise ValueError(f"murf_fast.{OP}: `sigma` must be a positive number of pixels below 1e6, got {sigma!r}")
     _checks.choice(OP, "border", border, BORDERS)
-    _checks.no_gradients(OP, "smoothing of scores", [x])
+    _checks.no_gradients(OP, "smoothing of scores", [x], forward_mode=True)
     backend = backends.resolve(backend, x.device.type, x.dtype)
     if backend == "reference":
         return reference.gaussian_blur(x, sigma, border)
@@ -63,4 +64,5 @@ register(
     "gaussian_blur(Tensor x, float sigma, str border, bool channels_last, str backend) -> Tensor",
     _forward,
     lambda x, sigma, border, channels_last, backend: empty_map(x, x.shape, channels_last),
+    forward_mode=linear("gaussian_blur", 0),
 )

@@ -94,11 +94,11 @@ def _channels_second(op: str, images: object) -> Tensor:
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"murf_fast.{op}: `images` must be a uint8 or floating-point tensor, got {got}")
     _checks.dense(op, "images", images)
-    if images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]) or min(images.shape[1:]) < 1:
+    if images.ndim != 4 or (images.shape[1] != 3 and images.shape[3] != 3) or min(images.shape[1:]) < 1:
         raise ValueError(
             f"murf_fast.{op}: `images` must be (B, 3, H, W) or (B, H, W, 3) with H, W >= 1, got {tuple(images.shape)}"
         )
-    _checks.no_gradients(op, "`images`", [images])
+    _checks.no_gradients(op, "`images`", [images], forward_mode=True)
     return images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
 
 
@@ -130,9 +130,15 @@ def _forward(images, size, patch_size, mode, antialias, gain, offset, channels_f
     return out
 
 
+def _forward_mode(args, tangents) -> Tensor:
+    """The op on the tangent, without the offset."""
+    return torch.ops.murf_fast.image_to_patches(tangents[0], *args[1:6], [0.0] * 3, *args[7:])
+
+
 register(
     "image_to_patches(Tensor images, SymInt[] size, int patch_size, str interpolation, bool antialias, float[] gain, "
     "float[] offset, bool channels_first, ScalarType dtype, str backend) -> Tensor",
     _forward,
     _fake,
+    forward_mode=_forward_mode,
 )

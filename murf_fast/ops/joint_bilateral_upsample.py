@@ -10,6 +10,7 @@ from torch import Tensor
 from murf_fast import backends
 from murf_fast.ops import _checks
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._library import empty_map, register, wants_channels_last
 from murf_fast.ops.adaptive_conv import MODES, adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
@@ -80,8 +81,7 @@ def joint_bilateral_upsample(
     channels_last = [wants_channels_last(op, memory_format, s) for s in sources]
     chosen = backends.resolve(backend, first.device.type, first.dtype)
     inputs = (*sources, guidance, *tensors, bias, range_mask, fixup_mask)
-    needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    if chosen != "reference" and not needs_gradient:
+    if chosen != "reference" and not derivatives_wanted(inputs):
         results = torch.ops.murf_fast.joint_bilateral_upsample(
             sources, guidance, tensors, range_mask, fixup_mask, bias, radius, mode, channels_last, chosen
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from murf_fast import backends, reference
+from murf_fast import _fork, backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
@@ -71,7 +71,8 @@ def k_center_greedy(
                 f"murf_fast.{OP}: `projection` must be (P, {features.shape[1]}) on {features.device}, got "
                 f"{tuple(projection.shape)} on {projection.device}"
             )
-        features = features @ projection.to(features.dtype).T
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        features = features.to(dtype) @ projection.to(dtype).T
     backend = backends.resolve(backend, features.device.type, features.dtype)
     total = count + (0 if include_start else len(start))
     if total > rows:
@@ -85,7 +86,8 @@ def k_center_greedy(
     elif progress is None:
         chosen = torch.ops.murf_fast.k_center_greedy(features, start, total, backend)
     else:
-        chosen = _forward(features, start, total, backend, progress)
+        with _fork.calling_thread_only():
+            chosen = _forward(features, start, total, backend, progress)
     return chosen if include_start else chosen[len(start) :]
 
 
@@ -111,7 +113,7 @@ def _start(start: int | Tensor, rows: int, device: torch.device) -> Tensor:
             )
         _checks.dense(OP, "start", start)
     else:
-        start = torch.full((1,), _checks.integer(OP, "start", start, 0), device=device)
+        start = torch.full((1,), _checks.integer(OP, "start", start, 0), dtype=torch.int64, device=device)
     return start
 
 

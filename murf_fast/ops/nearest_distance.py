@@ -47,7 +47,9 @@ class NearestIndex:
         device: torch.device | str | None = None,
         backend: str | None = None,
     ) -> None:
-        self.bank = contiguous_rows(matrix(OP, "bank", bank))
+        bank = matrix(OP, "bank", bank)
+        _checks.no_gradients(OP, "a nearest distance", [bank])
+        self.bank = contiguous_rows(bank)
         _check_bank(self.bank, precision)
         self.cosine, self.precision = _checks.flag(OP, "cosine", cosine), precision
         self.device = self.bank.device if device is None else _device(device)
@@ -85,7 +87,8 @@ def nearest_distance(
     Args:
         query: (Q, D), floating point; any strides.
         bank: (M, D) on the queries' device; or a prepared :class:`NearestIndex` or :class:`IVFIndex`, which pays off
-            from the second search on. float32, bfloat16 or float16, not necessarily the queries' dtype.
+            from the second search on. Floating point, not necessarily the queries' dtype; with either in float64 the
+            search is done in float64, by the reference.
         k: Neighbours per query, at most M.
         metric: ``"l2"``, ``"l2sq"`` or ``"cosine"``. None: that of a prepared index, else ``"l2"``.
         precision: As for :class:`NearestIndex`, for a bank that is not prepared.
@@ -138,8 +141,9 @@ def nearest_distance(
     if isinstance(bank, IVFIndex):
         return bank.search(query, k, metric)
     dtype = torch.float64 if torch.float64 in (query.dtype, rows.dtype) else query.dtype
-    backend = bank.backend if backend is None and prepared else backend
-    backend = backends.resolve(backend, query.device.type, dtype)
+    # An index for float32 searches holds its bank: float64 queries are compared with that, in float64.
+    prepared_for = bank.backend if prepared and dtype != torch.float64 else None
+    backend = backends.resolve(prepared_for if backend is None else backend, query.device.type, dtype)
     if backend == "reference":
         _check_rows("query", query, cosine)
         if not prepared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import operator
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def neighborhood_attention(
     _check(op, q, k, v)
     grid, heads = tuple(q.shape[1:3]), q.shape[3]
     rule = windows.neighborhood(grid, grid, kernel_size, stride=stride, dilation=dilation)
-    scale = _scale(op, scale, q.shape[4])
+    scale = _scale(op, scale, operator.index(q.shape[4]))
     if isinstance(backend, str) and backend == "natten":
         return _natten(q, k, v, kernel_size, stride, dilation, scale, bias)
     tables = None if bias is None else _tables(op, bias, q)
@@ -96,7 +97,7 @@ def _tables(op: str, bias: object, q: Tensor) -> tuple[Tensor, Tensor]:
     for i, (b, n) in enumerate(zip(bias, q.shape[1:3], strict=True)):
         _checks.tensor(op, f"bias[{i}]", b)
         if tuple(b.shape) == (q.shape[3],):
-            at = torch.arange(n, device=q.device, dtype=torch.float32)
+            at = torch.arange(n, device=q.device, dtype=torch.promote_types(b.dtype, torch.float32))
             b = -b[:, None, None] * (at[:, None] - at).abs()
         elif tuple(b.shape) != (q.shape[3], n, n):
             raise ValueError(

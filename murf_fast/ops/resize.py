@@ -7,6 +7,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import axes_of, empty_map, is_channels_last, register, wants_channels_last
 from murf_fast.resample import MAX_PIXELS, scaled_size
 
@@ -147,6 +148,7 @@ register(
     _fake,
     _backward,
     _setup_context,
+    linear("resize", 0),
 )
 # Into a part of a larger buffer; for callers within the library, where no gradients are needed.
 register(
@@ -162,4 +164,5 @@ register(
     _adjoint_fake,
     _adjoint_backward,
     _adjoint_setup_context,
+    linear("resize_adjoint", 0),
 )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import empty_map, is_channels_last, register
 from murf_fast.resample import gram_axis, is_large
 
@@ -53,4 +54,5 @@ register(
     _fake,
     _backward,
     _setup_context,
+    linear("resize_gram", 0),
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, is_channels_last, register
 from murf_fast.window_blocks import blocks_of
 from murf_fast.windows import Windows, axis_window
@@ -239,6 +240,23 @@ def _gradients_fake(
     return [*maps, *tables]
 
 
+def _gradients_setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.rows, ctx.columns, ctx.num_heads, ctx.mean, ctx.scale, ctx.wanted, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients_backward(ctx, directions):
+    grad_out, grad_lse, *inputs = ctx.saved_tensors
+    values = VALUES[0] if ctx.mean else VALUES[1]
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
+        rule = Windows(ctx.rows, ctx.columns)
+        return reference.window_attention(q, k, v, rule, ctx.num_heads, values, ctx.scale, bias or None, True)
+
+    of_grads, of_inputs = reference_second_derivative(attention, inputs, [grad_out, grad_lse], directions, ctx.wanted)
+    return *of_grads, *of_inputs, *[None] * 7
+
+
 register(
     "window_attention(Tensor q, Tensor k, Tensor v, Tensor? bias_y, Tensor? bias_x, str rows, str columns, "
     "int num_heads, bool mean, float scale, bool return_lse, str backend) -> (Tensor, Tensor)",
@@ -253,4 +271,6 @@ register(
     "-> Tensor[]",
     _gradients,
     _gradients_fake,
+    _gradients_backward,
+    _gradients_setup_context,
 )
