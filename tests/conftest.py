@@ -15,6 +15,13 @@ import pytest
 from murf_fast import native
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("fuzz", "random cases of every operation (tests/test_fuzz.py)")
+    group.addoption("--fuzz-cases", type=int, default=5000, help="cases of all operations together")
+    group.addoption("--fuzz-seed", type=int, default=0, help="other cases")
+    group.addoption("--fuzz-case", metavar="OP:SEED:INDEX", help="one case, as a failure prints it")
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """`torch.empty` holds NaN (or the largest integer), so that an element nobody wrote is seen."""
