@@ -61,7 +61,9 @@ def drawn_rule(d: Draw, out: tuple[int, int], grid: tuple[int, int], kinds) -> t
         dilation = [max(1, o // n) for o, n in zip(out, grid, strict=True)]
         if given := d.chance("dilation given", 0.4):
             dilation = [d.integer(f"dilation{a}", 1, max(1, o // 2)) for a, o in enumerate(out)]
-        kernel = [d.integer(f"kernel{a}", 1, max(1, o // s)) for a, (o, s) in enumerate(zip(out, dilation, strict=True))]
+        kernel = [
+            d.integer(f"kernel{a}", 1, max(1, o // s)) for a, (o, s) in enumerate(zip(out, dilation, strict=True))
+        ]
         stride = [d.integer(f"stride{a}", 1, k) if d.chance(f"strided{a}", 0.3) else 1 for a, k in enumerate(kernel)]
         rule = windows.neighborhood(
             out, grid, tuple(kernel), stride=tuple(stride), dilation=tuple(dilation) if given else None
@@ -97,8 +99,7 @@ def window_rules(d: Draw) -> list[Comparison]:
         counts = [c[:, :o] if c.shape[1] >= o else c for c, o in zip(counts, out, strict=True)]
         radius = (d.values["radius.y"], d.values["radius.x"])
         counts = [
-            (np.abs(np.arange(o)[:, None] - np.arange(o)) <= r).astype(float)
-            for o, r in zip(out, radius, strict=True)
+            (np.abs(np.arange(o)[:, None] - np.arange(o)) <= r).astype(float) for o, r in zip(out, radius, strict=True)
         ]
     if any((c.sum(1) == 0).any() for c in counts):
         try:
@@ -202,7 +203,9 @@ def neighborhood_attention(d: Draw) -> list[Comparison]:
     dtype = d.dtype()
     grid = d.grid("grid", 3 if d.interpreted else 11)
     batch, heads, dim = d.batch(), d.choice("heads", (1, 2, 3)), d.choice("dim", (1, 3, 8, 16))
-    dilation = [d.integer(f"dilation{a}", 1, max(1, n // 2)) if d.chance("dilated", 0.3) else 1 for a, n in enumerate(grid)]
+    dilation = [
+        d.integer(f"dilation{a}", 1, max(1, n // 2)) if d.chance("dilated", 0.3) else 1 for a, n in enumerate(grid)
+    ]
     kernel = [d.integer(f"kernel{a}", 1, n // s) for a, (n, s) in enumerate(zip(grid, dilation, strict=True))]
     stride = [d.integer(f"stride{a}", 1, k) if d.chance("strided", 0.3) else 1 for a, k in enumerate(kernel)]
     wants = d.chance("gradients", 0.35)

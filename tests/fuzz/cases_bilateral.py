@@ -33,7 +33,9 @@ def padded_rows(n: int, radius: int, padding: str) -> Tensor:
     return table
 
 
-def padded_source(source: Tensor, size, mode: str | None, padding: str | None, diameter: int, magnitude=False) -> Tensor:
+def padded_source(
+    source: Tensor, size, mode: str | None, padding: str | None, diameter: int, magnitude=False
+) -> Tensor:
     """The resized, padded map (B, C, H + D - 1, W + D - 1), or with absolute values and weights."""
     grow = 0 if padding else diameter - 1
     if mode is not None:
@@ -143,9 +145,10 @@ def kernels_of(x: Mapping[str, Tensor], radius: int) -> Tensor:
 
     def mixed(y: Tensor, name: str) -> Tensor:
         weight = x[f"{name}_weight{mixed.layer}"]
-        return torch.einsum("oc,bchw->bohw", weight.reshape(len(weight), -1), y) + x[f"{name}_bias{mixed.layer}"][
-            :, None, None
-        ]
+        return (
+            torch.einsum("oc,bchw->bohw", weight.reshape(len(weight), -1), y)
+            + x[f"{name}_bias{mixed.layer}"][:, None, None]
+        )
 
     def network(y: Tensor, name: str, mask: Tensor | None) -> Tensor:
         mixed.layer = 0
@@ -226,7 +229,7 @@ def joint_bilateral_upsample(d: Draw) -> list[Comparison]:
         for i in range(d.choice("sources", (1, 2), (3, 1)))
     ]
     bias = drawn_vector(d, "bias", (channels,)) if d.chance("bias", 0.4) else None
-    if bias is not None and wants:
+    if bias is not None and wants and len(sources) == 1:  # else autograd adds up gradients in the dtype of the bias
         bias = bias.detach().requires_grad_()
     layout = d.choice("memory_format", FORMATS, (3, 1, 1))
     single = len(sources) == 1 and d.chance("single", 0.7)

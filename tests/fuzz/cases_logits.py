@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fuzz.cases_resize import smallest, weight_noise
 from fuzz.cases_upsample import Maps, drawn_bias, drawn_maps
 from fuzz.compare import Comparison, arithmetic, derived, exact, unit
 from fuzz.draw import Draw
@@ -74,9 +75,7 @@ def upsample_expectation(d: Draw) -> list[Comparison]:
     if maps.needs_grad and d.chance("values.gradient", 0.5):
         table = table.detach().requires_grad_()
     norm = d.choice("norm", ("softmax", "linear"))
-    result = d.call(
-        "upsample_expectation", maps.maps, maps.written_size, table, bias=bias, norm=norm, **maps.options
-    )
+    result = d.call("upsample_expectation", maps.maps, maps.written_size, table, bias=bias, norm=norm, **maps.options)
     dtype = torch.promote_types(maps.dtype, table.dtype)
     wide = arithmetic(dtype)
     u = unit(wide)
@@ -131,7 +130,7 @@ def _gradients_through(
             # The fused kernels add every pixel's share to a row of sums, or walk the transposed table.
             roundings = (adjoint.roundings + rule.roundings + 4) * u
             bound = adjoint.magnitude(doubt) + roundings * adjoint.magnitude(by_logit)
-            bound = bound + 16 * torch.finfo(wide).tiny * u * max(by_logit.shape[2:])
+            bound = bound + weight_noise(rule, by_logit) + 16 * smallest(wide) * max(by_logit.shape[2:])
             checks.append(derived(f"gradient of map {s}", m.grad, adjoint(by_logit), bound, maps.dtype))
     if bias is not None and bias.requires_grad:
         over = (0, 2, 3) if bias.ndim == 1 else (2, 3)
@@ -217,7 +216,9 @@ def upsample_cross_entropy(d: Draw) -> list[Comparison]:
         doubts = g * of_sum * p * (relative + relative.square())
         subtracted = smoothing / classes * weights[:, None, None] * counts[:, None]
         subtracted = subtracted + (1 - smoothing) * torch.zeros_like(p).scatter_(1, at[:, None], of_label[:, None])
-        doubts = doubts + (pixels if reduction == "mean" else 8) * u * g * (of_sum * p + subtracted) + 8 * u * g * (
-            of_sum * p + subtracted
+        doubts = (
+            doubts
+            + (pixels if reduction == "mean" else 8) * u * g * (of_sum * p + subtracted)
+            + 8 * u * g * (of_sum * p + subtracted)
         )
     return checks + _gradients_through(maps, bias, by_logit.detach(), doubts, wide)

@@ -62,9 +62,7 @@ def cut(x: Tensor, patch: int, layout: str) -> Tensor:
     """Rows (B, N, 3 p p): patches in raster order, what is beyond the last whole one left out."""
     rows, columns = x.shape[2] // patch, x.shape[3] // patch
     patches = [
-        x[:, :, y * patch : (y + 1) * patch, c * patch : (c + 1) * patch]
-        for y in range(rows)
-        for c in range(columns)
+        x[:, :, y * patch : (y + 1) * patch, c * patch : (c + 1) * patch] for y in range(rows) for c in range(columns)
     ]
     order = (0, 1, 2, 3) if layout == "cyx" else (0, 2, 3, 1)
     return torch.stack([p.permute(order).flatten(1) for p in patches], 1)
@@ -202,7 +200,9 @@ def patch_embed(d: Draw) -> list[Comparison]:
             head_error = torch.zeros_like(head)
             if table is not None:
                 rows = positions["num_prefix_tokens"]
-                moved, moved_error = table_at(leaves["pos_embed"], rows, positions["source_grid"], grid, positions["flavor"])
+                moved, moved_error = table_at(
+                    leaves["pos_embed"], rows, positions["source_grid"], grid, positions["flavor"]
+                )
                 moved_error = moved_error + rounded * moved.detach().abs()
                 added, size_of_added = added + moved[rows:], size_of_added + moved[rows:].detach().abs()
                 error = error + moved_error[rows:] + rounded * (added.abs() + 2 * moved[rows:].detach().abs())

@@ -51,8 +51,20 @@ def linear_bound(resize: Resize, x: Tensor, dtype: torch.dtype, more: int = 0) -
         # The right value is of that precision itself, and positions are rounded relative to the size of the map.
         roundings = 2 * roundings + 4 * max(max(m.shape) for step in resize.steps for m in step)
         magnitude = magnitude + (x.abs().max() if x.numel() else 0.0)
-    tiny = torch.finfo(dtype).tiny * 2 * unit(dtype)
-    return roundings * unit(dtype) * magnitude + (roundings > 0) * (roundings + 2) * tiny
+    if not roundings:
+        return torch.zeros_like(magnitude)
+    return roundings * unit(dtype) * magnitude + weight_noise(resize, x) + (roundings + 2) * smallest(dtype)
+
+
+def weight_noise(resize: Resize, x: Tensor) -> float:
+    """What float64 positions, relative to the size of a map, leave of weights that are zero on paper."""
+    side = max(max(m.shape) for step in resize.steps for m in step)
+    return 16 * side * unit(torch.float64) * float(x.abs().max()) if x.numel() else 0.0
+
+
+def smallest(dtype: torch.dtype) -> float:
+    """The smallest subnormal: what a product loses at the end of the range."""
+    return torch.finfo(dtype).tiny * 2 * unit(dtype)
 
 
 def check_layout(result: Tensor, like: Tensor, memory_format: torch.memory_format | None) -> None:

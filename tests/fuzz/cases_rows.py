@@ -150,7 +150,9 @@ def k_center_greedy(d: Draw) -> list[Comparison]:
         given = {"count": wanted}
     projection, x, slack = None, features.double(), 0.0
     if d.chance("projection", 0.25):
-        projection = drawn_rows(d, "projection", d.choice("projected", (1, 3, 8)), dim, "normal", d.dtype("projection.dtype"))
+        projection = drawn_rows(
+            d, "projection", d.choice("projected", (1, 3, 8)), dim, "normal", d.dtype("projection.dtype")
+        )
         # Distances are those of the product in the dtype of the features.
         p = projection.to(dtype).double()
         slack = ((dim + 2) * unit(dtype) * (x.abs() @ p.abs().T)).norm(dim=1)

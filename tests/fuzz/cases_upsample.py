@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuzz.cases_resize import FORMATS, check_layout, drawn_rule, drawn_size, linear_bound
+from fuzz.cases_resize import FORMATS, check_layout, drawn_rule, drawn_size, linear_bound, smallest, weight_noise
 from fuzz.compare import Comparison, arithmetic, derived, unit
 from fuzz.draw import Draw
 from fuzz.maps import VALUES, cotangent, drawn_map, drawn_vector
@@ -195,7 +195,7 @@ def upsample_mean(d: Draw) -> list[Comparison]:
         want = want + w / total * rule(m.detach().double())
         roundings = (rule.roundings + more) * unit(wide)
         bound = bound + roundings * abs(w / total) * rule.magnitude(m.detach().double())
-    bound = bound + 8 * count * torch.finfo(wide).tiny * unit(wide)
+        bound = bound + abs(w / total) * weight_noise(rule, m.detach().double()) + 4 * smallest(wide)
     checks = [derived("result", result, want, bound, maps.dtype)]
     if result.requires_grad:
         g = cotangent(d, result)
@@ -204,7 +204,7 @@ def upsample_mean(d: Draw) -> list[Comparison]:
             if m.requires_grad:
                 adjoint, share = rule.transposed(), given[s] / total
                 bound = (adjoint.roundings + more) * unit(wide) * abs(share) * adjoint.magnitude(g.double())
-                bound = bound + 8 * torch.finfo(wide).tiny * unit(wide)
+                bound = bound + abs(share) * weight_noise(rule, g.double()) + 4 * smallest(wide)
                 want = share * adjoint(g.double())
                 checks.append(derived(f"gradient of map {s}", m.grad, want, bound, maps.dtype))
         if isinstance(weights, Tensor) and weights.requires_grad:

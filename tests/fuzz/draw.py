@@ -88,7 +88,7 @@ class Draw:
             return self.change(result)
         if isinstance(result, (tuple, list)):
             return type(result)(self.change(r) for r in result)
-        return result
+        return result.with_tokens(self.change(result.tokens))  # PackedTokens
 
     def statement(self) -> str:
         """One line: what to repeat, and all that was drawn."""

@@ -63,7 +63,12 @@ def laid_out(d: Draw, name: str, x: Tensor, layouts: Sequence[str] = LAYOUTS) ->
 
 
 def drawn_map(
-    d: Draw, name: str, shape: Sequence[int], dtype: torch.dtype, kinds: Sequence[str] = VALUES, wants_grad: bool = False
+    d: Draw,
+    name: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    kinds: Sequence[str] = VALUES,
+    wants_grad: bool = False,
 ) -> Tensor:
     """A map (B, C, H, W), as a leaf."""
     d.note(name, tuple(shape))
@@ -76,6 +81,8 @@ def drawn_vector(
 ) -> Tensor:
     """A small tensor of any dtype, sometimes strided, expanded, or with a negative bit."""
     d.note(name, tuple(shape))
+    if d.interpreted:
+        dtypes = [t for t in dtypes if t != torch.float64]
     x = values(d, name, shape, d.choice(f"{name}.dtype", dtypes), kinds)
     layout = d.choice(f"{name}.layout", ("contiguous", "strided", "expanded", "negative"), (3, 1, 1, 1))
     if layout == "strided":

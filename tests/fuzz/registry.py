@@ -52,14 +52,20 @@ CASES: dict[str, Callable[[Draw], list[Comparison]]] = {
 }
 
 
-def failure_of(draw: Draw, op: str) -> str | None:
-    """One line about what is wrong with a case, or None."""
+def comparisons(draw: Draw, op: str) -> list[Comparison]:
+    """The comparisons of a case, with as many threads as it draws."""
     threads = torch.get_num_threads()
     torch.set_num_threads(draw.choice("threads", (1, 3), (5, 1)))
     try:
-        failures = [text for check in CASES[op](draw) if (text := check.failure())]
-    except Exception as error:
-        failures = [f"{type(error).__name__}: {error}"]
+        return CASES[op](draw)
     finally:
         torch.set_num_threads(threads)
+
+
+def failure_of(draw: Draw, op: str) -> str | None:
+    """What is wrong with a case, and how to repeat it; None if nothing is."""
+    try:
+        failures = [text for check in comparisons(draw, op) if (text := check.failure())]
+    except Exception as error:
+        failures = [f"{type(error).__name__}: {error}"]
     return f"{'; '.join(failures)}\n    {draw.statement()}" if failures else None
