@@ -22,6 +22,13 @@ def pytest_addoption(parser):
     group.addoption("--fuzz-case", metavar="OP:SEED:INDEX", help="one case, as a failure prints it")
 
 
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--fuzz-case"):
+        others = [item for item in items if getattr(item, "originalname", None) != "test_random_cases"]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """`torch.empty` holds NaN (or the largest integer), so that an element nobody wrote is seen."""

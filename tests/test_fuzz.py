@@ -1,7 +1,7 @@
 """Random cases of every operation against right values found without the library's own definitions.
 
 ``--fuzz-cases N`` draws N cases of all operations together, ``--fuzz-seed S`` others, and ``--fuzz-case
-"op:seed:index"`` repeats one, as a failure prints it.
+"op:seed:index"`` repeats one and nothing else, as a failure prints it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ def pytest_generate_tests(metafunc):
 def test_random_cases(op, request):
     option = request.config.getoption
     if option("--fuzz-case"):
-        _, seed, index = option("--fuzz-case").split(":")
-        seed, indices = int(seed), [int(index)]
+        _, seed, index, *backend = option("--fuzz-case").split(":")
+        draws = [Draw(op, int(seed), int(index), *backend)]
     else:
-        seed, indices = option("--fuzz-seed"), range(-(-option("--fuzz-cases") // len(CASES)))
-    failures = [text for index in indices if (text := failure_of(Draw(op, seed, index), op))]
+        count = -(-option("--fuzz-cases") // len(CASES))
+        draws = (Draw(op, option("--fuzz-seed"), index) for index in range(count))
+    failures = [text for draw in draws if (text := failure_of(draw, op))]
     shown = "\n".join(failures[:SHOWN])
-    assert not failures, f"{len(failures)} of {len(indices)} cases of {op}, the first {SHOWN}:\n{shown}"
+    assert not failures, f"{len(failures)} cases of {op}, the first {SHOWN}:\n{shown}"
 
 
 @pytest.mark.skipif(bool(backends.reasons_against("triton", "cpu")), reason="Triton's interpreter is not here")

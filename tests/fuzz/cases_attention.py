@@ -92,15 +92,10 @@ def window_rules(d: Draw) -> list[Comparison]:
     if d.interpreted:
         return []
     out, grid = d.grid("out", 33), d.grid("grid", 33)
-    kinds = ("full", "ratio", "clamped", "neighborhood", "ranges", "tables")
-    rule, counts = drawn_rule(d, out, grid if d.values else grid, kinds)
-    if "clamped" in str(d.values["windows"]):
-        grid = out
-        counts = [c[:, :o] if c.shape[1] >= o else c for c, o in zip(counts, out, strict=True)]
-        radius = (d.values["radius.y"], d.values["radius.x"])
-        counts = [
-            (np.abs(np.arange(o)[:, None] - np.arange(o)) <= r).astype(float) for o, r in zip(out, radius, strict=True)
-        ]
+    kinds = ("full", "ratio", "neighborhood", "ranges", "tables")
+    if d.chance("one grid", 0.2):
+        grid, kinds = out, ("clamped", "neighborhood")
+    rule, counts = drawn_rule(d, out, grid, kinds)
     if any((c.sum(1) == 0).any() for c in counts):
         try:
             rule.tables(out, grid)

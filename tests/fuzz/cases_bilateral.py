@@ -63,10 +63,7 @@ def adaptive_conv(d: Draw) -> list[Comparison]:
     diameter = d.choice("diameter", (1, 3, 5, 7), (1, 3, 2, 2))
     padding, mode = d.choice("padding", PADDINGS), d.choice("mode", ("bicubic", "bilinear", None))
     size = tuple(max(n, diameter // 2 + 1) for n in d.grid("grid", 17))
-    if mode is None:
-        grid = size if padding else tuple(n + diameter - 1 for n in size)
-    else:
-        grid = d.grid("source grid", 13)
+    grid = tuple(n if padding else n + diameter - 1 for n in size) if mode is None else d.grid("source grid", 13)
     batch, channels = d.batch(), d.choice("channels", (1, 2, 3, 8, 17))
     wants = d.chance("gradients", 0.35)
     kinds = ("normal", "offset", "large", "small", "integers")
@@ -195,7 +192,7 @@ def sigma_terms(cotangents: Mapping[str, Tensor], inputs: Mapping[str, Tensor], 
         return {}
     size = max(float(c.double().abs().max()) * c.numel() ** 0.5 for c in cotangents.values())
     size *= max([1.0, *(float(s.detach().double().abs().max()) for s in sources)])
-    return {"gradient of sigma_spatial": size * 4 / abs(float(inputs["sigma_spatial"])) ** 3}
+    return {"gradient of sigma_spatial": size * 4 / abs(float(inputs["sigma_spatial"].detach())) ** 3}
 
 
 def bilateral_kernels(d: Draw) -> list[Comparison]:

@@ -173,7 +173,7 @@ def patch_embed(d: Draw) -> list[Comparison]:
         **positions,
     )
     flat = leaves["weight"].double().flatten(1)
-    checks, at, start, rounded = [], 0, 0, unit(dtype)
+    checks, at, rounded = [], 0, unit(dtype)
     wide = arithmetic(dtype)
     wanted = []
     for b, (images, pixels) in enumerate(batches):

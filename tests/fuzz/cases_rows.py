@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuzz.compare import Comparison, arithmetic, derived, exact, unit
+from fuzz.compare import Comparison, derived, exact, unit
 from fuzz.draw import Draw
 from fuzz.maps import values
 from murf_fast import NearestIndex

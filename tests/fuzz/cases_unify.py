@@ -17,9 +17,9 @@ def feature_unify(d: Draw) -> list[Comparison]:
     channels, filters = d.choice("channels", (1, 2, 3, 7, 16, 17)), d.choice("filters", (1, 2, 3, 8, 17))
     if d.interpreted:
         channels, filters = min(channels, 3), min(filters, 3)
-    side = d.choice("filter side", (1, 3, 5, 7), (1, 4, 2, 2))
+    side = d.choice("filter side", (1, 3, 5, 7), (1, 4, 2, 2)) if not d.interpreted else 3
     wants = d.chance("gradients", 0.35)
-    shape = (d.batch(), channels, *d.grid("grid", 11))
+    shape = (d.batch(), channels, *d.grid("grid", 2 if d.interpreted else 11))
     features = drawn_map(d, "features", shape, dtype, ("normal", "offset", "small", "constant"), wants)
     basis = drawn_vector(d, "basis", (filters, side, side), (dtype, torch.float32, torch.bfloat16))
     basis = basis[:, None] if d.chance("basis (M, 1, k, k)", 0.6) else basis

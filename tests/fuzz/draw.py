@@ -93,8 +93,8 @@ class Draw:
     def statement(self) -> str:
         """One line: what to repeat, and all that was drawn."""
         drawn = ", ".join(f"{name}={_short(value)}" for name, value in self.values.items())
-        backend = f" backend={self.backend}" if self.backend else ""
-        return f'--fuzz-case "{self.name}"{backend}  {drawn}'
+        name = f"{self.name}:{self.backend}" if self.backend else self.name
+        return f'--fuzz-case "{name}"  {drawn}'
 
 
 def _short(value: object) -> str:

@@ -24,12 +24,12 @@ def both_ways(
 ) -> list[Comparison]:
     """Compares results and, where inputs want them, their gradients for random cotangents.
 
-    ``formula`` maps inputs, cast to a dtype, to the results in that dtype. Right is float64. Allowed is four times (for gradients
-    eight times) the largest error of a float32 evaluation and of float64 ones whose inputs and cotangents are off by a float32 rounding
-    each, and one rounding of every value: at least that of a quarter of the largest one, or of what ``terms`` names for results (and
-    "gradient of ...") that are small sums of large terms. ``rounded`` is the formula with random roundings that are
-    documented, and its errors count as well. float64 results: the same in their precision, with
-    room for the right value's own roundings.
+    ``formula`` maps inputs, cast to a dtype, to the results in that dtype. Right is float64. Allowed is four times (for
+    gradients eight times) the largest error of a float32 evaluation and of float64 ones whose inputs and cotangents are
+    off by a float32 rounding each, and one rounding of every value: at least that of a quarter of the largest one, or
+    of what ``terms`` names for results (and "gradient of ...") that are small sums of large terms. ``rounded`` is the
+    formula with random roundings that are documented, and its errors count as well. float64 results: the same in their
+    precision, with room for the right value's own roundings.
     """
     given = {name: x for name, x in inputs.items() if x is not None}
     leaves = [name for name, x in given.items() if x.requires_grad]

@@ -14,7 +14,7 @@ LAYOUTS = ("contiguous", "channels_last", "tokens", "sliced", "expanded", "permu
 
 
 def values(d: Draw, name: str, shape: Sequence[int], dtype: torch.dtype, kinds: Sequence[str] = VALUES) -> Tensor:
-    """Contiguous values of one kind: normal, on a large or very large common mean, large, small, subnormal, integers, all alike."""
+    """Contiguous values of one kind; "offset" and "far" lie on a large common mean, "constant" ones are all alike."""
     kind = d.choice(f"{name}.values", kinds, [6 if k == "normal" else 1 for k in kinds])
     x = torch.randn(shape, generator=d.generator, dtype=torch.float64)
     if kind == "offset":
