@@ -67,5 +67,5 @@ def test_random_weights_are_refused(photos, tmp_path, monkeypatch):
     random = backbone.Backbone(torch.nn.Identity(), "RANDOM", is_random=True)
     monkeypatch.setattr(backbone, "load", lambda named: random)
     result = invoke("anomaly", "fit", photos, "--out", tmp_path / "o")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "name a folder by --weights" in " ".join(result.output.split())

@@ -10,17 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from originals import golden
-from suite import check_opcheck
+from suite import KERNELS, TRITON_DTYPES, check_opcheck, every_kernel
 
 import murf_fast
-from murf_fast import NearestIndex, backends, native, nearest_distance, reference
+from murf_fast import NearestIndex, native, nearest_distance, reference
 
 GOLDEN = Path(__file__).parent / "golden"
 METRICS = ("l2", "l2sq", "cosine")
 PRECISIONS = ("float32", "bfloat16", "float16")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TRITON = backends.reasons_against("triton", "cpu")
-BACKENDS = ("native", *(() if TRITON else ("triton",)))
 
 
 def clustered(rows, dim, seed=0, clusters=5, spread=0.05, mean=20.0):
@@ -30,6 +28,10 @@ def clustered(rows, dim, seed=0, clusters=5, spread=0.05, mean=20.0):
     x = x + spread * torch.randn(rows, dim, generator=g) + mean * torch.randn(dim, generator=g)
     x[:, : max(1, dim // 100)] *= 10
     return x
+
+
+def on(arguments, device):
+    return {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
 def split(x, queries):
@@ -66,7 +68,7 @@ def test_every_level(level, precision):
         assert_exact(nearest_distance(query, bank, k=3, metric=metric, precision=precision), query, bank, 3, metric)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_kernel
 @given(
     rows=st.integers(1, 150),
     queries=st.integers(0, 70),
@@ -77,8 +79,8 @@ def test_every_level(level, precision):
     spread=st.sampled_from([0.0, 1e-3, 1.0]),
 )
 @settings(max_examples=15, deadline=None)
-def test_any_shape(backend, rows, queries, dim, k, metric, precision, spread):
-    bank, query = split(clustered(rows + queries, dim, rows, spread=spread, mean=1.0), queries)
+def test_any_shape(backend, device, rows, queries, dim, k, metric, precision, spread):
+    bank, query = split(clustered(rows + queries, dim, rows, spread=spread, mean=1.0).to(device), queries)
     k = min(k, rows)
     actual = nearest_distance(query, bank, k=k, metric=metric, precision=precision, backend=backend)
     expected, indices = reference.nearest_distance(query.double(), bank.double(), k, metric)
@@ -121,20 +123,20 @@ def test_several_blocks_of_queries_and_rows(monkeypatch):
             assert_exact(nearest_distance(query, bank, k=2, metric=metric, precision=precision), query, bank, 2, metric)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ties_go_to_the_lower_index(backend):
-    bank = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).repeat(6, 1)
+@every_kernel
+def test_ties_go_to_the_lower_index(backend, device):
+    bank = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).repeat(6, 1).to(device)
     query = bank[:9] + 0.01
     distances, indices = nearest_distance(query, bank, k=4, precision="float32", backend=backend)
-    assert torch.equal(indices, torch.arange(9)[:, None] + torch.arange(0, 200, 50))
+    assert torch.equal(indices.cpu(), torch.arange(9)[:, None] + torch.arange(0, 200, 50))
     assert torch.equal(distances, distances[:, :1].expand(-1, 4))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_of_the_bank_is_at_distance_zero(backend):
-    bank = clustered(200, 33)
+@every_kernel
+def test_a_row_of_the_bank_is_at_distance_zero(backend, device):
+    bank = clustered(200, 33).to(device)
     distances, indices = nearest_distance(bank[::7], bank, precision="float32", backend=backend)
-    assert torch.equal(indices[:, 0], torch.arange(0, 200, 7))
+    assert torch.equal(indices[:, 0].cpu(), torch.arange(0, 200, 7))
     assert float(distances.abs().max()) == 0
 
 
@@ -272,7 +274,7 @@ def test_memory_does_not_grow_with_the_matrix():
     assert rise < 64 << 20 < 2048 * 40000 * 4
 
 
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize(("backend", "device"), [("reference", "cpu"), *KERNELS])
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -293,10 +295,25 @@ def test_memory_does_not_grow_with_the_matrix():
         ({"query": torch.ones(3, 4, requires_grad=True)}, ValueError, "has no gradient"),
     ],
 )
-def test_bad_input(backend, change, error, words):
+def test_bad_input(backend, device, change, error, words):
     arguments = {"query": torch.ones(3, 4), "bank": torch.ones(6, 4) + torch.eye(6)[:, :4], **change}
     with pytest.raises(error, match=words):
-        nearest_distance(**arguments, backend=backend)
+        nearest_distance(**on(arguments, device), backend=backend)
+
+
+@every_kernel
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+def test_strides_and_prepared_index(dtype, metric, backend, device):
+    """Rows that lie apart in memory, searched with and without a prepared index."""
+    wide = clustered(90, 2 * 21).to(device, dtype)
+    bank, query = split(wide[:, ::2], 17)
+    expected, indices = reference.nearest_distance(query.double(), bank.double(), 2, metric)
+    index = NearestIndex(bank, cosine=metric == "cosine", precision="float32", backend=backend)
+    for searched in (index, bank):
+        distances, found = nearest_distance(query, searched, k=2, metric=metric, precision="float32", backend=backend)
+        assert torch.equal(found, indices)
+        assert torch.allclose(distances.double(), expected, rtol=1e-6, atol=1e-7 if metric == "cosine" else 0)
 
 
 def test_index_of_another_kind():
@@ -304,10 +321,16 @@ def test_index_of_another_kind():
     with pytest.raises(ValueError, match="prepared with cosine=True"):
         nearest_distance(bank, NearestIndex(bank, cosine=True), metric="l2")
     assert_exact(nearest_distance(bank, NearestIndex(bank, cosine=True)), bank, bank, 1, "cosine")
-    with pytest.raises(ValueError, match="prepared for backend 'native'"):
-        nearest_distance(bank, NearestIndex(bank), backend="triton") if not TRITON else pytest.skip("no Triton")
     with pytest.raises(ValueError, match="that float16 cannot hold"):
         NearestIndex(clustered(20, 5) * 1e6, precision="float16")
+
+
+def test_index_of_another_backend(device):
+    if device != "cpu":
+        pytest.skip("the native backend searches on CPUs only")
+    bank = clustered(20, 5)
+    with pytest.raises(ValueError, match="prepared for backend 'native'"):
+        nearest_distance(bank, NearestIndex(bank, backend="native"), backend="triton")
 
 
 def test_extension_says_what_the_processor_has():
