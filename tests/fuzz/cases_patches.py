@@ -103,13 +103,14 @@ def image_to_patches(d: Draw) -> list[Comparison]:
 def normalized(
     pixels: Tensor, size, mode: str, antialias: bool, mean: Tensor, std: Tensor, source: torch.dtype, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The resized, normalized image and the roundings of its arithmetic."""
-    wide = arithmetic(source, dtype)
+    """The resized, normalized image and the roundings of its arithmetic: in the dtype of the result, or float32."""
+    wide = arithmetic(dtype)
     rule = resize_of(tuple(pixels.shape[2:]), size, mode, antialias, None, None, wide)
     want = (rule(pixels) - mean) / std
     # The gain and what is subtracted are rounded, in either order with the resize.
     size_of_terms = rule.magnitude(pixels) + mean.abs() + (pixels.abs().max() if pixels.numel() else 0)
-    sides = max(max(m.shape) for step in rule.steps for m in step) if wide == torch.float64 else 0
+    # What has a float64 image or result goes through torch, whose positions are rounded relative to the size of a map.
+    sides = max(max(m.shape) for step in rule.steps for m in step) if torch.float64 in (source, dtype) else 0
     return want, (2 * rule.roundings + 8 + 8 * sides) * unit(wide) * size_of_terms / std
 
 

@@ -10,7 +10,7 @@ from fuzz.cases_resize import drawn_rule, linear_bound, written
 from fuzz.compare import Comparison, arithmetic, derived, exact, unit
 from fuzz.draw import Draw
 from fuzz.maps import laid_out, values
-from fuzz.resampling import matrix, resize_of
+from fuzz.resampling import resize_of
 
 # What each code base calls: mode, antialias, offset of the grid in its scale factor.
 FLAVORS = {
@@ -139,7 +139,7 @@ def resample_patch_embed(d: Draw) -> list[Comparison]:
     if old == new:
         return [exact("result", result, weight)]
     # The pseudo-inverse of the whole resize of a patch, as FlexiViT writes it.
-    rows, columns = (matrix(n, m, mode, antialias, None, dtype) for n, m in zip(old, new, strict=True))
+    rows, columns = resize_of(old, new, mode, antialias, dtype=dtype).steps[0]
     whole = np.kron(rows.numpy(), columns.numpy())
     inverse = torch.from_numpy(np.linalg.pinv(whole))
     condition = np.linalg.cond(whole) if min(whole.shape) else 1.0

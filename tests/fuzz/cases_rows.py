@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuzz.compare import Comparison, derived, exact, unit
+from fuzz.compare import Comparison, arithmetic, derived, exact, unit
 from fuzz.draw import Draw
 from fuzz.maps import values
 from murf_fast import NearestIndex
@@ -81,32 +81,24 @@ def nearest_distance(d: Draw) -> list[Comparison]:
     assert bool(((indices >= 0) & (indices < rows)).all()), f"indices from {indices.min()} to {indices.max()}"
     q, b = query.double(), bank.double()
     if metric == "cosine":
-        unit_q, unit_b = ((x / x.abs().amax(1, keepdim=True)) for x in (q, b))
-        unit_q, unit_b = (x / x.norm(dim=1, keepdim=True) for x in (unit_q, unit_b))
-        right = squares(unit_q, unit_b) / 2
-        # Of unit rows: half the square of a difference, or one less a product.
-        doubt, order_doubt = (2 * dim + 8) * unit(dtype), (2 * dim + 8) * unit(torch.float64)
+        # Scaled by the largest entry first, whose square a float64 holds.
+        directions = [x / x.abs().amax(1, keepdim=True) for x in (q, b)]
+        right = squares(*(x / x.norm(dim=1, keepdim=True) for x in directions)) / 2
+        # Half the square of a difference of unit rows, or one less a product.
+        doubt, order = (2 * dim + 8) * unit(dtype), (2 * dim + 8) * unit(torch.float64)
     else:
-        right = squares(q, b)
-        # Differences squared, summed and drawn; float64 decides, and is not exact itself.
-        doubt, order_doubt = 0.0, 0.0
-    order_doubt = order_doubt + (dim + 4) * unit(torch.float64) * right
-    chosen = right.gather(1, indices)
-    best, _ = torch.sort(right, dim=1, stable=True)
-    best = best[:, :k]
-    slack = order_doubt.amax(1, keepdim=True) if isinstance(order_doubt, Tensor) else order_doubt
-    checks = [derived("rank", chosen, best, slack.expand_as(best) + 0.0, torch.float64)]
+        right, doubt, order = squares(q, b), 0.0, 0.0
+    # float64 decides which is nearer, and is not exact itself.
+    order = (order + (dim + 4) * unit(torch.float64) * right).amax(1, keepdim=True)
+    best = right.sort(dim=1).values[:, :k]
     ordered = _tied_in_order(q, b, indices) & _distinct(indices)
-    checks.append(exact("equal rows in order, none twice", ordered.double(), torch.ones(queries)))
     value = best.sqrt() if metric in (None, "l2") else best
-    allowed = (dim + 8) * unit(dtype) * value + doubt
-    if metric in (None, "l2"):
-        allowed = allowed + slack.expand_as(best).sqrt() * 0
-    allowed = allowed + 64 * torch.finfo(torch.float32 if dtype == torch.float32 else dtype).tiny
-    if dtype == torch.float64:
-        allowed = allowed * 4 + (order_doubt.sqrt() if metric != "l2sq" and metric != "cosine" else 0 * value).max() * 0
-    checks.append(derived("distances", distances, value, allowed, dtype))
-    return checks
+    allowed = 4 * (dim + 8) * unit(dtype) * value + doubt + 64 * torch.finfo(torch.float32).tiny
+    return [
+        derived("rank", right.gather(1, indices), best, order.expand_as(best), torch.float64),
+        exact("equal rows in order, none twice", ordered.double(), torch.ones(queries)),
+        derived("distances", distances, value, allowed, dtype),
+    ]
 
 
 def _distinct(indices: Tensor) -> Tensor:
@@ -115,7 +107,7 @@ def _distinct(indices: Tensor) -> Tensor:
 
 
 def _tied_in_order(q: Tensor, b: Tensor, indices: Tensor) -> Tensor:
-    """Whether neighbours that are the same row come in order, and no earlier copy of one is left out."""
+    """Whether neighbours that are the same row come in order, and no copy before one is left out."""
     same = (b[:, None] == b[None]).all(2)
     ok = torch.ones(len(q), dtype=torch.bool)
     for i, row in enumerate(indices.tolist()):
@@ -153,9 +145,10 @@ def k_center_greedy(d: Draw) -> list[Comparison]:
         projection = drawn_rows(
             d, "projection", d.choice("projected", (1, 3, 8)), dim, "normal", d.dtype("projection.dtype")
         )
-        # Distances are those of the product in the dtype of the features.
-        p = projection.to(dtype).double()
-        slack = ((dim + 2) * unit(dtype) * (x.abs() @ p.abs().T)).norm(dim=1)
+        # Distances are those of the product, in float32 at least.
+        wide = arithmetic(dtype)
+        p = projection.to(wide).double()
+        slack = ((dim + 2) * unit(wide) * (x.abs() @ p.abs().T)).norm(dim=1)
         x = x @ p.T
     first = [start]
     if wanted > 3 and include and projection is None and d.chance("continued", 0.3):

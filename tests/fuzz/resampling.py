@@ -15,22 +15,46 @@ MODES = ("bilinear", "bicubic", "area", *NEAREST)
 
 
 @functools.lru_cache(4096)
-def matrix(n: int, m: int | None, mode: str, antialias: bool, factor: float | None, dtype: torch.dtype) -> Tensor:
-    """One axis of ``F.interpolate`` of a contiguous map, from n to m pixels or by a factor: (m, n) in float64.
-
-    Which pixel a nearest mode reads is decided by torch's arithmetic for a map of ``dtype``: in float32, or for float64
-    in float64.
-    """
-    read = torch.float32 if mode in NEAREST and dtype != torch.float64 else torch.float64
+def matrix(n: int, m: int | None, mode: str, antialias: bool, factor: float | None) -> Tensor:
+    """One axis of ``F.interpolate`` in float64, from n to m pixels or by a factor, in a mode other than nearest."""
     # Every unit vector of the axis. The other one is four pixels wide: torch's kernels for contiguous and channels_last
     # maps differ where the input or an antialiased result is one pixel wide. And it is resized where a factor is given,
     # as a map that keeps its size is copied, whatever the factor.
-    units = torch.eye(n, dtype=read)[None, :, :, None].expand(-1, -1, -1, 4).contiguous()
+    units = torch.eye(n, dtype=torch.float64)[None, :, :, None].expand(-1, -1, -1, 4).contiguous()
     target = {"size": (m, 4)} if factor is None else {"scale_factor": (factor, 2.0)}
-    if mode not in ("area", *NEAREST):
+    if mode != "area":
         target["antialias"] = antialias
-    table = F.interpolate(units, mode=mode, **target)[0, :, :, 0].T.double()
-    return table if n > 1 else torch.ones_like(table)
+    table = F.interpolate(units, mode=mode, **target)[0, :, :, 0].T
+    return table.contiguous() if n > 1 else torch.ones(table.shape, dtype=torch.float64)
+
+
+@functools.lru_cache(4096)
+def picks(
+    grid: tuple[int, int],
+    size: tuple[int, int] | None,
+    mode: str,
+    factors: tuple[float, float] | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Both axes of a nearest mode. Which pixel is read, torch's arithmetic for a contiguous map of ``dtype`` decides:
+    in float32, or for float64 in float64; and which of its kernels it takes depends on both axes."""
+    read = torch.float64 if dtype == torch.float64 else torch.float32
+    rows, columns = (torch.arange(n, dtype=read) for n in grid)
+    # Three channels, since one lies both ways in memory.
+    numbers = torch.stack([rows[:, None].expand(grid), columns.expand(grid), torch.zeros(grid, dtype=read)])[None]
+    result = F.interpolate(numbers, size=size, scale_factor=factors, mode=mode)[0].long()
+    at = result[0, :, 0], result[1, 0]
+    return tuple(F.one_hot(i, n).double() for i, n in zip(at, grid, strict=True))
+
+
+def step(grid, size, mode: str, antialias: bool, factors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(rows, columns) of one resize, by size or by factors."""
+    if mode in NEAREST:
+        return picks(tuple(grid), None if size is None else tuple(size), mode, factors, dtype)
+    return tuple(
+        matrix(n, None if size is None else size[i], mode, antialias, None if factors is None else factors[i])
+        for i, n in enumerate(grid)
+    )
 
 
 def copies(grid: tuple[int, int], mode: str, antialias: bool, factors: tuple[float, float]) -> bool:
@@ -38,7 +62,7 @@ def copies(grid: tuple[int, int], mode: str, antialias: bool, factors: tuple[flo
     if any(int(n * f) != n for n, f in zip(grid, factors, strict=True)):
         return False
     probe = torch.linspace(-1, 1, 2 * grid[0] * grid[1]).square().view(1, 2, *grid)
-    options = {} if mode in ("area", *NEAREST) else {"antialias": antialias}
+    options = {} if mode == "area" else {"antialias": antialias}
     return torch.equal(F.interpolate(probe, scale_factor=factors, mode=mode, **options), probe)
 
 
@@ -92,11 +116,11 @@ def resize_of(
     dtype: torch.dtype = torch.float32,
 ) -> Resize:
     if factors is not None:
-        if copies(grid, mode, antialias, factors):
+        if mode not in NEAREST and copies(grid, mode, antialias, factors):
             return resize_of(grid, grid, mode, antialias, dtype=dtype)
-        return Resize((tuple(matrix(n, None, mode, antialias, f, dtype) for n, f in zip(grid, factors, strict=True)),))
+        return Resize((step(grid, None, mode, antialias, factors, dtype),))
     steps, between = [], grid
     for target in (size,) if via is None else (via, size):
-        steps.append(tuple(matrix(n, m, mode, antialias, None, dtype) for n, m in zip(between, target, strict=True)))
+        steps.append(step(between, target, mode, antialias, None, dtype))
         between = target
     return Resize(tuple(steps))
