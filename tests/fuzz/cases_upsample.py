@@ -86,17 +86,18 @@ def drawn_bias(d: Draw, maps: Maps, channels: int, kinds=("normal", "large", "sm
 
 
 def drawn_out(d: Draw, maps: Maps, channels: int) -> Tensor | None:
-    """A tensor to write into, where no gradients are needed."""
-    if maps.needs_grad or not d.chance("out", 0.25):
+    """A tensor to write into."""
+    if not d.chance("out", 0.25):
         return None
     layout = d.choice("out.layout", (torch.contiguous_format, torch.channels_last))
     shape = (len(maps.maps[0]), channels, *maps.size)
     return torch.full(shape, torch.nan, dtype=maps.dtype).contiguous(memory_format=layout)
 
 
-def call(d: Draw, op: str, maps: Maps, channels: int, *args, **options) -> Tensor:
-    """The operation with a drawn layout or ``out=``, which is checked."""
-    out = drawn_out(d, maps, channels)
+def call(d: Draw, op: str, maps: Maps, channels: int, *args, needs_grad: bool | None = None, **options) -> Tensor:
+    """The operation with a drawn layout or, where no gradients are needed, ``out=``, which is checked."""
+    needs_grad = maps.needs_grad if needs_grad is None else needs_grad
+    out = None if needs_grad else drawn_out(d, maps, channels)
     layout = d.choice("memory_format", FORMATS, (3, 1, 1)) if out is None else None
     version = None if out is None else out._version
     result = d.call(op, maps.maps, maps.written_size, *args, memory_format=layout, out=out, **maps.options, **options)
@@ -172,7 +173,7 @@ def upsample_mean(d: Draw) -> list[Comparison]:
     if kind in ("numbers", "numpy"):
         weights = [d.number(f"weight{s}", 0.1, 3.0) for s in range(count)]
         if d.chance("negative weight", 0.3):
-            weights[0] = -weights[0] / 4 if count > 1 else weights[0]
+            weights[0] = -sum(weights[1:]) / 2 if count > 1 else weights[0]
         d.note("weights", weights)
         if kind == "numpy":
             weights = [np.float64(w) for w in weights]
@@ -181,9 +182,9 @@ def upsample_mean(d: Draw) -> list[Comparison]:
         if wants and d.chance("weights.gradient", 0.5):
             weights = weights.detach().requires_grad_()
         elif d.chance("negative weight", 0.3) and count > 1:
-            weights = weights.clone()
-            weights[0] = weights[1:].sum() * 0.5 * -1
-    result = call(d, "upsample_mean", maps, channels, weights)
+            weights = torch.cat([-weights[1:].sum(0, keepdim=True) / 2, weights[1:]])
+    tensors = [*maps.maps, *([weights] if isinstance(weights, Tensor) else [])]
+    result = call(d, "upsample_mean", maps, channels, weights, needs_grad=any(x.requires_grad for x in tensors))
     given = [1.0] * count if weights is None else [float(w) for w in weights]
     total, size = sum(given), sum(abs(w) for w in given)
     wide = arithmetic(maps.dtype)
