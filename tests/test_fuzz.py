@@ -21,7 +21,7 @@ from murf_fast import backends
 
 SHOWN = 20
 # Operations without a backend of their own.
-PLAIN = ("window_rules", "au_curves", "resample_patch_embed")
+PLAIN = ("window_rules", "ivf_index", "au_curves", "resample_patch_embed")
 
 
 def pytest_generate_tests(metafunc):

@@ -172,7 +172,13 @@ def window_attention(d: Draw) -> list[Comparison]:
         )
     scale = d.choice("scale", (None, 1, 0.3, 3.0, np.float64(0.5)), (4, 1, 1, 1, 0.5))
     with_lse = d.chance("return_lse", 0.4)
-    options = {"windows": rule, "num_heads": heads, "scale": scale, "bias": bias, "return_lse": with_lse}
+    options = {
+        "windows": rule,
+        "num_heads": d.as_number("heads", heads),
+        "scale": scale,
+        "bias": bias,
+        "return_lse": with_lse,
+    }
     if values != "mean" or d.chance("values given", 0.5):
         options["values"] = values
     result = d.call("window_attention", q, k, v, **options)

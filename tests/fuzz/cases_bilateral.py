@@ -201,7 +201,7 @@ def bilateral_kernels(d: Draw) -> list[Comparison]:
     wants = d.chance("gradients", 0.35)
     _, guidance, params, inputs, masks = drawn_guidance(d, dtype, d.batch(), radius, wants)
     asked = d.choice("dtype of kernels", (None, torch.float32)) if dtype != torch.float64 else None
-    result = d.call("bilateral_kernels", guidance, params, radius=radius, dtype=asked, **masks)
+    result = d.call("bilateral_kernels", guidance, params, radius=d.as_number("radius", radius), dtype=asked, **masks)
     assert result.dtype == (asked or dtype)
     assert result.is_contiguous(memory_format=torch.channels_last)
     wide = arithmetic(dtype)

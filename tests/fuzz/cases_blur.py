@@ -26,7 +26,7 @@ def gaussian_blur(d: Draw) -> list[Comparison]:
     sigma = max(sigma, 0.01)
     border = d.choice("border", tuple(BORDERS))
     given = {} if border == "symmetric" and d.chance("border left out", 0.3) else {"border": border}
-    result = d.call("gaussian_blur", x, sigma, **given)
+    result = d.call("gaussian_blur", x, d.as_number("sigma", sigma), **given)
     x = x.resolve_neg()  # NumPy takes no other
     check_layout(result, x, None)
     wide = arithmetic(dtype)

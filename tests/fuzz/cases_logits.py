@@ -156,14 +156,18 @@ def upsample_cross_entropy(d: Draw) -> list[Comparison]:
         weight = drawn_vector(d, "weight", (classes,)).abs() + 0.1
     smoothing = d.choice("label_smoothing", (0.0, 0, 0.1, 1.0, 1), (5, 1, 3, 0.5, 0.5))
     reduction = d.choice("reduction", ("none", "sum", "mean"))
-    given = {} if ignored == -100 and d.chance("ignore_index left out", 0.5) else {"ignore_index": ignored}
+    given = (
+        {}
+        if ignored == -100 and d.chance("ignore_index left out", 0.5)
+        else {"ignore_index": d.as_number("ignore_index", ignored)}
+    )
     loss = d.call(
         "upsample_cross_entropy",
         maps.maps,
         target,
         bias=bias,
         weight=weight,
-        label_smoothing=smoothing,
+        label_smoothing=d.as_number("label_smoothing", smoothing),
         reduction=reduction,
         **maps.options,
         **given,

@@ -84,7 +84,7 @@ def image_to_patches(d: Draw) -> list[Comparison]:
         "image_to_patches",
         images,
         [given for _, given in sizes],
-        patch,
+        d.as_number("patch_size", patch),
         mode=mode,
         antialias=antialias,
         layout=layout,
@@ -163,7 +163,7 @@ def patch_embed(d: Draw) -> list[Comparison]:
         sizes if several else sizes[0],
         leaves["weight"],
         leaves.get("bias"),
-        patch_size=patch,
+        patch_size=d.as_number("patch_size", patch),
         prefix=leaves.get("prefix"),
         tiles=None if tiles is None else [tiles] * count,
         remainder=remainder,
@@ -218,7 +218,7 @@ def patch_embed(d: Draw) -> list[Comparison]:
             error = torch.cat([head_error.expand(sequences, -1, -1), error], 1).detach()
             got = packed.block(at)
             checks.append(derived(f"block {at}", got, want.detach(), error, dtype))
-            wanted.append((got, want))
+            wanted.append((got, want, patches))
             at += 1
     assert len(packed) == at
     if wants and not any(len(images) == 0 for images, _ in batches):
@@ -226,15 +226,22 @@ def patch_embed(d: Draw) -> list[Comparison]:
     return checks
 
 
-def _gradients(d: Draw, leaves: dict[str, Tensor], wanted: list[tuple[Tensor, Tensor]], dtype: torch.dtype):
+def _gradients(d: Draw, leaves: dict[str, Tensor], wanted: list[tuple[Tensor, Tensor, Tensor]], dtype: torch.dtype):
     """By autograd through the float64 tokens; a linear operation, so relative to the sums of absolute terms."""
-    cotangents = [torch.randn(got.shape, generator=d.generator, dtype=torch.float64).to(dtype) for got, _ in wanted]
-    got = torch.autograd.grad([g for g, _ in wanted], list(leaves.values()), cotangents, retain_graph=True)
-    want = torch.autograd.grad([w for _, w in wanted], list(leaves.values()), [c.double() for c in cotangents])
+    cotangents = [torch.randn(got.shape, generator=d.generator, dtype=torch.float64).to(dtype) for got, *_ in wanted]
+    got = torch.autograd.grad([g for g, *_ in wanted], list(leaves.values()), cotangents, retain_graph=True)
+    want = torch.autograd.grad([w for _, w, _ in wanted], list(leaves.values()), [c.double() for c in cotangents])
     checks = []
     for name, g, w in zip(leaves, got, want, strict=True):
         terms = sum(c.shape[0] * c.shape[1] for c in cotangents)
         # Root mean square of independent terms times their number bounds the sum of absolute terms.
         size = w.double().abs() + w.double().abs().max() + terms**0.5 * 4
+        if name == "weight":
+            # Rows of patches are rounded to the dtype of the weight.
+            pairs = zip(cotangents, wanted, strict=True)
+            sums = sum(
+                c.double().abs()[:, -p.shape[1] :].flatten(0, 1).T @ p.abs().flatten(0, 1) for c, (*_, p) in pairs
+            )
+            size = sums.reshape(w.shape)
         checks.append(derived(f"gradient of {name}", g, w, 4 * unit(dtype) * size + terms * 2e-7 * size, dtype))
     return checks

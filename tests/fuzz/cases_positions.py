@@ -73,7 +73,12 @@ def resample_pos_embed(d: Draw) -> list[Comparison]:
     shown = [g if not isinstance(g, int) else (g, g) for g in shown]
     keep = d.chance("keep", 0.3)
     named = source if source[0] != source[1] or d.chance("source_grid", 0.3) else None
-    arguments = {"flavor": flavor, "num_prefix_tokens": prefix, "source_grid": named, "keep": keep}
+    arguments = {
+        "flavor": flavor,
+        "num_prefix_tokens": d.as_number("prefix", prefix),
+        "source_grid": named,
+        "keep": keep,
+    }
 
     def results() -> list[Tensor]:
         r = d.call("resample_pos_embed", given, shown[0] if single else shown, **arguments)

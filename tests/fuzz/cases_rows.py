@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from fuzz.compare import Comparison, arithmetic, derived, exact, unit
 from fuzz.draw import Draw
 from fuzz.maps import values
-from murf_fast import NearestIndex
+from murf_fast import IVFIndex, NearestIndex
 
 KINDS = ("normal", "offset", "large", "small", "subnormal", "integers")
 
@@ -72,7 +74,7 @@ def nearest_distance(d: Draw) -> list[Comparison]:
         options = {}
     else:
         options = {"precision": precision}
-    distances, indices = d.call("nearest_distance", query, given, k=k, metric=metric, **options)
+    distances, indices = d.call("nearest_distance", query, given, k=d.as_number("k", k), metric=metric, **options)
     dtype = torch.float64 if torch.float64 in (query_type, bank_type) else torch.float32
     assert tuple(distances.shape) == tuple(indices.shape) == (queries, k)
     assert indices.dtype == torch.int64
@@ -99,6 +101,47 @@ def nearest_distance(d: Draw) -> list[Comparison]:
         exact("equal rows in order, none twice", ordered.double(), torch.ones(queries)),
         derived("distances", distances, value, allowed, dtype),
     ]
+
+
+def ivf_index(d: Draw) -> list[Comparison]:
+    """``IVFIndex``: exact where all clusters are searched; else distances of real rows, none too small."""
+    if d.interpreted or importlib.util.find_spec("faiss") is None:
+        return []
+    dim, rows, queries = (
+        d.choice("dim", (1, 3, 8, 17)),
+        d.choice("rows", (1, 2, 17, 64)),
+        d.choice("queries", (1, 3, 17)),
+    )
+    kind = d.choice("kind", ("normal", "integers"))
+    query = drawn_rows(d, "query", queries, dim, kind, d.dtype("query.dtype"))
+    bank = drawn_rows(d, "bank", rows, dim, kind, d.dtype("bank.dtype"))
+    cosine = d.chance("cosine", 0.3)
+    if cosine:
+        query, bank = (torch.where((x == 0).all(1, keepdim=True), torch.ones_like(x), x) for x in (query, bank))
+    clusters = d.integer("nlist", 1, max(1, rows // 8))
+    searched = d.integer("nprobe", 1, clusters)
+    k, metric = d.integer("k", 1, rows), "cosine" if cosine else d.choice("metric", (None, "l2", "l2sq"))
+    index = IVFIndex(bank, nlist=clusters, nprobe=searched, cosine=cosine)
+    distances, indices = d.call("nearest_distance", query, index, k=k, metric=metric)
+    assert tuple(distances.shape) == tuple(indices.shape) == (queries, k)
+    # faiss works in float32, by direct differences or a product with the squared norms.
+    q, b = query.float().double(), bank.float().double()
+    if cosine:
+        q, b = (x / x.norm(dim=1, keepdim=True) for x in (q, b))
+    terms = q.square().sum(1, keepdim=True) + b.square().sum(1).max()
+    found = indices >= 0
+    right = squares(q, b)
+    chosen = right.gather(1, indices.clamp(min=0))
+    squared = distances.double() if metric in ("l2sq", "cosine") else distances.double().square()
+    squared = 2 * squared if cosine else squared
+    doubt = ((dim + 8) * 2 * unit(torch.float32) * terms).expand(queries, k)
+    checks = [derived("squared distances", squared[found], chosen[found], doubt[found], torch.float64)]
+    assert bool((found | distances.isinf()).all())
+    if searched == clusters:
+        assert bool(found.all())
+        best = right.sort(dim=1).values[:, :k]
+        checks.append(derived("rank", chosen, best, 2 * doubt, torch.float64))
+    return checks
 
 
 def _distinct(indices: Tensor) -> Tensor:
@@ -136,10 +179,10 @@ def k_center_greedy(d: Draw) -> list[Comparison]:
         wanted = max(1, int(fraction * rows))
         if wanted > most:
             return []
-        given = {"fraction": fraction}
+        given = {"fraction": d.as_number("fraction", fraction)}
     else:
         wanted = d.integer("count", 1, most)
-        given = {"count": wanted}
+        given = {"count": d.as_number("count", wanted)}
     projection, x, slack = None, features.double(), 0.0
     if d.chance("projection", 0.25):
         projection = drawn_rows(
@@ -153,7 +196,7 @@ def k_center_greedy(d: Draw) -> list[Comparison]:
     first = [start]
     if wanted > 3 and include and projection is None and d.chance("continued", 0.3):
         first = d.call("k_center_greedy", features, count=3, start=start).tolist()
-    begin = torch.tensor(first) if len(first) > 1 or d.chance("start as tensor", 0.2) else start
+    begin = torch.tensor(first) if len(first) > 1 or d.chance("start as tensor", 0.2) else d.as_number("start", start)
     chosen = d.call("k_center_greedy", features, start=begin, include_start=include, projection=projection, **given)
     assert chosen.dtype == torch.int64
     assert tuple(chosen.shape) == (wanted,), f"{tuple(chosen.shape)} rows, right {wanted}"
@@ -193,7 +236,11 @@ def au_curves(d: Draw) -> list[Comparison]:
         dtype = d.choice(f"scores{i}.dtype", (torch.float32, torch.float64, torch.float16, torch.bfloat16))
         kind = d.choice(f"scores{i}.kind", ("normal", "integers", "coarse"))
         s = values(d, f"scores{i}", shape, torch.float64, ("integers" if kind == "integers" else "normal",))
-        maps.append((s.mul(2).round() / 2 if kind == "coarse" else s).to(dtype))
+        s = (s.mul(2).round() / 2 if kind == "coarse" else s).to(dtype)
+        layout = d.choice(f"scores{i}.layout", ("contiguous", "transposed", "negative"), (4, 1, 1))
+        maps.append(
+            s.mT.contiguous().mT if layout == "transposed" else torch._neg_view(-s) if layout == "negative" else s
+        )
         mask = torch.rand(shape, generator=d.generator) < d.choice(f"defects{i}", (0.05, 0.3, 0.7))
         masks.append(mask.to(d.choice(f"mask{i}.dtype", (torch.bool, torch.uint8, torch.float32, torch.int64))))
     every = torch.cat([m.flatten().bool() for m in masks])
@@ -201,11 +248,13 @@ def au_curves(d: Draw) -> list[Comparison]:
     if not bool(every.any()) or bool(every.all()) or bool((scores == scores[0]).all()):
         return []
     limit = d.choice("limit", (0.05, 0.3, 1.0, 1, 0.01, 0.5))
-    form = d.choice("form", ("tensors", "arrays"))
-    given = maps if form == "tensors" else [m.float().numpy() if m.dtype == torch.bfloat16 else m.numpy() for m in maps]
+    form, bound = d.choice("form", ("tensors", "arrays")), d.as_number("limit", limit)
+    given = maps
+    if form == "arrays":
+        given = [(m.float() if m.dtype == torch.bfloat16 else m).resolve_neg().numpy() for m in maps]
     checks = []
     for name in ("au_pro", "au_roc"):
-        got = getattr(metrics, name)(given, masks if form == "tensors" else [m.numpy() for m in masks], limit)
+        got = getattr(metrics, name)(given, masks if form == "tensors" else [m.numpy() for m in masks], bound)
         got = torch.tensor(got, dtype=torch.float64)
         got = d.change(got[None])[0] if d.change else got
         want = torch.tensor(_area(maps, masks, limit, name == "au_pro"), dtype=torch.float64)
@@ -230,7 +279,7 @@ def _regions(mask: np.ndarray) -> list[list[tuple[int, int]]]:
 
 
 def _area(maps: list[Tensor], masks: list[Tensor], limit: float, by_region: bool) -> float:
-    scores = [m.double().numpy() for m in maps]
+    scores = [m.double().resolve_neg().numpy() for m in maps]
     defects = [m.numpy() != 0 for m in masks]
     groups = []
     for s, mask in zip(scores, defects, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,12 @@ class Draw:
     def chance(self, name: str, probability: float) -> bool:
         self.note(name, self._random.random() < probability)
         return self.values[name]
+
+    def as_number(self, name: str, value: float):
+        """The same number, sometimes of a NumPy type."""
+        if not self.chance(f"{name}.NumPy", 0.1):
+            return value
+        return np.int64(value) if isinstance(value, int) else np.float64(value)
 
     def side(self, name: str, most: int = 33) -> int:
         sides = INTERPRETED_SIDES if self.interpreted else SIDES

@@ -46,6 +46,7 @@ CASES: dict[str, Callable[[Draw], list[Comparison]]] = {
         cases_unify.feature_unify,
         cases_head.linear_head,
         cases_rows.nearest_distance,
+        cases_rows.ivf_index,
         cases_rows.k_center_greedy,
         cases_rows.au_curves,
     )
