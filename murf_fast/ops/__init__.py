@@ -1,6 +1,6 @@
 """The operations: thin functions over kernels, registered with torch.library.
 
-Dtypes, one rule for all: the maps (queries, images' weights; the first argument, as a rule) have one dtype, which is
+Dtypes, one rule for all: the maps (or queries; for ``patch_embed`` the weight) have one dtype, which is
 that of the result. The arithmetic is done in the result's dtype, but never below float32, and every result is rounded
 once. All other floating-point tensors (bias, values, weights, masks, parameters, basis, a bank) may have any
 floating-point dtype: they are taken at their value, in the dtype of the arithmetic. Where such a tensor has a say in

@@ -118,6 +118,8 @@ def one_by_one(op: torch._ops.OpOverload) -> Callable:
         return value if dim is None else value.select(dim, i)
 
     def rule(info: Any, in_dims: Sequence, *args: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:
+            raise ValueError(f"murf_fast.{op._opname}: torch.vmap over an empty dimension")
         results = [op(*[entry(a, d, i) for a, d in zip(args, in_dims, strict=True)]) for i in range(info.batch_size)]
         first = results[0]
         if first is None or isinstance(first, Tensor):
