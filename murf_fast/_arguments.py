@@ -93,7 +93,11 @@ def flag(op: str, name: str, value: object) -> bool:
     return value
 
 
-def choice(op: str, name: str, value: object, choices: Sequence[str]) -> str:
+def choice(op: str, name: str, value: object, choices: Sequence[str], *, optional: bool = False) -> str | None:
+    """One of ``choices``, or None if that is allowed."""
+    if value is None and optional:
+        return None
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"murf_fast.{op}: `{name}` must be one of {tuple(choices)}, got {value!r}")
+        allowed = "None or one of" if optional else "one of"
+        raise ValueError(f"murf_fast.{op}: `{name}` must be {allowed} {tuple(choices)}, got {value!r}")
     return value

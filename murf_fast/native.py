@@ -41,6 +41,7 @@ def _load():
     return _native, None
 
 
+@functools.cache
 def module():
     """The extension; raises ImportError with the reason when it is missing."""
     extension, error = _load()
@@ -80,7 +81,7 @@ def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: T
         _sum_planar(features, axes, bias, out)
         return
     maps = _maps(features, axes, channels_last=True)
-    shape = tuple(out.shape)
+    shape = out.shape
     address = _dense(out, maps.dtype)
     module().upsample_sum(
         _dtype(out), maps.tuples, shape, _bias(bias, shape), address, True, out.stride(0), _fork.threads()
@@ -560,12 +561,12 @@ class _maps:
     def __init__(self, features: list[Tensor], axes: Axes, channels_last: bool):
         walkable = _channels_contiguous if channels_last else _rows_contiguous
         self.tensors = [walkable(f) for f in features]
-        self.dtype = features[0].dtype
+        self.dtype = dtype = features[0].dtype
         self.tuples = []
         for f, (y, x) in zip(self.tensors, axes, strict=True):
-            if f.dtype is not self.dtype or not f.is_cpu:
-                _refuse(f, self.dtype, "any")
-            self.tuples.append((f.data_ptr(), f.shape, f.stride(), y.native, x.native))
+            if f.dtype is not dtype or not f.is_cpu:
+                _refuse(f, dtype, "any")
+            self.tuples.append((f.data_ptr() or _no_memory(f), f.shape, f.stride(), y.native, x.native))
 
 
 def _channels_contiguous(x: Tensor) -> Tensor:
@@ -580,11 +581,18 @@ def _rows_contiguous(x: Tensor) -> Tensor:
 
 def _sum_planar(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Tensor) -> None:
     maps = _maps(features, axes, channels_last=False)
-    shape = tuple(out.shape)
+    shape = out.shape
     if out.dtype is not maps.dtype or not out.is_cpu or not (out.is_contiguous() or out[:1].is_contiguous()):
         _refuse(out, maps.dtype, "contiguous images")
     module().upsample_sum(
-        _dtype(out), maps.tuples, shape, _bias(bias, shape), out.data_ptr(), False, out.stride(0), _fork.threads()
+        _dtype(out),
+        maps.tuples,
+        shape,
+        _bias(bias, shape),
+        out.data_ptr() or _no_memory(out),
+        False,
+        out.stride(0),
+        _fork.threads(),
     )
 
 
@@ -649,7 +657,7 @@ def _bias(bias: Tensor | None, shape: tuple[int, ...]) -> tuple[int, int]:
     if bias is None:
         return 0, 0
     rows, channels = bias.shape
-    if channels != shape[1] or rows not in (1, shape[0]):
+    if channels != shape[1] or (rows != 1 and rows != shape[0]):
         _refuse(bias, torch.float32, f"(1, {shape[1]}) or ({shape[0]}, {shape[1]})")
     return _address(bias, torch.float32, 0), channels if rows > 1 else 0
 
@@ -678,7 +686,7 @@ def _address(x: Tensor | None, dtype: torch.dtype, elements: int) -> int:
         return 0
     if x.dtype is not dtype or not x.is_cpu or x.numel() < elements or not x.is_contiguous():
         _refuse(x, dtype, f"contiguous with {elements} elements or more")
-    return x.data_ptr()
+    return x.data_ptr() or _no_memory(x)
 
 
 def _dense(x: Tensor, dtype: torch.dtype) -> int:
@@ -686,28 +694,36 @@ def _dense(x: Tensor, dtype: torch.dtype) -> int:
     dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
     if x.dtype is not dtype or not x.is_cpu or not dense:
         _refuse(x, dtype, "contiguous or channels_last")
-    return x.data_ptr()
+    return x.data_ptr() or _no_memory(x)
 
 
 def _strided(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> tuple[int, tuple[int, ...]]:
     """Where ``x`` begins and its strides, which are any; ``shape`` is what the kernel walks."""
     if x.dtype is not dtype or not x.is_cpu or (shape is not None and x.shape != shape):
         _refuse(x, dtype, shape)
-    return x.data_ptr(), x.stride()
+    return x.data_ptr() or _no_memory(x), x.stride()
 
 
 def _rows(x: Tensor, scale: Tensor | None = None) -> tuple:
     """Rows as the kernels of searches take them; their entries are contiguous. An empty scale stands for ones."""
     rows, dim = x.shape
-    if not x.is_cpu or (x.stride(1) != 1 and dim > 1):
-        _refuse(x, x.dtype, "contiguous rows")
+    if not x.is_cpu or x.is_neg() or (x.stride(1) != 1 and dim > 1):
+        _refuse(x, x.dtype, "contiguous rows without a negative bit")
     scaled = scale is not None and scale.numel() > 0
-    return x.data_ptr(), _dtype(x), rows, dim, x.stride(0), _address(scale, torch.float64, rows) if scaled else 0
+    scales = _address(scale, torch.float64, rows) if scaled else 0
+    return x.data_ptr() or _no_memory(x), _dtype(x), rows, dim, x.stride(0), scales
 
 
 def _same_shape(x: Tensor, shape: tuple[int, ...]) -> None:
     if x.shape != shape:
         _refuse(x, x.dtype, tuple(shape))
+
+
+def _no_memory(x: Tensor) -> int:
+    """The address of nothing; a fake tensor has no other."""
+    if x.numel():
+        raise ValueError(f"murf_fast: a kernel was to be given a tensor without memory, {type(x).__name__}")
+    return 0
 
 
 def _refuse(x: Tensor, dtype: torch.dtype, expected: object) -> None:

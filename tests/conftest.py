@@ -17,6 +17,20 @@ from murf_fast import backends, native
 HAS_GPU = torch.cuda.is_available()
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("fuzz", "random cases of every operation (tests/test_fuzz.py)")
+    group.addoption("--fuzz-cases", type=int, default=5000, help="cases of all operations together")
+    group.addoption("--fuzz-seed", type=int, default=0, help="other cases")
+    group.addoption("--fuzz-case", metavar="OP:SEED:INDEX", help="one case, as a failure prints it")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--fuzz-case"):
+        others = [item for item in items if getattr(item, "originalname", None) != "test_random_cases"]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """`torch.empty` holds NaN (or the largest integer), so that an element nobody wrote is seen."""

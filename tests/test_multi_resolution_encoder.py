@@ -66,7 +66,7 @@ class DinoVisionTransformer(nn.Module):
         self.blocks, self.norm = nn.ModuleList(HubBlock(dim, heads) for _ in range(depth)), nn.LayerNorm(dim, eps=1e-6)
         self.side = side
 
-    def outputs(self, images):
+    def first(self, images):
         x = self.patch_embed.proj(images)
         grid = tuple(x.shape[2:])
         positions = self.pos_embed[:, 1:].mT.unflatten(2, (self.side, self.side))
@@ -79,8 +79,10 @@ class DinoVisionTransformer(nn.Module):
         x = (x + positions).flatten(2).mT
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
         registers = [] if self.register_tokens is None else [self.register_tokens.expand(len(x), -1, -1)]
-        x = torch.cat([first, *registers, x], dim=1)
-        outputs = [x]
+        return torch.cat([first, *registers, x], dim=1)
+
+    def outputs(self, images):
+        outputs = [self.first(images)]
         for block in self.blocks:
             outputs.append(block(outputs[-1]))
         return outputs
@@ -98,7 +100,7 @@ class VisionTransformer(DinoVisionTransformer):
         self.reg_token = self.register_tokens
         del self.register_tokens
 
-    def outputs(self, images):
+    def first(self, images):
         x = self.patch_embed.proj(images)
         grid = tuple(x.shape[2:])
         prefix = self.pos_embed.shape[1] - self.side**2
@@ -108,10 +110,7 @@ class VisionTransformer(DinoVisionTransformer):
         x = (x + positions).flatten(2).mT
         first = self.cls_token + self.pos_embed[:, :1] if prefix else self.cls_token
         tokens = [t.expand(len(x), -1, -1) for t in (first, self.reg_token) if t is not None]
-        outputs = [torch.cat([*tokens, x], dim=1)]
-        for block in self.blocks:
-            outputs.append(block(outputs[-1]))
-        return outputs
+        return torch.cat([*tokens, x], dim=1)
 
 
 def dinov2():

@@ -129,7 +129,7 @@ Q = torch.ones(1, 4, 5, 2, 3)
         ({"q": Q.int()}, TypeError, "`q` must be floating point, got torch.int32"),
         ({"kernel_size": 5}, ValueError, "must fit the height of the output, 4, got 5"),
         ({"kernel_size": 2, "dilation": 3}, ValueError, r"must fit the height of the output, 4, got 2 \* 3"),
-        ({"stride": 0}, ValueError, "`stride` must be one or two positive integers, got 0"),
+        ({"stride": 0}, ValueError, "`stride` must be at least 1, got 0"),
         ({"scale": float("nan")}, ValueError, "`scale` must be finite, got nan"),
         ({"bias": (torch.ones(2), torch.ones(3))}, ValueError, r"`bias\[1\]` must have shape \(2,\) or \(2, 5, 5\)"),
         ({"backend": "natten"}, BackendUnavailableError, "it is used for CUDA tensors, these are on cpu"),

@@ -319,7 +319,7 @@ def test_detector(name, detectors):
 
 # Where torch takes the process's defaults.
 FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn"}
-FACTORIES |= {"randperm", "scalar_tensor", "tensor", "zeros"}
+FACTORIES |= {"asarray", "empty_strided", "normal", "randperm", "scalar_tensor", "tensor", "zeros"}
 # Parameters of new modules are of the default dtype on the default device, as everywhere in torch; demo and benchmarks
 # make their own inputs.
 OWN_CHOICE = ("murf_fast/demo", "murf_fast/bench_", "murf_fast/nn")
@@ -339,7 +339,8 @@ def test_allocations_name_dtype_and_device():
             if not (isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"):
                 continue
             given = {k.arg for k in node.keywords}
-            # **options stand for both; as_tensor keeps the dtype of what it is given.
-            if None not in given and not given >= {"device"} | ({"dtype"} if node.func.attr != "as_tensor" else set()):
+            # **options stand for both; what converts keeps the dtype of what it is given.
+            wanted = {"device"} if node.func.attr in ("as_tensor", "asarray") else {"dtype", "device"}
+            if None not in given and not given >= wanted:
                 unnamed.append(f"{place}:{node.lineno}: torch.{node.func.attr}")
     assert not unnamed, unnamed

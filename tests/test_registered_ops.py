@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import murf_fast
 from murf_fast.backends import BackendUnavailableError, native_problems
@@ -499,13 +500,38 @@ def test_prepared_index(precision, cosine):
                 search([*index[:i], tensor, *index[i + 1 :]])
 
 
-def test_a_batch_of_two_beside_one():
-    for batch in (1, 3):
-        with pytest.raises(ValueError, match=r"features\[1\].*batch"):
-            call(
-                "upsample_concat",
-                {**made("upsample_concat"), "features": [torch.randn(2, C, 3, 4), torch.randn(batch, C, 5, 5)]},
-            )
+def test_a_bank_without_memory_is_refused():
+    """What does not pass a registered op: preparing a bank, and a selection in pieces."""
+    with FakeTensorMode(), pytest.raises(ValueError, match="without memory"):
+        murf_fast.NearestIndex(torch.empty(5, 4))
+    with FakeTensorMode(), pytest.raises(Exception, match=r"without memory|_local_scalar_dense"):
+        murf_fast.k_center_greedy(torch.empty(5, 4), count=2, progress=lambda *_: None)
+    with pytest.raises(REFUSED):
+        murf_fast.NearestIndex(torch.empty(5, 4, device="meta"))
+
+
+def test_a_negative_bit_is_resolved():
+    bank, query = torch.randn(20, 5), torch.randn(7, 5)
+    expected = murf_fast.nearest_distance(query, bank, k=3)
+    chosen = murf_fast.k_center_greedy(bank, count=5)
+    for other in (torch._neg_view(-bank), torch.complex(bank, -bank).conj().imag):
+        assert other.is_neg()
+        for actual in (
+            murf_fast.nearest_distance(query, other, k=3),
+            murf_fast.nearest_distance(query, murf_fast.NearestIndex(other), k=3),
+            murf_fast.nearest_distance(torch._neg_view(-query), bank, k=3),
+        ):
+            assert torch.equal(actual[0], expected[0])
+            assert torch.equal(actual[1], expected[1])
+        for options in ({}, {"progress": lambda *_: None}):
+            assert torch.equal(murf_fast.k_center_greedy(other, count=5, **options), chosen)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_another_batch_is_named(batch):
+    features = [torch.randn(2, C, 3, 4), torch.randn(batch, C, 5, 5)]
+    with pytest.raises(ValueError, match=r"features\[1\].*batch"):
+        call("upsample_concat", {**made("upsample_concat"), "features": features})
 
 
 @pytest.mark.parametrize("name", sorted(n for n in OPS if "out" not in OPS[n].arguments))

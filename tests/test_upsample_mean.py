@@ -97,7 +97,7 @@ def test_compile():
     [
         ([1.0], ValueError, "one entry per map, 2, got 1"),
         ([1.0, -1.0], ValueError, "must not sum to zero"),
-        (["a", 1], TypeError, "`weights` must be numbers"),
+        (["a", 1], TypeError, "`weights` must be a number, got 'a'"),
         (torch.ones(3), ValueError, r"shape \(2,\), one entry per map, got \(3,\)"),
     ],
 )

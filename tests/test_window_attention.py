@@ -343,7 +343,7 @@ MAP, GRID = torch.ones(1, 4, 5, 6), torch.ones(1, 4, 2, 3)
         ({"v": torch.ones(1, 5, 2, 3), "values": "split"}, ValueError, "must divide the 5 channels of `v`"),
         ({"values": "sum"}, ValueError, "`values` must be one of .*'sum'"),
         ({"scale": float("inf")}, ValueError, "`scale` must be finite, got inf"),
-        ({"scale": "a"}, TypeError, "`scale` must be a number, got str"),
+        ({"scale": "a"}, TypeError, "`scale` must be a number, got 'a'"),
         ({"windows": 7}, TypeError, "`windows` must be a rule of murf_fast.windows, got int"),
         ({"windows": windows.ratio(5, (2, 3))}, ValueError, r"its out is \(5, 5\), `q` has \(5, 6\)"),
         ({"windows": windows.ratio((5, 6), 3)}, ValueError, r"its grid is \(3, 3\), `k` has \(2, 3\)"),

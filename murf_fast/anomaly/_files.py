@@ -54,7 +54,7 @@ class RowFile:
         """The rows, mapped; none if none came."""
         self._file.close()
         if not self.rows:
-            return torch.zeros(0, self.width, dtype=self.dtype)
+            return torch.zeros(0, self.width, dtype=self.dtype, device="cpu")
         shared = torch.from_file(str(self.path), shared=False, size=self.rows * self.width, dtype=self.dtype)
         return shared.view(self.rows, self.width)
 
@@ -177,7 +177,7 @@ def _mapped(file: BinaryIO) -> tuple[Tensor, dict[str, str]]:
     if told["data_offsets"] != [0, count] or size != 8 + length + count or set(header) - {"__metadata__", "rows"}:
         raise ValueError(f"it has {size} bytes, expected {8 + length + count} for one tensor of shape {told['shape']}")
     if not rows:
-        return torch.zeros(0, width, dtype=dtype), place
+        return torch.zeros(0, width, dtype=dtype, device="cpu"), place
     # A private mapping, as torch.from_file makes it: pages are read when they are looked at.
     pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
     return torch.frombuffer(pages, dtype=dtype, count=rows * width, offset=8 + length).view(rows, width), place

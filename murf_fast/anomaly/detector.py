@@ -318,7 +318,7 @@ class MultiResolutionDetector:
         weighted = [w for w, m in zip(weighted, maps, strict=True) if m is not None]
         maps = [m for m in maps if m is not None]
         if not maps:
-            return Anomaly(torch.zeros(image.shape[2:], device=self._device()), 0.0)
+            return Anomaly(torch.zeros(image.shape[2:], dtype=torch.float32, device=self._device()), 0.0)
         fused = upsample_mean(maps, tuple(image.shape[2:]), mode=rules.mode)
         if rules.sigma:
             fused = gaussian_blur(fused, rules.sigma, border=rules.border)

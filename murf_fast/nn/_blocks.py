@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -21,8 +22,8 @@ from murf_fast.ops.patch_embed import PackedTokens
 CHUNK = 512
 
 _NO_ATTENTIONS = (
-    "murf_fast.MultiResolutionEncoder: `attentions` need the parts of the model's {}, which has hooks, a forward of its "
-    "own or other parts, and is called as a whole"
+    "murf_fast.MultiResolutionEncoder: `attentions` need the parts of the model's {}, which has hooks, a forward of "
+    "its own or other parts, and is called as a whole"
 )
 
 
@@ -75,7 +76,10 @@ def run(
 
 def _called(packed: PackedTokens, family: Family, block: nn.Module, rotations: Sequence[Rotation | None]) -> Tensor:
     """A block by its own call, resolution by resolution."""
-    parts = [family.call_block(block, packed.block(s), r).flatten(0, 1) for s, r in enumerate(rotations)]
+    call = family.call_block
+    if family.checkpoints and torch.is_grad_enabled():
+        call = functools.partial(checkpoint, call, use_reentrant=False)
+    parts = [call(block, packed.block(s), r).flatten(0, 1) for s, r in enumerate(rotations)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -1,4 +1,4 @@
-"""What a packed pass needs to know about a vision transformer: where each family keeps its parts, and how it calls them.
+"""What a packed pass needs to know of a vision transformer: where each family keeps its parts, and how it calls them.
 
 A family is a view of a model as it is now, made anew for every pass: it holds modules of the user's model, never copies
 of their parameters, and none of it outlives the pass. So whatever was put in the place of a module is what is used.
@@ -30,8 +30,10 @@ ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_att
 
 @dataclass(frozen=True)
 class Layer:
-    """The modules of one pre-norm block that a packed pass calls: ``x + scale1(output(attention(projections(norm1(x)))))``,
-    then ``x + scale2(mlp(norm2(x)))``. ``projections`` are (q, k, v), or one fused module.
+    """The modules of one pre-norm block that a packed pass calls.
+
+    ``x + scale1(output(attention(projections(norm1(x)))))``, then ``x + scale2(mlp(norm2(x)))``. ``projections`` are
+    (q, k, v), or one fused module.
     """
 
     norm1: nn.Module
@@ -117,8 +119,8 @@ class Family:
     @property
     def width(self) -> int:
         """Channels of a token."""
-        like = self.like
-        return like.shape[0 if like is getattr(self.projection, "weight", None) else -1]
+        channels = getattr(self.projection, "out_channels", None)
+        return self.projection.out_features if channels is None else channels
 
     def pixels(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(S, 3, h p, w p): the images that patches (S, N, 3 p p) were cut from."""
@@ -174,10 +176,8 @@ class HuggingFaceDinov2(Transformers):
         self.blocks = model.encoder.layer
 
     def layer(self, block):
-        attention, heads, scale = _attention(block.attention, self.config)
-        return Layer(
-            block.norm1, *attention, block.layer_scale1, block.norm2, block.mlp, block.layer_scale2, heads, scale
-        )
+        attention, *rest = _attention(block.attention, self.config)
+        return Layer(block.norm1, *attention, block.layer_scale1, block.norm2, block.mlp, block.layer_scale2, *rest)
 
     def prefix(self) -> Tensor:
         return _prefix(self.embeddings.cls_token, getattr(self.embeddings, "register_tokens", None))
@@ -206,10 +206,8 @@ class HuggingFaceDinov3(Transformers):
         self.blocks = model.layer if self.container is None else self.container.layer
 
     def layer(self, block):
-        attention, heads, scale = _attention(block.attention, self.config)
-        return Layer(
-            block.norm1, *attention, block.layer_scale1, block.norm2, block.mlp, block.layer_scale2, heads, scale
-        )
+        attention, *rest = _attention(block.attention, self.config)
+        return Layer(block.norm1, *attention, block.layer_scale1, block.norm2, block.mlp, block.layer_scale2, *rest)
 
     def prefix(self) -> Tensor:
         return _prefix(self.embeddings.cls_token, self.embeddings.register_tokens)
@@ -250,8 +248,8 @@ class HuggingFaceSiglip(Transformers):
         self.blocks = model.encoder.layers
 
     def layer(self, block):
-        attention, heads, scale = _attention(block.self_attn, self.config)
-        return Layer(block.layer_norm1, *attention, None, block.layer_norm2, block.mlp, None, heads, scale)
+        attention, *rest = _attention(block.self_attn, self.config)
+        return Layer(block.layer_norm1, *attention, None, block.layer_norm2, block.mlp, None, *rest)
 
     def positions(self) -> Tensor:
         return self.embeddings.position_embedding.weight
@@ -353,8 +351,8 @@ class Hub(Family):
         last = len(self.blocks) - 1
         if set(wanted) != {last}:
             raise ValueError(
-                "murf_fast.MultiResolutionEncoder: `layers` must be the last block only: the model's `blocks` have hooks "
-                "or a forward of their own, and are called as one"
+                "murf_fast.MultiResolutionEncoder: `layers` must be the last block only: the model's `blocks` have "
+                "hooks or a forward of their own, and are called as one"
             )
         return {last: self.container(x)}
 
@@ -505,7 +503,7 @@ def _declared_grid(patch_embed: nn.Module, patch_size: int, rows: int) -> tuple[
         return tuple(grid)
     if math.isqrt(rows) ** 2 != rows:
         raise ValueError(
-            f"murf_fast.MultiResolutionEncoder: `model` must name the grid of its {rows} positions, which is no square, "
-            "in `patch_embed.patches_resolution`, `grid_size` or `img_size`"
+            f"murf_fast.MultiResolutionEncoder: `model` must name the grid of its {rows} positions, which is no "
+            "square, in `patch_embed.patches_resolution`, `grid_size` or `img_size`"
         )
     return None

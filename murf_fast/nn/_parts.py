@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-Form = tuple[type, tuple]
+from murf_fast.nn._plain import is_customized
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+Form = tuple[type, tuple]
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -42,9 +42,7 @@ def forms_of(module: nn.Module) -> dict[str, Form]:
 
 def peculiarity(module: nn.Module) -> str | None:
     """What about a module is lost if only its weights are read, or None."""
-    if any(getattr(module, name) for name in _HOOKS):
-        return "has hooks"
-    return "has a forward of its own" if "forward" in vars(module) else None
+    return "has hooks or a forward of its own" if is_customized(module) else None
 
 
 def refuse_peculiar(what: str, modules: Mapping[str, nn.Module], forms: Mapping[str, Form] | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,9 @@ from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences, patch_embed
 
 ROUNDINGS = ("floor", "murf")
+
+# The verified parts of models, by class: no reference to a model.
+_verified: weakref.WeakKeyDictionary[nn.Module, frozenset] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class MultiResolutionEncoder(nn.Module):
 
     Args:
         model: transformers Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SiglipVisionModel or
-            Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (without rotary positions).
+            Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (no rotary positions).
         sizes: A list, for every resolution (height, width) in pixels or one integer for a square; one integer alone is
             one square resolution. Or
         scales: factors of the image's size, which ``rounding`` turns into pixels: the numbers as they are written, 0.7
@@ -117,18 +122,10 @@ class MultiResolutionEncoder(nn.Module):
         if attentions and family.prefix() is None:
             raise ValueError(f"murf_fast.{what}: `attentions` need a model with a CLS token")
         self.attentions, self.keep_positions = bool(attentions), keep_positions
-        if (sizes is None) == (scales is None):
-            raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
         if rounding not in ROUNDINGS:
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
-        self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
-        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
-        self.scales = None if scales is None else [n / d for n, d in self._ratios]
         self.rounding, self.norm = rounding, norm
-        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
-        self.remainder = "drop" if scales is not None else remainder
-        if self.sizes is not None:
-            _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
+        self._set_resolutions(sizes, scales, tiles, remainder)
         if attention not in _attention.KINDS:
             raise ValueError(f"murf_fast.{what}: `attention` must be one of {_attention.KINDS}, got {attention!r}")
         self.attention = attention
@@ -142,6 +139,24 @@ class MultiResolutionEncoder(nn.Module):
     def family(self) -> Family:
         """The model's parts as they are now."""
         return self._family(self.model)
+
+    def at(self, sizes: Sequence[int | tuple[int, int]], tiles: Sequence[int] | None = None) -> MultiResolutionEncoder:
+        """This encoder at other resolutions; model, verification and the other options are shared."""
+        other = copy.copy(self)
+        other._set_resolutions(sizes, None, tiles, "raise")
+        return other
+
+    def _set_resolutions(self, sizes, scales, tiles, remainder: str) -> None:
+        what = "MultiResolutionEncoder"
+        if (sizes is None) == (scales is None):
+            raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
+        self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
+        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
+        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
+        self.remainder = "drop" if scales is not None else remainder
+        if self.sizes is not None:
+            _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
 
     def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
         """Pixels (height, width) of every resolution of an image.
@@ -158,7 +173,8 @@ class MultiResolutionEncoder(nn.Module):
 
     def _units(self) -> list[int]:
         """Pixels of a patch times tiles, per resolution."""
-        return [self.family.patch_size * t for t in self.tiles or [1] * len(self.sizes or self.scales)]
+        patch = self.family.patch_size
+        return [patch * t for t in self.tiles or [1] * len(self.sizes or self.scales)]
 
     def forward(self, images: Tensor) -> MultiResolutionFeatures:
         """Features of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; see :class:`PackedTokens`."""
@@ -179,17 +195,6 @@ class MultiResolutionEncoder(nn.Module):
             attentions=attended and [packed.with_tokens(attended[i]).map(s) for s in resolutions for i in self.layers],
         )
 
-    def check_images(self, images: Tensor) -> tuple[int, int]:
-        """(height, width) of images that :meth:`forward` takes; raises as it does."""
-        what, like = "MultiResolutionEncoder", self.family.like
-        size = _images.size_of(what, images)
-        if images.device != like.device:
-            raise ValueError(
-                f"murf_fast.{what}: `images` must be on the device of `model`, {like.device}, got {images.device}"
-            )
-        _images.check_values(what, images, self.model, self.resize["mean"], self.resize["std"])
-        return size
-
     def embed(self, images: Tensor) -> PackedTokens:
         """The tokens before the first block."""
         return self._embed(self._checked_family(), images)[0]
@@ -206,7 +211,7 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(
                 "murf_fast.MultiResolutionEncoder: `model` has dropout and is in training mode; call model.eval()"
             )
-        sizes = self.sizes_for(*self.check_images(images))
+        sizes = self.sizes_for(*self._check_images(family, images))
         hooked = has_global_hooks()
         calls = hooked or any(signature(module) not in self._plain for module in family.embedders)
         calls_rope = family.rope is not None and (hooked or signature(family.rope) not in self._plain)
@@ -248,6 +253,17 @@ class MultiResolutionEncoder(nn.Module):
         )
         return packed, self._rotations(packed, family), True
 
+    def _check_images(self, family: Family, images: Tensor) -> tuple[int, int]:
+        """(height, width) of images that fit the model."""
+        what, device = "MultiResolutionEncoder", family.like.device
+        size = _images.size_of(what, images)
+        if images.device != device:
+            raise ValueError(
+                f"murf_fast.{what}: `images` must be on the device of `model`, {device}, got {images.device}"
+            )
+        _images.check_values(what, images, self.model, self.resize["mean"], self.resize["std"])
+        return size
+
     def _normed(self, family: Family, packed: PackedTokens) -> Tensor:
         """The final norm, of all rows at once if it is what it was at construction."""
         if not has_global_hooks() and signature(family.final_norm) in self._plain:
@@ -258,9 +274,9 @@ class MultiResolutionEncoder(nn.Module):
         model = self.model
         if type(model).forward is not self._forward_of_model or is_customized(model):
             raise ValueError(
-                f"murf_fast.MultiResolutionEncoder: `model` ({type(model).__name__}) has hooks or a forward of its own, "
-                "or another class than at construction, and is never called itself: only its parts are. Put hooks on "
-                "its parts, or compile the encoder"
+                f"murf_fast.MultiResolutionEncoder: `model` ({type(model).__name__}) has hooks or a forward of its "
+                "own, or another class than at construction, and is never called itself: only its parts are. Put "
+                "hooks on its parts, or compile the encoder"
             )
         return self.family
 
@@ -276,8 +292,22 @@ class MultiResolutionEncoder(nn.Module):
         return [family.rotation(grid, tokens.dtype, tokens.device) for grid in packed.grids]
 
 
+def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **options) -> MultiResolutionEncoder:
+    """For functions that make an encoder in every call: what a model's first one verified, the others take over."""
+    verified = _verified.get(model)
+    wanted = options.pop("verify", True)
+    encoder = MultiResolutionEncoder(model, sizes, verify=wanted and verified is None, **options)
+    if wanted and verified is not None:
+        encoder._plain = verified
+    elif wanted:
+        _verified[model] = encoder._plain
+    return encoder
+
+
 def _indices(what: str, layers: object, depth: int) -> list[int]:
     """Indices of blocks, counted from the front; the last if None."""
+    if layers is not None and not _checks.is_sequence(layers):
+        raise TypeError(f"murf_fast.{what}: `layers` must be a list of indices, got {layers!r}")
     asked = [depth - 1] if layers is None else [_checks.integer(what, "layers", i) for i in layers]
     if not asked or not all(-depth <= i < depth for i in asked):
         raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")

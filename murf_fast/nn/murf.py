@@ -144,7 +144,8 @@ class MuRF(nn.Module):
 
     def _takes_cls(self, method: str) -> bool:
         """Whether the head has columns for CLS tokens; raises where it has columns for neither."""
-        head, like = self.head.classifier, self.encoder.family.like
+        head, family = self.head.classifier, self.encoder.family
+        like = family.like
         if head.weight.device != like.device:
             raise ValueError(
                 f"murf_fast.MuRF.{method}: `head` must be on the device of `model`, {like.device}, "
@@ -155,7 +156,7 @@ class MuRF(nn.Module):
                 f"murf_fast.MuRF.{method}: `head` must have the dtype of `model`, {like.dtype}, got {head.weight.dtype}"
             )
         columns, channels = head.in_channels, self._columns()
-        has_cls = self.encoder.family.prefix() is not None
+        has_cls = family.prefix() is not None
         if columns == channels or (columns == 2 * channels and has_cls):
             return columns != channels
         or_both = ", or twice as many with CLS tokens," if has_cls else ""

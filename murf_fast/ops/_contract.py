@@ -91,7 +91,7 @@ def _tensor(op: str, name: str, x: Tensor, like: Tensor, shape: Sequence[int | N
 
 def _map(op: str, name: str, x: Tensor) -> None:
     shape = x.shape
-    if len(shape) != 4 or x.dtype not in DTYPES or 0 in shape[1:]:
+    if len(shape) != 4 or x.dtype not in DTYPES or not (shape[1] and shape[2] and shape[3]):
         _checks.map_(op, name, x)
         raise TypeError(f"murf_fast.{op}: `{name}` must be float32, bfloat16 or float16 for a kernel, got {x.dtype}")
 
@@ -101,23 +101,24 @@ def _maps(op: str, features: Sequence[Tensor], same_channels: bool, name: str = 
         raise TypeError(f"murf_fast.{op}: `{name}` must be a non-empty list of tensors (B, C, h, w)")
     first = features[0]
     _map(op, f"{name}[0]", first)
-    dtype, device, (batch, channels) = first.dtype, first.device, first.shape[:2]
+    if len(features) == 1:
+        return
+    dtype, on_cpu, (batch, channels, _, _) = first.dtype, first.is_cpu, first.shape
     for x in features[1:]:
-        shape = x.shape
-        if (
-            len(shape) != 4
-            or shape[0] != batch
-            or x.dtype != dtype
-            or x.device != device
-            or 0 in shape[1:]
-            or (same_channels and shape[1] != channels)
-        ):
-            _checks.maps(op, list(features), same_channels=same_channels, name=name)
+        if x.ndim == 4 and x.dtype is dtype and (x.is_cpu if on_cpu else x.device == first.device):
+            b, c, h, w = x.shape
+            if b == batch and h and w and (c == channels if same_channels else c):
+                continue
+        _checks.maps(op, list(features), same_channels=same_channels, name=name)
 
 
 def _bias(op: str, bias: Tensor | None, features: Sequence[Tensor]) -> None:
-    if bias is not None:
-        _checks.bias(op, bias, features)
+    if bias is None:
+        return
+    first, shape = features[0], bias.shape
+    fits = shape == first.shape[1:2] or shape == first.shape[:2]
+    if not fits or bias.dtype not in _checks.DTYPES or bias.device != first.device:
+        _checks.bias(op, bias, list(features))
 
 
 def _grid(op: str, name: str, size: Sequence[int]) -> None:

@@ -80,10 +80,8 @@ def adaptive_conv(
     grid = list(kernels.shape[2:])
     if size is not None and _checks.grid(op, "size", size) != grid:
         raise ValueError(f"murf_fast.{op}: `size` must be that of `kernels`, {tuple(grid)}, got {size}")
-    if mode is not None:
-        _checks.choice(op, "mode", mode, MODES)
-    if padding is not None:
-        _checks.choice(op, "padding", padding, PADDINGS)
+    _checks.choice(op, "mode", mode, MODES, optional=True)
+    _checks.choice(op, "padding", padding, PADDINGS, optional=True)
     if mode is None:
         expected = grid if padding else [n + diameter - 1 for n in grid]
         if list(source.shape[2:]) != expected:
