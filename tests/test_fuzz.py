@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from fuzz.alter import BY_ROUNDINGS, beyond
+from fuzz.alter import alterations, beyond
 from fuzz.draw import Draw
 from fuzz.registry import CASES, comparisons, failure_of
 
@@ -76,8 +76,7 @@ def test_one_wrong_element_of_a_result_or_gradient_is_seen(op):
     for index in range(8):
         if failure_of(Draw(op, 2, index), op) is not None:
             continue
-        for change in BY_ROUNDINGS:
-            alter = change(index)
+        for alter in alterations():
             failure = failure_of(Draw(op, 2, index, change=alter), op)
             if alter.altered:
                 drawn += 1

@@ -49,28 +49,23 @@ class _Backward(torch.autograd.Function):
 
 
 class Alter:
-    """Moves one element of every tensor by ``share`` of its largest value; an index, to another one."""
+    """Moves the largest element of every tensor by ``share`` of itself, or 8 roundings; an index, to the one before."""
 
-    def __init__(self, seed: int, share: float) -> None:
-        self.seed, self.share, self.altered = seed, share, False
+    def __init__(self, share: float) -> None:
+        self.share, self.altered = share, False
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or not x.numel():
             return x
-        y = x.detach().clone(memory_format=torch.preserve_format)
-        largest = y.isfinite().where(y.isfinite(), False)
-        values = y.double().abs().where(largest, torch.zeros((), dtype=torch.float64))
-        at = torch.unravel_index(values.argmax(), y.shape)
-        if float(values.max()) == 0:
+        sizes = x.detach().double().abs()
+        sizes = sizes.where(sizes.isfinite(), 0.0)
+        if float(sizes.max()) == 0:
             return x
         self.altered = True
-        y[at] = y[at] + self._step(y, values.max())
-        return y if not x.requires_grad else x + (y - x.detach())
-
-    def _step(self, y: Tensor, largest: Tensor):
-        if not y.is_floating_point():
-            return -1
-        return float(largest) * max(self.share, 8 * torch.finfo(y.dtype).eps)
+        step = torch.zeros_like(x)
+        at = torch.unravel_index(sizes.argmax(), x.shape)
+        step[at] = float(sizes.max()) * max(self.share, 8 * torch.finfo(x.dtype).eps) if x.is_floating_point() else 1
+        return x - step
 
 
 class AlterGradient(Alter):
@@ -82,4 +77,6 @@ class AlterGradient(Alter):
         return _Backward.apply(x, super().__call__)
 
 
-BY_ROUNDINGS = (lambda seed: Alter(seed, 1e-4), lambda seed: AlterGradient(seed, 1e-2))
+def alterations() -> tuple[Alter, Alter]:
+    """Of results, and of what is sent back through them."""
+    return Alter(1e-4), AlterGradient(1e-2)

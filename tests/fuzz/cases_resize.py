@@ -68,8 +68,10 @@ def smallest(dtype: torch.dtype) -> float:
 
 
 def check_layout(result: Tensor, like: Tensor, memory_format: torch.memory_format | None) -> None:
-    """The documented layout, by strides; one channel or pixel lies in both."""
+    """The documented layout, by strides; one channel lies in both, and one pixel in any."""
     if memory_format is None:
+        if like.shape[2] * like.shape[3] == 1:
+            return
         last = like.shape[1] > 1 and like.stride(1) == 1 and not like.is_contiguous()
         memory_format = torch.channels_last if last else torch.contiguous_format
     assert result.is_contiguous(memory_format=memory_format), f"strides {result.stride()}, wanted {memory_format}"

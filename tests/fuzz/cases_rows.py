@@ -55,7 +55,7 @@ def nearest_distance(d: Draw) -> list[Comparison]:
     bank = drawn_rows(d, "bank", rows, dim, kind, bank_type)
     if queries and d.chance("queries from the bank", 0.3):
         picked = torch.randint(0, rows, (queries,), generator=d.generator)
-        query = bank[picked].to(query_type)
+        query = bank[picked].to(query_type).nan_to_num()  # some overflow
     metric = d.choice("metric", (None, "l2", "l2sq", "cosine"))
     if metric == "cosine":
         # Rows of zeros have no direction.
