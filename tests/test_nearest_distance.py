@@ -370,6 +370,13 @@ def test_inverted_file():
         assert torch.allclose(everywhere, expected, atol=1e-3)
     few, _ = nearest_distance(query, murf_fast.IVFIndex(bank, nlist=16, nprobe=2), k=3)
     assert bool((few >= exact - 1e-3).all())
+    tiny = murf_fast.IVFIndex(1e-42 * bank, nlist=16, nprobe=16, cosine=True)
+    expected, _ = nearest_distance(1e-42 * query, 1e-42 * bank, k=3, metric="cosine")
+    assert torch.allclose(nearest_distance(1e-42 * query, tiny, k=3)[0], expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"`query` must be finite and not zero, rows \[0\] are not"):
+        nearest_distance(0 * query[:1], tiny, k=3)
+    with pytest.raises(ValueError, match=r"`bank` must be finite in float32, rows \[0\] are not"):
+        murf_fast.IVFIndex(torch.full((20, 4), 1e200, dtype=torch.float64)[:1], nlist=1, nprobe=1)
     with pytest.raises(ValueError, match="1 <= nprobe <= nlist <= rows"):
         nearest_distance(query, bank[:100], index="ivf")
 
