@@ -12,7 +12,9 @@ if not torch.cuda.is_available():
 
 import pytest
 
-from murf_fast import native
+from murf_fast import backends, native
+
+HAS_GPU = torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,23 @@ def poisoned_memory(monkeypatch):
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu) if HAS_GPU else "cpu"])
+def device(request):
+    """Where a test of a Triton kernel runs: on the GPU where there is one (marked gpu), else in the interpreter."""
+    reasons = backends.reasons_against("triton", request.param)
+    if reasons:
+        pytest.skip("; ".join(reasons))
+    return request.param
+
+
+@pytest.fixture
+def gpu(device):
+    """For what the interpreter cannot show: streams, graphs, large results."""
+    if device != "cuda":
+        pytest.skip("needs a CUDA device")
+    return device
 
 
 @pytest.fixture

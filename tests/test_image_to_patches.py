@@ -7,11 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from suite import check_opcheck
+from suite import check_opcheck, for_triton
 from util import assert_within_budget
 
 import murf_fast
-from murf_fast import backends
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "murf__segmentation_head.npz")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,16 +67,10 @@ def test_every_level(level, dtype):
         check(images(kind), [(28, 35), (9, 14)], 7, dtype=dtype, layout="yxc")
 
 
-HAS_GPU = torch.cuda.is_available()
-TRITON = backends.reasons_against("triton", "cuda" if HAS_GPU else "cpu")
-
-
-@pytest.mark.skipif(bool(TRITON), reason="; ".join(TRITON))
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu) if HAS_GPU else "cpu"])
 @pytest.mark.parametrize("layout", ["cyx", "yxc"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_triton(kind, layout, device):
-    for mode, antialias in RULES if HAS_GPU else RULES[:2]:
+    for mode, antialias in for_triton(RULES[:2], RULES[2:]):
         options = {"mode": mode, "antialias": antialias, "layout": layout}
         check(images(kind, 9, 7).to(device), [(7, 10), 4], 3, backend="triton", **options)
         check(images(kind, 9, 7).to(device), [(7, 10)], 3, backend="triton", dtype=torch.float16, **options)

@@ -166,9 +166,16 @@ def test_bad_heads(head, call, error, message):
         getattr(murf_fast.MuRF(model_of(dinov2), SIZES, head), call)(torch.rand(1, 3, 30, 26))
 
 
-@pytest.mark.parametrize("components", [0, 73, 1.5])
-def test_bad_components(components):
-    with pytest.raises(ValueError, match=r"\[1, 72\]"):
+@pytest.mark.parametrize(
+    ("components", "error", "words"),
+    [
+        (0, ValueError, "`components` must be at least 1, got 0"),
+        (73, ValueError, "`components` must be at most 72, got 73"),
+        (1.5, TypeError, "`components` must be an integer, got 1.5"),
+    ],
+)
+def test_bad_components(components, error, words):
+    with pytest.raises(error, match=words):
         murf_fast.MuRF(model_of(dinov2), SIZES).pca(torch.rand(1, 3, 30, 26), components=components)
 
 

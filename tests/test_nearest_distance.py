@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from originals import golden
-from suite import check_opcheck
+from suite import KERNELS, TRITON_DTYPES, check_opcheck, every_kernel
 
 import murf_fast
 from murf_fast import NearestIndex, backends, native, nearest_distance, reference
@@ -20,8 +20,6 @@ GOLDEN = Path(__file__).parent / "golden"
 METRICS = ("l2", "l2sq", "cosine")
 PRECISIONS = ("float32", "bfloat16", "float16")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TRITON = backends.reasons_against("triton", "cpu")
-BACKENDS = ("native", *(() if TRITON else ("triton",)))
 
 
 def clustered(rows, dim, seed=0, clusters=5, spread=0.05, mean=20.0):
@@ -31,6 +29,10 @@ def clustered(rows, dim, seed=0, clusters=5, spread=0.05, mean=20.0):
     x = x + spread * torch.randn(rows, dim, generator=g) + mean * torch.randn(dim, generator=g)
     x[:, : max(1, dim // 100)] *= 10
     return x
+
+
+def on(arguments, device):
+    return {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
 def split(x, queries):
@@ -67,7 +69,7 @@ def test_every_level(level, precision):
         assert_exact(nearest_distance(query, bank, k=3, metric=metric, precision=precision), query, bank, 3, metric)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_kernel
 @given(
     rows=st.integers(1, 150),
     queries=st.integers(0, 70),
@@ -78,8 +80,8 @@ def test_every_level(level, precision):
     spread=st.sampled_from([0.0, 1e-3, 1.0]),
 )
 @settings(max_examples=15, deadline=None)
-def test_any_shape(backend, rows, queries, dim, k, metric, precision, spread):
-    bank, query = split(clustered(rows + queries, dim, rows, spread=spread, mean=1.0), queries)
+def test_any_shape(backend, device, rows, queries, dim, k, metric, precision, spread):
+    bank, query = split(clustered(rows + queries, dim, rows, spread=spread, mean=1.0).to(device), queries)
     k = min(k, rows)
     actual = nearest_distance(query, bank, k=k, metric=metric, precision=precision, backend=backend)
     expected, indices = reference.nearest_distance(query.double(), bank.double(), k, metric)
@@ -122,20 +124,20 @@ def test_several_blocks_of_queries_and_rows(monkeypatch):
             assert_exact(nearest_distance(query, bank, k=2, metric=metric, precision=precision), query, bank, 2, metric)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ties_go_to_the_lower_index(backend):
-    bank = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).repeat(6, 1)
+@every_kernel
+def test_ties_go_to_the_lower_index(backend, device):
+    bank = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).repeat(6, 1).to(device)
     query = bank[:9] + 0.01
     distances, indices = nearest_distance(query, bank, k=4, precision="float32", backend=backend)
-    assert torch.equal(indices, torch.arange(9)[:, None] + torch.arange(0, 200, 50))
+    assert torch.equal(indices.cpu(), torch.arange(9)[:, None] + torch.arange(0, 200, 50))
     assert torch.equal(distances, distances[:, :1].expand(-1, 4))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_of_the_bank_is_at_distance_zero(backend):
-    bank = clustered(200, 33)
+@every_kernel
+def test_a_row_of_the_bank_is_at_distance_zero(backend, device):
+    bank = clustered(200, 33).to(device)
     distances, indices = nearest_distance(bank[::7], bank, precision="float32", backend=backend)
-    assert torch.equal(indices[:, 0], torch.arange(0, 200, 7))
+    assert torch.equal(indices[:, 0].cpu(), torch.arange(0, 200, 7))
     assert float(distances.abs().max()) == 0
 
 
@@ -236,9 +238,9 @@ def test_float64_of_prepared_banks(tmp_path):
         found = nearest_distance(query.double(), asked, k=3, backend="reference")
         expected = reference.nearest_distance(query.double(), bank.double(), 3)
         assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
-    for where in (bank, NearestIndex(bank, backend="native")):
+    for where in (bank, NearestIndex(bank)):
         with pytest.raises(backends.BackendUnavailableError, match=r"'native' was asked for.*float64"):
-            nearest_distance(query.double(), where, backend="native" if where is bank else None)
+            nearest_distance(query.double(), where, backend="native")
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -257,11 +259,11 @@ def test_float64_refuses_what_it_cannot_square(metric):
             nearest_distance(good[:2], good, metric=metric)
 
 
-@pytest.mark.parametrize("backend", [None, "reference", *BACKENDS])
+@pytest.mark.parametrize(("backend", "device"), [(None, "cpu"), ("reference", "cpu"), *KERNELS])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-def test_cosine_of_rows_of_any_length(dtype, backend):
+def test_cosine_of_rows_of_any_length(dtype, backend, device):
     """Of rows near the smallest and largest numbers of their dtype, subnormal ones included."""
-    if dtype == torch.float64 and backend in BACKENDS:
+    if dtype == torch.float64 and backend not in (None, "reference"):
         pytest.skip("float64 has its own blocks")
     bank, query = split(torch.randn(240, 16, generator=torch.Generator().manual_seed(0)), 40)
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
@@ -274,7 +276,9 @@ def test_cosine_of_rows_of_any_length(dtype, backend):
     b, q = (x / x.abs().amax(1, keepdim=True) for x in (b, q))
     exact = 1 - (q @ b.T) / (q.norm(dim=1)[:, None] * b.norm(dim=1))
     expected, indices = exact.topk(3, largest=False)
-    distances, found = nearest_distance(query, bank, k=3, metric="cosine", backend=backend)
+    distances, found = (
+        x.cpu() for x in nearest_distance(query.to(device), bank.to(device), k=3, metric="cosine", backend=backend)
+    )
     # Of the oracle's own roundings, and of those of the plain reference.
     terms = 16 if backend == "reference" or dtype == torch.float64 else 1
     allowed = torch.finfo(distances.dtype).eps * (expected + terms)
@@ -377,7 +381,7 @@ def test_inverted_file():
         nearest_distance(0 * query[:1], tiny, k=3)
     with pytest.raises(ValueError, match=r"`bank` must be finite in float32, rows \[0\] are not"):
         murf_fast.IVFIndex(torch.full((20, 4), 1e200, dtype=torch.float64)[:1], nlist=1, nprobe=1)
-    with pytest.raises(ValueError, match="1 <= nprobe <= nlist <= rows"):
+    with pytest.raises(ValueError, match="1 <= `nprobe` <= `nlist` <= rows"):
         nearest_distance(query, bank[:100], index="ivf")
 
 
@@ -398,7 +402,7 @@ def test_memory_does_not_grow_with_the_matrix():
     assert measure.peak_memory(lambda: nearest_distance(query, bank)) < 64 << 20 < bank.nbytes
 
 
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize(("backend", "device"), [("reference", "cpu"), *KERNELS])
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -419,10 +423,25 @@ def test_memory_does_not_grow_with_the_matrix():
         ({"query": torch.ones(3, 4, requires_grad=True)}, ValueError, "has no gradient"),
     ],
 )
-def test_bad_input(backend, change, error, words):
+def test_bad_input(backend, device, change, error, words):
     arguments = {"query": torch.ones(3, 4), "bank": torch.ones(6, 4) + torch.eye(6)[:, :4], **change}
     with pytest.raises(error, match=words):
-        nearest_distance(**arguments, backend=backend)
+        nearest_distance(**on(arguments, device), backend=backend)
+
+
+@every_kernel
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+def test_strides_and_prepared_index(dtype, metric, backend, device):
+    """Rows that lie apart in memory, searched with and without a prepared index."""
+    wide = clustered(90, 2 * 21).to(device, dtype)
+    bank, query = split(wide[:, ::2], 17)
+    expected, indices = reference.nearest_distance(query.double(), bank.double(), 2, metric)
+    index = NearestIndex(bank, cosine=metric == "cosine", precision="float32", backend=backend)
+    for searched in (index, bank):
+        distances, found = nearest_distance(query, searched, k=2, metric=metric, precision="float32", backend=backend)
+        assert torch.equal(found, indices)
+        assert torch.allclose(distances.double(), expected, rtol=1e-6, atol=1e-7 if metric == "cosine" else 0)
 
 
 def test_index_of_another_kind():
@@ -430,10 +449,16 @@ def test_index_of_another_kind():
     with pytest.raises(ValueError, match="prepared with cosine=True"):
         nearest_distance(bank, NearestIndex(bank, cosine=True), metric="l2")
     assert_exact(nearest_distance(bank, NearestIndex(bank, cosine=True)), bank, bank, 1, "cosine")
-    with pytest.raises(ValueError, match="prepared for backend 'native'"):
-        nearest_distance(bank, NearestIndex(bank), backend="triton") if not TRITON else pytest.skip("no Triton")
     with pytest.raises(ValueError, match="that float16 cannot hold"):
         NearestIndex(clustered(20, 5) * 1e6, precision="float16")
+
+
+def test_index_of_another_backend(device):
+    if device != "cpu":
+        pytest.skip("the native backend searches on CPUs only")
+    bank = clustered(20, 5)
+    with pytest.raises(ValueError, match="prepared for backend 'native'"):
+        nearest_distance(bank, NearestIndex(bank, backend="native"), backend="triton")
 
 
 def test_extension_says_what_the_processor_has():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from util import assert_gradient_within_budget, assert_within_budget
 
 import murf_fast
+
+tables = sys.modules["murf_fast.ops.resample_pos_embed"]  # the package holds the op under this name
 
 FOLDER = Path(__file__).parent / "golden"
 DINOV2, SIGLIP, PATCH = (
@@ -189,6 +192,7 @@ def test_patch_kernel_parity_and_gradient(size, dtype):
         ({"source_grid": (3, 5)}, ValueError, "`source_grid` must hold the 16 rows"),
         ({"grid": (0, 3)}, ValueError, "`grid` must be positive"),
         ({"grid": []}, ValueError, "`grid` must be"),
+        ({"keep": "always"}, ValueError, "`keep` must be one of"),
     ],
 )
 def test_bad_input(change, error, words):
@@ -221,3 +225,62 @@ def test_kept_tables():
     learned = murf_fast.resample_pos_embed(table, (4, 5), **call)
     assert learned.requires_grad
     assert not murf_fast.resample_pos_embed(table.detach(), (4, 5), **call).requires_grad
+
+
+CHANGES = {  # ways to change a table, of which some leave its version counter alone
+    "in place": lambda t: t.mul_(2),
+    "one value": lambda t: t.view(-1)[5:6].add_(1),
+    "average of a teacher": lambda t: t.data.mul_(0.99).add_(torch.ones_like(t), alpha=0.01),
+    "one value through .data": lambda t: t.data.view(-1)[-1:].add_(1),
+    "detached": lambda t: t.detach().numpy().__setitem__((0, 3, 2), 7.0),
+    "other memory": lambda t: setattr(t, "data", torch.randn_like(t)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_checked_tables_follow_every_change(change):
+    table = torch.randn(1, 1 + 36, 8)
+    call = {"flavor": "dinov2-hf", "num_prefix_tokens": 1}
+    grids = [(4, 5), (6, 6), (9, 2), (4, 5)]
+    first = murf_fast.resample_pos_embed(table, grids, keep="checked", **call)
+    assert first[0] is first[3]
+    again = murf_fast.resample_pos_embed(table, grids, keep="checked", **call)
+    assert all(a is b for a, b in zip(again, first, strict=True))
+    change(table)
+    changed = murf_fast.resample_pos_embed(table, grids, keep="checked", **call)
+    for a, b in zip(changed, murf_fast.resample_pos_embed(table, grids, **call), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(changed[1], first[1])
+
+
+@pytest.mark.parametrize("keep", [True, "checked"])
+@pytest.mark.parametrize("bound", ["KEPT_TABLES", "KEPT_BYTES"])
+def test_kept_tables_are_bounded(keep, bound, monkeypatch):
+    table = torch.randn(1 + 16, 8)
+    call = {"flavor": "timm", "num_prefix_tokens": 1, "keep": keep}
+    limit = 7 if bound == "KEPT_TABLES" else 20_000
+    monkeypatch.setattr(tables, bound, limit)
+    most = 0
+    for n in range(1, 40):  # the largest call takes more than the bound
+        grids = [(n, 3), (n, 5), (n, n)]
+        results = murf_fast.resample_pos_embed(table, grids, **call)
+        kept = tables._kept[table].tables
+        taken = len(kept) if bound == "KEPT_TABLES" else sum(t.nbytes for t in kept.values())
+        latest = len(set(grids)) if bound == "KEPT_TABLES" else sum(t.nbytes for t in set(results))
+        assert taken <= max(limit, latest)
+        most = max(most, len(kept))
+        again = murf_fast.resample_pos_embed(table, grids, **call)
+        assert all(a is b for a, b in zip(again, results, strict=True))
+    assert most > 3
+
+
+def test_what_was_used_last_is_kept(monkeypatch):
+    monkeypatch.setattr(tables, "KEPT_TABLES", 2)
+    table = torch.randn(16, 8)
+    call = {"flavor": "timm", "keep": True}
+    first = murf_fast.resample_pos_embed(table, (3, 3), **call)
+    second = murf_fast.resample_pos_embed(table, (5, 3), **call)
+    assert murf_fast.resample_pos_embed(table, (3, 3), **call) is first
+    murf_fast.resample_pos_embed(table, (7, 3), **call)
+    assert murf_fast.resample_pos_embed(table, (3, 3), **call) is first
+    assert murf_fast.resample_pos_embed(table, (5, 3), **call) is not second

@@ -5,7 +5,9 @@ import torch
 from suite import (
     DTYPES,
     LAYOUTS,
+    SMALL_CASES,
     SUM_CASES,
+    TRITON_DTYPES,
     Case,
     check_compile,
     check_deterministic_across_threads,
@@ -13,6 +15,7 @@ from suite import (
     check_gradients,
     check_opcheck,
     check_parity,
+    for_triton,
     make_maps,
 )
 
@@ -116,3 +119,18 @@ def test_bad_input(change, error, words):
     arguments = {"x": torch.ones(1, 2, 3, 4), "size": (5, 6), **change}
     with pytest.raises(error, match=words):
         murf_fast.resize(**arguments)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", for_triton([c for c in SMALL_CASES if len(c.maps) == 1], CASES), ids=str)
+def test_triton(case, layout, dtype, device):
+    check_parity(call, case, dtype, layout, "triton", device)
+    check_gradients(call, case, dtype, layout, "triton", device)
+
+
+def test_triton_scale_factor(device):
+    def scaled(maps, case, backend):
+        return murf_fast.resize(maps[0], scale_factor=(1.7, 0.6), mode="bicubic", backend=backend)
+
+    check_parity(scaled, SMALL_CASES[4], torch.float32, "contiguous", "triton", device)

@@ -67,7 +67,7 @@ def banks(folder: Path, description: dict, encoder: MultiResolutionEncoder, veri
         raise _damaged(folder, "it names a bank twice")
     if not description["intact"]:
         raise _damaged(folder, "its checksum is another")
-    weight = encoder.family.projection.weight
+    width, dtype = encoder.family.width, encoder.family.like.dtype
     found = []
     for entry, place in zip(entries, expected, strict=True):
         rows, own = _files.read_rows(folder, entry["file"], entry["sha256"] if verify and "sha256" in entry else None)
@@ -76,11 +76,11 @@ def banks(folder: Path, description: dict, encoder: MultiResolutionEncoder, veri
             raise ValueError(f"{bank} has shape {list(rows.shape)}, expected {entry['shape']}")
         if description["version"] > 1 and own != place:
             raise ValueError(f"{bank} is of {own}, expected {place}")
-        if rows.shape[1] != weight.shape[0]:
-            raise ValueError(f"{bank} has {rows.shape[1]} columns, the encoder's features have {weight.shape[0]}")
+        if rows.shape[1] != width:
+            raise ValueError(f"{bank} has {rows.shape[1]} columns, the encoder's features have {width}")
         # Under autocast, features of float32 weights are of half types.
-        if rows.dtype != weight.dtype and not (weight.dtype == torch.float32 and rows.dtype in HALVES):
-            raise ValueError(f"{bank} holds {rows.dtype}, the encoder's features are {weight.dtype}")
+        if rows.dtype != dtype and not (dtype == torch.float32 and rows.dtype in HALVES):
+            raise ValueError(f"{bank} holds {rows.dtype}, the encoder's features are {dtype}")
         found.append(rows)
     if not any(len(rows) for rows in found):
         raise _damaged(folder, "none of its banks has a row")

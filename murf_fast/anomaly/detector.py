@@ -390,7 +390,7 @@ class MultiResolutionDetector:
         if self.foreground is None:
             return None
         mask = self.foreground(image[0])
-        mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask)
+        mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask, device="cpu")
         if tuple(mask.shape) != tuple(image.shape[2:]):
             raise ValueError(
                 f"murf_fast.{WHAT}: `foreground` must give a mask of the image's size, {tuple(image.shape[2:])}, got "

@@ -50,7 +50,7 @@ class ShardedIndex:
         if k == 1:
             dist.all_reduce(packed, op=dist.ReduceOp.MIN, group=self.group)
         else:
-            mine = torch.full((len(query), k), torch.iinfo(torch.int64).max, device=packed.device)
+            mine = torch.full((len(query), k), torch.iinfo(torch.int64).max, dtype=torch.int64, device=packed.device)
             mine[:, : packed.shape[1]] = packed
             everyone = [torch.empty_like(mine) for _ in self.counts]
             dist.all_gather(everyone, mine, group=self.group)

@@ -25,7 +25,9 @@ def read_photo(path: Path) -> Image.Image:
 def normalized(photo: Image.Image) -> Tensor:
     """(1, 3, height, width), float32, with ImageNet's statistics."""
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float() / 255
-    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32, device="cpu").reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (pixels - mean) / std
 
 

@@ -41,10 +41,15 @@ def upsample(
     rule: windows.Windows,
     num_heads: int,
 ) -> Tensor:
-    """(B, C, *size) from checked arguments; differentiable, and without gradients in far less time and memory."""
+    """(B, C, *size) from checked arguments; differentiable, and without gradients in far less time and memory.
+
+    Queries and keys are made in the dtype of the image, and attend in the wider of that and the features'.
+    """
+    given, dtype = features.dtype, torch.promote_types(features.dtype, image.dtype)
     with torch.autocast(image.device.type, enabled=False):
-        q, k = _queries_and_keys(weights, image, features, size)
-        return window_attention(q, k, features, windows=rule, num_heads=num_heads)
+        q, k = _queries_and_keys(weights, image, features.to(image.dtype), size)
+        result = window_attention(q.to(dtype), k.to(dtype), features.to(dtype), windows=rule, num_heads=num_heads)
+        return result.to(given)
 
 
 def _queries_and_keys(weights, image, features, size) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.nn._families import Rotation
 from murf_fast.ops.patch_embed import PackedTokens
 
 KINDS = ("sdpa", "varlen")
-
-Rotation = tuple[Tensor, Tensor]  # (cos, sin), (N, head dimension) each
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def runs(packed: PackedTokens, rotations: Sequence[Rotation | None]) -> list[Run
     return found
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None) -> Tensor:
     """Attention of one run by torch's scaled_dot_product_attention; q, k, v and the result are (rows, heads, dim).
 
     One call per run serves every dtype and device, is differentiable and compiles. On an AVX-512 BF16 core with 3026
@@ -54,10 +53,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Tensor:
     q, k, v = (t.unflatten(0, (run.sequences, run.length)).transpose(1, 2) for t in (q, k, v))
     if run.rotation is not None:
         q, k = (_rotate(t, *run.rotation) for t in (q, k))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
 
 
-def attend_varlen(q: Tensor, k: Tensor, v: Tensor, all_runs: Sequence[Run], cu_seqlens: Tensor) -> Tensor:
+def attend_varlen(
+    q: Tensor, k: Tensor, v: Tensor, all_runs: Sequence[Run], cu_seqlens: Tensor, scale: float | None = None
+) -> Tensor:
     """Attention of all sequences in one launch by ``torch.nn.attention.varlen``: CUDA and half types only."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -74,7 +75,21 @@ def attend_varlen(q: Tensor, k: Tensor, v: Tensor, all_runs: Sequence[Run], cu_s
             for t in (q, k)
         )
     longest = max(run.length for run in all_runs)
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
+    options = {} if scale is None or scale == q.shape[-1] ** -0.5 else {"scale": scale}
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+
+
+def of_the_first(q: Tensor, k: Tensor, all_runs: Sequence[Run], scale: float | None = None) -> Tensor:
+    """What the first token of each sequence (CLS) attends to: (T, heads), float32, over all tokens of its sequence."""
+    parts = []
+    for run in all_runs:
+        its_q, its_k = (t[run.start : run.stop].unflatten(0, (run.sequences, run.length)) for t in (q, k))
+        its_q, its_k = its_q[:, :1].transpose(1, 2), its_k.transpose(1, 2)
+        if run.rotation is not None:
+            its_k = _rotate(its_k, *run.rotation)  # CLS itself has no position
+        scores = (its_q.float() @ its_k.float().mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        parts.append(scores.softmax(-1)[:, :, 0].mT.flatten(0, 1))
+    return torch.cat(parts)
 
 
 def varlen_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -6,10 +6,13 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from murf_fast.nn import _attention
-from murf_fast.nn._attention import Rotation, Run
-from murf_fast.nn._families import Layer
+from murf_fast.nn._attention import Run
+from murf_fast.nn._families import Family, Layer, Rotation
+from murf_fast.nn._plain import Signature, has_global_hooks, shell_of, signature, trains
 from murf_fast.ops.patch_embed import PackedTokens
 
 # Rows of a chunk of token-wise work on a CPU. The memory of the hidden layer of 512 rows (6 MB of 3072 floats) is used
@@ -17,54 +20,109 @@ from murf_fast.ops.patch_embed import PackedTokens
 # itself was not tuned: the time goes to products, whose rate hardly depends on it.
 CHUNK = 512
 
+_NO_ATTENTIONS = (
+    "murf_fast.MultiResolutionEncoder: `attentions` need the parts of the model's {}, which has hooks, a forward of its "
+    "own or other parts, and is called as a whole"
+)
+
 
 def run(
     packed: PackedTokens,
-    layers: Sequence[Layer],
-    heads: int,
+    family: Family,
     rotations: Sequence[Rotation | None],
     wanted: Collection[int],
+    plain: Collection[Signature],
     attention: str = "sdpa",
+    *,
+    owns: bool = True,
+    attended: dict[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
-    """Outputs (T, D) of the ``wanted`` blocks, by index. ``packed.tokens`` may be overwritten."""
-    layers = layers[: max(wanted) + 1]
+    """Outputs (T, D) of the ``wanted`` blocks, by index.
+
+    A block whose signature is among the ``plain`` ones runs over the whole buffer, by its parts. Every other one, and
+    whatever calls the blocks if that is not plain, is called as the model does, once per resolution.
+
+    With ``owns`` ``packed.tokens`` may be overwritten. ``attended`` receives what CLS attends to in the wanted blocks.
+    """
+    hooked = has_global_hooks()
+    container = family.container
+    if container is not None and (hooked or shell_of(container) not in plain):
+        if attended is not None:
+            raise ValueError(_NO_ATTENTIONS.format(type(container).__name__))
+        return _through_container(packed, family, rotations, wanted)
     all_runs = _attention.runs(packed, rotations)
     cu_seqlens = packed.cu_seqlens.to(packed.tokens.device, non_blocking=True) if attention == "varlen" else None
-    functional = torch.compiler.is_compiling() or packed.tokens.requires_grad or _trains(layers)
     x, buffers, outputs = packed.tokens, _Buffers(), {}
-    for i, layer in enumerate(layers):
-        if functional:
-            x = _functional(x, layer, heads, all_runs, cu_seqlens)
+    for i, block in enumerate(list(family.blocks)[: max(wanted) + 1]):
+        seen = attended if i in wanted else None
+        if hooked or not family.has_usual_attention or signature(block) not in plain:
+            if seen is not None:
+                raise ValueError(_NO_ATTENTIONS.format(f"{type(block).__name__} {i}"))
+            x, owns = _called(packed.with_tokens(x), family, block, rotations), False
+        elif _is_functional(x, block):
+            arguments = (x, family.layer(block), all_runs, cu_seqlens, i, seen)
+            if family.checkpoints and torch.is_grad_enabled():
+                x = checkpoint(_functional, *arguments, use_reentrant=False)
+            else:
+                x = _functional(*arguments)
         else:
-            _in_place(x, layer, heads, all_runs, cu_seqlens, buffers)
+            x, owns = x if owns else x.clone(), True
+            _in_place(x, family.layer(block), all_runs, cu_seqlens, buffers, i, seen)
         if i in wanted:
-            outputs[i] = x if functional or i == len(layers) - 1 else x.clone()
+            outputs[i], owns = x, False
     return outputs
 
 
-def _functional(x: Tensor, layer: Layer, heads: int, all_runs: list[Run], cu_seqlens: Tensor | None) -> Tensor:
+def _called(packed: PackedTokens, family: Family, block: nn.Module, rotations: Sequence[Rotation | None]) -> Tensor:
+    """A block by its own call, resolution by resolution."""
+    parts = [family.call_block(block, packed.block(s), r).flatten(0, 1) for s, r in enumerate(rotations)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _through_container(
+    packed: PackedTokens, family: Family, rotations: Sequence[Rotation | None], wanted: Collection[int]
+) -> dict[int, Tensor]:
+    parts = [family.call_container(packed.block(s), r, wanted) for s, r in enumerate(rotations)]
+    return {i: torch.cat([part[i].flatten(0, 1) for part in parts]) for i in wanted}
+
+
+def _is_functional(x: Tensor, block: nn.Module) -> bool:
+    """Whether a block's input must not be overwritten."""
+    if torch.compiler.is_compiling() or x.requires_grad or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and trains(block)
+
+
+def _functional(
+    x: Tensor, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, i: int, attended: dict[int, Tensor] | None
+) -> Tensor:
     normed = layer.norm1(x)
-    y = layer.output(_attended(_heads([p(normed) for p in layer.projections], heads), all_runs, cu_seqlens).flatten(1))
+    parts = _heads([p(normed) for p in layer.projections], layer.heads)
+    if attended is not None:
+        attended[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
+    y = layer.output(_attended(parts, all_runs, cu_seqlens, layer.scale).flatten(1))
     x = x + (y if layer.scale1 is None else layer.scale1(y))
     y = layer.mlp(layer.norm2(x))
     return x + (y if layer.scale2 is None else layer.scale2(y))
 
 
-def _in_place(x, layer: Layer, heads: int, all_runs: list[Run], cu_seqlens: Tensor | None, buffers: _Buffers) -> None:
+def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, buffers: _Buffers, i, attended) -> None:
     """The same block on ``x`` itself: beside it live q, k, v and the attention of one run (with varlen, of all)."""
     projected = []
-    for i, project in enumerate(layer.projections):
-        projected.append(buffers.like(i, x, project))
+    for key, project in enumerate(layer.projections):
+        projected.append(buffers.like(key, x, project))
     for rows in _chunks(x, 0, len(x)):
         normed = layer.norm1(x[rows])
         for project, out in zip(layer.projections, projected, strict=True):
             _project_into(out[rows], normed, project)
-    parts = _heads(projected, heads)
+    parts = _heads(projected, layer.heads)
+    if attended is not None:
+        attended[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
     if cu_seqlens is not None:
-        _finish(x, _attended(parts, all_runs, cu_seqlens).flatten(1), layer, 0)
+        _finish(x, _attended(parts, all_runs, cu_seqlens, layer.scale).flatten(1), layer, 0)
         return
     for run_ in all_runs:
-        attended = _attention.attend(*(part[run_.start : run_.stop] for part in parts), run_)
+        attended = _attention.attend(*(part[run_.start : run_.stop] for part in parts), run_, layer.scale)
         _finish(x, attended.flatten(1), layer, run_.start)
 
 
@@ -78,10 +136,10 @@ def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int) -> None:
         part += y if layer.scale2 is None else layer.scale2(y)
 
 
-def _attended(parts: Sequence[Tensor], all_runs: list[Run], cu_seqlens: Tensor | None) -> Tensor:
+def _attended(parts: Sequence[Tensor], all_runs: list[Run], cu_seqlens: Tensor | None, scale: float | None) -> Tensor:
     if cu_seqlens is not None:
-        return _attention.attend_varlen(*parts, all_runs, cu_seqlens)
-    results = [_attention.attend(*(part[r.start : r.stop] for part in parts), r) for r in all_runs]
+        return _attention.attend_varlen(*parts, all_runs, cu_seqlens, scale)
+    results = [_attention.attend(*(part[r.start : r.stop] for part in parts), r, scale) for r in all_runs]
     return results[0] if len(results) == 1 else torch.cat(results)
 
 
@@ -93,9 +151,8 @@ def _heads(projected: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
 
 
 def _project_into(out: Tensor, x: Tensor, project: nn.Module) -> None:
-    # A subclass (an adapter, a quantized layer), hooks or autocast make a projection more than its product.
-    plain = type(project) is nn.Linear and not (project._forward_hooks or project._forward_pre_hooks)
-    if plain and not torch.is_autocast_enabled(x.device.type):
+    # A subclass (an adapter, a quantized layer) or autocast make a projection more than its product.
+    if type(project) is nn.Linear and not torch.is_autocast_enabled(x.device.type):
         if project.bias is None:
             torch.mm(x, project.weight.mT, out=out)
         else:
@@ -108,14 +165,6 @@ def _chunks(x: Tensor, start: int, stop: int) -> Iterator[slice]:
     step = CHUNK if x.device.type == "cpu" else stop - start
     for i in range(start, stop, max(step, 1)):
         yield slice(i, min(i + step, stop))
-
-
-def _trains(layers: Sequence[Layer]) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    modules = [m for layer in layers for m in vars(layer).values() if isinstance(m, nn.Module)]
-    modules += [m for layer in layers for m in layer.projections]
-    return any(p.requires_grad for m in modules for p in m.parameters())
 
 
 class _Buffers:

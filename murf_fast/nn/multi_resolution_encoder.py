@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from murf_fast.nn import _attention, _blocks
-from murf_fast.nn._families import Family, family_of
+from murf_fast.nn import _attention, _blocks, _images, _resolutions
+from murf_fast.nn._families import Family, Rotation, family_of
+from murf_fast.nn._plain import has_global_hooks, is_customized, signature
+from murf_fast.nn._verify import plain_parts
 from murf_fast.ops import _checks
-from murf_fast.ops.patch_embed import PackedTokens, patch_embed
+from murf_fast.ops.patch_embed import PackedTokens, cut_sequences, patch_embed
 
 ROUNDINGS = ("floor", "murf")
 
@@ -24,11 +26,13 @@ class MultiResolutionFeatures:
         maps: (B, D, h_s, w_s) each: channels_last views of the token buffers.
         cls: (B, D) each, or None for models without a CLS token; as the heads take them.
         tokens: The packed tokens of every chosen layer.
+        attentions: (B, heads, h_s, w_s) each, float32: how much CLS attends to every patch in the block, if asked for.
     """
 
     maps: list[Tensor]
     cls: list[Tensor | None]
     tokens: list[PackedTokens]
+    attentions: list[Tensor] | None = None
 
 
 class MultiResolutionEncoder(nn.Module):
@@ -37,11 +41,22 @@ class MultiResolutionEncoder(nn.Module):
     Equal to running ``model`` once per resolution on the resized, normalized images: all token-wise work sees one
     packed buffer, attention sees each sequence by itself.
 
+    Every pass looks the modules up in the model as it is then. A block whose classes are those of a block that was
+    there at construction, and into which nobody has put a hook, a ``forward``, a checkpoint or another module, runs
+    packed, by its parts. Every other block, and embeddings, encoder and norm likewise, is called as the model calls it,
+    once per resolution, with (sequences, tokens, channels) and the model's arguments: adapters, quantized layers,
+    hooks (those on all modules too), compiled and checkpointed modules and DataParallel's replicas work as in the
+    model's own forward, at the speed of the model run once per resolution. What is in place at construction runs packed
+    if that gives the same. The model itself is never called: hooks on it, or a ``forward`` of the instance, are
+    refused; what a model does behind its final norm (heads) is not run.
+
     Args:
         model: transformers Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SiglipVisionModel or
-            Siglip2VisionModel, or the DINOv2 hub's or timm's VisionTransformer (without rotary positions or q/k norms).
-        sizes: (height, width) in pixels per resolution, or one integer for a square. Or
-        scales: factors of the image's size, which ``rounding`` turns into pixels.
+            Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (without rotary positions).
+        sizes: A list, for every resolution (height, width) in pixels or one integer for a square; one integer alone is
+            one square resolution. Or
+        scales: factors of the image's size, which ``rounding`` turns into pixels: the numbers as they are written, 0.7
+            being 7/10 and not the float next to it.
         rounding: ``"floor"``: the largest multiple of the patch (and tiles) within ``scale * size``; ``"murf"``:
             ``ceil(scale * size)`` pixels, of which patches beyond the last whole one are dropped, as in MuRF.
         layers: 0-based indices of the blocks whose outputs are wanted; negative ones count from the end. None: the
@@ -50,15 +65,25 @@ class MultiResolutionEncoder(nn.Module):
         tiles: Per resolution, t: t x t tiles as sequences of their own (S2, SigLIP-HD). CLS tokens are averaged.
         remainder: For ``sizes``, as for :func:`patch_embed`: ``"raise"`` or ``"drop"``.
         mode, antialias, mean, std: As for :func:`image_to_patches`. Without ``mean`` and ``std`` images are taken as
-            they are (uint8 divided by 255).
+            they are (uint8 divided by 255), which is right for normalized ones; others are warned of, once per model.
         attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"``: one launch of
             ``torch.nn.attention.varlen`` for all sequences (CUDA, bfloat16 and float16).
+        attentions: Also return what CLS attends to, in every chosen layer.
+        keep_positions: Whether resized tables of positions are kept from pass to pass, as for
+            :func:`resample_pos_embed`: ``"checked"``, on CPUs, compares the table with a copy each time; ``True``
+            trusts its version counter, which also saves a GPU the resizing; ``False`` resizes every time.
+        verify: Compare what is packed with the model's own forward, on a stand-in with the model's classes and
+            settings, one block of each kind, numbers in place of the parameters and six patches, on the CPU. Blocks
+            that differ are called, a model that differs is refused; one that cannot be run so is warned of. Hooks on
+            the model are not called, hooks on all modules are.
 
     Raises:
-        TypeError, ValueError: An argument is wrong (an unsupported model: the supported ones are listed).
+        TypeError, ValueError: An argument is wrong (an unsupported model: the supported ones are listed, and what
+            differs is named); in a call, before any work: images of another type or layout, smaller than a patch at
+            some scale, or, normalized, more than 20 deviations from the mean, as floats in 0..255 are.
 
     Memory (no gradients wanted): four to five times the tokens of all resolutions, beside one copy per chosen layer.
-    Hooks on the model's submodules see rows of the packed buffer, on CPUs in chunks.
+    Beside a block that is called lives a copy of the tokens.
 
     Source: MuRF, section 3; SigLIP-HD, section 2.
     """
@@ -79,64 +104,99 @@ class MultiResolutionEncoder(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         attention: str = "sdpa",
+        attentions: bool = False,
+        keep_positions: bool | str = "checked",
+        verify: bool = True,
     ) -> None:
         super().__init__()
         what = "MultiResolutionEncoder"
-        self.family: Family = family_of(model)
+        self._family: type[Family] = family_of(model)
+        self._forward_of_model = type(model).forward
         self.model = model
+        family = self.family
+        if attentions and family.prefix() is None:
+            raise ValueError(f"murf_fast.{what}: `attentions` need a model with a CLS token")
+        self.attentions, self.keep_positions = bool(attentions), keep_positions
         if (sizes is None) == (scales is None):
             raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
         if rounding not in ROUNDINGS:
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
-        self.sizes = None if sizes is None else [tuple(_checks.grid(what, "sizes", size)) for size in sizes]
-        self.scales = None if scales is None else [float(scale) for scale in scales]
-        if self.scales is not None and not all(scale > 0 for scale in self.scales):
-            raise ValueError(f"murf_fast.{what}: `scales` must be > 0, got {list(scales)}")
-        self.rounding, self.norm, self.tiles = rounding, norm, None if tiles is None else list(tiles)
+        self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
+        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
+        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self.rounding, self.norm = rounding, norm
+        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
         self.remainder = "drop" if scales is not None else remainder
+        if self.sizes is not None:
+            _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
         if attention not in _attention.KINDS:
             raise ValueError(f"murf_fast.{what}: `attention` must be one of {_attention.KINDS}, got {attention!r}")
         self.attention = attention
-        depth = len(self.family.layers)
-        asked = [depth - 1] if layers is None else list(layers)
-        if not asked or any(not isinstance(i, int) or not -depth <= i < depth for i in asked):
-            raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
-        self.layers = [i % depth for i in asked]
+        self.layers = _indices(what, layers, len(family.blocks))
+        _checks.mode(what, mode, antialias)
+        mean, std = _images.three_numbers(what, "mean", mean), _images.three_numbers(what, "std", std)
         self.resize = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
+        self._plain = plain_parts(self._family, model, verify)
+
+    @property
+    def family(self) -> Family:
+        """The model's parts as they are now."""
+        return self._family(self.model)
 
     def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Pixels (height, width) of every resolution of an image."""
+        """Pixels (height, width) of every resolution of an image.
+
+        Scales are the numbers that were written, and multiplied exactly: 0.7 times 180 is 126.
+
+        Raises:
+            ValueError: A resolution is smaller than a patch; the message names scale, image and patch.
+        """
         if self.sizes is not None:
             return self.sizes
-        if self.rounding == "murf":
-            return [(math.ceil(height * s), math.ceil(width * s)) for s in self.scales]
-        tiles = self.tiles or [1] * len(self.scales)
-        units = [self.family.patch_size * t for t in tiles]
-        return [
-            (int(height * s) // unit * unit, int(width * s) // unit * unit)
-            for s, unit in zip(self.scales, units, strict=True)
-        ]
+        what = "MultiResolutionEncoder"
+        return _resolutions.scaled_sizes(what, self._ratios, self._units(), (height, width), self.rounding)
+
+    def _units(self) -> list[int]:
+        """Pixels of a patch times tiles, per resolution."""
+        return [self.family.patch_size * t for t in self.tiles or [1] * len(self.sizes or self.scales)]
 
     def forward(self, images: Tensor) -> MultiResolutionFeatures:
         """Features of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; see :class:`PackedTokens`."""
-        packed = self.embed(images)
+        family = self._checked_family()
+        packed, rotations, owns = self._embed(family, images)
+        attended = {} if self.attentions else None
         outputs = _blocks.run(
-            packed, self.family.layers, self.family.heads, self._rotations(packed), set(self.layers), self.attention
+            packed, family, rotations, set(self.layers), self._plain, self.attention, owns=owns, attended=attended
         )
         if self.norm:
-            outputs = {i: self.family.final_norm(tokens) for i, tokens in outputs.items()}
+            outputs = {i: self._normed(family, packed.with_tokens(tokens)) for i, tokens in outputs.items()}
         tokens = [packed.with_tokens(outputs[i]) for i in self.layers]
         resolutions = range(len(packed))
         return MultiResolutionFeatures(
             maps=[t.map(s) for s in resolutions for t in tokens],
             cls=[t.prefix_tokens(s)[:, 0] if packed.prefix else None for s in resolutions for t in tokens],
             tokens=tokens,
+            attentions=attended and [packed.with_tokens(attended[i]).map(s) for s in resolutions for i in self.layers],
         )
+
+    def check_images(self, images: Tensor) -> tuple[int, int]:
+        """(height, width) of images that :meth:`forward` takes; raises as it does."""
+        what, like = "MultiResolutionEncoder", self.family.like
+        size = _images.size_of(what, images)
+        if images.device != like.device:
+            raise ValueError(
+                f"murf_fast.{what}: `images` must be on the device of `model`, {like.device}, got {images.device}"
+            )
+        _images.check_values(what, images, self.model, self.resize["mean"], self.resize["std"])
+        return size
 
     def embed(self, images: Tensor) -> PackedTokens:
         """The tokens before the first block."""
-        family = self.family
-        self._check_attention(family.projection.weight)
+        return self._embed(self._checked_family(), images)[0]
+
+    def _embed(self, family: Family, images: Tensor) -> tuple[PackedTokens, list[Rotation | None], bool]:
+        """The tokens before the first block, their rotations, and whether the tokens are in nobody else's hands."""
+        self._check_attention(family.like)
         if self.model.training and family.augments_positions:
             raise ValueError(
                 "murf_fast.MultiResolutionEncoder: `model` shifts or rescales its rotary positions at random in "
@@ -146,15 +206,32 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(
                 "murf_fast.MultiResolutionEncoder: `model` has dropout and is in training mode; call model.eval()"
             )
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(
-                f"murf_fast.MultiResolutionEncoder: `images` must be (B, 3, H, W) or (B, H, W, 3), got {got}"
+        sizes = self.sizes_for(*self.check_images(images))
+        hooked = has_global_hooks()
+        calls = hooked or any(signature(module) not in self._plain for module in family.embedders)
+        calls_rope = family.rope is not None and (hooked or signature(family.rope) not in self._plain)
+        if calls or calls_rope:
+            tokens, blocks, rotations = [], [], []
+            cut = cut_sequences(
+                images,
+                sizes,
+                patch_size=family.patch_size,
+                prefix=0 if (prefix := family.prefix()) is None else len(prefix),
+                tiles=self.tiles,
+                remainder=self.remainder,
+                layout=family.layout,
+                dtype=family.like.dtype,
+                **self.resize,
             )
-        height, width = images.shape[2:] if images.shape[1] == 3 else images.shape[1:3]
-        return patch_embed(
+            for block, patches in cut:
+                blocks.append(block)
+                tokens.append(family.call_embeddings(patches, block.grid).flatten(0, 1))
+                rotations.append(family.call_rope(family.pixels(patches, block.grid)))
+            prefix = 0 if prefix is None else len(prefix)
+            return PackedTokens(torch.cat(tokens), tuple(blocks), prefix), rotations, len(tokens) > 1
+        packed = patch_embed(
             images,
-            self.sizes_for(height, width),
+            sizes,
             family.projection.weight,
             family.projection.bias,
             family.positions(),
@@ -166,8 +243,26 @@ class MultiResolutionEncoder(nn.Module):
             tiles=self.tiles,
             remainder=self.remainder,
             layout=family.layout,
+            keep=self.keep_positions,
             **self.resize,
         )
+        return packed, self._rotations(packed, family), True
+
+    def _normed(self, family: Family, packed: PackedTokens) -> Tensor:
+        """The final norm, of all rows at once if it is what it was at construction."""
+        if not has_global_hooks() and signature(family.final_norm) in self._plain:
+            return family.final_norm(packed.tokens)
+        return torch.cat([family.final_norm(packed.block(s)).flatten(0, 1) for s in range(len(packed))])
+
+    def _checked_family(self) -> Family:
+        model = self.model
+        if type(model).forward is not self._forward_of_model or is_customized(model):
+            raise ValueError(
+                f"murf_fast.MultiResolutionEncoder: `model` ({type(model).__name__}) has hooks or a forward of its own, "
+                "or another class than at construction, and is never called itself: only its parts are. Put hooks on "
+                "its parts, or compile the encoder"
+            )
+        return self.family
 
     def _check_attention(self, weight: Tensor) -> None:
         reasons = _attention.varlen_reasons(weight.device, weight.dtype) if self.attention == "varlen" else []
@@ -176,9 +271,17 @@ class MultiResolutionEncoder(nn.Module):
                 f'murf_fast.MultiResolutionEncoder: `attention="varlen"` cannot be used: {"; ".join(reasons)}'
             )
 
-    def _rotations(self, packed: PackedTokens) -> list[tuple[Tensor, Tensor] | None]:
-        tokens = packed.tokens
-        return [self.family.rotation(grid, tokens.dtype, tokens.device) for grid in packed.grids]
+    def _rotations(self, packed: PackedTokens, family: Family | None = None) -> list[Rotation | None]:
+        family, tokens = family or self.family, packed.tokens
+        return [family.rotation(grid, tokens.dtype, tokens.device) for grid in packed.grids]
+
+
+def _indices(what: str, layers: object, depth: int) -> list[int]:
+    """Indices of blocks, counted from the front; the last if None."""
+    asked = [depth - 1] if layers is None else [_checks.integer(what, "layers", i) for i in layers]
+    if not asked or not all(-depth <= i < depth for i in asked):
+        raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
+    return [i % depth for i in asked]
 
 
 def _drops(module: nn.Module) -> bool:

@@ -48,9 +48,9 @@ def multi_scale_target(
     Source: SigLIP-HD, sections 2 and 3.
     """
     op = "multi_scale_target"
-    factors = list(factors)
-    if not factors or not all(isinstance(f, int) and f > 0 for f in factors):
+    if not _checks.is_sequence(factors) or len(factors) == 0:
         raise ValueError(f"murf_fast.{op}: `factors` must be positive integers, got {factors!r}")
+    factors = [_checks.integer(op, "factors", factor, 1) for factor in factors]
     if len(options.get("layers") or [0]) != 1:
         raise ValueError(f"murf_fast.{op}: `layers` must be one layer, got {options['layers']!r}")
     if size is None:

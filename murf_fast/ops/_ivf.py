@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from murf_fast.ops import _checks
+
 
 class IVFIndex:
     """faiss IndexIVFFlat over a bank: only the ``nprobe`` nearest of ``nlist`` clusters are searched.
@@ -26,14 +28,16 @@ class IVFIndex:
         except ModuleNotFoundError as error:
             message = "murf_fast: approximate search needs faiss: pip install 'murf-fast[anomaly]'"
             raise ModuleNotFoundError(message, name="faiss") from error
+        nlist, nprobe = _checks.integer("IVFIndex", "nlist", nlist, 1), _checks.integer("IVFIndex", "nprobe", nprobe, 1)
         if not isinstance(bank, Tensor) or bank.ndim != 2 or not bank.is_floating_point() or bank.device.type != "cpu":
             raise TypeError("murf_fast.IVFIndex: `bank` must be a floating-point tensor (M, D) on the CPU")
+        _checks.dense("IVFIndex", "bank", bank)
         if not 1 <= nprobe <= nlist <= len(bank):
             raise ValueError(
-                "murf_fast.IVFIndex: needs 1 <= nprobe <= nlist <= rows of the bank, got "
+                "murf_fast.IVFIndex: needs 1 <= `nprobe` <= `nlist` <= rows of the bank, got "
                 f"{nprobe}, {nlist}, {len(bank)}"
             )
-        self.bank, self.cosine, self.device = bank, bool(cosine), bank.device
+        self.bank, self.cosine, self.device = bank, _checks.flag("IVFIndex", "cosine", cosine), bank.device
         rows = self._rows("bank", bank)
         self._faiss = faiss.IndexIVFFlat(faiss.IndexFlatL2(bank.shape[1]), bank.shape[1], nlist)
         self._faiss.train(rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,17 +14,47 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops.resize import resize
 from murf_fast.resample import pseudo_inverse
+
+# What is kept of one table beyond the results of its latest call, which are kept whatever they take.
+KEPT_TABLES = 24
+KEPT_BYTES = 4 << 20
+
+KEEPS = (False, True, "checked")
 
 
 @dataclass
 class Kept:
-    """What ``keep`` holds of one table, as long as the table is in ``state``."""
+    """What ``keep`` holds of one table, as long as the table is in ``state``: the results of its latest calls."""
 
     state: tuple
+    content: Tensor | None  # a copy to compare with, for `keep="checked"`
     tables: dict[tuple, Tensor] = field(default_factory=dict)  # by grid and rule
-    calls: dict[tuple, list[Tensor]] = field(default_factory=dict)  # by the arguments as given: found before any check
+    # By the arguments as given, so that they are found before any check: rules and results; the latest comes last.
+    calls: dict[tuple, tuple[list[tuple], list[Tensor]]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def find(self, call: tuple) -> list[Tensor] | None:
+        """The results of a call, which is the latest from now on."""
+        found = self.calls.pop(call, None)
+        if found is None:
+            return None
+        self.calls[call] = found
+        return found[1]
+
+    def add(self, call: tuple, rules: list[tuple], results: list[Tensor]) -> None:
+        """Keep the results of a call, and let go of those that were used longest ago."""
+        with self.lock:
+            self.calls[call] = (rules, results)
+            while True:
+                kept = list(self.calls.items())
+                self.tables = {rule: table for _, used in kept for rule, table in zip(*used, strict=True)}
+                taken = sum(table.numel() * table.element_size() for table in self.tables.values())
+                if len(kept) == 1 or (len(self.tables) <= KEPT_TABLES and taken <= KEPT_BYTES):
+                    return
+                self.calls.pop(kept[0][0], None)
 
 
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -54,16 +86,16 @@ def resample_pos_embed(
     flavor: str,
     num_prefix_tokens: int = 0,
     source_grid: tuple[int, int] | None = None,
-    keep: bool = False,
+    keep: bool | str = False,
     backend: str | None = None,
 ) -> Tensor | list[Tensor]:
     """Resize a learned table of positions to another grid, as a named code base does.
 
     ``out = [prefix; U_h table U_w^T]``. The flavors are numerically different, and users compare them: ``dinov2-hub``
-    (torch.hub models without registers, and transformers up to 4.40; bicubic with step ``M / (g + 0.1)``),
-    ``dinov2-hf`` (transformers today; bicubic), ``dinov2-reg`` (hub and transformers models with registers;
-    antialiased bicubic), ``siglip`` (bicubic), ``siglip2`` (NaFlex; antialiased bilinear), ``timm`` (antialiased
-    bicubic, also for DINOv2). Every one returns the table itself for the square grid it was learned on.
+    (torch.hub models of DINO and of DINOv2 without registers, and transformers up to 4.40; bicubic with step
+    ``M / (g + 0.1)``), ``dinov2-hf`` (transformers today; bicubic), ``dinov2-reg`` (hub and transformers models with
+    registers; antialiased bicubic), ``siglip`` (bicubic), ``siglip2`` (NaFlex; antialiased bilinear), ``timm``
+    (antialiased bicubic, also for DINOv2). Every one returns the table itself for the square grid it was learned on.
 
     Args:
         pos_embed: (P + M_h * M_w, D) or (1, P + M_h * M_w, D), floating point.
@@ -72,8 +104,11 @@ def resample_pos_embed(
         num_prefix_tokens: P, rows in front of the grid (CLS, registers), which are not resized.
         source_grid: (M_h, M_w); None for a square table.
         keep: Keep the result while the table lives, and return that very tensor again (do not write into it) for the
-            same arguments until the table changes. For frozen tables; without effect where gradients are needed and
-            while compiling. A change that goes round the tensor's version counter (through ``.data``) is not seen.
+            same arguments until the table changes: for frozen tables. ``True``: the table's address and version
+            counter tell (about 4 microseconds); what goes round the counter, as writes through ``.data`` do, is not
+            seen. ``"checked"``: its values are also compared with a copy of them, where that need not wait for a
+            device: on other devices than CPUs nothing is kept. Without effect where gradients are needed and while
+            compiling.
         backend: As for :func:`upsample_concat`.
 
     Returns:
@@ -84,33 +119,34 @@ def resample_pos_embed(
         TypeError, ValueError: An argument is wrong; the message names it.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: the results.
+    Memory: the results. Kept of one table are the results of the latest call and, of those before, up to 24 grids and
+    4 MB, and with ``"checked"`` a copy of the table.
 
-    Source: ``interpolate_pos_encoding`` of DINOv2 and transformers, ``resize_positional_embeddings`` of SigLIP 2,
+    Source: ``interpolate_pos_encoding`` of DINO, DINOv2 and transformers, ``resize_positional_embeddings`` of SigLIP 2,
     ``resample_abs_pos_embed`` of timm.
     """
     op = "resample_pos_embed"
-    kept = _kept_of(pos_embed) if keep else None
+    _checks.tensor(op, "pos_embed", pos_embed)
+    if keep not in KEEPS:
+        raise ValueError(f"murf_fast.{op}: `keep` must be one of {KEEPS}, got {keep!r}")
+    kept = _kept_of(pos_embed, keep == "checked") if keep else None
     if kept is not None:
         # Written out, so that 4.0 and True are not taken for 4 and 1.
         call = (repr((grid, flavor, num_prefix_tokens, source_grid)), backends.asked_for(backend))
-        results = kept.calls.get(call)
+        results = kept.find(call)
         if results is not None:
             return results[0] if _is_single(grid) else list(results)
-    if not isinstance(pos_embed, Tensor) or pos_embed.dtype not in _checks.DTYPES:
-        got = pos_embed.dtype if isinstance(pos_embed, Tensor) else type(pos_embed).__name__
-        raise TypeError(f"murf_fast.{op}: `pos_embed` must be a floating-point tensor, got {got}")
     if pos_embed.ndim not in (2, 3) or (pos_embed.ndim == 3 and pos_embed.shape[0] != 1):
         raise ValueError(f"murf_fast.{op}: `pos_embed` must be (N, D) or (1, N, D), got {tuple(pos_embed.shape)}")
-    if flavor not in FLAVORS:
-        raise ValueError(f"murf_fast.{op}: `flavor` must be one of {tuple(FLAVORS)}, got {flavor!r}")
+    _checks.choice(op, "flavor", flavor, tuple(FLAVORS))
     rows = pos_embed.shape[-2]
-    if not isinstance(num_prefix_tokens, int) or not 0 <= num_prefix_tokens < rows:
+    num_prefix_tokens = _checks.integer(op, "num_prefix_tokens", num_prefix_tokens)
+    if not 0 <= num_prefix_tokens < rows:
         raise ValueError(f"murf_fast.{op}: `num_prefix_tokens` must be in [0, {rows}), got {num_prefix_tokens!r}")
     source = _source_grid(op, source_grid, rows - num_prefix_tokens)
     single = _is_single(grid)
     grids = [grid] if single else list(grid)
-    if not grids:
+    if not grids or not (single or all(map(_checks.is_sequence, grids))):
         raise ValueError(f"murf_fast.{op}: `grid` must be (h, w) or a non-empty list of them, got {grid!r}")
     grids = [tuple(_checks.grid(op, "grid", g)) for g in grids]
     tables = pos_embed.flatten(0, -2)
@@ -126,34 +162,41 @@ def resample_pos_embed(
         tables = {g: resampled(g) for g in dict.fromkeys(grids)}
         results = [tables[g] for g in grids]
     else:
-        results = [_keep(kept, (g, flavor, num_prefix_tokens, source, name), lambda g=g: resampled(g)) for g in grids]
-        kept.calls[call] = results
+        rules = {g: (g, flavor, num_prefix_tokens, source, name) for g in grids}
+        tables = {g: _keep(kept, rule, lambda g=g: resampled(g)) for g, rule in rules.items()}
+        results = [tables[g] for g in grids]
+        kept.add(call, [rules[g] for g in grids], results)
     return results[0] if single else list(results)
 
 
-def _is_single(grid: Sequence) -> bool:
-    return len(grid) == 2 and all(isinstance(n, (int, torch.SymInt)) for n in grid)
+def _is_single(grid: object) -> bool:
+    """Whether this is one grid, not a list of them."""
+    return not _checks.is_sequence(grid) or (len(grid) == 2 and not any(_checks.is_sequence(n) for n in grid))
 
 
-def _kept_of(pos_embed: object) -> Kept | None:
+def _kept_of(pos_embed: object, is_checked: bool) -> Kept | None:
     """Where the results of this table are kept; None if they must not be."""
     if not isinstance(pos_embed, Tensor) or torch.compiler.is_compiling() or pos_embed.is_inference():
         return None
-    if pos_embed.requires_grad and torch.is_grad_enabled():
+    if derivatives_wanted([pos_embed]) or (is_checked and pos_embed.device.type != "cpu"):
         return None
     state = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device)
     kept = _kept.get(pos_embed)
-    if kept is None or kept.state != state:
-        kept = _kept[pos_embed] = Kept(state)
+    is_stale = kept is None or kept.state != state
+    if is_checked and not is_stale:
+        is_stale = kept.content is None or not torch.equal(pos_embed, kept.content)
+    if is_stale:
+        kept = _kept[pos_embed] = Kept(state, pos_embed.detach().clone() if is_checked else None)
     return kept
 
 
 def _keep(kept: Kept, rule: tuple, resampled: Callable[[], Tensor]) -> Tensor:
-    if rule not in kept.tables:
-        # Outside inference mode, so that what is kept can be used under autograd later.
-        with torch.inference_mode(False), torch.no_grad():
-            kept.tables[rule] = resampled()
-    return kept.tables[rule]
+    table = kept.tables.get(rule)
+    if table is not None:
+        return table
+    # Outside inference mode, so that what is kept can be used under autograd later.
+    with torch.inference_mode(False), torch.no_grad():
+        return resampled()
 
 
 def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], rule: Flavor, backend: str) -> Tensor:
@@ -167,7 +210,7 @@ def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], rule: Flavo
         wide = table[0].permute(1, 2, 0).to(torch.promote_types(table.dtype, torch.float32))
         resized = reference.resample_pos_embed(wide, grid, rule.mode, rule.antialias, factors)
         return torch.cat([prefix, resized.to(table.dtype)])
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):
+    if torch.compiler.is_compiling() or derivatives_wanted([table]):
         target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
         options = {"mode": rule.mode, "antialias": rule.antialias, "backend": backend}
         return torch.cat([prefix, _rows(resize(table, memory_format=torch.channels_last, **target, **options))])
@@ -184,7 +227,7 @@ def _rows(map_: Tensor) -> Tensor:
 
 def _source_grid(op: str, source_grid: object, patches: int) -> tuple[int, int]:
     if source_grid is None:
-        side = math.isqrt(patches)
+        side = math.isqrt(operator.index(patches))
         if side * side != patches:
             raise ValueError(
                 f"murf_fast.{op}: `source_grid` is needed for a table of {patches} rows, which is no square"
