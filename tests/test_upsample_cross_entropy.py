@@ -165,8 +165,8 @@ def test_registration_of_backward():
     case = CASES[0]
     op = torch.ops.murf_fast.upsample_cross_entropy_backward.default
     target = target_for(case)
-    ones = torch.ones(target.shape)
-    check_opcheck(op, ones, make_maps(case), None, target, None, ones, "bilinear", False, None, -100, 0.0, "native")
+    ones, lse = torch.ones(target.shape), torch.ones(2, *target.shape)
+    check_opcheck(op, ones, make_maps(case), None, target, None, lse, "bilinear", False, None, -100, 0.0, "native")
 
 
 def test_compile():
