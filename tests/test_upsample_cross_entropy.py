@@ -165,8 +165,7 @@ def test_registration_of_backward():
     case = CASES[0]
     op = torch.ops.murf_fast.upsample_cross_entropy_backward.default
     target = target_for(case)
-    ones = torch.ones(target.shape)
-    lse = torch.ones((2, *target.shape))
+    ones, lse = torch.ones(target.shape), torch.ones(2, *target.shape)
     check_opcheck(op, ones, make_maps(case), None, target, None, lse, "bilinear", False, None, -100, 0.0, "native")
 
 
