@@ -144,7 +144,8 @@ def _statistics(bank: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
         part = slice(begin, begin + BANK_BLOCK)
         rows = bank[part].float()
         if cosine:
-            rows = rows * scale[part].float()[:, None]
+            # In float64, as scales of rows near the smallest numbers are beyond float32.
+            rows = rows * scale[part][:, None]
         total += rows.sum(0, dtype=torch.float64)
     return (total / len(bank)).float(), scale
 

@@ -51,6 +51,7 @@ KINDS = {
     "map": lambda shape: [None, 3, "x", np.ones(3), torch.ones(2), *foreign(shape)],
     "maps": lambda shape: [None, 3, "x", [], [None], ["x"], [torch.ones(2)], *([x] for x in foreign(shape))],
     "tensor": lambda shape: ["x", 3, [1.0], torch.ones(*shape, 7), *foreign(shape)],
+    "mask": lambda shape: ["x", 3, [1.0], torch.ones(*shape, 7), *(x for x in foreign(shape) if x.dtype != torch.bool)],
     "array": lambda shape: ["x", 3, [1.0], torch.ones(7), *foreign(shape)],
     "labels": lambda shape: [None, "x", 3, torch.ones(2).long(), *foreign(shape)[2:]],  # integers are right
     "size": lambda _: [
@@ -75,14 +76,14 @@ KINDS = {
 }  # fmt: skip
 KIND = {
     "antialias": "flag", "backend": "choice", "basis": "map", "bias": "tensor", "border": "choice", "count": "integer",
-    "cls": "other", "dilation": "pair", "dtype": "other", "features": "maps", "fixup_mask": "tensor",
+    "cls": "other", "dilation": "pair", "dtype": "other", "features": "maps", "fixup_mask": "mask",
     "flavor": "choice", "fraction": "number", "grid": "size", "guidance": "map", "ignore_index": "integer",
     "images": "map", "include_start": "flag", "index": "choice", "k": "map", "keep": "flag", "kernel_size": "pair",
     "kernels": "map", "label_smoothing": "number", "layout": "choice", "maps": "maps", "mean": "numbers",
     "memory_format": "format", "metric": "choice", "mode": "choice", "norm": "choice", "num_heads": "integer",
     "num_prefix_tokens": "integer", "out": "tensor", "padding": "choice", "params": "other", "patch_size": "integer",
     "pos_embed": "map", "precision": "choice", "prefix": "tensor", "progress": "other", "projection": "tensor",
-    "q": "map", "query": "array", "radius": "integer", "range_mask": "tensor", "reduction": "choice",
+    "q": "map", "query": "array", "radius": "integer", "range_mask": "mask", "reduction": "choice",
     "remainder": "choice", "return_lse": "flag", "return_values": "flag", "scale": "number", "scale_factor": "factors",
     "sigma": "number", "size": "size", "sizes": "sizes", "source": "maps", "source_grid": "size", "start": "integer",
     "std": "numbers", "stride": "pair", "target": "labels", "tiles": "integers", "v": "map", "values": "tensor",

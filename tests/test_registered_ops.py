@@ -231,7 +231,7 @@ OPS = {
         {
             "grad": Argument("B H W", dtypes=ANY),
             **LOSS,
-            "lse": Argument("B H W"),
+            "lse": Argument("2 B H W"),
             **RULE,
             "ignore_index": -100,
             "label_smoothing": 0.1,

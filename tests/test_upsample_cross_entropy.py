@@ -165,8 +165,8 @@ def test_registration_of_backward():
     case = CASES[0]
     op = torch.ops.murf_fast.upsample_cross_entropy_backward.default
     target = target_for(case)
-    ones = torch.ones(target.shape)
-    check_opcheck(op, ones, make_maps(case), None, target, None, ones, "bilinear", False, None, -100, 0.0, "native")
+    ones, lse = torch.ones(target.shape), torch.ones(2, *target.shape)
+    check_opcheck(op, ones, make_maps(case), None, target, None, lse, "bilinear", False, None, -100, 0.0, "native")
 
 
 def test_compile():
@@ -229,7 +229,7 @@ def test_triton_labels_out_of_range_give_nan(weighted, device):
     maps = [m.to(device) for m in make_maps(Case("labels", ((3, 1, 2),), (1, 5), batch=1))]
     target = torch.tensor([[[0, 3, -1, 2**40, 2]]], device=device)
     weight = torch.ones(3, device=device) if weighted else None
-    out, lse = torch.empty(1, 1, 5, device=device), torch.empty(1, 1, 5, device=device)
+    out, lse = torch.empty(1, 1, 5, device=device), torch.empty(2, 1, 1, 5, device=device)
     axes = axes_of_maps(maps, (1, 5), "bilinear", False, None)
     kernels.upsample_cross_entropy(maps, axes, None, target, weight, -1, 0.0, out, lse)
     assert out.isnan().flatten().tolist() == [False, True, False, True, False]

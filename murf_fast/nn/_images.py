@@ -29,11 +29,13 @@ def size_of(what: str, images: object) -> tuple[int, int]:
         raise TypeError(
             f"murf_fast.{what}: `images` must be uint8 (0 to 255) or floating point (0 to 1), got {images.dtype}"
         )
-    if images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]) or min(images.shape[1:]) < 1:
+    # Comparisons one by one: sizes may be symbolic, of which `in` and `min` do not ask what they are.
+    is_first = images.ndim == 4 and images.shape[1] == 3
+    if not (is_first or (images.ndim == 4 and images.shape[3] == 3)) or any(n < 1 for n in images.shape[1:]):
         raise ValueError(
             f"murf_fast.{what}: `images` must be (B, 3, H, W) or (B, H, W, 3) with H, W >= 1, got {tuple(images.shape)}"
         )
-    return tuple(images.shape[2:] if images.shape[1] == 3 else images.shape[1:3])
+    return tuple(images.shape[2:] if is_first else images.shape[1:3])
 
 
 def three_numbers(what: str, name: str, value: object) -> list[float] | None:

@@ -81,6 +81,8 @@ def check_masks(op: str, params: BilateralParams, guidance: Tensor, radius: int,
         if mask is not None and not (isinstance(mask, Tensor) and mask.dtype in (*_checks.DTYPES, torch.bool)):
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"murf_fast.{op}: `{name}` must be a floating-point or boolean tensor, got {got}")
+        if mask is not None:
+            _checks.dense(op, name, mask)
         if mask is not None and tuple(mask.shape) != (guidance.shape[0], channels):
             raise ValueError(
                 f"murf_fast.{op}: `{name}` must have shape ({guidance.shape[0]}, {channels}), got {tuple(mask.shape)}"

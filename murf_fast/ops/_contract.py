@@ -506,11 +506,12 @@ def _k_center_greedy(features, start, count, backend) -> None:
 
 def _nearest_distance(query, bank, index, k, metric, precision, backend) -> None:
     op = "nearest_distance"
-    _tensor(op, "query", query, query, (None, None), DTYPES)
+    dtypes = (*DTYPES, torch.float64)
+    _tensor(op, "query", query, query, (None, None), dtypes)
     _backend(op, backend, query)
     # A bank may stay in host memory, from which a GPU search brings it in blocks.
     at_home = bank if backend == "triton" and bank.is_cpu else query
-    _tensor(op, "bank", bank, at_home, (None, query.shape[1]), DTYPES)
+    _tensor(op, "bank", bank, at_home, (None, query.shape[1]), dtypes)
     if min(bank.shape) < 1:
         raise ValueError(f"murf_fast.{op}: `bank` must have rows and columns, got {tuple(bank.shape)}")
     if not 1 <= k <= len(bank):
@@ -518,7 +519,7 @@ def _nearest_distance(query, bank, index, k, metric, precision, backend) -> None
     _one_of(op, "metric", metric, ("l2", "l2sq", "cosine"))
     _one_of(op, "precision", precision, ("auto", "float32", "bfloat16", "float16"))
     if index:
-        _count(op, "index", index, 5)
+        _count(op, "index", index, 0 if torch.float64 in (query.dtype, bank.dtype) else 5)
         check_index(op, index, query, bank, metric == "cosine", backend)
 
 

@@ -37,12 +37,8 @@ class IVFIndex:
                 "murf_fast.IVFIndex: needs 1 <= `nprobe` <= `nlist` <= rows of the bank, got "
                 f"{nprobe}, {nlist}, {len(bank)}"
             )
-        finite = bank.isfinite().all(1)
-        if not bool(finite.all()):
-            rows = (~finite).nonzero().flatten()[:5].tolist()
-            raise ValueError(f"murf_fast.IVFIndex: `bank` must be finite, rows {rows} are not")
         self.bank, self.cosine, self.device = bank, _checks.flag("IVFIndex", "cosine", cosine), bank.device
-        rows = self._rows(bank)
+        rows = self._rows("bank", bank)
         self._faiss = faiss.IndexIVFFlat(faiss.IndexFlatL2(bank.shape[1]), bank.shape[1], nlist)
         self._faiss.train(rows)
         self._faiss.add(rows)
@@ -53,13 +49,22 @@ class IVFIndex:
 
     def search(self, query: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
         """As :func:`nearest_distance`. Where the searched clusters hold fewer than k rows: infinity and -1."""
-        squared, indices = self._faiss.search(self._rows(query), k)
+        squared, indices = self._faiss.search(self._rows("query", query), k)
         squared, indices = torch.from_numpy(squared).clamp(min=0), torch.from_numpy(indices)
         squared = squared.masked_fill(indices < 0, torch.inf)
         return {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric], indices
 
-    def _rows(self, x: Tensor):
-        rows = x.detach().float()
+    def _rows(self, name: str, x: Tensor):
+        rows = x.detach()
         if self.cosine:
-            rows = torch.nn.functional.normalize(rows, dim=1)
+            # The largest entry is brought to one first: squares of tiny entries are zero. Rows of zeros become NaN.
+            rows = rows.double() / rows.double().abs().amax(1, keepdim=True)
+            rows = rows / rows.square().sum(1, keepdim=True).sqrt()
+        rows = rows.float()
+        wrong = ~rows.isfinite().all(1)
+        if bool(wrong.any()):
+            what = "finite and not zero" if self.cosine else "finite in float32"
+            raise ValueError(
+                f"murf_fast.IVFIndex: `{name}` must be {what}, rows {wrong.nonzero().flatten()[:5].tolist()} are not"
+            )
         return rows.contiguous().numpy()

@@ -127,7 +127,7 @@ def resample_pos_embed(
     """
     op = "resample_pos_embed"
     _checks.tensor(op, "pos_embed", pos_embed)
-    if keep not in KEEPS:
+    if not isinstance(keep, (bool, str)) or keep not in KEEPS:
         raise ValueError(f"murf_fast.{op}: `keep` must be one of {KEEPS}, got {keep!r}")
     kept = _kept_of(pos_embed, keep == "checked") if keep else None
     if kept is not None:

@@ -99,8 +99,11 @@ def _shares(
 
 
 def _check_values(op: str, weights: Tensor) -> None:
-    """Finite, and not of sum zero; looked at on CPUs alone, since elsewhere it would stall the stream."""
-    if weights.device.type != "cpu" or torch.compiler.is_compiling():
+    """Finite, and not of sum zero; looked at on CPUs alone, since elsewhere it would stall the stream, and not within a
+    transform of torch.func, under which there may be many values.
+    """
+    hidden = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(weights)
+    if weights.device.type != "cpu" or hidden:
         return
     if not bool(weights.isfinite().all()):
         raise ValueError(f"murf_fast.{op}: `weights` must be finite, got {weights.tolist()}")
