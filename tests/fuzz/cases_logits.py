@@ -98,7 +98,9 @@ def upsample_expectation(d: Draw) -> list[Comparison]:
     allowed = (p * spread.abs() * relative).sum(1) * 1.1 + (2 * classes + 8) * u * (p * v.abs()).sum(1)
     # Changes of the logits beyond the first order.
     allowed = allowed + (p * relative).sum(1) * (p * spread.abs() * relative).sum(1)
-    checks = [derived("result", result, want, allowed, dtype)]
+    # Exponentials that underflow.
+    underflow = 4 * classes * torch.finfo(wide).tiny * (1 + v.abs().max())
+    checks = [derived("result", result, want, allowed + underflow, dtype)]
     if not result.requires_grad:
         return checks
     g = torch.randn(result.shape, generator=d.generator, dtype=torch.float64).to(result.dtype)
@@ -108,6 +110,7 @@ def upsample_expectation(d: Draw) -> list[Comparison]:
     worst = relative.amax(1, keepdim=True) if norm == "softmax" else (p * relative).sum(1, keepdim=True)
     doubt = g.abs() * slope * (spread.abs() * (relative + worst) + allowed[:, None])
     doubt = doubt + (2 * classes + 12) * u * g.abs() * slope * (v.abs() + want.abs()[:, None] + spread.abs())
+    doubt = doubt + g.abs() * underflow
     if norm == "linear":
         # Where the rounding of a logit decides its sign, either derivative is right.
         unsure = (logits.abs() <= bound) & (bound > 0)
@@ -131,7 +134,7 @@ def _gradients_through(
             # The fused kernels add every pixel's share to a row of sums, or walk the transposed table.
             roundings = (adjoint.roundings + rule.roundings + 4) * u
             bound = adjoint.magnitude(doubt) + roundings * adjoint.magnitude(by_logit)
-            bound = bound + weight_noise(rule, by_logit) + 16 * smallest(wide) * max(by_logit.shape[2:])
+            bound = bound + weight_noise(rule, by_logit.abs() + doubt) + 16 * smallest(wide) * max(by_logit.shape[2:])
             checks.append(derived(f"gradient of map {s}", m.grad, adjoint(by_logit), bound, maps.dtype))
     if bias is not None and bias.requires_grad:
         over = (0, 2, 3) if bias.ndim == 1 else (2, 3)
@@ -226,4 +229,5 @@ def upsample_cross_entropy(d: Draw) -> list[Comparison]:
             + (pixels if reduction == "mean" else 8) * u * g * (of_sum * p + subtracted)
             + 8 * u * g * (of_sum * p + subtracted)
         )
+        doubts = doubts + g * of_sum * 4 * classes * torch.finfo(wide).tiny  # exponentials that underflow
     return checks + _gradients_through(maps, bias, by_logit.detach(), doubts, wide)

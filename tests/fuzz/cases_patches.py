@@ -218,7 +218,7 @@ def patch_embed(d: Draw) -> list[Comparison]:
             error = torch.cat([head_error.expand(sequences, -1, -1), error], 1).detach()
             got = packed.block(at)
             checks.append(derived(f"block {at}", got, want.detach(), error, dtype))
-            wanted.append((got, want, patches))
+            wanted.append((got, want, patches.abs() + slack / rounded))
             at += 1
     assert len(packed) == at
     if wants and not any(len(images) == 0 for images, _ in batches):
@@ -237,11 +237,9 @@ def _gradients(d: Draw, leaves: dict[str, Tensor], wanted: list[tuple[Tensor, Te
         # Root mean square of independent terms times their number bounds the sum of absolute terms.
         size = w.double().abs() + w.double().abs().max() + terms**0.5 * 4
         if name == "weight":
-            # Rows of patches are rounded to the dtype of the weight.
+            # Rows of patches and what they were rounded to.
             pairs = zip(cotangents, wanted, strict=True)
-            sums = sum(
-                c.double().abs()[:, -p.shape[1] :].flatten(0, 1).T @ p.abs().flatten(0, 1) for c, (*_, p) in pairs
-            )
+            sums = sum(c.double().abs()[:, -p.shape[1] :].flatten(0, 1).T @ p.flatten(0, 1) for c, (*_, p) in pairs)
             size = sums.reshape(w.shape)
         checks.append(derived(f"gradient of {name}", g, w, 4 * unit(dtype) * size + terms * 2e-7 * size, dtype))
     return checks

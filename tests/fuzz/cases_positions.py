@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuzz.cases_resize import drawn_rule, linear_bound, written
+from fuzz.cases_resize import drawn_rule, linear_bound, smallest, written
 from fuzz.compare import Comparison, arithmetic, derived, exact, unit
 from fuzz.draw import Draw
 from fuzz.maps import laid_out, values
@@ -154,12 +154,13 @@ def resample_patch_embed(d: Draw) -> list[Comparison]:
     sizes = [torch.from_numpy(np.abs(np.linalg.pinv(m.numpy()))) for m in (rows, columns)]
     size = torch.einsum("dcij,iy,jx->dcyx", weight.detach().double().abs(), *sizes)
     roundings = (old[0] + old[1] + 8) * unit(wide) + 64 * min(condition, 1e12) * unit(torch.float64)
-    checks = [derived("result", result, want, roundings * (size + size.max()), dtype)]
+    least = (old[0] * old[1] + new[0] * new[1]) * smallest(wide)
+    checks = [derived("result", result, want, roundings * (size + size.max()) + least, dtype)]
     if weight.requires_grad:
         g = torch.randn(result.shape, generator=d.generator, dtype=torch.float64).to(dtype)
         result.backward(g)
         want = (g.double().flatten(2) @ inverse.T).unflatten(2, old)
         size = torch.einsum("dcyx,iy,jx->dcij", g.double().abs(), *sizes)
-        bound = (roundings + (new[0] + new[1]) * unit(wide)) * (size + size.max())
+        bound = (roundings + (new[0] + new[1]) * unit(wide)) * (size + size.max()) + least
         checks.append(derived("gradient", weight.grad, want, bound, dtype))
     return checks
