@@ -143,7 +143,7 @@ def called_modules(build, model):
     return sorted(set(seen))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_every_change_of_every_module_acts(data):
     build = data.draw(st.sampled_from(CALLED))
