@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 KERNEL_SOURCES = [
     "csrc/level.cpp",
@@ -62,11 +64,21 @@ if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
 
 
+class BuildFresh(build_py):
+    def run(self) -> None:
+        # What an earlier build left here would be packed again: modules since deleted, an extension of other sources.
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "murf_fast"), ignore_errors=True)
+        super().run()
+
+
 class BuildLevels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         try:
             self._build(ext)
         except Exception as error:
+            # An extension of other sources is worse than none.
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             if os.environ.get("MURF_FAST_REQUIRE_NATIVE") == "1" or SANITIZE:
                 raise
             print(f"murf_fast: the C++ extension was NOT built: {error}", file=sys.stderr)
@@ -127,5 +139,5 @@ setup(
     ],
     package_dir={"murf_fast": "murf_fast", "murf_fast.kernels": "kernels"},
     ext_modules=[Extension("murf_fast._native", sources=[*COMMON_SOURCES, *KERNEL_SOURCES])],
-    cmdclass={"build_ext": BuildLevels},
+    cmdclass={"build_py": BuildFresh, "build_ext": BuildLevels},
 )

@@ -10,6 +10,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption("--suite", action="append", help="an operation or model of bench_all.py; may be repeated")
+
+
 @pytest.fixture(scope="session")
 def ceilings() -> dict:
     from measure import measured_ceilings

@@ -30,7 +30,7 @@ fi
 
 # One log for all: a remote machine may hand back only a few files.
 if command -v compute-sanitizer > /dev/null; then
-  for op in $("$python" -c 'import sys; sys.path.insert(0, "benchmarks"); import gpu_smallest; print(*gpu_smallest.SMALLEST)'); do
+  for op in $("$python" benchmarks/gpu_smallest.py --list); do
     for tool in memcheck racecheck; do
       if (( SECONDS > 300 )); then note "compute-sanitizer stopped before $tool $op: out of time"; break 2; fi
       echo "=== $tool $op" >> "$out/sanitizer.log"

@@ -25,9 +25,9 @@ if "--dry-run" in sys.argv:
     os.environ["MURF_FAST_BACKEND"] = "triton"
 
 import torch
-from cases import CASES, Case, scale_down
 from machine import describe
 from measure import WrongResult, check
+from registry import Case, cases, scale_down
 
 REPEATS = 25
 
@@ -139,7 +139,7 @@ def variants(case: Case) -> list[Case]:
     """The case as it stands and, unless it names its dtype, in bfloat16."""
     if "cuda" not in case.devices:
         return []
-    if case.dtype != torch.float32 or any(c.op == case.op and c.dtype == torch.bfloat16 for c in CASES):
+    if case.dtype != torch.float32 or any(c.op == case.op and c.dtype == torch.bfloat16 for c in cases()):
         return [case]
     return [case, dataclasses.replace(case, dtype=torch.bfloat16)]
 
@@ -163,7 +163,7 @@ def main() -> int:
     report = {"machine": describe(device), "ceilings": ceilings(device), "cases": results, "failed": failed}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     clock = Clock(device)
-    for case in [v for c in CASES for v in variants(c)]:
+    for case in [v for c in cases() for v in variants(c)]:
         if arguments.only not in (None, case.op):
             continue
         # The interpreter has no bfloat16 arithmetic.

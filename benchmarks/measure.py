@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from cases import Case, Contenders, Rows
+from registry import Case, Contenders, Rows
 from torch import Tensor
 
 SECONDS = 20.0  # per case, for all contenders

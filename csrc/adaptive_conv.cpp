@@ -207,9 +207,6 @@ static void forward(const AdaptiveConv& conv, const Strided& source, const Strid
               fold_y(row_of_taps, taps, conv.y, y + r, n);
               fold_x(w + n * conv.x.window, row_of_taps, conv.x, x0 + i);
             }
-            if (bias != nullptr) load_row(tile + (r * kTileWidth + i) * stride, bias, conv.channels);
-            if (bias != nullptr)
-              fill_row(tile + (r * kTileWidth + i) * stride + conv.channels, 0.f, stride - conv.channels);
           }
         // A slice of channels at a time keeps the window of the source in the first-level cache.
         const int64_t slice = 64;
@@ -229,13 +226,18 @@ static void forward(const AdaptiveConv& conv, const Strided& source, const Strid
                 w[k] = weights + pixel * padded(window);
                 dst[k] = tile + pixel * stride + c;
               }
-              product(operand, min64(slice, stride - c), now, w, conv.x.window, dst, bias != nullptr);
+              product(operand, min64(slice, stride - c), now, w, conv.x.window, dst, false);
             }
             x += group_columns;
           }
-        for (int64_t r = 0; r < group_rows; ++r)
-          write_tile<T>(out, b, y + r, x0, columns, conv.channels, tile + r * kTileWidth * stride, stride, typed,
-                        stream);
+        for (int64_t r = 0; r < group_rows; ++r) {
+          float* pixels = tile + r * kTileWidth * stride;
+          // Last: a sum that started with a large bias would be rounded to its digits at every tap.
+          if (bias != nullptr)
+            for (int64_t i = 0; i < columns; ++i)
+              for (int64_t c = 0; c < conv.channels; ++c) pixels[i * stride + c] += bias[c];
+          write_tile<T>(out, b, y + r, x0, columns, conv.channels, pixels, stride, typed, stream);
+        }
       }
       y += group_rows;
     }

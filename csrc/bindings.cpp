@@ -12,6 +12,7 @@
 
 #include "dispatch.h"
 #include "memory.h"
+#include "work.h"
 
 namespace py = pybind11;
 using namespace murf;
@@ -119,23 +120,34 @@ WindowAttention attention_of(const AttentionTuple& t) {
           y->view(), x->view(), pointer<float>(bias_y), pointer<float>(bias_x)};
 }
 
-// (address, channels, (stride_b, stride_c, stride_y, stride_x), axis of rows, axis of columns)
-using MapTuple = std::tuple<uintptr_t, int64_t, std::array<int64_t, 4>, std::shared_ptr<AxisTable>,
-                            std::shared_ptr<AxisTable>>;
-using Shape = std::array<int64_t, 4>;                  // (B, C, H, W)
+using Shape = std::array<int64_t, 4>;  // (B, C, H, W)
+// (address, shape, (stride_b, stride_c, stride_y, stride_x), axis of rows, axis of columns)
+using MapTuple =
+    std::tuple<uintptr_t, Shape, std::array<int64_t, 4>, std::shared_ptr<AxisTable>, std::shared_ptr<AxisTable>>;
 using BiasTuple = std::tuple<uintptr_t, int64_t>;      // (address or 0, batch stride)
 using CrossEntropyTuple = std::tuple<uintptr_t, uintptr_t, int64_t, float>;  // target, weight or 0, ignore, smoothing
 
 Map map_of(const MapTuple& t) {
   const auto& s = std::get<2>(t);
-  return {pointer<void>(std::get<0>(t)), std::get<1>(t), s[0], s[1], s[2], s[3],
+  return {pointer<void>(std::get<0>(t)), std::get<1>(t)[1], s[0], s[1], s[2], s[3],
           std::get<3>(t)->view(), std::get<4>(t)->view()};
 }
 
-std::vector<Map> maps_of(const std::vector<MapTuple>& tuples) {
+// Maps and axes that fit each other and a result of this shape, whose channels they share or make up together.
+std::vector<Map> maps_of(const std::vector<MapTuple>& tuples, const Shape& result, bool concatenated = false) {
   std::vector<Map> maps;
-  for (const MapTuple& t : tuples) maps.push_back(map_of(t));
-  if (maps.empty()) throw std::invalid_argument("at least one map is needed");
+  int64_t channels = 0;
+  for (const MapTuple& t : tuples) {
+    const Map map = map_of(t);
+    const Shape& shape = std::get<1>(t);
+    if (shape[0] != result[0] || shape[2] != map.y.in || shape[3] != map.x.in || map.y.out != result[2] ||
+        map.x.out != result[3] || (!concatenated && map.channels != result[1]))
+      throw std::invalid_argument("murf_fast: a map, its tables and the result disagree");
+    channels += map.channels;
+    maps.push_back(map);
+  }
+  if (maps.empty() || (concatenated && channels != result[1]))
+    throw std::invalid_argument("murf_fast: the maps do not make up the result");
   return maps;
 }
 
@@ -144,6 +156,14 @@ Grid grid_of(const Shape& s) { return {s[0], s[1], s[2], s[3]}; }
 Bias bias_of(const BiasTuple& t) { return {pointer<float>(std::get<0>(t)), std::get<1>(t)}; }
 CrossEntropy cross_entropy_of(const CrossEntropyTuple& t) {
   return {pointer<int64_t>(std::get<0>(t)), pointer<float>(std::get<1>(t)), std::get<2>(t), std::get<3>(t)};
+}
+// Every label is a class or the one that does not count: kernels take labels for addresses.
+void check_labels(const CrossEntropy& ce, const Grid& grid) {
+  const int64_t count = grid.batch * grid.height * grid.width;
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < count; ++i)
+    wrong |= int64_t(uint64_t(ce.target[i]) >= uint64_t(grid.channels)) & int64_t(ce.target[i] != ce.ignore_index);
+  if (wrong != 0) throw std::invalid_argument("murf_fast.upsample_cross_entropy: `target` holds labels out of range");
 }
 std::vector<float*> gradients_of(const std::vector<uintptr_t>& addresses) {
   std::vector<float*> v;
@@ -261,76 +281,87 @@ PYBIND11_MODULE(_native, m) {
 #endif
   });
 
+  // Threads that a call of so much work runs on; see work.h.
+  m.def("threads_for", &work::threads_for);
+
   m.def("prefer_huge_pages", [](uintptr_t begin, int64_t bytes) { prefer_huge_pages(pointer<void>(begin), bytes); });
 
   m.def("upsample_concat", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape, uintptr_t out,
                               int threads) {
-    const auto m = maps_of(maps);
+    const auto m = maps_of(maps, shape, true);
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
-    k.upsample_concat(dtype, view(m), grid_of(shape), pointer<void>(out), threads);
+    k.upsample_concat(dtype, view(m), grid_of(shape), pointer<void>(out),
+                      work::threads_for(threads, work::resample(view(m), grid_of(shape))));
   });
   m.def("upsample_sum", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape, const BiasTuple& bias,
                            uintptr_t out, bool channels_last, int64_t out_stride_b, int threads) {
-    const auto m = maps_of(maps);
+    const auto m = maps_of(maps, shape);
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
     k.upsample_sum(dtype, view(m), grid_of(shape), bias_of(bias), pointer<void>(out), channels_last, out_stride_b,
-                   threads);
+                   work::threads_for(threads, work::resample(view(m), grid_of(shape))));
   });
   m.def("resize_adjoint", [](DType dtype, const MapTuple& grad, int64_t batch, uintptr_t out, bool channels_last,
                              int threads) {
     const Map map = map_of(grad);
+    const Shape& shape = std::get<1>(grad);
+    if (shape[0] != batch || shape[2] != map.y.out || shape[3] != map.x.out)
+      throw std::invalid_argument("murf_fast: a gradient and its tables disagree");
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
-    k.resize_adjoint(dtype, map, batch, pointer<void>(out), channels_last, threads);
+    k.resize_adjoint(dtype, map, batch, pointer<void>(out), channels_last,
+                     work::threads_for(threads, work::adjoint(map, batch)));
   });
   m.def("upsample_argmax", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape, const BiasTuple& bias,
                               int label_bytes, uintptr_t labels, uintptr_t values, int threads) {
-    const auto m = maps_of(maps);
+    const auto m = maps_of(maps, shape);
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
     k.upsample_argmax(dtype, view(m), grid_of(shape), bias_of(bias), label_bytes, pointer<void>(labels),
-                      pointer<void>(values), threads);
+                      pointer<void>(values), work::threads_for(threads, work::resample(view(m), grid_of(shape))));
   });
   m.def("upsample_expectation", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape,
                                    const BiasTuple& bias, uintptr_t values, bool softmax, uintptr_t out, int threads) {
-    const auto m = maps_of(maps);
+    const auto m = maps_of(maps, shape);
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
     k.upsample_expectation(dtype, view(m), grid_of(shape), bias_of(bias), pointer<float>(values), softmax,
-                           pointer<float>(out), threads);
+                           pointer<float>(out), work::threads_for(threads, work::softmax(view(m), grid_of(shape))));
   });
   m.def("upsample_expectation_backward", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape,
                                             const BiasTuple& bias, uintptr_t values, bool softmax, uintptr_t grad_out,
                                             const std::vector<uintptr_t>& gradients, uintptr_t row_value_gradients,
                                             int threads) {
-    const auto m = maps_of(maps);
+    const auto m = maps_of(maps, shape);
     const auto g = gradients_of(gradients);
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
     k.upsample_expectation_backward(dtype, view(m), grid_of(shape), bias_of(bias), pointer<float>(values), softmax,
-                                    pointer<float>(grad_out), g.data(), pointer<float>(row_value_gradients), threads);
+                                    pointer<float>(grad_out), g.data(), pointer<float>(row_value_gradients),
+                                    work::threads_for(threads, work::softmax(view(m), grid_of(shape))));
   });
   m.def("upsample_cross_entropy", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape,
                                      const BiasTuple& bias, const CrossEntropyTuple& ce, uintptr_t loss, uintptr_t lse,
                                      int threads) {
-    const auto m = maps_of(maps);
+    const auto m = maps_of(maps, shape);
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
     k.upsample_cross_entropy(dtype, view(m), grid_of(shape), bias_of(bias), cross_entropy_of(ce), pointer<float>(loss),
-                             pointer<float>(lse), threads);
+                             pointer<float>(lse), work::threads_for(threads, work::softmax(view(m), grid_of(shape))));
   });
   m.def("upsample_cross_entropy_backward", [](DType dtype, const std::vector<MapTuple>& maps, const Shape& shape,
                                               const BiasTuple& bias, const CrossEntropyTuple& ce, uintptr_t lse,
                                               uintptr_t grad_loss, const std::vector<uintptr_t>& gradients,
                                               int threads) {
-    const auto m = maps_of(maps);
+    const auto m = maps_of(maps, shape);
     const auto g = gradients_of(gradients);
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
+    check_labels(cross_entropy_of(ce), grid_of(shape));
     k.upsample_cross_entropy_backward(dtype, view(m), grid_of(shape), bias_of(bias), cross_entropy_of(ce),
-                                      pointer<float>(lse), pointer<float>(grad_loss), g.data(), threads);
+                                      pointer<float>(lse), pointer<float>(grad_loss), g.data(),
+                                      work::threads_for(threads, work::softmax(view(m), grid_of(shape))));
   });
 
   py::class_<FoldedTable, std::shared_ptr<FoldedTable>>(m, "FoldedAxis")
@@ -342,7 +373,7 @@ PYBIND11_MODULE(_native, m) {
     const AdaptiveConv c = conv_of(conv);
     py::gil_scoped_release release;
     k.adaptive_conv(dtype, kernels_dtype, c, strided_of(source), strided_of(kernels), pointer<float>(bias),
-                    strided_of(out), threads);
+                    strided_of(out), work::threads_for(threads, work::adaptive_conv(c)));
   });
   m.def("adaptive_conv_backward_source", [](DType dtype, DType kernels_dtype, const ConvTuple& conv,
                                             const StridedTuple& grad, const StridedTuple& kernels,
@@ -351,7 +382,7 @@ PYBIND11_MODULE(_native, m) {
     const AdaptiveConv c = conv_of(conv);
     py::gil_scoped_release release;
     k.adaptive_conv_backward_source(dtype, kernels_dtype, c, strided_of(grad), strided_of(kernels), strided_of(out),
-                                    threads);
+                                    work::threads_for(threads, work::adaptive_conv(c)));
   });
   m.def("adaptive_conv_backward_kernels", [](DType dtype, DType kernels_dtype, const ConvTuple& conv,
                                              const StridedTuple& grad, const StridedTuple& source,
@@ -360,14 +391,15 @@ PYBIND11_MODULE(_native, m) {
     const AdaptiveConv c = conv_of(conv);
     py::gil_scoped_release release;
     k.adaptive_conv_backward_kernels(dtype, kernels_dtype, c, strided_of(grad), strided_of(source), strided_of(out),
-                                     threads);
+                                     work::threads_for(threads, work::adaptive_conv(c)));
   });
   m.def("bilateral_kernels", [](DType dtype, DType out_dtype, const BilateralTuple& net, const StridedTuple& guidance,
                                 const StridedTuple& out, int threads) {
     const Kernels& k = current_kernels();
     const Bilateral n = bilateral_of(net);
     py::gil_scoped_release release;
-    k.bilateral_kernels(dtype, out_dtype, n, strided_of(guidance), strided_of(out), threads);
+    k.bilateral_kernels(dtype, out_dtype, n, strided_of(guidance), strided_of(out),
+                        work::threads_for(threads, work::bilateral(n)));
   });
   m.def("bilateral_kernels_backward", [](DType dtype, DType grad_dtype, const BilateralTuple& net,
                                          const StridedTuple& guidance, const StridedTuple& grad, int64_t bands,
@@ -378,7 +410,7 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     k.bilateral_kernels_backward(dtype, grad_dtype, n, strided_of(guidance), strided_of(grad), bands,
                                  pointer<float>(grad_logits), pointer<float>(grad_guidance),
-                                 pointer<float>(grad_params), threads);
+                                 pointer<float>(grad_params), work::threads_for(threads, work::bilateral(n)));
   });
   // image: (address, (B, H, W), (stride_b, stride_c, stride_y, stride_x))
   // rows: (patch, stride_b, stride_row, channels_first, gains, offsets)
@@ -397,14 +429,15 @@ PYBIND11_MODULE(_native, m) {
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
     k.image_to_patches(is_uint8, in, out, view, axis_y->view(), axis_x->view(), layout, pointer<void>(result),
-                       threads);
+                       work::threads_for(threads, work::image_to_patches(view, axis_y->view(), axis_x->view())));
   });
   m.def("window_attention", [](DType dtype, const AttentionTuple& attention, const StridedTuple& out, uintptr_t lse,
                                int threads) {
     const WindowAttention a = attention_of(attention);
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
-    k.window_attention(dtype, a, strided_of(out), pointer<float>(lse), threads);
+    k.window_attention(dtype, a, strided_of(out), pointer<float>(lse),
+                       work::threads_for(threads, work::window_attention(a)));
   });
   // gradients of (q, k, v); (bias of rows, bias of columns): every address may be 0
   m.def("window_attention_backward", [](DType dtype, const AttentionTuple& attention, const StridedTuple& grad_out,
@@ -415,7 +448,7 @@ PYBIND11_MODULE(_native, m) {
                             strided_of(qkv[2]), pointer<float>(bias[0]),  pointer<float>(bias[1]), shares};
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
-    k.window_attention_backward(dtype, a, g, threads);
+    k.window_attention_backward(dtype, a, g, work::threads_for(threads, work::window_attention(a)));
   });
   // (shape of the features, filters, kernel, as released, features, basis)
   using UnifyTuple = std::tuple<Shape, int64_t, int64_t, bool, StridedTuple, uintptr_t>;
@@ -428,7 +461,7 @@ PYBIND11_MODULE(_native, m) {
     const FeatureUnify f = unify_of(unify);
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
-    k.feature_unify(dtype, f, strided_of(out), threads);
+    k.feature_unify(dtype, f, strided_of(out), work::threads_for(threads, work::feature_unify(f)));
   });
   m.def("feature_unify_backward", [](DType dtype, const UnifyTuple& unify, const StridedTuple& grad_out,
                                      const StridedTuple& grad_features, uintptr_t grad_basis, int64_t shares,
@@ -437,7 +470,7 @@ PYBIND11_MODULE(_native, m) {
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
     k.feature_unify_backward(dtype, f, strided_of(grad_out), strided_of(grad_features), pointer<float>(grad_basis),
-                             shares, threads);
+                             shares, work::threads_for(threads, work::feature_unify(f)));
   });
   // ((pixels, in, out, chunk, width), x, (x strides), gain, offset, (unit, eps), weight, bias, residual, rotations of
   // rows, of columns, out, statistics); addresses may be 0
@@ -453,7 +486,7 @@ PYBIND11_MODULE(_native, m) {
                             pointer<double>(statistics)};
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
-    k.pixel_linear(layer, threads);
+    k.pixel_linear(layer, work::threads_for(threads, work::pixel_linear(layer)));
   });
   py::enum_<NearestRole>(m, "NearestRole")
       .value("plain", NearestRole::plain)
@@ -467,41 +500,50 @@ PYBIND11_MODULE(_native, m) {
                               int64_t out_stride, NearestRole role, uintptr_t squared_norms, uintptr_t errors,
                               int threads) {
     const Kernels& k = current_kernels();
+    const NearestRows rows = nearest_rows_of(x);
     py::gil_scoped_release release;
-    k.nearest_prepare(nearest_rows_of(x), pointer<float>(mean), out_dtype, pointer<void>(out), out_stride, role,
-                      pointer<double>(squared_norms), pointer<double>(errors), threads);
+    k.nearest_prepare(rows, pointer<float>(mean), out_dtype, pointer<void>(out), out_stride, role,
+                      pointer<double>(squared_norms), pointer<double>(errors),
+                      work::threads_for(threads, work::rows(rows)));
   });
   m.def("nearest_scan", [](DType product_dtype, uintptr_t products, const NearestBlockTuple& block,
                            const NearestRowsTuple& query, const NearestRowsTuple& bank,
                            const NearestStateTuple& state, int threads) {
     const Kernels& k = current_kernels();
+    const NearestRows rows = nearest_rows_of(query);
+    const NearestBlock products_block = nearest_block_of(block);
     py::gil_scoped_release release;
-    k.nearest_scan(product_dtype, pointer<void>(products), nearest_block_of(block), nearest_rows_of(query),
-                   nearest_rows_of(bank), nearest_state_of(state), threads);
+    k.nearest_scan(product_dtype, pointer<void>(products), products_block, rows, nearest_rows_of(bank),
+                   nearest_state_of(state), work::threads_for(threads, work::nearest_scan(rows, products_block)));
   });
   m.def("nearest_finish", [](const NearestRowsTuple& query, const NearestRowsTuple& bank,
                              const NearestStateTuple& state, NearestMetric metric, uintptr_t distances,
                              uintptr_t indices, int threads) {
     const Kernels& k = current_kernels();
+    const NearestRows rows = nearest_rows_of(query);
+    const NearestState found = nearest_state_of(state);
     py::gil_scoped_release release;
-    k.nearest_finish(nearest_rows_of(query), nearest_rows_of(bank), nearest_state_of(state), metric,
-                     pointer<float>(distances), pointer<int64_t>(indices), threads);
+    k.nearest_finish(rows, nearest_rows_of(bank), found, metric, pointer<float>(distances), pointer<int64_t>(indices),
+                     work::threads_for(threads, work::nearest_finish(rows, found)));
   });
   m.def("k_center_encode", [](const NearestRowsTuple& x, uintptr_t mean, const KCenterCodesTuple& codes, int threads) {
     const Kernels& k = current_kernels();
+    const NearestRows rows = nearest_rows_of(x);
     py::gil_scoped_release release;
-    k.k_center_encode(nearest_rows_of(x), pointer<float>(mean), k_center_codes_of(codes), threads);
+    k.k_center_encode(rows, pointer<float>(mean), k_center_codes_of(codes),
+                      work::threads_for(threads, work::rows(rows)));
   });
   m.def("k_center_steps", [](const NearestRowsTuple& x, const KCenterCodesTuple& codes, uintptr_t nearest,
                              uintptr_t centers, int64_t given, int64_t begin, int64_t end, int threads) {
     const Kernels& k = current_kernels();
+    const NearestRows rows = nearest_rows_of(x);
     py::gil_scoped_release release;
-    k.k_center_steps(nearest_rows_of(x), k_center_codes_of(codes), pointer<double>(nearest), pointer<int64_t>(centers),
-                     given, begin, end, threads);
+    k.k_center_steps(rows, k_center_codes_of(codes), pointer<double>(nearest), pointer<int64_t>(centers), given, begin,
+                     end, work::threads_for(threads, work::rows(rows)));
   });
   m.def("stream_fill", [](uintptr_t out, int64_t bytes, int threads) {
     const Kernels& k = current_kernels();
     py::gil_scoped_release release;
-    k.stream_fill(pointer<void>(out), bytes, threads);
+    k.stream_fill(pointer<void>(out), bytes, work::threads_for(threads, double(bytes / int64_t(sizeof(float)))));
   });
 }

@@ -11,6 +11,7 @@ constexpr int64_t kDoubles = 8;
 constexpr int64_t kFloats = 16;
 constexpr int64_t kScan = 64;  // products tested at once
 constexpr double kInfinity = __builtin_inf();
+constexpr double kLargestFloat = 0x1.fffffep127;
 
 static double total(const double (&lanes)[kDoubles]) {
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
@@ -176,7 +177,8 @@ class Search {
   void score(int64_t j) {
     const T* b = static_cast<const T*>(bank_.data) + j * bank_.stride;
     const double b_scale = bank_.scale == nullptr ? 1. : bank_.scale[j];
-    if (exacts_ == k_) {
+    // Scales of rows near the smallest numbers are beyond float32.
+    if (exacts_ == k_ && scale_ <= kLargestFloat && b_scale <= kLargestFloat) {
       // Double precision is for those that float32 cannot tell from the k-th. Scaled rows have norm one.
       const double rough = __builtin_sqrt(double(rough_distance(row_, float(scale_), b, float(b_scale), bank_.dim)));
       const double relative = double(bank_.dim / kFloats + 8) * 0x1p-23;

@@ -9,10 +9,12 @@ namespace MURF_LEVEL {
 
 static constexpr float kLinearFloor = 0.1f;
 
+static float floored(float logit) { return (logit < 0.f ? 0.f : logit) + kLinearFloor; }
+
 // Turns logits into the unnormalized distribution in place and returns its sum.
 static float distribution(float* v, int64_t n, bool softmax) {
   if (softmax) return exp_row(v, max_of(v, n), n);
-  for (int64_t i = 0; i < n; ++i) v[i] = (v[i] < 0.f ? 0.f : v[i]) + kLinearFloor;
+  for (int64_t i = 0; i < n; ++i) v[i] = floored(v[i]);
   return sum_of(v, n);
 }
 
@@ -47,18 +49,25 @@ static void backward(Maps maps, Grid grid, Bias bias, const float* values, bool 
                             [&](int64_t b, int64_t y, int64_t x, bool owned, float* v) {
     const int64_t row = b * grid.height + y;
     const float upstream = grad_out[row * grid.width + x];
-    // The slope of relu is gone once the distribution is made; a value above its floor says the same.
-    const float total = distribution(v, n, softmax);
+    float* sums = owned && row_value_gradients != nullptr ? row_value_gradients + row * n : nullptr;
+    if (!softmax) {
+      // The logits stay: the slope of relu is that of their sign, which beside the floor is rounded away.
+      float total = 0.f, moment = 0.f;
+      for (int64_t i = 0; i < n; ++i) {
+        total += floored(v[i]);
+        moment += floored(v[i]) * values[i];
+      }
+      const float expectation = moment / total, scale = upstream / total;
+      if (sums != nullptr)
+        for (int64_t i = 0; i < n; ++i) sums[i] += scale * floored(v[i]);
+      for (int64_t i = 0; i < n; ++i) v[i] = v[i] > 0.f ? scale * (values[i] - expectation) : 0.f;
+      return true;
+    }
+    const float total = exp_row(v, max_of(v, n), n);
     const float expectation = dot_of(v, values, n) / total, scale = upstream / total;
-    if (owned && row_value_gradients != nullptr) {
-      float* sums = row_value_gradients + row * n;
+    if (sums != nullptr)
       for (int64_t i = 0; i < n; ++i) sums[i] += scale * v[i];
-    }
-    if (softmax) {
-      for (int64_t i = 0; i < n; ++i) v[i] = scale * v[i] * (values[i] - expectation);
-    } else {
-      for (int64_t i = 0; i < n; ++i) v[i] = v[i] > kLinearFloor ? scale * (values[i] - expectation) : 0.f;
-    }
+    for (int64_t i = 0; i < n; ++i) v[i] = scale * v[i] * (values[i] - expectation);
     return true;
   });
 }

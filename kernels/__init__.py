@@ -14,7 +14,7 @@ from murf_fast.kernels.feature_unify import feature_unify, feature_unify_backwar
 from murf_fast.kernels.image_to_patches import image_to_patches
 from murf_fast.kernels.joint_bilateral_upsample import joint_bilateral_upsample
 from murf_fast.kernels.k_center_greedy import k_center_greedy
-from murf_fast.kernels.nearest_distance import nearest_distance, nearest_index
+from murf_fast.kernels.nearest_distance import index_layout, nearest_distance, nearest_index
 from murf_fast.kernels.pixel_linear import pixel_linear
 from murf_fast.kernels.resize_adjoint import resize_adjoint
 from murf_fast.kernels.upsample_argmax import upsample_argmax
@@ -33,6 +33,7 @@ __all__ = [
     "feature_unify",
     "feature_unify_backward",
     "image_to_patches",
+    "index_layout",
     "joint_bilateral_upsample",
     "k_center_greedy",
     "nearest_distance",

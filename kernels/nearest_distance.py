@@ -84,7 +84,7 @@ def nearest_index(bank: Tensor, cosine: bool, precision: str, device: torch.devi
     low = torch.empty(
         rows, _width(dim), dtype=dtype, device=bank.device, pin_memory=bank.device != device and device.type == "cuda"
     )
-    norms = torch.empty(rows, device=device)
+    norms = torch.empty(rows, dtype=torch.float32, device=device)
     limits = torch.zeros(2, dtype=torch.float64, device=device)
     for begin in range(0, rows, step):
         part = slice(begin, begin + step)
@@ -97,6 +97,12 @@ def nearest_index(bank: Tensor, cosine: bool, precision: str, device: torch.devi
             'use precision="bfloat16" or "float32"'
         )
     return [mean, scale, low, norms, limits]
+
+
+def index_layout(rows: int, dim: int) -> tuple[list, list]:
+    """(dtype, shape) that the rounded rows of an index may have, and (shape, dtype) of what follows them."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    return [(d, (rows, _width(dim))) for d in dtypes], [((rows,), torch.float32), ((2,), torch.float64)]
 
 
 def nearest_distance(
@@ -116,9 +122,9 @@ def _search(query: Tensor, first: int, bank: Tensor, index: list[Tensor], k: int
     query_scale = squares.rsqrt() if cosine else squares[:0]
     rounded, squares, errors = _rounded(query, mean, query_scale, low.dtype)
     wanted = min(max(CANDIDATES, 2 * k), len(bank))
-    values = torch.full((len(query), 0), torch.inf, device=query.device)
+    values = torch.full((len(query), 0), torch.inf, dtype=torch.float32, device=query.device)
     places = torch.zeros((len(query), 0), dtype=torch.int64, device=query.device)
-    rest = torch.full((len(query),), torch.inf, device=query.device)
+    rest = torch.full((len(query),), torch.inf, dtype=torch.float32, device=query.device)
     for begin, rows in _chunks(low, query.device):
         best, given_up = launch_nearest(rounded, squares.float(), rows, norms[begin : begin + len(rows)])
         rest = torch.minimum(rest, given_up)
@@ -189,8 +195,9 @@ def launch_nearest(query: Tensor, query_norms: Tensor, rows: Tensor, norms: Tens
 def _decode(packed: tuple[Tensor, int], rows: int, begin: int) -> tuple[Tensor, Tensor]:
     best, split_rows = packed
     _, splits, lanes = best.shape
-    starts = torch.arange(splits, device=best.device)[:, None] * split_rows + torch.arange(lanes, device=best.device)
-    places = starts + (best & ((1 << TILE_BITS) - 1)).long() * lanes
+    integers = {"dtype": torch.int64, "device": best.device}
+    starts = torch.arange(splits, **integers)[:, None] * split_rows
+    places = starts + torch.arange(lanes, **integers) + (best & ((1 << TILE_BITS) - 1)).long() * lanes
     return _value(best).flatten(1), places.clamp(max=rows - 1).flatten(1) + begin
 
 
@@ -261,7 +268,7 @@ def _search_again(query, query_scale, rounded, squares, bounds, bound, bank, ind
     """Scores every row that may be as near as ``bound``, the distance of the k-th row found so far."""
     _, scale, low, norms, _ = index
     found = torch.full((len(query), k), torch.inf, dtype=torch.float64, device=query.device)
-    places = torch.full((len(query), k), len(low), device=query.device)
+    places = torch.full((len(query), k), len(low), dtype=torch.int64, device=query.device)
     step = max(1, ELEMENTS // max(len(query), query.shape[1]))
     for begin in range(0, len(low), step):
         rows = low[begin : begin + step].to(query.device).double()
@@ -269,10 +276,11 @@ def _search_again(query, query_scale, rounded, squares, bounds, bound, bank, ind
         lower = (d - bounds.absolute[:, None]).clamp(min=0).sqrt() * (1 - 2.0**-22) - bounds.errors[:, None]
         exact = torch.full_like(d, torch.inf)
         i, j = (lower <= bound[:, None]).nonzero(as_tuple=True)
-        for pairs in torch.arange(len(i), device=i.device).split(4096):
+        for pairs in torch.arange(len(i), dtype=torch.int64, device=i.device).split(4096):
             some = query_scale[i[pairs]] if len(query_scale) else query_scale
             exact[i[pairs], j[pairs]] = _exact(query[i[pairs]], some, bank, scale, j[pairs][:, None] + begin)[:, 0]
-        everything = torch.arange(begin, begin + len(rows), device=query.device).expand(len(query), -1)
+        everything = torch.arange(begin, begin + len(rows), dtype=torch.int64, device=query.device)
+        everything = everything.expand(len(query), -1)
         found, places = _smallest(torch.cat([found, exact], 1), torch.cat([places, everything], 1), k)
     return found, places
 

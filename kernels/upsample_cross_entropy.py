@@ -30,7 +30,7 @@ def _label_weight(weight, label, channels):
 
 @triton.jit
 def _upsample_cross_entropy(maps, bias, bias_stride, target, weight, weight_sum, ignore_index, hard, soft, loss, lse,
-                            channels, height, width, SMOOTHED: tl.constexpr,
+                            pixels, channels, height, width, SMOOTHED: tl.constexpr,
                             BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                             TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
@@ -47,21 +47,26 @@ def _upsample_cross_entropy(maps, bias, bias_stride, target, weight, weight_sum,
     total = tl.zeros((BLOCK_X,), dtype=tl.float32)
     chosen = tl.zeros((BLOCK_X,), dtype=tl.float32)
     smoothing = tl.zeros((BLOCK_X,), dtype=tl.float32)
+    seen = tl.sum(tl.zeros((BLOCK_C,), dtype=tl.float32), axis=0)  # weights of the classes so far
     start = 0
     while start < channels:
         c = start + tl.arange(0, BLOCK_C)
         c_inside = c < channels
         logits = resampled_sum(maps, bias, bias_stride, b, y, x, c, counts, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X)
         chosen += tl.sum(tl.where(c[None, :] == label[:, None], logits, 0.0), axis=1)
-        if SMOOTHED:
-            weighted = logits
-            if weight is not None:
-                weighted *= tl.load(weight + c, mask=c_inside, other=0.0)[None, :]
-            smoothing += tl.sum(tl.where(c_inside[None, :], weighted, 0.0), axis=1)
         logits = tl.where(c_inside[None, :], logits, float("-inf"))
         peak = tl.maximum(largest, tl.max(logits, axis=1))
+        before = shift
         # A chunk of -inf alone must not turn into NaN before a later chunk has a finite logit.
         shift = tl.where(peak == float("-inf"), 0.0, peak)
+        if SMOOTHED:
+            # Relative to the shift: sums of large logits have the digits of large logits only.
+            share = c_inside.to(tl.float32)
+            if weight is not None:
+                share = tl.load(weight + c, mask=c_inside, other=0.0)
+            smoothing += (before - shift) * seen
+            smoothing += tl.sum(tl.where(c_inside[None, :], (logits - shift[:, None]) * share[None, :], 0.0), axis=1)
+            seen += tl.sum(share, axis=0)
         total = total * tl.exp(largest - shift) + tl.sum(tl.exp(logits - shift[:, None]), axis=1)
         largest = peak
         start += BLOCK_C
@@ -69,14 +74,15 @@ def _upsample_cross_entropy(maps, bias, bias_stride, target, weight, weight_sum,
     result = hard * _label_weight(weight, label, channels) * (log_total - (chosen - shift))
     if SMOOTHED:
         all_weights = tl.load(weight_sum) if weight is not None else channels.to(tl.float32)
-        result += soft * (all_weights * (shift + log_total) - smoothing)
+        result += soft * (all_weights * log_total - smoothing)
     tl.store(loss + at, tl.where(counts, result, 0.0), mask=x_inside)
-    tl.store(lse + at, tl.where(counts, shift + log_total, 0.0), mask=x_inside)
+    tl.store(lse + at, tl.where(counts, shift, 0.0), mask=x_inside)
+    tl.store(lse + pixels + at, tl.where(counts, log_total, 0.0), mask=x_inside)
 
 
 @triton.jit
 def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, weight_sum, ignore_index, hard, soft,
-                                     lse, grad_loss, gradient,
+                                     lse, all_pixels, grad_loss, gradient,
                                      y_first, y_count, y_weights, y_taps, x_first, x_count, x_weights, x_taps,
                                      channels, height, width, map_height, map_width, SMOOTHED: tl.constexpr,
                                      BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -107,7 +113,8 @@ def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, we
             counts = used & (label != ignore_index)
             tap = weight_y * tl.load(x_weights + cell_x * x_taps + s, mask=used, other=0.0)
             upstream = tap * tl.load(grad_loss + pixels + x, mask=counts, other=0.0)
-            log_total = tl.load(lse + pixels + x, mask=counts, other=0.0)
+            shift = tl.load(lse + pixels + x, mask=counts, other=0.0)
+            log_total = tl.load(lse + all_pixels + pixels + x, mask=counts, other=0.0)
             logits = resampled_sum(
                 maps, bias, bias_stride, b, y, x, c, counts, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
             )
@@ -118,7 +125,7 @@ def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, we
                     scale += upstream * soft * tl.load(weight_sum)
                 else:
                     scale += upstream * soft * channels.to(tl.float32)
-            slope = scale[:, None] * tl.exp(logits - log_total[:, None])
+            slope = scale[:, None] * tl.exp((logits - shift[:, None]) - log_total[:, None])
             slope -= tl.where(c[None, :] == label[:, None], on_label[:, None], 0.0)
             if SMOOTHED:
                 if weight is not None:
@@ -143,7 +150,9 @@ def upsample_cross_entropy(
     loss: Tensor,
     lse: Tensor,
 ) -> None:
-    """Loss and log-sum-exp of every pixel, (B, H, W) float32; 0 where ignored, NaN loss for labels out of range."""
+    """Loss of every pixel, (B, H, W) float32; 0 where ignored, NaN for labels out of range. ``lse``: (2, B, H, W), the
+    largest logit and the logarithm of the sum of ``exp(z - largest)``, apart because together they lose the latter.
+    """
     batch, height, width = target.shape
     channels = features[0].shape[1]
     tile, taps = launch.reduce_tile(channels, width), launch.unrolled(axes)
@@ -160,6 +169,7 @@ def upsample_cross_entropy(
             label_smoothing / channels,
             loss,
             lse,
+            target.numel(),
             channels,
             height,
             width,
@@ -209,6 +219,7 @@ def upsample_cross_entropy_backward(
                 1.0 - label_smoothing,
                 label_smoothing / channels,
                 lse,
+                target.numel(),
                 grad_loss,
                 gradient,
                 *launch.table_arguments(y.transposed, lse.device),

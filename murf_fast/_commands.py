@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +12,11 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+
+from murf_fast.backends import BackendUnavailableError
+
+# An image a hundred times as large in each direction is a typing error.
+LARGEST_SCALE = 100
 
 app = typer.Typer(
     help="Fast, exact kernels for dense features of frozen vision transformers.",
@@ -41,9 +49,9 @@ def demo(
         ),
     ] = None,
     sizes: Annotated[str, typer.Option(help="Resolutions to encode at, in pixels.")] = "266,518,784",
-    longest: Annotated[int, typer.Option(min=1, help="Longer side of the fused map, in pixels.")] = 448,
+    longest: Annotated[int, typer.Option(min=1, max=2048, help="Longer side of the fused map, in pixels.")] = 448,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; torch's number if left out.", show_default=False)
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; torch's number if left out.", show_default=False)
     ] = None,
 ) -> None:
     """Encode a photo at several resolutions, fuse the features, compare with plain PyTorch, draw the components."""
@@ -51,15 +59,11 @@ def demo(
     if threads is not None:
         torch.set_num_threads(threads)
     bundled = files("murf_fast") / "assets" / "coffee.jpg"
-    try:
+    with _one_line("cli,models"):
         from murf_fast.demo.run import run
 
         with as_file(bundled) as default:
             run(image or default, out, weights, resolutions, longest, _console())
-    except ModuleNotFoundError as error:
-        _fail(f"the demo needs {str(error.name).partition('.')[0]}: pip install 'murf-fast[cli,models]'")
-    except (OSError, ValueError) as error:
-        _fail(str(error))
 
 
 anomaly = typer.Typer(help="Training-free anomaly detection (MRF-AD).", no_args_is_help=True)
@@ -84,8 +88,11 @@ def fit(
 ) -> None:
     """Fill banks with the patches of normal images."""
     options = {"index": index, "rules": rules, "pixels": pixels or None}
-    at = (_numbers(scales, float), _numbers(layers, int))
-    _told("fit", images, out, weights, *at, options)
+    at = (_numbers(scales, float, "--scales"), _numbers(layers, int, "--layers"))
+    with _one_line("anomaly,cli,models"):
+        from murf_fast.anomaly import _commands
+
+        _commands.fit(images, out, weights, *at, options, _console())
 
 
 @anomaly.command()
@@ -96,26 +103,10 @@ def score(
     weights: Weights = None,
 ) -> None:
     """Score an image and draw its heat map."""
-    _told("score", bank, image, out, weights)
-
-
-def _told(command: str, *arguments) -> None:
-    """Runs a command of `anomaly`; what users can put right is one line, not a traceback."""
-    try:
+    with _one_line("anomaly,cli,models"):
         from murf_fast.anomaly import _commands
 
-        getattr(_commands, command)(*arguments, _console())
-    except ModuleNotFoundError as error:
-        _fail(f"this needs {str(error.name).partition('.')[0]}: pip install 'murf-fast[anomaly,cli,models]'")
-    except (OSError, ValueError) as error:
-        _fail(str(error))
-
-
-def _numbers(text: str, kind: type) -> list:
-    try:
-        return [kind(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise typer.BadParameter(f"expected numbers such as 7,9,11, got {text!r}") from None
+        _commands.score(bank, image, out, weights, _console())
 
 
 @app.command()
@@ -128,29 +119,66 @@ def bench(
     `bench jbu` and `bench anyup` need no checkout: they print latency and memory of FeatUp's upsampler and of AnyUp at
     four output sizes.
     """
-    if ops in (["jbu"], ["anyup"]):
-        from importlib import import_module
+    with _one_line("bench,cli"):
+        if ops in (["jbu"], ["anyup"]):
+            from importlib import import_module
 
-        import_module(f"murf_fast.bench_{ops[0]}").main(_console())
-        return
-    from murf_fast.bench import main
+            if out is not None:
+                raise ValueError(f"`bench {ops[0]}` prints its table and takes no --out")
+            import_module(f"murf_fast.bench_{ops[0]}").main(_console())
+            return
+        from murf_fast.bench import main
 
-    raise typer.Exit(main(ops or (), out))
+        status = main(ops or (), out)
+    raise typer.Exit(status)
 
 
 def _resolutions(sizes: str) -> list[int]:
-    try:
-        resolutions = [int(part) for part in sizes.replace(",", " ").split()]
-    except ValueError:
-        resolutions = []
+    resolutions = _parsed(sizes, int)
     if not resolutions or min(resolutions) < 1:
         raise typer.BadParameter(f"expected pixels such as 266,518,784, got {sizes!r}", param_hint="--sizes")
     return resolutions
 
 
-def _fail(message: str) -> None:
+def _numbers(text: str, kind: type, option: str) -> list:
+    numbers = _parsed(text, kind)
+    if not numbers or (kind is float and not all(0 < n <= LARGEST_SCALE for n in numbers)):
+        expected = "numbers such as 7,9,11" if kind is int else f"numbers such as 0.3,0.5, up to {LARGEST_SCALE}"
+        raise typer.BadParameter(f"expected {expected}, got {text!r}", param_hint=option)
+    return numbers
+
+
+def _parsed(text: str, kind: type) -> list:
+    """The numbers of a list; none where a part is no finite number."""
+    try:
+        numbers = [kind(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        return []
+    return numbers if kind is int or all(map(math.isfinite, numbers)) else []
+
+
+@contextlib.contextmanager
+def _one_line(extras: str) -> Iterator[None]:
+    """What users can put right is one line, not a traceback."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        _fail(f"this needs {str(error.name).partition('.')[0]}: pip install 'murf-fast[{extras}]'", 1)
+    except (OSError, ValueError, BackendUnavailableError) as error:
+        _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("not enough memory for images and scales of this size")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _fail(message: str, code: int = 2) -> None:
     typer.echo(f"murf-fast: {message}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
 
 
 def _console() -> Console:

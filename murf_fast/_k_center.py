@@ -17,7 +17,7 @@ SECONDS = 0.2
 def select(features: Tensor, centers: Tensor, given: int, progress: Callable[[int, int], None] | None) -> None:
     """Fills ``centers`` from ``given`` on."""
     codes = native.KCenterCodes(features)
-    nearest = torch.full((len(features),), torch.inf, dtype=torch.float64)
+    nearest = native.empty((len(features),), torch.float64).fill_(torch.inf)
     done, piece, wanted = 0, 1, len(centers) - 1
     while done < wanted:
         until = min(wanted, done + piece)

@@ -37,12 +37,12 @@ def prepare(bank: Tensor, cosine: bool, precision: str) -> list[Tensor]:
     rows, dim = bank.shape
     mean, scale = _statistics(bank, cosine)
     blocks = -(-rows // BANK_BLOCK)
-    errors, squares = torch.zeros(blocks, dtype=torch.float64), torch.zeros(blocks, dtype=torch.float64)
-    low = torch.zeros(0, 0, dtype=dtype)
+    errors, squares = _zeros(blocks), _zeros(blocks)
+    low = native.empty((0, 0), dtype)
     if dtype != torch.float32:
         # Only rows that go into a product as they are carry its columns.
         product_ready = dtype == torch.bfloat16 and native.has_bf16_products()
-        low = torch.empty(rows, _width(dim) if product_ready else dim, dtype=dtype)
+        low = native.empty((rows, _width(dim) if product_ready else dim), dtype)
         role = "bank" if product_ready else "plain"
         for i, begin in enumerate(range(0, rows, BANK_BLOCK)):
             part = slice(begin, begin + BANK_BLOCK)
@@ -54,6 +54,13 @@ def prepare(bank: Tensor, cosine: bool, precision: str) -> list[Tensor]:
                 )
             errors[i], squares[i] = error.max(), norm.max()
     return [mean, scale, low, errors, squares]
+
+
+def layout(rows: int, dim: int) -> tuple[list, list]:
+    """(dtype, shape) that the low-precision rows may have, and (shape, dtype) of the errors and norms."""
+    half = (torch.bfloat16, torch.float16)
+    lows = [(torch.float32, (0, 0)), (torch.bfloat16, (rows, _width(dim))), *((d, (rows, dim)) for d in half)]
+    return lows, [((-(-rows // BANK_BLOCK),), torch.float64)] * 2
 
 
 def search(
@@ -71,12 +78,13 @@ def _search(query, query_scale, query_begin, bank, index, k, metric, distances, 
     width = _width(bank.shape[1])
     product_ready = low.shape[1] == width
     rows_dtype = torch.bfloat16 if product_ready or not _float32_products_are_exact() else torch.float32
-    prepared = torch.empty(len(query), width, dtype=rows_dtype)
+    prepared = native.empty((len(query), width), rows_dtype)
     query_squares, query_errors = native.nearest_prepare(query, mean, query_scale, prepared, "query")
     _check_rows("query", query_squares, query_begin)
     state = native.NearestState(len(query), k, max(CANDIDATES, 4 * k))
-    block = torch.empty(0) if product_ready else torch.empty(min(BANK_BLOCK, len(bank)), width, dtype=rows_dtype)
-    product = torch.empty(min(QUERY_BLOCK, len(query)), min(BANK_BLOCK, len(bank)), dtype=rows_dtype)
+    rows_at_a_time = min(BANK_BLOCK, len(bank))
+    block = None if product_ready else native.empty((rows_at_a_time, width), rows_dtype)
+    product = native.empty((min(QUERY_BLOCK, len(query)), rows_at_a_time), rows_dtype)
     for i, begin in enumerate(range(0, len(bank), BANK_BLOCK)):
         part = slice(begin, begin + BANK_BLOCK)
         if product_ready:
@@ -131,20 +139,21 @@ def _statistics(bank: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
     """The mean row (of unit rows, for cosine) and the scales that make unit rows."""
     squares = _squared_norms(bank, "bank", 0, cosine)
     scale = _norms_to_scale(squares) if cosine else _empty()
-    total = torch.zeros(bank.shape[1], dtype=torch.float64)
+    total = _zeros(bank.shape[1])
     for begin in range(0, len(bank), BANK_BLOCK):
         part = slice(begin, begin + BANK_BLOCK)
         rows = bank[part].float()
         if cosine:
-            rows = rows * scale[part].float()[:, None]
+            # In float64, as scales of rows near the smallest numbers are beyond float32.
+            rows = rows * scale[part][:, None]
         total += rows.sum(0, dtype=torch.float64)
     return (total / len(bank)).float(), scale
 
 
 def _squared_norms(x: Tensor, name: str, first: int, nonzero: bool) -> Tensor:
     """Checks the rows."""
-    squares = torch.empty(len(x), dtype=torch.float64)
-    block = torch.empty(min(BANK_BLOCK, len(x)), x.shape[1])
+    squares = native.empty((len(x),), torch.float64)
+    block = native.empty((min(BANK_BLOCK, len(x)), x.shape[1]), torch.float32)
     for begin in range(0, len(x), BANK_BLOCK):
         part = slice(begin, begin + BANK_BLOCK)
         squares[part] = native.nearest_prepare(x[part], None, _empty(), block[: len(x[part])], "plain")[0]
@@ -180,4 +189,8 @@ def _part(scale: Tensor, part: slice) -> Tensor:
 
 
 def _empty() -> Tensor:
-    return torch.zeros(0, dtype=torch.float64)
+    return _zeros(0)
+
+
+def _zeros(count: int) -> Tensor:
+    return native.empty((count,), torch.float64).zero_()

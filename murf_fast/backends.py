@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
+VARIABLE = "MURF_FAST_BACKEND"
 NAMES = ("reference", "native", "triton")
 OLDEST_TRITON = (3, 6)
 
@@ -33,7 +34,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     Under ``torch.compile`` the choice is made when the graph is traced.
     """
-    token = _override.set(_known(name, "use_backend"))
+    token = _override.set(_known(name, "`use_backend`"))
     try:
         yield
     finally:
@@ -88,7 +89,9 @@ def triton_problems() -> list[str]:
 
 def asked_for(request: str | None) -> str | None:
     """The backend that a call names, or its surroundings; None where nobody does."""
-    return request or _override.get() or os.environ.get("MURF_FAST_BACKEND") or None
+    if request is not None and not isinstance(request, str):
+        raise TypeError(f"murf_fast: `backend` must be one of {NAMES}, got {request!r}")
+    return request or _override.get() or os.environ.get(VARIABLE) or None
 
 
 @torch.compiler.assume_constant_result
@@ -96,12 +99,14 @@ def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
     """The backend that a call on such tensors takes. ``request`` beats ``use_backend`` beats ``MURF_FAST_BACKEND``."""
     asked = asked_for(request)
     if asked is not None:
-        _known(asked, "backend")
+        _known(asked, _source(request))
         if device_type == "meta":
             return "native"
         reasons = reasons_against(asked, device_type, dtype)
         if reasons:
-            raise BackendUnavailableError(f"murf_fast: backend {asked!r} was asked for, but: " + "; ".join(reasons))
+            raise BackendUnavailableError(
+                f"murf_fast: backend {asked!r} was asked for by {_source(request)}, but: " + "; ".join(reasons)
+            )
         return asked
     if device_type == "meta":
         return "native"
@@ -138,7 +143,14 @@ def launcher(name: str):
     raise ValueError(f"murf_fast: no kernels behind backend {name!r}")
 
 
-def _known(name: str, argument: str) -> str:
+def _source(request: str | None) -> str:
+    """Who asks for a backend, for messages."""
+    if request:
+        return "`backend`"
+    return "`use_backend`" if _override.get() else f"the environment variable {VARIABLE}"
+
+
+def _known(name: str, source: str) -> str:
     if name not in NAMES:
-        raise ValueError(f"murf_fast: `{argument}` must be one of {NAMES}, got {name!r}")
+        raise ValueError(f"murf_fast: {source} must be one of {NAMES}, got {name!r}")
     return name

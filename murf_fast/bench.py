@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -12,8 +13,8 @@ SUITES = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def operations() -> list[str]:
-    """Operations that have a suite."""
-    return sorted(path.stem.removeprefix("bench_") for path in SUITES.glob("bench_*.py"))
+    """Operations and models that have cases in the checkout's registry."""
+    return runpy.run_path(str(SUITES / "registry.py"))["suites"]()
 
 
 def main(ops: Sequence[str] = (), out: Path | None = None) -> int:
@@ -31,20 +32,12 @@ def main(ops: Sequence[str] = (), out: Path | None = None) -> int:
         raise ValueError(f"no suite for {', '.join(unknown)}; there are: {', '.join(operations())}")
     if out is None and ops:
         out = Path("out/benchmarks")
-    files = [str(SUITES / f"bench_{op}.py") for op in (ops or operations())]
+    chosen = [option for op in ops for option in ("--suite", op)]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run.json")
-        options = ["-q", "-o", "python_files=bench_*.py", "--benchmark-disable-gc", f"--benchmark-json={run}"]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            *files,
-            "-p",
-            "no:cacheprovider",
-            "--benchmark-columns=median,rounds",
-        ]
-        status = subprocess.run([*command, *options], cwd=SUITES.parent).returncode
+        options = ["-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", f"--benchmark-json={run}"]
+        command = [sys.executable, "-m", "pytest", str(SUITES / "bench_all.py"), "--benchmark-columns=median,rounds"]
+        status = subprocess.run([*command, *options, *chosen], cwd=SUITES.parent).returncode
         if not run.is_file() or not run.stat().st_size:
             return status or 1
         report = [sys.executable, str(SUITES / "report.py"), str(run)]

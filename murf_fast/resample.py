@@ -2,17 +2,25 @@
 
 ``Y = U_h X U_w^T``: bilinear, bicubic, both antialiased filters, area (adaptive average pooling) and nearest differ
 only in the entries of ``U``; two chained resizes are the product of two such matrices, and a gradient is the
-transposed one. :func:`axis` builds ``U`` once in float64 and keeps it as a table (first index, tap count, weights);
-every kernel of the library walks these tables.
+transposed one. :func:`axis` builds ``U`` once in float64, block of rows by block of rows and never as a full matrix,
+and keeps it as a table (first index, tap count, weights); every kernel of the library walks these tables.
 
 The rules are those of ``torch.nn.functional.interpolate`` with ``align_corners=False``. ``size=`` and
 ``scale_factor=`` differ: with a factor ``f`` the output has ``floor(n * f)`` pixels and the sampling step is ``1 / f``,
-not ``n / floor(n * f)``.
+not ``n / floor(n * f)``; an axis that keeps its size is copied by the bilinear and the antialiased filters.
+
+Where the rounding of a position decides which pixel a nearest mode reads, the table reads the one that torch's CPU
+kernels for contiguous float32, bfloat16 and float16 maps read. There are two, one for results of at most 128 rows and
+columns together, which also takes no notice of a factor on an axis that ``nearest`` keeps or doubles, and one for all
+others (``large``). Torch's channels_last kernel for four channels and more is the former at every size, and differs
+from ours at, say, 2 to 141 pixels; torch on a processor without fused multiplications, on CUDA and in float64 rounds
+in other ways again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -21,6 +29,15 @@ import torch
 
 MODES = ("bilinear", "bicubic", "area", "nearest", "nearest-exact")
 ANTIALIASED = ("bilinear", "bicubic")
+NEAREST = ("nearest", "nearest-exact")
+
+MAX_PIXELS = 2**31 - 1  # of an axis: indices are int32
+MAX_WEIGHTS = 2**28  # of a table: 1 GiB
+_BLOCK = 2**17  # weights that are computed at a time
+_SMALL_RESULT = 128  # rows and columns together; torch's threshold
+
+# Consecutive rows of a banded matrix: the first row's number, every row's first column, and (rows, width) weights.
+Block = tuple[int, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +69,7 @@ class AxisTable:
     @cached_property
     def transposed(self) -> AxisTable:
         """The table of ``U^T``: for every input index the outputs that read it (a gather, hence deterministic)."""
-        return _from_dense(self.dense().T)
+        return _transposed(self)
 
     @cached_property
     def native(self):
@@ -81,61 +98,121 @@ def axis(
     antialias: bool = False,
     via: int | None = None,
     scale_factor: float | None = None,
+    large: bool = False,
+    large_via: bool = False,
 ) -> AxisTable:
     """Table of one axis, ``in_size -> out_size`` pixels, or ``in_size -> via -> out_size`` in two chained resizes.
 
-    With ``scale_factor`` the sampling step is ``1 / scale_factor`` instead of ``in_size / out_size``.
+    With ``scale_factor`` the sampling step is ``1 / scale_factor`` instead of ``in_size / out_size``. ``large`` and
+    ``large_via``: what :func:`is_large` says of the result and of the map in between.
+
+    Raises ValueError for an axis beyond int32 indices, and for a chain that is no band: after a resize to a few pixels
+    and back, every pixel depends on thousands.
+
+    Memory: twice the table (12 to 24 bytes per output pixel in the usual modes) while it is built.
     """
     if via is None:
-        return _from_dense(_matrix(in_size, out_size, mode, antialias, scale_factor))
+        return _collected(in_size, out_size, _blocks(in_size, out_size, mode, antialias, scale_factor, large))
     if scale_factor is not None:
         raise ValueError("murf_fast: `via` and `scale_factor` exclude each other")
-    first = _matrix(in_size, via, mode, antialias, None)
-    second = _matrix(via, out_size, mode, antialias, None)
-    return _from_dense(second @ first)
+    first = list(_blocks(in_size, via, mode, antialias, None, large_via))
+    second = _blocks(via, out_size, mode, antialias, None, large)
+    return _collected(in_size, out_size, _product(second, _joined(first), in_size, out_size))
 
 
 @lru_cache(maxsize=1024)
 def gram_axis(
-    in_size: int, out_size: int, mode: str = "bilinear", antialias: bool = False, via: int | None = None
+    in_size: int,
+    out_size: int,
+    mode: str = "bilinear",
+    antialias: bool = False,
+    via: int | None = None,
+    large: bool = False,
+    large_via: bool = False,
 ) -> AxisTable:
     """Table of the symmetric ``U^T U`` of :func:`axis`: second moments of a resized map without resizing it."""
-    dense = axis(in_size, out_size, mode, antialias, via).dense()
-    return _from_dense(dense.T @ dense)
+    table = axis(in_size, out_size, mode, antialias, via, None, large, large_via)
+    taps = table.taps
+    width = 2 * taps - 1  # row j holds columns j - taps + 1 .. j + taps - 1
+    _check_weights(in_size, width, f"`size`: the second moments of {in_size} pixels resized to {out_size}")
+    gram = np.zeros((in_size + taps, width))  # rows that only zero weights point to lie behind the last
+    for begin, end in _parts(out_size, taps * taps):
+        rows = table.weights[begin:end].astype(np.float64)
+        a, b = np.arange(taps)[:, None], np.arange(taps)
+        target = table.first[begin:end, None, None].astype(np.int64) + a
+        np.add.at(gram, (target, b - a + taps - 1), rows[:, :, None] * rows[:, None, :])
+    start = np.arange(in_size) - taps + 1
+    # Columns before the first and behind the last hold zeros.
+    return _collected(in_size, in_size, [(b, start[b:e], gram[b:e]) for b, e in _parts(in_size, width)])
 
 
 @lru_cache(maxsize=256)
 def gaussian_axis(size: int, sigma: float, border: str) -> AxisTable:
-    """Table of a Gaussian filter, cut off at four sigma. Taps beyond the border fold back into the row's own band."""
+    """Table of a Gaussian filter, cut off at four sigma. Taps beyond the border fold back into the row's own band.
+
+    Raises ValueError where a row's band and the axis are so long that the table would pass 1 GiB.
+    """
     radius = gaussian_radius(sigma)
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    columns = mirrored(np.arange(size)[:, None] + np.arange(-radius, radius + 1), size, border)
     first = np.maximum(np.arange(size) - radius, 0)
     count = np.minimum(np.arange(size) + radius + 1, size) - first
-    weights = np.zeros((size, int(count.max())))
-    np.add.at(weights, (np.arange(size)[:, None], columns - first[:, None]), taps / taps.sum())
-    return AxisTable(size, size, first.astype(np.int32), count.astype(np.int32), weights.astype(np.float32))
+    width = int(count.max())
+    _check_weights(size, width, f"`sigma`: {sigma:g} pixels on an axis of {size}")
+    offset, taps = gaussian_taps(size, sigma, border)
+    weights = np.zeros((size, width), np.float32)
+    if radius < size - radius:
+        weights[radius : size - radius] = taps
+    borders = np.flatnonzero((np.arange(size) < radius) | (np.arange(size) >= size - radius))
+    for begin, end in _parts(len(borders), max(len(taps), width)):
+        rows = borders[begin:end, None]
+        columns = mirrored(rows + offset + np.arange(len(taps)), size, border)
+        band = np.zeros((end - begin, width))
+        np.add.at(band, (np.arange(end - begin)[:, None], columns - first[rows]), taps)
+        weights[rows[:, 0]] = band
+    return AxisTable(size, size, first.astype(np.int32), count.astype(np.int32), weights)
 
 
 def gaussian_radius(sigma: float) -> int:
     return int(4 * sigma + 0.5)
 
 
+def gaussian_taps(size: int, sigma: float, border: str) -> tuple[int, np.ndarray]:
+    """Normalized weights of the positions ``i + offset, i + offset + 1, ...``, in float64: ``(offset, weights)``.
+
+    Mirrored positions repeat, so that a filter longer than their period is folded into one period.
+    """
+    radius, period = gaussian_radius(sigma), _period(size, border)
+    if 2 * radius + 1 <= period:
+        taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+        return -radius, taps / taps.sum()
+    folded = np.zeros(period)
+    step = period * max(1, _BLOCK // period)
+    for begin in range(-radius, radius + 1, step):
+        at = np.arange(begin, begin + step)
+        taps = np.where(at <= radius, np.exp(-0.5 * (at / sigma) ** 2), 0.0)
+        folded += taps.reshape(-1, period).sum(0)
+    return -radius, folded / folded.sum()
+
+
+def _period(size: int, border: str) -> int:
+    return 2 * size if border == "symmetric" else max(2 * size - 2, 1)
+
+
 def mirrored(index: np.ndarray, size: int, border: str) -> np.ndarray:
     """Positions inside an axis: mirrored at the edge of the border pixel (``"symmetric"``: d c b a | a b c d, scipy's
     ``reflect``) or at its centre (``"reflect"``: d c b | a b c d, torch's), as often as needed."""
-    if border == "symmetric":
-        index = index % (2 * size)
-        return np.where(index < size, index, 2 * size - 1 - index)
-    period = max(2 * size - 2, 1)
+    period = _period(size, border)
     index = index % period
-    return np.where(index < size, index, period - index)
+    return np.where(index < size, index, period - (1 if border == "symmetric" else 0) - index)
 
 
 @lru_cache(maxsize=256)
 def pseudo_inverse(in_size: int, out_size: int, mode: str, antialias: bool) -> np.ndarray:
     """(in_size, out_size) pseudo-inverse of one axis, in float64: what undoes a resize."""
-    return np.linalg.pinv(_matrix(in_size, out_size, mode, antialias, None))
+    matrix = np.zeros((out_size, in_size))
+    for begin, start, weights in _blocks(in_size, out_size, mode, antialias, None, False):
+        rows, columns = np.nonzero(weights)
+        matrix[begin + rows, start[rows] + columns] = weights[rows, columns]
+    return np.linalg.pinv(matrix)
 
 
 def scaled_size(in_size: int, scale_factor: float) -> int:
@@ -143,53 +220,98 @@ def scaled_size(in_size: int, scale_factor: float) -> int:
     return math.floor(in_size * scale_factor)
 
 
-def _matrix(in_size: int, out_size: int, mode: str, antialias: bool, scale_factor: float | None) -> np.ndarray:
+def is_large(mode: str, size: tuple[int, int] | list[int]) -> bool:
+    """Whether torch takes its kernel of large results for a map of ``size``; only the nearest modes tell."""
+    return mode in NEAREST and size[0] + size[1] > _SMALL_RESULT
+
+
+def _blocks(
+    in_size: int, out_size: int, mode: str, antialias: bool, scale_factor: float | None, large: bool
+) -> Iterator[Block]:
+    """The rows of one resize, in blocks."""
     if antialias and mode not in ANTIALIASED:
         raise ValueError(f"murf_fast: `antialias` needs mode in {ANTIALIASED}, got {mode!r}")
-    step = in_size / out_size if scale_factor is None else 1.0 / scale_factor
-    rows = np.arange(out_size)
-    matrix = np.zeros((out_size, in_size))
-    if mode in ("nearest", "nearest-exact"):
-        # torch computes these positions in float32 for every dtype, and one rounding moves a whole pixel.
-        offset = np.float32(0.5 if mode == "nearest-exact" else 0.0)
-        position = ((rows.astype(np.float32) + offset) * np.float32(step)).astype(np.int64)
-        if mode == "nearest" and out_size in (in_size, 2 * in_size):
-            position = rows * in_size // out_size  # torch ignores a scale factor here
-        matrix[rows, np.minimum(position, in_size - 1)] = 1.0
-    elif mode == "area":
-        for i in rows:
-            lo, hi = i * in_size // out_size, -((-(i + 1) * in_size) // out_size)
-            matrix[i, lo:hi] = 1.0 / (hi - lo)
-    elif antialias:
-        _fill_antialiased(matrix, step, mode)
-    elif mode == "bilinear":
-        position = np.maximum(step * (rows + 0.5) - 0.5, 0.0)
-        left = np.minimum(np.floor(position).astype(np.int64), in_size - 1)
-        t = position - left
-        np.add.at(matrix, (rows, left), 1.0 - t)
-        np.add.at(matrix, (rows, np.minimum(left + 1, in_size - 1)), t)
-    elif mode == "bicubic":
-        position = step * (rows + 0.5) - 0.5
-        left = np.floor(position).astype(np.int64)
-        for tap in range(-1, 3):
-            weight = _keys(position - (left + tap), a=-0.75)
-            np.add.at(matrix, (rows, np.clip(left + tap, 0, in_size - 1)), weight)
-    else:
+    if mode not in MODES:
         raise ValueError(f"murf_fast: `mode` must be one of {MODES}, got {mode!r}")
-    return matrix
+    if max(in_size, out_size) > MAX_PIXELS:
+        raise ValueError(f"murf_fast: an axis must have at most {MAX_PIXELS} pixels, got {in_size} to {out_size}")
+    if in_size == out_size and (antialias or mode == "bilinear"):
+        scale_factor = None  # torch copies such an axis, although the step is not one
+    step = in_size / out_size if scale_factor is None else 1.0 / scale_factor
+    if antialias:
+        width = 2 * int((1.0 if mode == "bilinear" else 2.0) * max(step, 1.0)) + 2
+    else:
+        width = {"bilinear": 2, "bicubic": 4, "area": in_size // out_size + 2}.get(mode, 1)
+    for begin, end in _parts(out_size, width):
+        rows = np.arange(begin, end)
+        if antialias:
+            start, weights = _antialiased(rows, in_size, step, mode)
+        elif mode == "bilinear":
+            start, weights = _bilinear(rows, in_size, step)
+        elif mode == "bicubic":
+            start, weights = _bicubic(rows, in_size, step)
+        elif mode == "area":
+            start, weights = _area(rows, in_size, out_size)
+        else:
+            unscaled = mode == "nearest" and out_size in (in_size, 2 * in_size) and (scale_factor is None or not large)
+            start = rows * in_size // out_size if unscaled else _nearest(rows, step, mode == "nearest-exact", large)
+            start, weights = np.minimum(start, in_size - 1), np.ones((len(rows), 1))
+        yield begin, start, weights
 
 
-def _fill_antialiased(matrix: np.ndarray, step: float, mode: str) -> None:
-    out_size, in_size = matrix.shape
+def _nearest(rows: np.ndarray, step: float, exact: bool, large: bool) -> np.ndarray:
+    """Pixels read, by the arithmetic of torch's kernels: one rounding moves a whole pixel."""
+    step = np.float32(step)
+    if not exact:
+        return (rows.astype(np.float32) * step).astype(np.int64)
+    center = rows + 0.5
+    if not large:
+        return (center * np.float64(step)).astype(np.float32).astype(np.int64)
+    # A fused multiplication and subtraction, as the product of two float32 is exact in float64.
+    position = (center.astype(np.float32).astype(np.float64) * step - 0.5).astype(np.float32)
+    return (np.maximum(position, 0.0) + 0.5).astype(np.float32).astype(np.int64)
+
+
+def _bilinear(rows: np.ndarray, in_size: int, step: float) -> tuple[np.ndarray, np.ndarray]:
+    position = np.maximum(step * (rows + 0.5) - 0.5, 0.0)
+    left = np.minimum(np.floor(position).astype(np.int64), in_size - 1)
+    t = position - left
+    weights = np.stack([1.0 - t, t], axis=1)
+    last = left == in_size - 1
+    weights[last, 0] += t[last]
+    weights[last, 1] = 0.0
+    return left, weights
+
+
+def _bicubic(rows: np.ndarray, in_size: int, step: float) -> tuple[np.ndarray, np.ndarray]:
+    position = step * (rows + 0.5) - 0.5
+    left = np.floor(position).astype(np.int64)
+    start = np.clip(left - 1, 0, in_size - 1)
+    weights, at = np.zeros((len(rows), 4)), np.arange(len(rows))
+    for tap in range(-1, 3):
+        weights[at, np.clip(left + tap, 0, in_size - 1) - start] += _keys(position - (left + tap), a=-0.75)
+    return start, weights
+
+
+def _area(rows: np.ndarray, in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
+    start, stop = rows * in_size // out_size, -((-(rows + 1) * in_size) // out_size)
+    count = (stop - start)[:, None]
+    return start, np.where(np.arange(count.max()) < count, 1.0 / count, 0.0)
+
+
+def _antialiased(rows: np.ndarray, in_size: int, step: float, mode: str) -> tuple[np.ndarray, np.ndarray]:
     stretch = max(step, 1.0)
     support = (1.0 if mode == "bilinear" else 2.0) * stretch
-    for i in range(out_size):
-        center = step * (i + 0.5)
-        lo = max(int(center - support + 0.5), 0)
-        hi = min(int(center + support + 0.5), in_size)
-        x = (np.arange(lo, hi) - center + 0.5) / stretch
+    center = step * (rows + 0.5)
+    start = np.maximum((center - support + 0.5).astype(np.int64), 0)
+    count = np.minimum((center + support + 0.5).astype(np.int64), in_size) - start
+    weights = np.zeros((len(rows), count.max()))
+    for n in np.unique(count):  # rows of one length at a time: a few, and their sums take every weight in one order
+        of = np.flatnonzero(count == n)
+        x = (start[of, None] + np.arange(n) - center[of, None] + 0.5) / stretch
         weight = np.maximum(1.0 - np.abs(x), 0.0) if mode == "bilinear" else _keys(x, a=-0.5)
-        matrix[i, lo:hi] = weight / weight.sum()
+        weights[of, :n] = weight / weight.sum(axis=1, keepdims=True)
+    return start, weights
 
 
 def _keys(x: np.ndarray, a: float) -> np.ndarray:
@@ -200,23 +322,89 @@ def _keys(x: np.ndarray, a: float) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _from_dense(matrix: np.ndarray) -> AxisTable:
-    out_size, in_size = matrix.shape
-    used = matrix != 0
-    # A transposed downsampling has unused rows: they get no taps, at the position of the row behind them.
-    any_used = used.any(axis=1)
-    start = np.where(any_used, used.argmax(axis=1), in_size - 1)
+def _parts(rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows whose bands of ``width`` weights make one block."""
+    step = max(1, _BLOCK // max(width, 1))
+    return ((begin, min(begin + step, rows)) for begin in range(0, rows, step))
+
+
+def _joined(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray]:
+    """All first columns and all weights, those of narrow blocks padded with zeros."""
+    width = max(weights.shape[1] for _, _, weights in blocks)
+    padded = [np.pad(weights, ((0, 0), (0, width - weights.shape[1]))) for _, _, weights in blocks]
+    return np.concatenate([start for _, start, _ in blocks]), np.concatenate(padded)
+
+
+def _product(
+    left: Iterator[Block], right: tuple[np.ndarray, np.ndarray], in_size: int, out_size: int
+) -> Iterator[Block]:
+    """The rows of the product of two banded matrices; sums run over the columns of ``left`` in order."""
+    right_start, right_weights = right
+    for begin, left_start, left_weights in left:
+        rows, taps = left_weights.shape
+        source = np.minimum(left_start[:, None] + np.arange(taps), len(right_start) - 1)  # beyond: weights of zero
+        start = right_start[left_start]
+        offset = right_start[source] - start[:, None]
+        width = int(offset.max()) + right_weights.shape[1]
+        _check_weights(out_size, width, f"`via`: {in_size} pixels resized by way of {len(right_start)} to {out_size}")
+        for part_begin, part_end in _parts(rows, width):
+            part = slice(part_begin, part_end)
+            weights = np.zeros((part_end - part_begin, width))
+            at, columns = np.arange(part_end - part_begin)[:, None], np.arange(right_weights.shape[1])
+            for tap in range(taps):
+                term = left_weights[part, tap, None] * right_weights[source[part, tap]]
+                weights[at, offset[part, tap, None] + columns] += term
+            yield begin + part_begin, start[part], weights
+
+
+def _check_weights(rows: int, width: int, what: str) -> None:
+    if rows * width > MAX_WEIGHTS:
+        raise ValueError(
+            f"murf_fast: {what} depend on up to {width} pixels each: a table of {rows * width * 4 / 2**30:.1f} GiB, "
+            f"more than the {MAX_WEIGHTS * 4 // 2**30} GiB that a table may have"
+        )
+
+
+def _collected(in_size: int, out_size: int, blocks: Iterator[Block] | list[Block]) -> AxisTable:
+    """A table of the rows of ``blocks``, every band cut to its nonzero weights."""
+    first, stop = np.empty(out_size, np.int32), np.empty(out_size, np.int32)
+    kept = []
+    for begin, start, weights in blocks:
+        width, rows = weights.shape[1], slice(begin, begin + len(start))
+        used = weights != 0
+        any_used = used.any(axis=1)
+        # A transposed downsampling has unused rows: they get no taps, at the position of the row behind them.
+        first[rows] = np.where(any_used, start + used.argmax(axis=1), in_size - 1)
+        stop[rows] = np.where(any_used, start + width - used[:, ::-1].argmax(axis=1), 0)
+        kept.append((rows, start.astype(np.int32), weights.astype(np.float32)))
     # A leading zero weight may make a band start behind its successor's; widen it, kernels rely on the order.
-    start = np.minimum.accumulate(start[::-1])[::-1]
-    stop = np.where(any_used, in_size - used[:, ::-1].argmax(axis=1), start)
-    count = stop - start
-    columns = start[:, None] + np.arange(max(int(count.max(initial=0)), 1))
-    inside = columns < stop[:, None]
-    weights = np.where(inside, np.take_along_axis(matrix, np.minimum(columns, in_size - 1), axis=1), 0.0)
-    return AxisTable(
-        in_size,
-        out_size,
-        np.ascontiguousarray(start, dtype=np.int32),
-        np.ascontiguousarray(count, dtype=np.int32),
-        np.ascontiguousarray(weights, dtype=np.float32),
-    )
+    first = np.minimum.accumulate(first[::-1])[::-1].copy()
+    count = np.maximum(stop - first, 0)
+    taps = max(int(count.max(initial=0)), 1)
+    result = np.zeros((out_size, taps), np.float32)
+    for rows, start, weights in kept:
+        column = (first[rows] - start)[:, None] + np.arange(taps)
+        inside = (column >= 0) & (column < weights.shape[1]) & (np.arange(taps) < count[rows, None])
+        result[rows] = np.where(inside, np.take_along_axis(weights, np.clip(column, 0, weights.shape[1] - 1), 1), 0)
+    return AxisTable(in_size, out_size, first, count, result)
+
+
+def _transposed(table: AxisTable) -> AxisTable:
+    def entries() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for begin, end in _parts(table.out_size, table.taps):
+            weights = table.weights[begin:end]
+            rows, taps = np.nonzero(weights)
+            yield begin + rows, table.first[begin + rows] + taps, weights[rows, taps]
+
+    first = np.full(table.in_size, table.out_size - 1, np.int64)
+    stop = np.zeros(table.in_size, np.int64)
+    for rows, columns, _ in entries():
+        np.minimum.at(first, columns, rows)
+        np.maximum.at(stop, columns, rows + 1)
+    first = np.minimum.accumulate(first[::-1])[::-1]
+    count = np.maximum(stop - first, 0)
+    taps = max(int(count.max(initial=0)), 1)
+    result = np.zeros((table.in_size, taps), np.float32)
+    for rows, columns, weights in entries():
+        result[columns, rows - first[columns]] = weights
+    return AxisTable(table.out_size, table.in_size, first.astype(np.int32), count.astype(np.int32), result)

@@ -112,9 +112,10 @@ def folded_axis(in_size: int, out_size: int, taps: int, mode: str | None, paddin
         weights[yy, ii, begin[yy, ii] - low[yy] + t] = rows[position[yy, ii], t]
 
     reader_begin, reader_end = np.full(in_size, out_size, np.int32), np.zeros(in_size, np.int32)
-    for n in range(out_size):
-        reader_begin[low[n] : high[n]] = np.minimum(reader_begin[low[n] : high[n]], n)
-        reader_end[low[n] : high[n]] = n + 1
+    for t in range(span):
+        readers = np.flatnonzero(low + t < high)
+        np.minimum.at(reader_begin, low[readers] + t, readers.astype(np.int32))
+        np.maximum.at(reader_end, low[readers] + t, readers.astype(np.int32) + 1)
     return FoldedAxis(
         in_size, out_size, low.astype(np.int32), (high - low).astype(np.int32), weights, reader_begin, reader_end
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from murf_fast import _arguments
 
 Pair = tuple[int, int]
 
@@ -67,17 +68,22 @@ class Windows:
             raise ValueError("murf_fast.windows: this rule fits any size: `out` and `grid` must be given")
         return axis_window(self.rows, out[0], grid[0]), axis_window(self.columns, out[1], grid[1])
 
+    def __reduce__(self) -> tuple:
+        """For pickling and copying: tables that the user gave travel with the rule."""
+        given = [_given[spec.split()[1]] for spec in (self.rows, self.columns) if spec.startswith("given ")]
+        return _restored, (self.rows, self.columns, self.out, self.grid, given)
+
 
 def ratio(out: int | Pair, grid: int | Pair, ratio: float = 0.1) -> Windows:
     """AnyUp's dense rule: keys within ``ratio`` of the map's size around the query; borders shrink the window.
 
     With ``p = (i + 0.5) / out``: keys ``floor(clamp(p - ratio, 0, 1) n) .. ceil(clamp(p + ratio, 0, 1) n) - 1``, in
-    float32 and in this order, because at some sizes the rounding decides. A ratio of zero or less is no restriction.
+    float32 and in this order, because at some sizes the rounding decides. A ratio of zero or less is no restriction;
+    one so small that a query would have no key raises ValueError where the rule is used.
     """
-    out, grid = _pair("ratio", "out", out), _pair("ratio", "grid", grid)
-    if not isinstance(ratio, (int, float)) or not math.isfinite(ratio):
-        raise ValueError(f"murf_fast.windows.ratio: `ratio` must be a finite number, got {ratio!r}")
-    spec = f"ratio {float(ratio)!r}" if ratio > 0 else "full"
+    out, grid = _arguments.pair("windows.ratio", "out", out), _arguments.pair("windows.ratio", "grid", grid)
+    ratio = _arguments.number("windows.ratio", "ratio", ratio)
+    spec = f"ratio {ratio!r}" if ratio > 0 else "full"
     return Windows(spec, spec, out, grid)
 
 
@@ -97,30 +103,26 @@ def neighborhood(
     (nearest-exact upsampling; at a ratio that is not an integer a key can repeat and then counts as often), and
     ``dilation`` is ``out // n`` unless given (AnyUp's ``use_natten``, NAF).
     """
-    name = "neighborhood"
-    out, grid = _pair(name, "out", out), _pair(name, "grid", grid)
-    kernel, stride = _pair(name, "kernel_size", kernel_size), _pair(name, "stride", stride)
+    op = "windows.neighborhood"
+    out, grid = _arguments.pair(op, "out", out), _arguments.pair(op, "grid", grid)
+    kernel, stride = _arguments.pair(op, "kernel_size", kernel_size), _arguments.pair(op, "stride", stride)
     steps = tuple(max(1, o // n) for o, n in zip(out, grid, strict=True))
-    dilation = steps if dilation is None else _pair(name, "dilation", dilation)
+    dilation = steps if dilation is None else _arguments.pair(op, "dilation", dilation)
     specs = []
     for axis, o, k, s, d in zip(("height", "width"), out, kernel, stride, dilation, strict=True):
         if k * d > o:
             raise ValueError(
-                f"murf_fast.windows.neighborhood: `kernel_size` times `dilation` must fit the {axis} of the output, "
-                f"{o}, got {k} * {d}"
+                f"murf_fast.{op}: `kernel_size` times `dilation` must fit the {axis} of the output, {o}, got {k} * {d}"
             )
         if s > k:
-            raise ValueError(f"murf_fast.windows.neighborhood: `stride` must be at most `kernel_size`, {k}, got {s}")
+            raise ValueError(f"murf_fast.{op}: `stride` must be at most `kernel_size`, {k}, got {s}")
         specs.append(f"neighborhood {k} {s} {d}")
     return Windows(*specs, out, grid)
 
 
 def clamped(radius: int | Pair) -> Windows:
     """Keys at most ``radius`` rows and columns from the query, fewer at the borders; one grid for both (FeatSharp)."""
-    pair = (radius, radius) if isinstance(radius, int) else radius
-    if len(pair) != 2 or not all(isinstance(r, int) and r >= 0 for r in pair):
-        raise ValueError(f"murf_fast.windows.clamped: `radius` must be one or two integers >= 0, got {radius!r}")
-    return Windows(*(f"clamped {r}" for r in pair))
+    return Windows(*(f"clamped {r}" for r in _arguments.pair("windows.clamped", "radius", radius, 0)))
 
 
 def full() -> Windows:
@@ -130,7 +132,7 @@ def full() -> Windows:
 
 def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: int | Pair) -> Windows:
     """Windows given as (start, end) int32 tables of the output's height and width; ``end`` is excluded."""
-    grid = _pair("ranges", "grid", grid)
+    grid = _arguments.pair("windows.ranges", "grid", grid)
     axes = []
     for name, pair, n in (("rows", rows, grid[0]), ("columns", columns, grid[1])):
         if not isinstance(pair, Sequence) or len(pair) != 2:
@@ -151,7 +153,7 @@ def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: in
 
 def tables(rows: Tensor, columns: Tensor, grid: int | Pair) -> Windows:
     """Windows given as int32 index tables (output length, window); an index that repeats counts as often."""
-    grid = _pair("tables", "grid", grid)
+    grid = _arguments.pair("windows.tables", "grid", grid)
     axes = []
     for name, table, n in (("rows", rows, grid[0]), ("columns", columns, grid[1])):
         index = _table("tables", name, table, 2)
@@ -175,6 +177,11 @@ def axis_window(spec: str, out: int, size: int) -> AxisWindow:
     """The table that one axis of a rule stands for."""
     kind, *arguments = spec.split()
     if kind == "given":
+        if arguments[0] not in _given:
+            raise ValueError(
+                "murf_fast.windows: this rule's table was given in another process, and only its name came over; "
+                "pickle the rule itself, or make it again with `tables` or `ranges`"
+            )
         return _given[arguments[0]]
     if kind == "full":
         return _from_ranges(np.zeros(out, np.int32), np.full(out, size, np.int32), size)
@@ -187,9 +194,15 @@ def axis_window(spec: str, out: int, size: int) -> AxisWindow:
 
 
 def _ratio_axis(out: int, size: int, ratio: float) -> AxisWindow:
-    position = (torch.arange(out, dtype=torch.float32) + 0.5) / out
+    position = (torch.arange(out, dtype=torch.float32, device="cpu") + 0.5) / out
     start = ((position - ratio).clamp(0, 1) * size).floor().to(torch.int32)
     end = ((position + ratio).clamp(0, 1) * size).ceil().to(torch.int32)
+    empty = (end <= start).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"murf_fast.windows.ratio: `ratio` must be so large that every query has a key, got {ratio!r}, with which "
+            f"position {empty[0]} of {out} has none among {size} (and {len(empty) - 1} more)"
+        )
     return _from_ranges(start.numpy(), end.numpy(), size)
 
 
@@ -215,11 +228,23 @@ def _from_ranges(start: np.ndarray, end: np.ndarray, size: int) -> AxisWindow:
 def _custom(axes: list[AxisWindow], grid: Pair) -> Windows:
     specs = []
     for axis in axes:
-        digest = hashlib.sha256(repr((axis.size, axis.index.shape)).encode())
-        digest.update(axis.index.tobytes() + axis.count.tobytes())
-        _given.setdefault(digest.hexdigest(), axis)
-        specs.append(f"given {digest.hexdigest()}")
+        digest = _digest(axis)
+        _given.setdefault(digest, axis)
+        specs.append(f"given {digest}")
     return Windows(*specs, (axes[0].out_size, axes[1].out_size), grid)
+
+
+def _digest(axis: AxisWindow) -> str:
+    digest = hashlib.sha256(repr((axis.size, axis.index.shape)).encode())
+    digest.update(axis.index.tobytes() + axis.count.tobytes())
+    return digest.hexdigest()
+
+
+def _restored(rows: str, columns: str, out: Pair | None, grid: Pair | None, given: list[AxisWindow]) -> Windows:
+    """A rule from a pickle, which brings the tables that were given for it."""
+    for axis in given:
+        _given.setdefault(_digest(axis), axis)
+    return Windows(rows, columns, out, grid)
 
 
 def _table(function: str, name: str, table: object, ndim: int) -> np.ndarray:
@@ -231,15 +256,5 @@ def _table(function: str, name: str, table: object, ndim: int) -> np.ndarray:
             f"murf_fast.windows.{function}: `{name}` must have {ndim} dimensions and at least one row, got shape "
             f"{tuple(table.shape)}"
         )
+    _arguments.dense(f"windows.{function}", name, table)
     return table.detach().cpu().contiguous().numpy().copy()
-
-
-def _pair(function: str, name: str, value: object) -> Pair:
-    pair = (value, value) if isinstance(value, int) else value
-    if (
-        not isinstance(pair, Sequence)
-        or len(pair) != 2
-        or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair)
-    ):
-        raise ValueError(f"murf_fast.windows.{function}: `{name}` must be one or two positive integers, got {value!r}")
-    return tuple(pair)

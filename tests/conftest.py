@@ -12,7 +12,23 @@ if not torch.cuda.is_available():
 
 import pytest
 
-from murf_fast import native
+from murf_fast import backends, native
+
+HAS_GPU = torch.cuda.is_available()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fuzz", "random cases of every operation (tests/test_fuzz.py)")
+    group.addoption("--fuzz-cases", type=int, default=5000, help="cases of all operations together")
+    group.addoption("--fuzz-seed", type=int, default=0, help="other cases")
+    group.addoption("--fuzz-case", metavar="OP:SEED:INDEX", help="one case, as a failure prints it")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--fuzz-case"):
+        others = [item for item in items if getattr(item, "originalname", None) != "test_random_cases"]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +50,23 @@ def poisoned_memory(monkeypatch):
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu) if HAS_GPU else "cpu"])
+def device(request):
+    """Where a test of a Triton kernel runs: on the GPU where there is one (marked gpu), else in the interpreter."""
+    reasons = backends.reasons_against("triton", request.param)
+    if reasons:
+        pytest.skip("; ".join(reasons))
+    return request.param
+
+
+@pytest.fixture
+def gpu(device):
+    """For what the interpreter cannot show: streams, graphs, large results."""
+    if device != "cuda":
+        pytest.skip("needs a CUDA device")
+    return device
 
 
 @pytest.fixture

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 from util import assert_gradient_within_budget, assert_within_budget, layouts
 
+from murf_fast import backends
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HAS_GPU = torch.cuda.is_available()
+# The interpreter computes half precision with NumPy, which has no bfloat16.
+TRITON_DTYPES = DTYPES if HAS_GPU else (torch.float32, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "tokens", "sliced")
+_TRITON_ON = "cuda" if HAS_GPU else "cpu"
+_AGAINST_TRITON = "; ".join(backends.reasons_against("triton", _TRITON_ON))
+# For tests that are the same for both kinds of kernel: C++ on the CPU, Triton as the fixture `device` has it.
+KERNELS = [
+    pytest.param("native", "cpu", id="native"),
+    pytest.param(
+        "triton",
+        _TRITON_ON,
+        id="triton",
+        marks=[
+            *([pytest.mark.gpu] if HAS_GPU else []),
+            pytest.mark.skipif(bool(_AGAINST_TRITON), reason=_AGAINST_TRITON),
+        ],
+    ),
+]
+every_kernel = pytest.mark.parametrize(("backend", "device"), KERNELS)
 
 
 @dataclass(frozen=True)
@@ -63,7 +85,26 @@ CONCAT_CASES = (
 )
 GRADIENT_CASES = ("up", "seventeen", "one_pixel", "one_channel", "down", "via", "bicubic", "bilinear_antialias", "area")
 
+# The interpreter takes about half a millisecond per program of a launch.
+SMALL_CASES = (
+    Case("small_up", ((5, 2, 3), (5, 3, 2)), (5, 7)),
+    Case("small_seventeen", ((17, 2, 3),), (3, 5), batch=1),
+    Case("small_bicubic_via", ((3, 3, 2),), (5, 7), mode="bicubic", via=(4, 5), batch=1),
+    Case("small_area_down", ((3, 7, 8), (3, 5, 4)), (3, 3), mode="area", batch=1),
+    Case("small_antialias", ((3, 7, 5),), (3, 2), antialias=True, batch=1),
+    Case("small_nearest_down", ((2, 7, 5),), (3, 2), mode="nearest", batch=1),
+    Case("small_one_pixel", ((1, 1, 1), (1, 3, 1)), (2, 3)),
+)
+# More classes than a chunk holds; the interpreter affords one pixel row of them.
+MANY_CLASSES = Case("many_classes", ((131, 1, 2),), (1, 3), batch=1)
+TINY_CASE = Case("tiny", ((5, 2, 1), (5, 1, 2)), (3, 3), batch=1)
+
 Call = Callable[[list[Tensor], Case, str], Tensor]
+
+
+def for_triton(small: Sequence, more: Sequence) -> list:
+    """What a test of a Triton kernel draws from: small cases in the interpreter, all of them on a GPU."""
+    return [*small, *more] if HAS_GPU else [*small]
 
 
 def by_name(cases: tuple[Case, ...], names: tuple[str, ...]) -> list[Case]:
@@ -75,23 +116,27 @@ def make_maps(case: Case, dtype: torch.dtype = torch.float32, layout: str = "cha
     return [layouts(torch.randn(case.batch, *m, generator=generator).to(dtype))[layout] for m in case.maps]
 
 
-def check_parity(call: Call, case: Case, dtype: torch.dtype, layout: str, backend: str = "native") -> Tensor:
-    maps = make_maps(case, dtype, layout)
+def check_parity(
+    call: Call, case: Case, dtype: torch.dtype, layout: str, backend: str = "native", device: str = "cpu"
+) -> Tensor:
+    maps = [m.to(device) for m in make_maps(case, dtype, layout)]
     oracle = call([m.double() for m in maps], case, "reference")
     actual = call(maps, case, backend)
     assert_within_budget(actual, oracle, call(maps, case, "reference"), str(case))
     return actual
 
 
-def check_gradients(call: Call, case: Case, dtype: torch.dtype, layout: str, backend: str = "native") -> None:
+def check_gradients(
+    call: Call, case: Case, dtype: torch.dtype, layout: str, backend: str = "native", device: str = "cpu"
+) -> None:
     def gradients(maps: list[Tensor], backend: str, direction: Tensor) -> tuple[Tensor, ...]:
         leaves = [m.detach().requires_grad_() for m in maps]
         result = call(leaves, case, backend)
         return torch.autograd.grad(result, leaves, direction.to(result.dtype))
 
-    maps = make_maps(case, dtype, layout)
+    maps = [m.to(device) for m in make_maps(case, dtype, layout)]
     shape = call(maps, case, "reference").shape
-    direction = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    direction = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     oracle = gradients([m.double() for m in maps], "reference", direction)
     same_dtype = gradients(maps, "reference", direction)
     actual = gradients(maps, backend, direction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -45,20 +46,70 @@ def test_fit_and_score(photos, weights, tmp_path):
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 100
 
 
-def test_one_line_for_what_is_wrong(photos, weights, tmp_path, monkeypatch):
+def refused(words, *arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words in " ".join(result.output.replace("│", " ").split()), result.output
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_one_line_for_what_is_wrong(photos, weights, tmp_path):
     (tmp_path / "empty").mkdir()
+    out = ("--out", tmp_path / "o")
     for arguments, words in (
-        (("fit", tmp_path / "none", "--out", tmp_path / "o"), "is not a folder"),
-        (("fit", tmp_path / "empty", "--out", tmp_path / "o"), "holds no image"),
-        (("fit", photos, "--out", tmp_path / "o", "--layers", "x"), "expected numbers"),
-        (("fit", photos, "--out", tmp_path / "o", "--layers", "9"), "must be indices of 2 blocks"),
+        (("fit", tmp_path / "none", *out), "is not a folder"),
+        (("fit", tmp_path / "empty", *out), "holds no image"),
+        (("fit", photos, "--out", photos / "a.png"), "--out must be a folder"),
+        (("fit", photos, *out, "--layers", "x"), "expected numbers"),
+        (("fit", photos, *out, "--layers", ""), "expected numbers"),
+        (("fit", photos, *out, "--layers", "9"), "must be indices of 2 blocks"),
+        (("fit", photos, *out, "--layers", "9" * 30), "must be indices of 2 blocks"),
+        (("fit", photos, *out, "--layers", "1", "--index", "hnsw"), "`index` must be one of"),
+        (("fit", photos, *out, "--layers", "1", "--rules", "mine"), "`rules` must be one of"),
         (("score", tmp_path / "empty", photos / "a.png"), "holds no detector"),
+        (("score", tmp_path / "empty", photos / "a.png", "--out", tmp_path), "--out must be a picture's file name"),
         (("score", tmp_path / "empty", tmp_path / "none.png"), "No such file"),
+        (("score", tmp_path / "empty", photos / "notes.txt"), "not an image that Pillow"),
     ):
-        result = invoke("anomaly", *arguments, "--weights", weights)
-        assert result.exit_code in (1, 2)
-        assert words in " ".join(result.output.split()), result.output
-        assert "Traceback" not in result.output
+        refused(words, "anomaly", *arguments, "--weights", weights)
+
+
+@pytest.mark.parametrize("scales", ["inf", "nan", "", ",", "-1", "0", "1e300", "0.5;1", "1,inf", "101"])
+def test_scales_are_numbers(scales, photos, weights, tmp_path):
+    refused("expected numbers", "anomaly", "fit", photos, "--out", tmp_path / "o", "--scales", scales)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--pixels", "nan", "--layers", "1"), "pixels"),
+        (("--pixels", "inf", "--layers", "1"), "`pixels` must be positive"),
+        (("--pixels", "-1"), "--pixels"),
+        (("--pixels", "1e15", "--layers", "1"), "patches at the largest scale, more than 32,768"),
+        (("--pixels", "0", "--scales", "100", "--layers", "1"), "patches at the largest scale, more than 32,768"),
+    ],
+)
+def test_limits_before_any_work(options, words, photos, weights, tmp_path):
+    refused(words, "anomaly", "fit", photos, "--out", tmp_path / "o", "--weights", weights, *options)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_large_image_of_banks_that_scale_nothing(photos, weights, tmp_path):
+    options = ("--weights", weights, "--scales", "1", "--layers", "1", "--pixels", "0")
+    result = invoke("anomaly", "fit", photos, "--out", tmp_path / "bank", *options)
+    assert result.exit_code == 0, result.output
+    pil.new("1", (12000, 12000)).save(tmp_path / "large.png")
+    refused("has 734,449 patches", "anomaly", "score", tmp_path / "bank", tmp_path / "large.png", "--weights", weights)
+
+
+def test_weights_that_do_not_load(photos, weights, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        folder = tmp_path / f"without {name}"
+        shutil.copytree(weights, folder)
+        for damage in (b"", b"{}", b"\xff" * 100):
+            (folder / name).write_bytes(damage)
+            refused("holds no Dinov2Model that loads", "anomaly", "fit", photos, "--out", tmp_path, "--weights", folder)
 
 
 def test_random_weights_are_refused(photos, tmp_path, monkeypatch):
@@ -67,5 +118,5 @@ def test_random_weights_are_refused(photos, tmp_path, monkeypatch):
     random = backbone.Backbone(torch.nn.Identity(), "RANDOM", is_random=True)
     monkeypatch.setattr(backbone, "load", lambda named: random)
     result = invoke("anomaly", "fit", photos, "--out", tmp_path / "o")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "name a folder by --weights" in " ".join(result.output.split())

@@ -237,7 +237,7 @@ def test_bad_images(fitted):
         MultiResolutionDetector(model(), **OPTIONS).fit([])
     with pytest.raises(ValueError, match=r"fit\(\) or load\(\) first"):
         MultiResolutionDetector(model(), **OPTIONS).score(images(1)[0])
-    with pytest.raises(ValueError, match=r"a tensor \(3, H, W\), got shape \(1, 1, 32, 40\)"):
+    with pytest.raises(ValueError, match=r"a tensor \(3, H, W\), got shape \(1, 32, 40\)"):
         fitted.score(images(1)[0][:1])
     with pytest.raises(ValueError, match=r"must be \(H, W, 3\)"):
         fitted.score(np.zeros((32, 40), dtype=np.uint8))
@@ -260,10 +260,9 @@ def test_refuses_what_it_did_not_write(saved):
         MultiResolutionDetector.load(saved / "other", model())
     description = json.loads((saved / "detector.json").read_text())
     for change, words in (
-        ({"version": 99}, "has version 99, expected 1"),
+        ({"version": 99}, "has version 99, expected 1 or 2"),
         ({"format": "zip"}, "was not written by a detector"),
         ({"foreground": True}, "made with a `foreground` function"),
-        ({"banks": [{"file": "bank-000.safetensors", "shape": [1, 24]}]}, r"has shape \[60, 24\], expected \[1, 24\]"),
     ):
         (saved / "detector.json").write_text(json.dumps({**description, **change}))
         with pytest.raises(ValueError, match=words):

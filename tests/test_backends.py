@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 
@@ -62,6 +63,23 @@ def test_fallback_is_told_once(monkeypatch):
 def test_unknown_backend():
     with pytest.raises(ValueError, match="must be one of"), murf_fast.use_backend("fast"):
         pass
+
+
+@pytest.mark.parametrize("source", ["argument", "context", "environment"])
+@pytest.mark.parametrize("name", ["fast", "triton"])
+def test_an_error_says_who_asked(source, name, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    error = ValueError if name == "fast" else murf_fast.BackendUnavailableError
+    words = {
+        "argument": "`backend`",
+        "context": "`use_backend`",
+        "environment": "environment variable MURF_FAST_BACKEND",
+    }
+    if source == "environment":
+        monkeypatch.setenv("MURF_FAST_BACKEND", name)
+    context = murf_fast.use_backend(name) if source == "context" else contextlib.nullcontext()
+    with pytest.raises(error, match=words[source]), context:
+        murf_fast.resize(X, 5, backend=name if source == "argument" else None)
 
 
 def test_level_can_be_forced(monkeypatch):

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cases
 import measure
 import pytest
+import registry
 import report
 import torch
 
@@ -22,10 +22,10 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(cases, "_scale", 0.03)
+    monkeypatch.setattr(registry, "_scale", 0.03)
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", registry.cases(), ids=lambda c: c.id)
 def test_contenders_agree(case, small):
     contenders = case.build("cpu", case.dtype)
     assert measure.check(case, contenders) < 1e-2
@@ -34,7 +34,7 @@ def test_contenders_agree(case, small):
     assert first.shape == shape
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", registry.cases(), ids=lambda c: c.id)
 def test_wrong_results_are_refused(case, small):
     contenders = case.build("cpu", case.dtype)
     right = measure.joined(contenders.ours()).clone()
@@ -46,13 +46,22 @@ def test_wrong_results_are_refused(case, small):
 
 
 def test_every_operation_has_a_suite():
-    assert set(bench.operations()) == {c.op for c in cases.CASES}
+    assert bench.operations() == registry.suites() == sorted({c.op for c in registry.cases()})
     # One call per model and patch size: its speed is nobody's concern; and types. Whole models have suites too.
     types = {name for name in murf_fast.ops.__all__ if isinstance(getattr(murf_fast.ops, name), type)}
     assert set(bench.operations()) == (set(murf_fast.ops.__all__) - {"resample_patch_embed"} - types) | {
         "anyup_model",
         "murf",
     }
+
+
+@pytest.mark.parametrize("name", registry.suites())
+def test_smallest_calls_run(name):
+    """Those that compute-sanitizer watches on a GPU; every operation has one, and so have the models with kernels."""
+    if name == "murf":
+        assert name not in registry.smallest_calls()  # made of others
+        return
+    registry.smallest_calls()[name]("cpu")
 
 
 def test_unknown_operation():

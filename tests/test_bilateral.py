@@ -397,7 +397,7 @@ def test_empty_batch(batch):
         ({"range_mask": torch.ones(1, 31)}, ValueError, r"`range_mask` must have shape \(1, 32\)"),
         ({"fixup_mask": torch.ones(2, 49)}, ValueError, r"`fixup_mask` must have shape \(1, 49\)"),
         ({"radius": 2}, ValueError, r"`params.fixup_weight0` must have shape \(25, 28\)"),
-        ({"radius": 1.5}, ValueError, "`radius` must be an integer"),
+        ({"radius": 1.5}, TypeError, "`radius` must be an integer"),
         ({"params": make_params()._replace(fixup_bias1=None)}, ValueError, "lacks fixup_bias1"),
         ({"params": list(make_params())}, TypeError, "`params` must be a BilateralParams"),
         ({"mode": "area"}, ValueError, "`mode` must be one of"),

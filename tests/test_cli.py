@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -131,14 +132,45 @@ def test_demo_end_to_end(weights, photo, tmp_path):
         (["--weights", "nowhere"], "--weights must be a folder"),
         (["no_such_photo.jpg"], "no_such_photo.jpg"),
         (["--sizes", "7"], "patch size"),
+        (["--sizes", "28,-14"], "--sizes"),
+        (["--sizes", "inf"], "--sizes"),
+        (["--sizes", "99999"], "resolutions must be at most 2534"),
+        (["--sizes", "9" * 400], "resolutions must be at most 2534"),
+        (["--sizes", "9" * 5000], "--sizes"),
+        (["--longest", "0"], "--longest"),
+        (["--longest", "1000000000"], "--longest"),
+        (["--threads", "1000000"], "--threads"),
     ],
 )
 def test_demo_refuses_bad_input(arguments, message, weights, tmp_path):
     given = [] if "--weights" in arguments else ["--weights", weights]
     result = invoke("demo", "--out", tmp_path, *given, *arguments)
-    assert result.exit_code in (1, 2)
+    assert result.exit_code == 2
     assert message in result.output
-    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "no suite for nonsense"),
+        (["jbu", "nonsense"], "no suite for"),
+        (["jbu", "--out", "folder"], "takes no --out"),
+    ],
+)
+def test_bench_refuses_bad_input(arguments, words):
+    result = invoke("bench", *arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_missing_memory_is_one_line():
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
+        with pytest.raises(typer.Exit), _commands._one_line("cli"):
+            raise error
+    with pytest.raises(RuntimeError, match="a bug"), _commands._one_line("cli"):
+        raise RuntimeError("a bug")
 
 
 def test_demo_operations_notice_a_wrong_result():

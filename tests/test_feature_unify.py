@@ -7,13 +7,11 @@ import functools
 import originals
 import pytest
 import torch
-from suite import DTYPES, LAYOUTS
+from suite import DTYPES, LAYOUTS, TRITON_DTYPES, for_triton
 from util import assert_gradient_within_budget, assert_within_budget, layouts
 
 import murf_fast
-from murf_fast import backends
 
-HAS_GPU = torch.cuda.is_available()
 # (batch, channels, height, width), filters, kernel: channels above, below and not a multiple of the filters
 SHAPES = (
     ((2, 12, 7, 5), 4, 3),
@@ -24,12 +22,6 @@ SHAPES = (
 )
 SMALL = (((1, 5, 2, 3), 4, 3), ((2, 4, 3, 2), 3, 3))
 VARIANTS = pytest.mark.parametrize("variant", ["released", "paper"])
-triton_backend = pytest.param(
-    "triton",
-    marks=pytest.mark.skipif(
-        bool(backends.reasons_against("triton", "cuda" if HAS_GPU else "cpu")), reason="triton cannot run here"
-    ),
-)
 
 
 def inputs(shape, filters, kernel, dtype=torch.float32, layout="contiguous"):
@@ -77,11 +69,11 @@ def test_parity_and_gradients(shape, dtype, variant, level):
 
 
 @VARIANTS
-@pytest.mark.parametrize("backend", [triton_backend])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", SMALL, ids=str)
-def test_triton(shape, dtype, variant, backend):
-    check(shape, dtype, "contiguous", variant, backend, "cuda" if HAS_GPU else "cpu")
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "tokens"])
+@pytest.mark.parametrize("shape", for_triton(SMALL, SHAPES), ids=str)
+def test_triton(shape, layout, dtype, variant, device):
+    check(shape, dtype, layout, variant, "triton", device)
 
 
 def test_golden(level):

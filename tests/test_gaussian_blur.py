@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from suite import DTYPES, LAYOUTS, check_opcheck
+from suite import DTYPES, LAYOUTS, TRITON_DTYPES, check_opcheck, for_triton
 from util import assert_within_budget, layouts
 
-from murf_fast import backends, gaussian_blur
+from murf_fast import gaussian_blur
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "anomaly__score_fusion.npz")
 
@@ -45,12 +45,13 @@ def test_every_level(level):
     check(torch.randn(1, 2, 33, 50, generator=torch.Generator().manual_seed(0)), 4.0, "symmetric")
 
 
-@pytest.mark.skipif(
-    bool(backends.reasons_against("triton", "cpu")), reason="; ".join(backends.reasons_against("triton", "cpu"))
-)
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("border", ["symmetric", "reflect"])
-def test_triton(border):
-    check(torch.randn(1, 1, 6, 9, generator=torch.Generator().manual_seed(0)), 1.0, border, "triton")
+def test_triton(border, layout, dtype, device):
+    for shape, sigma in for_triton([((2, 3, 6, 5), 1.0), ((1, 1, 2, 3), 1.5)], [((2, 3, 141, 37), 4.0)]):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        check(layouts(x)[layout], sigma, border, "triton")
 
 
 @pytest.mark.parametrize(

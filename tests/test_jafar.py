@@ -216,7 +216,7 @@ def test_bad_input(change, error, words):
         ({"qk_dim": 20}, "`qk_dim` must be a multiple of 8 and of the 4 heads, got 20"),
         ({"num_heads": 3}, "of the 3 heads, got 128"),
         ({"kernel_size": 5}, "`kernel_size` must be 1 or 3, got 5"),
-        ({"v_dim": 0}, "`v_dim` must be an integer >= 1, got 0"),
+        ({"v_dim": 0}, "`v_dim` must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments(arguments, words):

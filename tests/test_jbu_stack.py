@@ -350,7 +350,7 @@ def test_bad_input(change, error, words):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`norm=True` needs `dim`"):
         JBUStack(None, norm=True)
-    with pytest.raises(ValueError, match="`factor` must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="`factor` must be at least 1, got 0"):
         FeatSharpJBU(0)
 
 

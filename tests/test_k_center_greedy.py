@@ -7,12 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from suite import check_opcheck
+from suite import TRITON_DTYPES, check_opcheck, every_kernel
 
-from murf_fast import backends, k_center_greedy, reference
+from murf_fast import k_center_greedy, reference
 
 GOLDEN = Path(__file__).parent / "golden"
-BACKENDS = ("native", *(() if backends.reasons_against("triton", "cpu") else ("triton",)))
 
 
 def rows(n, dim, seed=0, mean=3.0):
@@ -22,7 +21,7 @@ def rows(n, dim, seed=0, mean=3.0):
 
 
 def plain(features, count, start=0):
-    return reference.k_center_greedy(features.double(), count, torch.tensor([start]))
+    return reference.k_center_greedy(features.double(), count, torch.tensor([start], device=features.device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -33,7 +32,7 @@ def test_same_selection_as_the_definition(level, dtype):
         assert torch.equal(k_center_greedy(features, count=count), plain(features, count))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_kernel
 @given(
     n=st.integers(1, 70),
     dim=st.integers(1, 70),
@@ -42,32 +41,39 @@ def test_same_selection_as_the_definition(level, dtype):
     scale=st.sampled_from([1e-3, 1.0, 1e4]),
 )
 @settings(max_examples=12, deadline=None)
-def test_any_shape(backend, n, dim, share, start, scale):
-    features = rows(n, dim, n) * scale
+def test_any_shape(backend, device, n, dim, share, start, scale):
+    features = rows(n, dim, n).to(device) * scale
     count = max(1, int(share * n))
     chosen = k_center_greedy(features, fraction=share, start=start % n, backend=backend)
     assert torch.equal(chosen, plain(features, count, start % n))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ties_go_to_the_lower_index(backend):
-    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).repeat(20, 1)
+@every_kernel
+def test_ties_go_to_the_lower_index(backend, device):
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).repeat(20, 1).to(device)
     chosen = k_center_greedy(corners, count=6, backend=backend)
     assert chosen.tolist() == [0, 3, 1, 2, 0, 0]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_goes_on_from_an_earlier_selection(backend):
-    features = rows(150, 20)
+@every_kernel
+def test_goes_on_from_an_earlier_selection(backend, device):
+    features = rows(150, 20).to(device)
     whole = k_center_greedy(features, count=12, start=5, backend=backend)
     part = k_center_greedy(features, count=4, start=5, backend=backend)
     assert torch.equal(k_center_greedy(features, count=12, start=part, backend=backend), whole)
     assert torch.equal(k_center_greedy(features, count=2, start=part, backend=backend), whole[:2])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_progress_tells_and_changes_nothing(backend):
-    features, told = rows(200, 8), []
+@every_kernel
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+def test_strides(dtype, backend, device):
+    features = rows(70, 2 * 19).to(device, dtype)[:, ::2]
+    assert torch.equal(k_center_greedy(features, count=9, backend=backend), plain(features, 9))
+
+
+@every_kernel
+def test_progress_tells_and_changes_nothing(backend, device):
+    features, told = rows(200, 8).to(device), []
     chosen = k_center_greedy(features, count=9, progress=lambda *pair: told.append(pair), backend=backend)
     assert torch.equal(chosen, k_center_greedy(features, count=9))
     assert told[-1] == (9, 9)

@@ -166,9 +166,16 @@ def test_bad_heads(head, call, error, message):
         getattr(murf_fast.MuRF(model_of(dinov2), SIZES, head), call)(torch.rand(1, 3, 30, 26))
 
 
-@pytest.mark.parametrize("components", [0, 73, 1.5])
-def test_bad_components(components):
-    with pytest.raises(ValueError, match=r"\[1, 72\]"):
+@pytest.mark.parametrize(
+    ("components", "error", "words"),
+    [
+        (0, ValueError, "`components` must be at least 1, got 0"),
+        (73, ValueError, "`components` must be at most 72, got 73"),
+        (1.5, TypeError, "`components` must be an integer, got 1.5"),
+    ],
+)
+def test_bad_components(components, error, words):
+    with pytest.raises(error, match=words):
         murf_fast.MuRF(model_of(dinov2), SIZES).pca(torch.rand(1, 3, 30, 26), components=components)
 
 
@@ -176,3 +183,20 @@ def test_bad_components(components):
 def test_bad_images(method):
     with pytest.raises(ValueError, match="images"):
         getattr(murf_fast.MuRF(model_of(dinov2), SIZES), method)(torch.rand(3, 30, 26))
+
+
+@pytest.mark.parametrize("method", ["features", "segment"])
+def test_one_graph_for_varying_sizes(method):
+    """``dynamic=True`` over images of several sizes, in one graph each; the compiler behind it plays no part."""
+    head = randomized(SegmentationHead(2 * WIDTH, CLASSES))
+    call = getattr(murf_fast.MuRF(model_of(dinov2), head=head, scales=[0.5, 1.0], mean=MEAN, std=STD), method)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(call, dynamic=True, fullgraph=True, backend="eager")
+        for size in ((2, 3, 30, 26), (3, 3, 44, 36)):
+            images = torch.rand(size, generator=torch.Generator().manual_seed(1))
+            result, expected = compiled(images), call(images)
+            if method == "segment":
+                assert (result == expected).double().mean() > 0.99
+            else:
+                torch.testing.assert_close(result, expected)

@@ -223,8 +223,8 @@ def test_bad_input(change, error, words):
     [
         ({"dim": 40}, "`dim` must be a multiple of 16 and of four times the heads, 16, got 40"),
         ({"dim": 48, "num_heads": 8}, "four times the heads, 32, got 48"),
-        ({"kernel_size": 0}, "`kernel_size` must be an integer >= 1, got 0"),
-        ({"blocks": 1.0}, "`blocks` must be an integer >= 1, got 1.0"),
+        ({"kernel_size": 0}, "`kernel_size` must be at least 1, got 0"),
+        ({"blocks": 0}, "`blocks` must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments(arguments, words):

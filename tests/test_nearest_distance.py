@@ -10,17 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from originals import golden
-from suite import check_opcheck
+from suite import KERNELS, TRITON_DTYPES, check_opcheck, every_kernel
 
 import murf_fast
 from murf_fast import NearestIndex, backends, native, nearest_distance, reference
+from murf_fast.ops import _nearest_float64
 
 GOLDEN = Path(__file__).parent / "golden"
 METRICS = ("l2", "l2sq", "cosine")
 PRECISIONS = ("float32", "bfloat16", "float16")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TRITON = backends.reasons_against("triton", "cpu")
-BACKENDS = ("native", *(() if TRITON else ("triton",)))
 
 
 def clustered(rows, dim, seed=0, clusters=5, spread=0.05, mean=20.0):
@@ -30,6 +29,10 @@ def clustered(rows, dim, seed=0, clusters=5, spread=0.05, mean=20.0):
     x = x + spread * torch.randn(rows, dim, generator=g) + mean * torch.randn(dim, generator=g)
     x[:, : max(1, dim // 100)] *= 10
     return x
+
+
+def on(arguments, device):
+    return {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
 def split(x, queries):
@@ -66,7 +69,7 @@ def test_every_level(level, precision):
         assert_exact(nearest_distance(query, bank, k=3, metric=metric, precision=precision), query, bank, 3, metric)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_kernel
 @given(
     rows=st.integers(1, 150),
     queries=st.integers(0, 70),
@@ -77,8 +80,8 @@ def test_every_level(level, precision):
     spread=st.sampled_from([0.0, 1e-3, 1.0]),
 )
 @settings(max_examples=15, deadline=None)
-def test_any_shape(backend, rows, queries, dim, k, metric, precision, spread):
-    bank, query = split(clustered(rows + queries, dim, rows, spread=spread, mean=1.0), queries)
+def test_any_shape(backend, device, rows, queries, dim, k, metric, precision, spread):
+    bank, query = split(clustered(rows + queries, dim, rows, spread=spread, mean=1.0).to(device), queries)
     k = min(k, rows)
     actual = nearest_distance(query, bank, k=k, metric=metric, precision=precision, backend=backend)
     expected, indices = reference.nearest_distance(query.double(), bank.double(), k, metric)
@@ -121,20 +124,20 @@ def test_several_blocks_of_queries_and_rows(monkeypatch):
             assert_exact(nearest_distance(query, bank, k=2, metric=metric, precision=precision), query, bank, 2, metric)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ties_go_to_the_lower_index(backend):
-    bank = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).repeat(6, 1)
+@every_kernel
+def test_ties_go_to_the_lower_index(backend, device):
+    bank = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).repeat(6, 1).to(device)
     query = bank[:9] + 0.01
     distances, indices = nearest_distance(query, bank, k=4, precision="float32", backend=backend)
-    assert torch.equal(indices, torch.arange(9)[:, None] + torch.arange(0, 200, 50))
+    assert torch.equal(indices.cpu(), torch.arange(9)[:, None] + torch.arange(0, 200, 50))
     assert torch.equal(distances, distances[:, :1].expand(-1, 4))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_of_the_bank_is_at_distance_zero(backend):
-    bank = clustered(200, 33)
+@every_kernel
+def test_a_row_of_the_bank_is_at_distance_zero(backend, device):
+    bank = clustered(200, 33).to(device)
     distances, indices = nearest_distance(bank[::7], bank, precision="float32", backend=backend)
-    assert torch.equal(indices[:, 0], torch.arange(0, 200, 7))
+    assert torch.equal(indices[:, 0].cpu(), torch.arange(0, 200, 7))
     assert float(distances.abs().max()) == 0
 
 
@@ -159,13 +162,129 @@ def test_prepared_index_and_memory_mapped_bank(tmp_path):
             assert torch.equal(a, e)
 
 
-def test_float64_and_empty_queries():
-    bank, query = split(clustered(60, 7).double(), 9)
-    distances, indices = nearest_distance(query, bank, k=2)
+def test_empty_queries():
+    for dtype in (torch.float32, torch.float64):
+        distances, indices = nearest_distance(torch.empty(0, 7, dtype=dtype), torch.ones(9, 7), k=2)
+        assert distances.shape == indices.shape == (0, 2)
+        assert distances.dtype == dtype
+
+
+def assert_exact_float64(actual, query, bank, k, metric):
+    """The neighbours of the float64 reference, but for those that its roundings cannot tell apart."""
+    expected, indices = reference.nearest_distance(query, bank, k, metric)
+    distances, found = actual
     assert distances.dtype == torch.float64
-    assert torch.equal(indices, reference.nearest_distance(query, bank, 2)[1])
-    empty = nearest_distance(torch.empty(0, 7), bank.float(), k=2)
-    assert empty[0].shape == empty[1].shape == (0, 2)
+    roundings = torch.finfo(torch.float64).eps * (query.shape[1] + 8)
+    # Unit rows lose the last digits of their difference.
+    allowed = roundings * expected.abs() + (roundings if metric == "cosine" else 0)
+    assert bool(((distances - expected).abs() <= allowed).all())
+    own = bank[found].double() - query[:, None].double()
+    if metric == "l2":
+        assert bool(((own.square().sum(2).sqrt() - distances).abs() <= allowed).all())
+    gap = (expected[:, 1:] - expected[:, :-1]) > 2 * allowed[:, 1:]
+    clear = torch.nn.functional.pad(gap, (1, 0), value=True) & torch.nn.functional.pad(gap, (0, 1), value=False)
+    assert torch.equal(found[clear], indices[clear])
+    assert all(len(set(row)) == k for row in found.tolist())
+
+
+@given(
+    rows=st.integers(1, 150),
+    queries=st.integers(1, 40),
+    dim=st.integers(1, 70),
+    k=st.integers(1, 9),
+    metric=st.sampled_from(METRICS),
+    spread=st.sampled_from([0.0, 1e-9, 1e-3, 1.0]),
+    mean=st.sampled_from([0.0, 1.0, 1e6]),
+    waiting=st.sampled_from([0, 1 << 17]),
+    dtypes=st.sampled_from(
+        [(torch.float64, torch.float64), (torch.float64, torch.float16), (torch.float32, torch.float64)]
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_float64_of_any_shape(rows, queries, dim, k, metric, spread, mean, waiting, dtypes):
+    bank, query = split(clustered(rows + queries, dim, rows, spread=spread, mean=mean).double(), queries)
+    if torch.float16 in dtypes:
+        bank = bank / bank.abs().max()
+    query, bank = query.to(dtypes[0]), bank.to(dtypes[1])
+    k = min(k, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("VALUES", 300), ("QUERIES", 7), ("WAITING", waiting)):
+            patch.setattr(_nearest_float64, name, value)
+        assert_exact_float64(nearest_distance(query, bank, k=k, metric=metric), query, bank, k, metric)
+
+
+@pytest.mark.parametrize("waiting", [0, 50, 1 << 17])
+def test_float64_ties_go_to_the_lower_index(waiting, monkeypatch):
+    monkeypatch.setattr(_nearest_float64, "WAITING", waiting)
+    monkeypatch.setattr(_nearest_float64, "VALUES", 500)
+    bank = torch.randn(50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).repeat(6, 1)
+    distances, indices = nearest_distance(bank[:9] + 0.01, bank, k=4)
+    assert torch.equal(indices, torch.arange(9)[:, None] + torch.arange(0, 200, 50))
+    assert torch.equal(distances, distances[:, :1].expand(-1, 4))
+
+
+def test_float64_of_prepared_banks(tmp_path):
+    bank, query = split(clustered(300, 24), 30)
+    np.save(tmp_path / "bank.npy", bank.double().numpy())
+    mapped = np.load(tmp_path / "bank.npy", mmap_mode="r")
+    for index, q in (
+        (NearestIndex(bank), query.double()),
+        (NearestIndex(bank, precision="bfloat16"), query.double()),
+        (NearestIndex(bank.double()), query),
+        (NearestIndex(mapped), query.double().numpy()),
+    ):
+        assert_exact_float64(nearest_distance(q, index, k=3), query.double(), bank.double(), 3, "l2")
+    for asked in (NearestIndex(bank.double(), backend="reference"), bank.double()):
+        found = nearest_distance(query.double(), asked, k=3, backend="reference")
+        expected = reference.nearest_distance(query.double(), bank.double(), 3)
+        assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
+    for where in (bank, NearestIndex(bank)):
+        with pytest.raises(backends.BackendUnavailableError, match=r"'native' was asked for.*float64"):
+            nearest_distance(query.double(), where, backend="native")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_float64_refuses_what_it_cannot_square(metric):
+    good = torch.randn(9, 4, dtype=torch.float64)
+    words = "finite, rows" if metric == "cosine" else "finite with norms up to 1e150, rows"
+    for value in (torch.nan, torch.inf, *([] if metric == "cosine" else [1e160])):
+        bad = good.clone()
+        bad[[2, 5]] = value
+        for name, arguments in (("query", (bad, good)), ("bank", (good, bad))):
+            with pytest.raises(ValueError, match=rf"`{name}` must be {words} \[2, 5\] are not"):
+                nearest_distance(*arguments, metric=metric)
+    if metric == "cosine":
+        good[3] = 0
+        with pytest.raises(ValueError, match=r"nonzero rows, `bank` has \[3\]"):
+            nearest_distance(good[:2], good, metric=metric)
+
+
+@pytest.mark.parametrize(("backend", "device"), [(None, "cpu"), ("reference", "cpu"), *KERNELS])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_cosine_of_rows_of_any_length(dtype, backend, device):
+    """Of rows near the smallest and largest numbers of their dtype, subnormal ones included."""
+    if dtype == torch.float64 and backend not in (None, "reference"):
+        pytest.skip("float64 has its own blocks")
+    bank, query = split(torch.randn(240, 16, generator=torch.Generator().manual_seed(0)), 40)
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    lengths = torch.tensor(
+        [64 * smallest, 1e3 * smallest, torch.finfo(dtype).smallest_normal, 1.0], dtype=torch.float64
+    )
+    bank = (bank.double() * lengths.repeat(50)[:, None]).to(dtype)
+    query = (query.double() * lengths.repeat(10)[:, None]).to(dtype)
+    b, q = (x.double() * 2.0**600 if dtype == torch.float64 else x.double() for x in (bank, query))
+    b, q = (x / x.abs().amax(1, keepdim=True) for x in (b, q))
+    exact = 1 - (q @ b.T) / (q.norm(dim=1)[:, None] * b.norm(dim=1))
+    expected, indices = exact.topk(3, largest=False)
+    distances, found = (
+        x.cpu() for x in nearest_distance(query.to(device), bank.to(device), k=3, metric="cosine", backend=backend)
+    )
+    # Of the oracle's own roundings, and of those of the plain reference.
+    terms = 16 if backend == "reference" or dtype == torch.float64 else 1
+    allowed = torch.finfo(distances.dtype).eps * (expected + terms)
+    assert bool(((distances.double() - expected).abs() <= allowed).all())
+    if backend != "reference":
+        assert torch.equal(found, indices)
 
 
 def test_less_precise_float32_products_change_nothing():
@@ -206,7 +325,8 @@ def test_registration_and_compile():
         index = NearestIndex(bank, precision=precision)
         check_opcheck(op, query, bank, index.tensors, 2, "l2", precision, "native")
     check_opcheck(op, query.T.contiguous().T, bank.T.contiguous().T, [], 2, "cosine", "auto", "native")
-    for where in (index, bank):
+    check_opcheck(op, query.double(), bank, [], 2, "l2", "auto", "native")
+    for where in (index, bank, bank.double()):
         compiled = torch.compile(lambda q, where: nearest_distance(q * 2, where, k=2)[0] + 1, fullgraph=True)
         assert torch.equal(compiled(query, where), nearest_distance(query * 2, where, k=2)[0] + 1)
 
@@ -254,7 +374,14 @@ def test_inverted_file():
         assert torch.allclose(everywhere, expected, atol=1e-3)
     few, _ = nearest_distance(query, murf_fast.IVFIndex(bank, nlist=16, nprobe=2), k=3)
     assert bool((few >= exact - 1e-3).all())
-    with pytest.raises(ValueError, match="1 <= nprobe <= nlist <= rows"):
+    tiny = murf_fast.IVFIndex(1e-42 * bank, nlist=16, nprobe=16, cosine=True)
+    expected, _ = nearest_distance(1e-42 * query, 1e-42 * bank, k=3, metric="cosine")
+    assert torch.allclose(nearest_distance(1e-42 * query, tiny, k=3)[0], expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"`query` must be finite and not zero, rows \[0\] are not"):
+        nearest_distance(0 * query[:1], tiny, k=3)
+    with pytest.raises(ValueError, match=r"`bank` must be finite in float32, rows \[0\] are not"):
+        murf_fast.IVFIndex(torch.full((20, 4), 1e200, dtype=torch.float64)[:1], nlist=1, nprobe=1)
+    with pytest.raises(ValueError, match="1 <= `nprobe` <= `nlist` <= rows"):
         nearest_distance(query, bank[:100], index="ivf")
 
 
@@ -270,9 +397,12 @@ def test_memory_does_not_grow_with_the_matrix():
     nearest_distance(query, index)
     rise = measure.peak_memory(lambda: nearest_distance(query, index))
     assert rise < 64 << 20 < 2048 * 40000 * 4
+    query, bank = query[:100].double(), bank.double()
+    nearest_distance(query, bank[:1000])
+    assert measure.peak_memory(lambda: nearest_distance(query, bank)) < 64 << 20 < bank.nbytes
 
 
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize(("backend", "device"), [("reference", "cpu"), *KERNELS])
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -289,14 +419,29 @@ def test_memory_does_not_grow_with_the_matrix():
         ({"k": 1.5}, TypeError, "`k` must be an integer, got 1.5"),
         ({"metric": "ip"}, ValueError, "`metric` must be one of"),
         ({"precision": "int8"}, ValueError, "`precision` must be one of"),
-        ({"index": "hnsw"}, ValueError, '`index` must be "exact" or "ivf"'),
+        ({"index": "hnsw"}, ValueError, "`index` must be one of"),
         ({"query": torch.ones(3, 4, requires_grad=True)}, ValueError, "has no gradient"),
     ],
 )
-def test_bad_input(backend, change, error, words):
+def test_bad_input(backend, device, change, error, words):
     arguments = {"query": torch.ones(3, 4), "bank": torch.ones(6, 4) + torch.eye(6)[:, :4], **change}
     with pytest.raises(error, match=words):
-        nearest_distance(**arguments, backend=backend)
+        nearest_distance(**on(arguments, device), backend=backend)
+
+
+@every_kernel
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+def test_strides_and_prepared_index(dtype, metric, backend, device):
+    """Rows that lie apart in memory, searched with and without a prepared index."""
+    wide = clustered(90, 2 * 21).to(device, dtype)
+    bank, query = split(wide[:, ::2], 17)
+    expected, indices = reference.nearest_distance(query.double(), bank.double(), 2, metric)
+    index = NearestIndex(bank, cosine=metric == "cosine", precision="float32", backend=backend)
+    for searched in (index, bank):
+        distances, found = nearest_distance(query, searched, k=2, metric=metric, precision="float32", backend=backend)
+        assert torch.equal(found, indices)
+        assert torch.allclose(distances.double(), expected, rtol=1e-6, atol=1e-7 if metric == "cosine" else 0)
 
 
 def test_index_of_another_kind():
@@ -304,10 +449,16 @@ def test_index_of_another_kind():
     with pytest.raises(ValueError, match="prepared with cosine=True"):
         nearest_distance(bank, NearestIndex(bank, cosine=True), metric="l2")
     assert_exact(nearest_distance(bank, NearestIndex(bank, cosine=True)), bank, bank, 1, "cosine")
-    with pytest.raises(ValueError, match="prepared for backend 'native'"):
-        nearest_distance(bank, NearestIndex(bank), backend="triton") if not TRITON else pytest.skip("no Triton")
     with pytest.raises(ValueError, match="that float16 cannot hold"):
         NearestIndex(clustered(20, 5) * 1e6, precision="float16")
+
+
+def test_index_of_another_backend(device):
+    if device != "cpu":
+        pytest.skip("the native backend searches on CPUs only")
+    bank = clustered(20, 5)
+    with pytest.raises(ValueError, match="prepared for backend 'native'"):
+        nearest_distance(bank, NearestIndex(bank, backend="native"), backend="triton")
 
 
 def test_extension_says_what_the_processor_has():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import originals
 import pytest
 import torch
-from suite import DTYPES
+from suite import DTYPES, for_triton
 from util import assert_gradient_within_budget, assert_within_budget
 
 import murf_fast
@@ -42,22 +42,32 @@ def test_golden(case, level):
     assert (out - data["output"]).abs().max() <= 3e-6
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_parity_and_gradients(options, dtype):
+def check(tensors, options, backend):
+    dtype = tensors[0].dtype
+
     def everything(tensors, backend):
         leaves = [t.detach().requires_grad_() for t in tensors]
         out = call(leaves, options, backend)
-        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.device, dtype)
         return out, *torch.autograd.grad(out, leaves, direction.to(out.dtype))
 
-    tensors = inputs(dtype)
     oracle, same = everything([t.double() for t in tensors], "reference"), everything(tensors, "reference")
-    actual = everything(tensors, "native")
+    actual = everything(tensors, backend)
     assert actual[0].dtype == dtype
     assert_within_budget(actual[0], oracle[0], same[0])
     for a, o, s in zip(actual[1:], oracle[1:], same[1:], strict=True):
         assert_gradient_within_budget(a, o, s)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_parity_and_gradients(options, dtype):
+    check(inputs(dtype), options, "native")
+
+
+@pytest.mark.parametrize("options", for_triton(OPTIONS[2:3], OPTIONS[:2]), ids=str)
+def test_triton(options, device):
+    check([t.to(device) for t in inputs(torch.float32)], options, "triton")
 
 
 def test_slopes_are_tables_of_distances():
@@ -119,7 +129,7 @@ Q = torch.ones(1, 4, 5, 2, 3)
         ({"q": Q.int()}, TypeError, "`q` must be floating point, got torch.int32"),
         ({"kernel_size": 5}, ValueError, "must fit the height of the output, 4, got 5"),
         ({"kernel_size": 2, "dilation": 3}, ValueError, r"must fit the height of the output, 4, got 2 \* 3"),
-        ({"stride": 0}, ValueError, "`stride` must be one or two positive integers, got 0"),
+        ({"stride": 0}, ValueError, "`stride` must be at least 1, got 0"),
         ({"scale": float("nan")}, ValueError, "`scale` must be finite, got nan"),
         ({"bias": (torch.ones(2), torch.ones(3))}, ValueError, r"`bias\[1\]` must have shape \(2,\) or \(2, 5, 5\)"),
         ({"backend": "natten"}, BackendUnavailableError, "it is used for CUDA tensors, these are on cpu"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,48 @@ def test_every_subpackage_is_packaged(monkeypatch):
     # Sources with bodies per instruction-set level and the others: every one of them is built.
     (extension,) = given["ext_modules"]
     assert {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*.cpp")} == set(extension.sources)
+
+
+@pytest.fixture
+def source_tree(tmp_path):
+    """What a build reads, in a folder of its own."""
+    for name in ("murf_fast", "kernels", "csrc"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def test_the_source_distribution_holds_all_that_a_build_reads(source_tree):
+    code = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    subprocess.run([sys.executable, "-c", code], cwd=source_tree, check=True, capture_output=True, timeout=120)
+    (archive,) = (source_tree / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    for folder, suffixes in (("csrc", (".cpp", ".h")), ("murf_fast", (".py",)), ("kernels", (".py",))):
+        wanted = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*") if p.suffix in suffixes}
+        assert wanted
+        assert wanted <= names
+
+
+def test_a_failed_build_packs_nothing_of_an_earlier_one(source_tree):
+    library = source_tree / "build" / "lib"
+    stale = [library / "murf_fast" / name for name in ("deleted.py", "_native.of_an_earlier_build.so")]
+    stale[0].parent.mkdir(parents=True)
+    for file in stale:
+        file.touch()
+    result = subprocess.run(
+        [sys.executable, "setup.py", "build", "--build-lib", str(library)],
+        cwd=source_tree,
+        env={**os.environ, "CC": "/bin/false", "CXX": "/bin/false", "MURF_FAST_REQUIRE_NATIVE": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "was NOT built" in result.stderr
+    assert (library / "murf_fast" / "native.py").is_file()
+    assert not [p.name for p in library.rglob("*") if p.suffix == ".so" or p in stale]
 
 
 def test_bundled_files_have_their_licences():

@@ -5,14 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from suite import TRITON_DTYPES, for_triton
 from util import assert_within_budget
 
-from murf_fast import backends
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.statistics import group_norm, join
-
-HAS_GPU = torch.cuda.is_available()
-REASONS = backends.reasons_against("triton", "cuda" if HAS_GPU else "cpu")
 
 # What a layer has, and whether it replaces its input or its residual.
 LAYERS = {
@@ -91,12 +88,11 @@ def test_native(layer, size, level):
     check(LAYERS[layer], size, torch.float32, "native")
 
 
-@pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("size", SIZES[2:], ids=str)
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("size", for_triton(SIZES[2:], SIZES[:2]), ids=str)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_triton(layer, size, dtype):
-    check(LAYERS[layer], size, dtype, "triton", "cuda" if HAS_GPU else "cpu")
+def test_triton(layer, size, dtype, device):
+    check(LAYERS[layer], size, dtype, "triton", device)
 
 
 def test_threads_change_nothing(three_threads):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import test_bilateral as cpu
 import torch
+from suite import HAS_GPU, TRITON_DTYPES
 from test_bilateral import CONV_CASES, KERNEL_CASES, conv_of, draw, kernels_of, make_params
 from util import assert_within_budget, layouts
 
@@ -16,14 +17,7 @@ import murf_fast
 from murf_fast import BilateralParams, backends
 from murf_fast.kernels import folded, launch
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = pytest.param("cuda", marks=pytest.mark.gpu) if HAS_GPU else "cpu"
-REASONS = "; ".join(backends.reasons_against("triton", "cuda" if HAS_GPU else "cpu"))
-pytestmark = [pytest.mark.parametrize("device", [DEVICE]), pytest.mark.skipif(bool(REASONS), reason=REASONS)]
-needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device")
-
-# The interpreter computes half precision with NumPy, which has no bfloat16.
-DTYPES = (torch.float32, torch.float16, *([torch.bfloat16] if HAS_GPU else []))
+DTYPES = TRITON_DTYPES
 DIRECTIONS = 20 if HAS_GPU else 2
 ORDERS = 8
 
@@ -218,15 +212,14 @@ def test_tf32_only_where_torch_allows_it(device):
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-@needs_gpu
-def test_more_than_2_31_elements(device):
+def test_more_than_2_31_elements(gpu):
     if torch.cuda.mem_get_info()[0] < 40 << 30:
         pytest.skip("needs 40 GiB of GPU memory")
     size = (1500, 1501)
-    source = torch.randn(1, 1024, 20, 20, device=device, dtype=torch.bfloat16).contiguous(
+    source = torch.randn(1, 1024, 20, 20, device=gpu, dtype=torch.bfloat16).contiguous(
         memory_format=torch.channels_last
     )
-    kernels = torch.randn(1, 49, *size, device=device)
+    kernels = torch.randn(1, 49, *size, device=gpu)
     out = murf_fast.adaptive_conv(source, kernels, backend="triton")
     assert out.numel() > 2**31
     last = source[:, -1:]
@@ -242,9 +235,8 @@ def test_more_than_2_31_elements(device):
     assert_within_budget(back[:, -1:], oracle, oracle.bfloat16())
 
 
-@needs_gpu
-def test_repeats_other_stream_and_graph_capture(device):
-    leaves = [draw(1, 21, 33, 9).to(device), draw(1, 3, 66, 18).to(device), *(p.to(device) for p in make_params())]
+def test_repeats_other_stream_and_graph_capture(gpu):
+    leaves = [draw(1, 21, 33, 9).to(gpu), draw(1, 3, 66, 18).to(gpu), *(p.to(gpu) for p in make_params())]
 
     def everything():
         tensors = [t.detach().requires_grad_() for t in leaves]

@@ -7,11 +7,15 @@ from hypothesis import strategies as st
 from suite import (
     DTYPES,
     LAYOUTS,
+    MANY_CLASSES,
+    SMALL_CASES,
     SUM_CASES,
+    TRITON_DTYPES,
     Case,
     by_name,
     check_deterministic_across_threads,
     check_opcheck,
+    for_triton,
     make_maps,
 )
 from test_upsample_sum import bias_for
@@ -22,16 +26,16 @@ import murf_fast
 
 def call(maps, case, backend):
     return murf_fast.upsample_argmax(
-        maps, case.size, bias=bias_for(case, True, maps[0].dtype), **case.resize, backend=backend
+        maps, case.size, bias=bias_for(case, True, maps[0].dtype).to(maps[0].device), **case.resize, backend=backend
     )
 
 
-def check_labels(case, dtype, layout):
+def check_labels(case, dtype, layout, backend="native", device="cpu"):
     """Labels equal float64's wherever its margin exceeds the error budget; elsewhere the chosen logit is as good."""
-    maps = make_maps(case, dtype, layout)
-    bias = bias_for(case, True, dtype)
+    maps = [m.to(device) for m in make_maps(case, dtype, layout)]
+    bias = bias_for(case, True, dtype).to(device)
     arguments = {"bias": bias, **case.resize, "return_values": True}
-    labels, values = murf_fast.upsample_argmax(maps, case.size, **arguments, backend="native")
+    labels, values = murf_fast.upsample_argmax(maps, case.size, **arguments, backend=backend)
     double = [m.double() for m in maps]
     logits = murf_fast.upsample_sum(double, case.size, bias=bias.double(), **case.resize)
     _, same_dtype = murf_fast.upsample_argmax(maps, case.size, **arguments, backend="reference")
@@ -143,3 +147,23 @@ def test_bad_input(change, error, words):
     arguments = {"features": [torch.ones(1, 2, 3, 4)], "size": (5, 6), **change}
     with pytest.raises(error, match=words):
         murf_fast.upsample_argmax(**arguments)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", for_triton(["channels_last"], ["contiguous", "sliced"]))
+@pytest.mark.parametrize("case", for_triton((*SMALL_CASES[:2], SMALL_CASES[3], MANY_CLASSES), SUM_CASES), ids=str)
+def test_triton(case, layout, dtype, device):
+    check_labels(case, dtype, layout, "triton", device)
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(3, torch.uint8), (131, torch.uint8), (300, torch.int16)])
+def test_triton_ties_nan_and_label_types(classes, dtype, device):
+    row = torch.zeros(1, classes, 1, 4)
+    row[0, 1, 0, 1] = row[0, -1, 0, 1] = 2
+    row[0, -2:, 0, 2] = torch.nan
+    row[0, 0, 0, 2] = torch.inf
+    row[..., 3] = -torch.inf
+    labels = murf_fast.upsample_argmax([row.to(device)], (1, 4), backend="triton")
+    assert labels.dtype == dtype
+    assert labels.flatten().tolist() == [0, 1, classes - 2, 0]
+    assert labels.flatten().tolist() == row.argmax(1).flatten().tolist()

@@ -9,6 +9,8 @@ from suite import (
     DTYPES,
     GRADIENT_CASES,
     LAYOUTS,
+    SMALL_CASES,
+    TRITON_DTYPES,
     Case,
     by_name,
     check_compile,
@@ -17,6 +19,7 @@ from suite import (
     check_gradients,
     check_opcheck,
     check_parity,
+    for_triton,
     make_maps,
 )
 from util import assert_gradient_within_budget
@@ -208,3 +211,28 @@ def test_out_overlapping_an_input():
 def test_backend_that_is_not_there():
     with pytest.raises(murf_fast.BackendUnavailableError, match="float64 runs through the reference only"):
         murf_fast.upsample_concat([torch.ones(1, 2, 3, 4, dtype=torch.float64)], 5, backend="native")
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", for_triton(SMALL_CASES[:1], CONCAT_CASES), ids=str)
+def test_triton(case, layout, dtype, device):
+    check_parity(call, case, dtype, layout, "triton", device)
+    check_gradients(call, case, dtype, layout, "triton", device)
+
+
+def test_triton_graph_capture_and_other_stream(gpu):
+    case = CONCAT_CASES[0]
+    maps = [m.to(gpu) for m in make_maps(case)]
+    expected = call(maps, case, "triton")
+    with torch.cuda.stream(torch.cuda.Stream()):
+        other = call(maps, case, "triton")
+    torch.cuda.synchronize()
+    assert torch.equal(other, expected)
+    out, graph = torch.empty_like(expected), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        murf_fast.upsample_concat(maps, case.size, **case.resize, out=out, backend="triton")
+    out.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, expected)

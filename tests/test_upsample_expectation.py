@@ -6,7 +6,11 @@ from suite import (
     DTYPES,
     GRADIENT_CASES,
     LAYOUTS,
+    MANY_CLASSES,
+    SMALL_CASES,
     SUM_CASES,
+    TINY_CASE,
+    TRITON_DTYPES,
     by_name,
     check_compile,
     check_deterministic_across_threads,
@@ -14,6 +18,7 @@ from suite import (
     check_gradients,
     check_opcheck,
     check_parity,
+    for_triton,
     make_maps,
 )
 from test_upsample_sum import bias_for
@@ -32,8 +37,8 @@ def caller(norm):
         return murf_fast.upsample_expectation(
             maps,
             case.size,
-            values_for(case, dtype),
-            bias=bias_for(case, case.batch == 2, dtype),
+            values_for(case, dtype).to(maps[0].device),
+            bias=bias_for(case, case.batch == 2, dtype).to(maps[0].device),
             norm=norm,
             **case.resize,
             backend=backend,
@@ -161,3 +166,31 @@ def test_bad_input(change, error, words):
     arguments = {"features": [torch.ones(1, 2, 3, 4)], "size": (5, 6), "values": torch.ones(2), **change}
     with pytest.raises(error, match=words):
         murf_fast.upsample_expectation(**arguments)
+
+
+@pytest.mark.parametrize("norm", ["softmax", "linear"])
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("case", for_triton((*SMALL_CASES[:2], SMALL_CASES[3], MANY_CLASSES), SUM_CASES), ids=str)
+def test_triton(case, dtype, norm, device):
+    check_parity(caller(norm), case, dtype, "channels_last", "triton", device)
+
+
+@pytest.mark.parametrize("norm", ["softmax", "linear"])
+@pytest.mark.parametrize("case", for_triton((TINY_CASE, MANY_CLASSES), SUM_CASES), ids=str)
+def test_triton_gradients(case, norm, device):
+    check_gradients(caller(norm), case, torch.float32, "channels_last", "triton", device)
+
+
+@pytest.mark.parametrize("norm", ["softmax", "linear"])
+def test_triton_gradient_of_values(norm, device):
+    maps = [m.to(device) for m in make_maps(SMALL_CASES[1])]
+
+    def gradient(backend, dtype):
+        values = torch.linspace(1, 3, 17, dtype=dtype, device=device).requires_grad_()
+        x = [m.to(dtype) for m in maps]
+        out = murf_fast.upsample_expectation(x, (3, 5), values, norm=norm, backend=backend)
+        return torch.autograd.grad(out.square().sum(), values)[0]
+
+    assert_gradient_within_budget(
+        gradient("triton", torch.float32), gradient("reference", torch.float64), gradient("reference", torch.float32)
+    )

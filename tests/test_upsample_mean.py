@@ -5,7 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from suite import DTYPES, LAYOUTS, SUM_CASES, check_compile, check_gradients, check_parity, make_maps
+from suite import (
+    DTYPES,
+    LAYOUTS,
+    SMALL_CASES,
+    SUM_CASES,
+    TINY_CASE,
+    TRITON_DTYPES,
+    check_compile,
+    check_gradients,
+    check_parity,
+    for_triton,
+    make_maps,
+)
 from util import assert_gradient_within_budget
 
 import murf_fast
@@ -85,10 +97,18 @@ def test_compile():
     [
         ([1.0], ValueError, "one entry per map, 2, got 1"),
         ([1.0, -1.0], ValueError, "must not sum to zero"),
-        (["a", 1], TypeError, "`weights` must be numbers"),
+        (["a", 1], TypeError, "`weights` must be a number, got 'a'"),
         (torch.ones(3), ValueError, r"shape \(2,\), one entry per map, got \(3,\)"),
     ],
 )
 def test_bad_weights(weights, error, words):
     with pytest.raises(error, match=words):
         murf_fast.upsample_mean([torch.ones(1, 1, 3, 4), torch.ones(1, 1, 5, 4)], 9, weights)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("case", for_triton((*SMALL_CASES[:2], TINY_CASE), SUM_CASES), ids=str)
+@pytest.mark.parametrize("function", [call, call_weighted], ids=["mean", "weighted"])
+def test_triton(function, case, dtype, device):
+    check_parity(function, case, dtype, "contiguous", "triton", device)
+    check_gradients(function, case, torch.float32, "contiguous", "triton", device)

@@ -10,7 +10,9 @@ from suite import (
     DTYPES,
     GRADIENT_CASES,
     LAYOUTS,
+    SMALL_CASES,
     SUM_CASES,
+    TRITON_DTYPES,
     Case,
     by_name,
     check_compile,
@@ -19,9 +21,10 @@ from suite import (
     check_gradients,
     check_opcheck,
     check_parity,
+    for_triton,
     make_maps,
 )
-from util import assert_gradient_within_budget
+from util import assert_gradient_within_budget, assert_within_budget
 
 import murf_fast
 
@@ -33,7 +36,7 @@ def bias_for(case, batch, dtype):
 
 
 def call(maps, case, backend):
-    bias = bias_for(case, case.batch == 2, maps[0].dtype)
+    bias = bias_for(case, case.batch == 2, maps[0].dtype).to(maps[0].device)
     return murf_fast.upsample_sum(maps, case.size, bias=bias, **case.resize, backend=backend)
 
 
@@ -169,3 +172,29 @@ def test_bad_input(change, error, words):
     arguments = {"features": [torch.ones(1, 2, 3, 4)], "size": (5, 6), **change}
     with pytest.raises(error, match=words):
         murf_fast.upsample_sum(**arguments)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", for_triton(SMALL_CASES, SUM_CASES), ids=str)
+def test_triton(case, layout, dtype, device):
+    check_parity(call, case, dtype, layout, "triton", device)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", for_triton(SMALL_CASES, SUM_CASES), ids=str)
+def test_triton_gradients(case, layout, device):
+    """Also transposed rows without taps, which downsampling by nearest leaves."""
+    check_gradients(call, case, torch.float32, layout, "triton", device)
+
+
+def test_triton_more_than_2_31_elements(gpu):
+    if torch.cuda.mem_get_info()[0] < 6 << 30:
+        pytest.skip("needs 6 GiB of GPU memory")
+    x = torch.randn(1, 1024, 3, 5, device=gpu, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    size = (1500, 1501)
+    out = murf_fast.upsample_sum([x], size, backend="triton")
+    assert out.numel() > 2**31
+    rows = murf_fast.reference.upsample_sum([x.double()[:, -8:]], size)[:, :, -4:]
+    same = murf_fast.reference.upsample_sum([x[:, -8:]], size)[:, :, -4:]
+    assert_within_budget(out[:, -8:, -4:], rows, same)

@@ -10,7 +10,13 @@ import originals
 import pytest
 import torch
 import torch.nn.functional as F
-from suite import DTYPES, LAYOUTS
+from suite import (
+    DTYPES,
+    HAS_GPU,
+    LAYOUTS,
+    TRITON_DTYPES,
+    for_triton,
+)
 from util import assert_gradient_within_budget, assert_within_budget, layouts
 
 import murf_fast
@@ -337,7 +343,7 @@ MAP, GRID = torch.ones(1, 4, 5, 6), torch.ones(1, 4, 2, 3)
         ({"v": torch.ones(1, 5, 2, 3), "values": "split"}, ValueError, "must divide the 5 channels of `v`"),
         ({"values": "sum"}, ValueError, "`values` must be one of .*'sum'"),
         ({"scale": float("inf")}, ValueError, "`scale` must be finite, got inf"),
-        ({"scale": "a"}, TypeError, "`scale` must be a number, got str"),
+        ({"scale": "a"}, TypeError, "`scale` must be a number, got 'a'"),
         ({"windows": 7}, TypeError, "`windows` must be a rule of murf_fast.windows, got int"),
         ({"windows": windows.ratio(5, (2, 3))}, ValueError, r"its out is \(5, 5\), `q` has \(5, 6\)"),
         ({"windows": windows.ratio((5, 6), 3)}, ValueError, r"its grid is \(3, 3\), `k` has \(2, 3\)"),
@@ -351,3 +357,45 @@ def test_bad_input(change, error, words):
     arguments = {"q": MAP, "k": GRID, "v": GRID, "windows": windows.full(), "num_heads": 2, **change}
     with pytest.raises(error, match=words):
         murf_fast.window_attention(**arguments)
+
+
+FEW = torch.tensor([[0, 0, 2], [1, 1, 1]], dtype=torch.int32)
+TRITON_CASES = (
+    Case("ratio", windows.ratio((7, 5), (4, 3), 0.2), (7, 5), (4, 3), channels=19),
+    Case("shifted", windows.neighborhood((5, 4), (5, 4), 3), (5, 4), (5, 4), head_dim=17, batch=1, bias=True),
+    Case("fraction", windows.neighborhood((7, 8), (3, 3), 2), (7, 8), (3, 3), batch=1),
+    Case("repeated", windows.tables(FEW, FEW, (3, 3)), (2, 2), (3, 3), batch=1),
+    Case("wide", windows.full(), (2, 3), (3, 18), heads=1, batch=1, channels=3),
+)
+SHAPES = for_triton(TRITON_CASES, [c for c in CASES if c.batch])
+
+
+def on(tensors, device):
+    return [t.to(device) for t in tensors]
+
+
+@pytest.mark.parametrize("values", ["mean", "split"])
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", for_triton(["channels_last"], ["contiguous"]))
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_triton(case, layout, dtype, values, device):
+    tensors = on(inputs(case, values, dtype, layout), device)
+    oracles = call(double(tensors), case, values, "reference", True)
+    same = call(tensors, case, values, "reference", True)
+    for name, a, o, s in zip(("out", "lse"), call(tensors, case, values, "triton", True), oracles, same, strict=True):
+        assert_within_budget(a, o, s, f"{case}: {name}")
+
+
+@pytest.mark.parametrize("values", ["mean", "split"])
+@pytest.mark.parametrize("dtype", TRITON_DTYPES if HAS_GPU else [torch.float32], ids=str)
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_triton_gradients(case, dtype, values, device):
+    tensors = on(inputs(case, values, dtype), device)
+    oracle, same = (gradients(t, case, values, "reference") for t in (double(tensors), tensors))
+    # One rounding of the largest score is so many roundings of a weight, whichever way its exponential is computed.
+    score = call(double(tensors), case, values, "reference", True)[1].abs().max()
+    for i, (a, o, s) in enumerate(zip(gradients(tensors, case, values, "triton"), oracle, same, strict=True)):
+        if o.norm() > 1e-9 * o.numel():
+            assert_within_budget(a, o, s, f"{case}: gradient {i}", terms=float(score * o.abs().max()))
+            norm = o.norm()
+            assert (a.double() - o).norm() <= 2 * (s.double() - o).norm() + torch.finfo(dtype).eps * norm

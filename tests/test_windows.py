@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import originals
 import pytest
 import torch
 
-from murf_fast import windows
+from murf_fast import window_attention, windows
 
 
 @pytest.mark.parametrize("case", ["c50", "c192"])
@@ -75,18 +80,72 @@ def test_given_tables():
 INT = torch.int32
 
 
+def rules() -> list[windows.Windows]:
+    """One of every kind."""
+    steps = torch.arange(4, dtype=INT)
+    return [
+        windows.tables(torch.tensor([[0, 2], [1, 1]], dtype=INT), steps[:, None], (3, 4)),
+        windows.ranges((steps[:3], steps[1:]), (steps, steps + 1), (3, 4)),
+        windows.ratio((5, 6), (3, 4), 0.3),
+        windows.neighborhood(6, 6, 3),
+        windows.clamped(1),
+        windows.full(),
+    ]
+
+
+def tables_of(rule):
+    return [(a.index.tolist(), a.count.tolist(), a.size) for a in rule.tables(rule.out or (4, 5), rule.grid or (4, 5))]
+
+
+def test_rules_travel_to_other_processes():
+    """A rule that was given as tables brings them along, into a process that has never seen them."""
+    program = (
+        "import pickle, sys\n"
+        "rules = pickle.load(sys.stdin.buffer)\n"
+        "tables = [rule.tables(rule.out or (4, 5), rule.grid or (4, 5)) for rule in rules]\n"
+        "tables = [[(a.index.tolist(), a.count.tolist(), a.size) for a in pair] for pair in tables]\n"
+        "pickle.dump((rules, tables), sys.stdout.buffer)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(rules()), capture_output=True, check=True, timeout=300
+    )
+    returned, tables = pickle.loads(result.stdout)
+    assert returned == rules()
+    assert tables == [tables_of(rule) for rule in rules()]
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda rule: pickle.loads(pickle.dumps(rule))])
+def test_copies_of_rules_are_equal(duplicate):
+    for rule in rules():
+        assert duplicate(rule) == rule
+        assert tables_of(duplicate(rule)) == tables_of(rule)
+
+
+def test_a_name_without_its_table_says_so():
+    with pytest.raises(ValueError, match="given in another process"):
+        windows.Windows("given 0", "given 0", (1, 1), (1, 1)).tables()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_ratio_that_leaves_a_query_without_a_key_is_named(backend):
+    q, k = torch.ones(1, 2, 3, 3), torch.ones(1, 2, 2, 2)
+    rule = windows.ratio(3, 2, 1e-9)
+    with pytest.raises(ValueError, match="`ratio` must be so large that every query has a key, got 1e-09"):
+        window_attention(q, k, k, windows=rule, num_heads=1, backend=backend)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: windows.ratio((0, 4), (2, 2)), ValueError, "`out` must be one or two positive integers, got"),
-        (lambda: windows.ratio(4, 2, float("nan")), ValueError, "`ratio` must be a finite number, got nan"),
+        (lambda: windows.ratio((0, 4), (2, 2)), ValueError, "`out` must be at least 1, got 0"),
+        (lambda: windows.ratio(4, 2, float("nan")), ValueError, "`ratio` must be finite, got nan"),
         (lambda: windows.neighborhood(4, 4, 5), ValueError, r"must fit the height of the output, 4, got 5 \* 1"),
         (
             lambda: windows.neighborhood(9, 9, 3, stride=4),
             ValueError,
             "`stride` must be at most `kernel_size`, 3, got 4",
         ),
-        (lambda: windows.clamped(-1), ValueError, "`radius` must be"),
+        (lambda: windows.clamped(-1), ValueError, "`radius` must be at least 0"),
         (lambda: windows.full().tables(), ValueError, "`out` and `grid` must be given"),
         (
             lambda: windows.tables(torch.tensor([[0], [4]], dtype=INT), torch.zeros(1, 1, dtype=INT), 3),

@@ -49,10 +49,10 @@ def assert_gradient_within_budget(actual: Tensor, oracle: Tensor, same_dtype: Te
 def layouts(x: Tensor) -> dict[str, Tensor]:
     """The same values in memory layouts that users have."""
     batch, channels, height, width = x.shape
-    padded = torch.full((batch, channels + 2, height + 1, 2 * width), torch.nan, dtype=x.dtype)
+    padded = torch.full((batch, channels + 2, height + 1, 2 * width), torch.nan, dtype=x.dtype, device=x.device)
     sliced = padded[:, 1:-1, :height, ::2]
     sliced.copy_(x)
-    tokens = torch.full((batch, height * width + 1, channels), torch.nan, dtype=x.dtype)
+    tokens = torch.full((batch, height * width + 1, channels), torch.nan, dtype=x.dtype, device=x.device)
     tokens[:, 1:] = x.flatten(2).mT
     return {
         "contiguous": x.contiguous(),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-import numpy as np
 from matplotlib import colormaps
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from murf_fast._pillow import read, size
 from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.demo import backbone
 from murf_fast.demo.picture import Panel, draw
+from murf_fast.demo.run import MOST_PATCHES
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -34,12 +35,6 @@ class Folder:
         return map(read, self.paths)
 
 
-def read(path: Path) -> np.ndarray:
-    """(H, W, 3), uint8"""
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
-
-
 def encoder(weights: Path | None) -> backbone.Backbone:
     found = backbone.load(weights)
     if found.is_random:
@@ -57,9 +52,13 @@ def fit(
     console: Console,
 ) -> None:
     folder = Folder(images)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, {out} is a file")
     vit = encoder(weights)
     console.print(vit.description)
     detector = MultiResolutionDetector(vit.model, layers, scales, **options)
+    for path in folder.paths:
+        check_size(detector, path)
     with Progress(console=console) as bar:
         task = bar.add_task("images", total=len(folder))
         detector.fit(folder, progress=lambda done, _: bar.update(task, completed=done))
@@ -69,9 +68,13 @@ def fit(
 
 
 def score(bank: Path, image: Path, out: Path, weights: Path | None, console: Console) -> None:
-    pixels = read(image)
+    if out.is_dir():
+        raise ValueError(f"--out must be a picture's file name, {out} is a folder")
+    size(image)
     vit = encoder(weights)
     detector = MultiResolutionDetector.load(bank, vit.model)
+    check_size(detector, image)
+    pixels = read(image)
     found = detector.score(pixels)
     heat = found.map.cpu().numpy()
     low, high = float(heat.min()), float(heat.max())
@@ -85,3 +88,13 @@ def score(bank: Path, image: Path, out: Path, weights: Path | None, console: Con
     out.parent.mkdir(parents=True, exist_ok=True)
     draw(panels, f"{len(detector.banks_)} banks of {detector.images_} images; {vit.description}", out)
     console.print(f"image score {found.score:.6g}; map {low:.6g} to {high:.6g}; picture in {out}")
+
+
+def check_size(detector: MultiResolutionDetector, path: Path) -> None:
+    """Raises where an image would run for very long, by its header."""
+    most = max(math.prod(grid) for grid in detector.grids(size(path), str(path)))
+    if most > MOST_PATCHES:
+        raise ValueError(
+            f"{path} has {most:,} patches at the largest scale, more than {MOST_PATCHES:,}; make the banks with fewer "
+            "--pixels or smaller --scales"
+        )

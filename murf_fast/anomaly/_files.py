@@ -1,18 +1,34 @@
-"""Banks on disk: rows appended to a file, saved as safetensors and mapped into memory again."""
+"""Banks on disk: rows appended to a file, saved as safetensors, mapped into memory again.
+
+A folder may come from anywhere: only regular files that lie in it are opened, links are not followed, and what its
+index says is held against what the files hold.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import mmap
 import os
+import stat
 import struct
-from pathlib import Path
+import warnings
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 FORMAT = "murf_fast anomaly detector"
-VERSION = 1
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+VERSION = 2  # 1 had no checksums; it still loads
+INDEX = "detector.json"
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+WHAT = "murf_fast.MultiResolutionDetector"
+BLOCK = 1 << 22
+LARGEST_JSON = 1 << 24  # bytes of an index or a header
 
 
 class RowFile:
@@ -21,72 +37,162 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path, self.rows, self.width, self.dtype = path, 0, 0, torch.float32
         path.unlink(missing_ok=True)  # an older bank may still be mapped
-        self._file = path.open("wb")
+        self._file = path.open("xb")
 
     def append(self, rows: Tensor) -> None:
         rows = rows.detach().cpu().contiguous()
         if self.rows and (rows.shape[1], rows.dtype) != (self.width, self.dtype):
             raise ValueError(
-                f"murf_fast.MultiResolutionDetector: features of {self.dtype} with {self.width} columns, then of "
-                f"{rows.dtype} with {rows.shape[1]}"
+                f"{WHAT}: features of {self.dtype} with {self.width} columns, then of {rows.dtype} with {rows.shape[1]}"
             )
         self.width, self.dtype = rows.shape[1], rows.dtype
         self.rows += len(rows)
-        self._file.write(rows.view(torch.uint8).numpy().data)
+        if len(rows):
+            self._file.write(rows.view(torch.uint8).numpy().data)
 
     def tensor(self) -> Tensor:
-        """The rows, mapped."""
+        """The rows, mapped; none if none came."""
         self._file.close()
         if not self.rows:
-            raise ValueError("murf_fast.MultiResolutionDetector: `images` gave no feature for a bank")
+            return torch.zeros(0, self.width, dtype=self.dtype, device="cpu")
         shared = torch.from_file(str(self.path), shared=False, size=self.rows * self.width, dtype=self.dtype)
         return shared.view(self.rows, self.width)
 
 
-def write_rows(path: Path, rows: Tensor) -> None:
-    """A safetensors file with one tensor, ``rows``, written in pieces and put in place when it is whole."""
-    header = {"rows": {"dtype": NAMES[rows.dtype], "shape": list(rows.shape), "data_offsets": [0, rows.nbytes]}}
+def write_rows(path: Path, rows: Tensor, place: dict[str, str]) -> str:
+    """A safetensors file with one tensor, ``rows``, written in pieces and put in place when it is whole.
+
+    ``place`` is kept with it and says which bank it is. Returns the file's sha256.
+    """
+    header = {
+        "__metadata__": place,
+        "rows": {"dtype": NAMES[rows.dtype], "shape": list(rows.shape), "data_offsets": [0, rows.nbytes]},
+    }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for piece in rows.split(max(1, (64 << 20) // max(1, rows.shape[1] * rows.element_size()))):
-            file.write(piece.contiguous().view(torch.uint8).numpy().data)
+    part, digest = path.with_suffix(".part"), hashlib.sha256()
+    part.unlink(missing_ok=True)
+    with part.open("xb") as file:
+        for piece in _pieces(struct.pack("<Q", len(text)) + text, rows):
+            digest.update(piece)
+            file.write(piece)
     os.replace(part, path)
+    return digest.hexdigest()
 
 
-def read_rows(path: Path) -> Tensor:
-    """The rows of a file, mapped into memory."""
-    from safetensors import SafetensorError, safe_open
-
+def read_rows(folder: Path, name: str, checksum: str | None) -> tuple[Tensor, dict[str, str]]:
+    """The rows of a file, mapped into memory, and their place. ``checksum`` is compared, unless None."""
+    path = folder / name
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("rows")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"murf_fast.MultiResolutionDetector: bank {path} is damaged or missing: {error}") from error
+        with _open(folder, name) as file:
+            if checksum is not None:
+                _compare(file, checksum)
+            return _mapped(file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{WHAT}: bank {path} is damaged or missing: {reason}") from error
 
 
 def write_description(folder: Path, description: dict) -> None:
-    part = folder / "detector.json.part"
-    part.write_text(json.dumps({"format": FORMAT, "version": VERSION, **description}, indent=2) + "\n")
-    os.replace(part, folder / "detector.json")
+    part = folder / f"{INDEX}.part"
+    part.unlink(missing_ok=True)
+    content = {"format": FORMAT, "version": VERSION, **description}
+    with part.open("x") as file:
+        file.write(json.dumps({**content, "sha256": _checksum(content)}, indent=2) + "\n")
+    os.replace(part, folder / INDEX)
 
 
 def read_description(folder: Path) -> dict:
-    path = folder / "detector.json"
+    """The index of a folder, with ``"intact"``: whether it is as it was written. Its entries are not looked at."""
+    path = folder / INDEX
     try:
-        description = json.loads(path.read_text())
+        with _open(folder, INDEX) as file:
+            text = file.read(LARGEST_JSON + 1)
+        if len(text) > LARGEST_JSON:
+            raise ValueError("it is too long")
+        description = json.loads(text.decode())
     except FileNotFoundError:
-        raise ValueError(
-            f"murf_fast.MultiResolutionDetector: {folder} holds no detector: detector.json is missing"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"murf_fast.MultiResolutionDetector: {path} is damaged: {error}") from error
+        raise ValueError(f"{WHAT}: {folder} holds no detector: {INDEX} is missing") from None
+    except NotADirectoryError:
+        raise ValueError(f"{WHAT}: {folder} holds no detector: it is not a folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{WHAT}: {path} is damaged: {reason}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"murf_fast.MultiResolutionDetector: {path} was not written by a detector")
-    if description.get("version") != VERSION:
-        raise ValueError(
-            f"murf_fast.MultiResolutionDetector: {path} has version {description.get('version')}, expected {VERSION}"
+        raise ValueError(f"{WHAT}: {path} was not written by a detector")
+    if description.get("version") not in (1, VERSION):
+        raise ValueError(f"{WHAT}: {path} has version {description.get('version')}, expected 1 or {VERSION}")
+    if description["version"] == 1:
+        warnings.warn(
+            f"{path} has version 1, which has no checksums: damaged rows are not noticed; save() it again",
+            stacklevel=3,
         )
-    return description
+    checksum = description.pop("sha256", None)
+    return {**description, "intact": description["version"] == 1 or checksum == _checksum(description)}
+
+
+def is_name(name: object) -> bool:
+    """Whether it names a file of a folder, wherever the folder lies."""
+    if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        return False
+    return not PureWindowsPath(name).drive
+
+
+def _open(folder: Path, name: str) -> BinaryIO:
+    """A regular file that lies in the folder; nothing else is opened, no link followed."""
+    path = folder / name
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ValueError("it is not a regular file")
+    # The flags say the same again, should it be another file by now.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is not a regular file")
+    return file
+
+
+def _compare(file: BinaryIO, checksum: object) -> None:
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
+    while count := file.readinto(block):
+        digest.update(block[:count])
+    if digest.hexdigest() != checksum:
+        raise ValueError("its checksum is not that of the index")
+    file.seek(0)
+
+
+def _mapped(file: BinaryIO) -> tuple[Tensor, dict[str, str]]:
+    """The one tensor of a safetensors file, of which every number is held against the file's length."""
+    size = os.fstat(file.fileno()).st_size
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > min(size - 8, LARGEST_JSON):
+        raise ValueError("its header is longer than the file")
+    header = json.loads(file.read(length).decode())
+    told, place = header["rows"], header.get("__metadata__", {})
+    rows, width = told["shape"]
+    dtype = DTYPES[told["dtype"]]
+    if not (type(rows) is type(width) is int and rows >= 0 and width > 0):
+        raise ValueError(f"its rows have shape {told['shape']}")
+    count = rows * width * dtype.itemsize
+    if told["data_offsets"] != [0, count] or size != 8 + length + count or set(header) - {"__metadata__", "rows"}:
+        raise ValueError(f"it has {size} bytes, expected {8 + length + count} for one tensor of shape {told['shape']}")
+    if not rows:
+        return torch.zeros(0, width, dtype=dtype, device="cpu"), place
+    # A private mapping, as torch.from_file makes it: pages are read when they are looked at.
+    pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    return torch.frombuffer(pages, dtype=dtype, count=rows * width, offset=8 + length).view(rows, width), place
+
+
+def _pieces(head: bytes, rows: Tensor) -> Iterator[bytes | memoryview]:
+    yield head
+    for piece in rows.split(max(1, BLOCK // max(1, rows.shape[1] * rows.element_size()))):
+        if len(piece):
+            yield piece.contiguous().view(torch.uint8).numpy().data
+
+
+def _checksum(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 
 import numpy as np
 import torch
@@ -10,41 +12,89 @@ from torch import Tensor
 
 from murf_fast.ops.resize import resize
 
+WHAT = "murf_fast.MultiResolutionDetector"
+KINDS = "a tensor (3, H, W), an array (H, W, 3), a PIL image or the path of an image file"
 # A size this near to the wanted one stays: sheet_metal's 4.5 Mpx in the paper's table do.
 TOLERANCE = 0.1
+ARRAYS = (np.uint8, np.float16, np.float32, np.float64)
 
 
-def as_tensor(image: object) -> Tensor:
-    """(1, 3, H, W), uint8 or floating point in [0, 1]: of such a tensor, (3, H, W), an (H, W, 3) array or PIL image."""
-    if not isinstance(image, Tensor):
-        array = np.array(image)  # a copy: arrays of images are often read-only
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "uf":
+def as_tensor(image: object, name: str = "an image") -> Tensor:
+    """(1, 3, H, W), uint8 or floating point in [0, 1], of any of ``KINDS``; a path is read."""
+    if isinstance(image, (str, os.PathLike)):
+        from murf_fast import _pillow
+
+        image = _pillow.read(image)
+    elif _is_pil(image):
+        from murf_fast import _pillow
+
+        image = _pillow.rgb(image, name)
+    size_of(image, name)
+    if isinstance(image, np.ndarray):
+        # A copy: arrays of images are often read-only.
+        image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C")).permute(2, 0, 1)
+    return image[None] if image.ndim == 3 else image
+
+
+def size_of(image: object, name: str = "an image") -> tuple[int, int] | None:
+    """(height, width) of an image in memory, checked without a look at its pixels; None for a path."""
+    if isinstance(image, (str, os.PathLike)):
+        return None
+    if _is_pil(image):
+        return image.height, image.width
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype not in ARRAYS:
             raise ValueError(
-                f"murf_fast.MultiResolutionDetector: an image must be (H, W, 3), got {array.dtype} {array.shape}"
+                f"{WHAT}: {name} must be (H, W, 3), uint8 or floating point, got {image.dtype} {image.shape}"
             )
-        image = torch.from_numpy(array).permute(2, 0, 1)
-    if image.ndim == 3:
-        image = image[None]
-    if image.ndim != 4 or image.shape[:2] != (1, 3):
-        raise ValueError(
-            f"murf_fast.MultiResolutionDetector: an image must be a tensor (3, H, W), got shape {tuple(image.shape)}"
-        )
+        return image.shape[:2]
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{WHAT}: {name} must be {KINDS}, got {type(image).__name__}")
+    if image.ndim not in (3, 4) or tuple(image.shape[:-2]) not in ((3,), (1, 3)) or image.numel() == 0:
+        raise ValueError(f"{WHAT}: {name} must be a tensor (3, H, W), got shape {tuple(image.shape)}")
     if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"{WHAT}: {name} must be uint8 or floating point, got {image.dtype}")
+    return tuple(image.shape[-2:])
+
+
+def many(images: object) -> object:
+    """What :meth:`fit` may go through; one image by itself is refused, its rows are no images."""
+    single = isinstance(images, (str, os.PathLike)) or _is_pil(images)
+    if isinstance(images, (Tensor, np.ndarray)):
+        single = images.ndim != 4
+    if single or not hasattr(images, "__iter__"):
         raise TypeError(
-            f"murf_fast.MultiResolutionDetector: an image must be uint8 or floating point, got {image.dtype}"
+            f"{WHAT}: `images` must be several images, such as a list or a generator; each {KINDS}, got "
+            f"{_described(images)}"
         )
-    return image
+    return images
+
+
+def prescaled_size(height: int, width: int, pixels: float | None) -> tuple[int, int]:
+    """The size at about ``pixels`` pixels, larger or smaller; near enough ones and ``None`` leave it."""
+    factor = 1.0 if pixels is None else math.sqrt(pixels / (height * width))
+    if abs(factor - 1) <= TOLERANCE:
+        return height, width
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def prescaled(image: Tensor, pixels: float | None) -> Tensor:
-    """The image at about ``pixels`` pixels, larger or smaller; near enough ones and ``None`` leave it."""
-    if pixels is None:
-        return image
+    """The image at :func:`prescaled_size`."""
     height, width = image.shape[2:]
-    factor = math.sqrt(pixels / (height * width))
-    if abs(factor - 1) <= TOLERANCE:
+    size = prescaled_size(height, width, pixels)
+    if size == (height, width):
         return image
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
     if image.dtype == torch.uint8:
         image = image.float() / 255
-    return resize(image, size, mode="bilinear", antialias=factor < 1)
+    return resize(image, size, mode="bilinear", antialias=pixels < height * width)
+
+
+def _is_pil(image: object) -> bool:
+    pil = sys.modules.get("PIL.Image")
+    return pil is not None and isinstance(image, pil.Image)
+
+
+def _described(images: object) -> str:
+    if isinstance(images, (Tensor, np.ndarray)):
+        return f"one {type(images).__name__} of shape {tuple(images.shape)}"
+    return type(images).__name__

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -11,20 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from murf_fast.anomaly import _files, _images
+from murf_fast.anomaly import _description, _files, _images
+from murf_fast.anomaly._encoder import PatchAtLeast
 from murf_fast.anomaly._fingerprint import fingerprint
 from murf_fast.anomaly.scoring import ScoringRules, mean_top, reweighted_score, rules_of
 from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.nn import MultiResolutionEncoder
-from murf_fast.ops import _checks
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
-from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
+from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
 from murf_fast.ops.upsample_mean import upsample_mean
 
 WHAT = "MultiResolutionDetector"
 INDICES = ("exact", "coreset", "ivf")
+ON_EMPTY = ("skip", "raise")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -34,6 +37,24 @@ class Anomaly:
 
     map: Tensor
     score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Patches:
+    """The patches (N, D) of one bank's layer and scale, the mask (N,) of those that count, and their grid.
+
+    ``rows`` is None where an image has no patch that counts at any scale: it is not encoded then.
+    """
+
+    rows: Tensor | None
+    kept: Tensor | None
+    grid: tuple[int, int]
+
+    @property
+    def counting(self) -> Tensor | None:
+        if self.rows is None or self.kept is None:
+            return self.rows
+        return self.rows[self.kept]
 
 
 class MultiResolutionDetector:
@@ -57,9 +78,13 @@ class MultiResolutionDetector:
         coreset: Share of the rows that a coreset keeps.
         background: ``"black"`` blackens the background before encoding, as in MRF-AD; ``"keep"`` leaves it.
         precision: As for :class:`NearestIndex`.
+        on_empty: Where an image has no patch at a scale, as the image is smaller than a patch there, or no patch is
+            mostly foreground. ``"skip"``: a small image is enlarged to one patch; without foreground the scale is left
+            out for this image, and a scale without any row altogether, with a warning; an image without foreground
+            at all scores 0. ``"raise"``: a ValueError that names image and scale, before the image is encoded.
 
     Attributes:
-        banks_: (rows, D) per scale and layer (layers fastest), mapped from disk.
+        banks_: (rows, D) per scale and layer (layers fastest), mapped from disk; no rows where a scale is left out.
         images_: Number of images they come from.
 
     Raises:
@@ -83,24 +108,31 @@ class MultiResolutionDetector:
         coreset: float = 0.1,
         background: str = "black",
         precision: str = "auto",
+        on_empty: str = "skip",
     ) -> None:
+        if on_empty not in ON_EMPTY:
+            raise ValueError(f"murf_fast.{WHAT}: `on_empty` must be one of {ON_EMPTY}, got {on_empty!r}")
         if not isinstance(encoder, MultiResolutionEncoder):
-            encoder = MultiResolutionEncoder(encoder, scales=scales, layers=layers, norm=False, **IMAGENET)
+            kind = PatchAtLeast if on_empty == "skip" else MultiResolutionEncoder
+            encoder = kind(encoder, scales=_scales(scales), layers=layers, norm=False, **IMAGENET)
         if index not in INDICES:
             raise ValueError(f"murf_fast.{WHAT}: `index` must be one of {INDICES}, got {index!r}")
         if background not in ("black", "keep"):
             raise ValueError(f'murf_fast.{WHAT}: `background` must be "black" or "keep", got {background!r}')
-        if pixels is not None and not pixels > 0:
+        if pixels is not None and not 0 < pixels < math.inf:
             raise ValueError(f"murf_fast.{WHAT}: `pixels` must be positive or None, got {pixels!r}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"murf_fast.{WHAT}: `precision` must be one of {PRECISIONS}, got {precision!r}")
         if not 0 < coreset <= 1:
             raise ValueError(f"murf_fast.{WHAT}: `coreset` must be in (0, 1], got {coreset!r}")
         if foreground is not None and not callable(foreground):
             raise TypeError(f"murf_fast.{WHAT}: `foreground` must be callable, got {type(foreground).__name__}")
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules_of(rules), coreset, background, precision
+        self.on_empty = on_empty
         self.banks_: list[Tensor] = []
         self.images_ = 0
-        self._indices: list[NearestIndex | IVFIndex | ShardedIndex] = []
+        self._indices: list[NearestIndex | IVFIndex | ShardedIndex | None] = []
         self._folder: tempfile.TemporaryDirectory | None = None
         self._group = None
 
@@ -114,52 +146,77 @@ class MultiResolutionDetector:
         """Fills the banks with the patches of normal images; returns itself.
 
         Args:
-            images: Of any sizes: tensors (3, H, W), arrays (H, W, 3) or PIL images, uint8 or in [0, 1].
+            images: Several, of any sizes, as a list or any iterable: tensors (3, H, W), arrays (H, W, 3), PIL images or
+                paths of image files; uint8 or in [0, 1].
             folder: Where the rows are kept; None: a temporary folder, removed with the detector.
             progress: Called with (images done, images in all or None) after every image.
+
+        Raises:
+            TypeError, ValueError: An image is none, or has no patch at a scale (see ``on_empty``); those that lie in
+                memory as a list are checked before the first is encoded.
         """
+        images = self._checked(_images.many(images))
         self._folder = None if folder else tempfile.TemporaryDirectory(prefix="murf_fast-")
         place = Path(folder or self._folder.name)
         place.mkdir(parents=True, exist_ok=True)
         total = len(images) if hasattr(images, "__len__") else None
-        files: list[_files.RowFile] = []
+        files = [_files.RowFile(place / f"rows-{i}.bin") for i in range(len(_description.places(self.encoder)))]
         count = 0
         for count, image in enumerate(images, start=1):
-            for i, (rows, mask) in enumerate(self._rows(_images.as_tensor(image))[0]):
-                if i == len(files):
-                    files.append(_files.RowFile(place / f"rows-{i}.bin"))
-                files[i].append(rows if mask is None else rows[mask])
+            name = f"`images[{count - 1}]`"
+            for file, patches in zip(files, self._patches(_images.as_tensor(image, name), name), strict=True):
+                if patches.rows is not None:
+                    file.append(patches.counting)
             if progress is not None:
                 progress(count, total)
         if not count:
             raise ValueError(f"murf_fast.{WHAT}: `images` must hold at least one image")
-        self.banks_, self.images_, self._group = [f.tensor() for f in files], count, None
+        banks = [f.tensor() for f in files]
+        self._tell_empty(banks)
+        self.banks_, self.images_, self._group = banks, count, None
         if self.index == "coreset":
-            self.banks_ = [b[k_center_greedy(b, fraction=self.coreset)] for b in self.banks_]
+            self.banks_ = [b[k_center_greedy(b, fraction=self.coreset)] if len(b) else b for b in banks]
         self._indices = []
         return self
 
     def score(self, image: object) -> Anomaly:
         """The anomaly map of an image (as for :meth:`fit`), at its own size, and its score."""
+        self._fitted()
         image = _images.as_tensor(image)
         return self._anomaly(image, *self._distances(image))
 
     def score_each_scale(self, image: object) -> list[Anomaly]:
         """What every scale says by itself and, last, what :meth:`score` says; from one encoding."""
+        self._fitted()
         image = _images.as_tensor(image)
         maps, weighted = self._distances(image)
         n = len(self.encoder.layers)
         parts = [slice(i, i + n) for i in range(0, len(maps), n)]
         return [self._anomaly(image, maps[part], weighted[part]) for part in (*parts, slice(None))]
 
+    def grids(self, size: tuple[int, int], name: str = "an image") -> list[tuple[int, int]]:
+        """Patches (rows, columns) per resolution of an image of ``size`` (height, width); a ValueError where none."""
+        patch = self.encoder.family.patch_size
+        scaled = self.encoder.sizes_for(*_images.prescaled_size(*size, self.pixels))
+        grids = [(h // patch, w // patch) for h, w in scaled]
+        for resolution, (rows, columns) in enumerate(grids):
+            if rows < 1 or columns < 1:
+                raise ValueError(
+                    f"murf_fast.{WHAT}: {name} of {size[0]} x {size[1]} pixels is smaller than a patch of {patch} at "
+                    f"{self._resolution(resolution)}"
+                )
+        return grids
+
     def save(self, folder: str | Path) -> None:
-        """Writes the banks (safetensors) and a description (JSON) into a folder, which :meth:`load` reads."""
+        """Writes the banks (safetensors) and a description (JSON) with their checksums, which :meth:`load` reads."""
         self._fitted()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = [f"bank-{i:03d}.safetensors" for i in range(len(self.banks_))]
-        for name, bank in zip(names, self.banks_, strict=True):
-            _files.write_rows(folder / name, bank)
+        banks = []
+        for i, (bank, at) in enumerate(zip(self.banks_, _description.places(self.encoder), strict=True)):
+            name = f"bank-{i:03d}.safetensors"
+            digest = _files.write_rows(folder / name, bank, at)
+            banks.append({"file": name, "shape": list(bank.shape), "place": at, "sha256": digest})
         _files.write_description(
             folder,
             {
@@ -173,8 +230,9 @@ class MultiResolutionDetector:
                 "coreset": self.coreset,
                 "background": self.background,
                 "precision": self.precision,
+                "on_empty": self.on_empty,
                 "foreground": self.foreground is not None,
-                "banks": [{"file": n, "shape": list(b.shape)} for n, b in zip(names, self.banks_, strict=True)],
+                "banks": banks,
             },
         )
 
@@ -186,8 +244,12 @@ class MultiResolutionDetector:
         *,
         foreground: Callable[[Tensor], Tensor] | None = None,
         group=None,
+        verify: bool = True,
     ) -> MultiResolutionDetector:
-        """A saved detector; its banks are mapped, not read.
+        """A saved detector; its banks are mapped.
+
+        Only regular files that lie in the folder are opened. Folders of version 1, without checksums, load with a
+        warning.
 
         Args:
             folder: As given to :meth:`save`.
@@ -195,12 +257,14 @@ class MultiResolutionDetector:
             foreground: Again, where the detector had one: functions are not saved.
             group: A ``torch.distributed`` process group (``dist.group.WORLD`` for all ranks): every rank searches its
                 part of every bank, and all get the same scores for the same images.
+            verify: Read every bank once, in blocks, to compare its sha256. False, for banks too large for that, still
+                checks their number, order, shapes and types.
 
         Raises:
             ValueError: The folder holds no detector, one of another version or for another encoder, or damaged files.
         """
         folder = Path(folder)
-        told = _files.read_description(folder)
+        told = _description.told(folder)
         detector = cls(
             encoder,
             told["layers"],
@@ -208,10 +272,11 @@ class MultiResolutionDetector:
             told["index"],
             foreground,
             told["pixels"],
-            rules=rules_of(told["rules"]),
+            rules=told["rules"],
             coreset=told["coreset"],
             background=told["background"],
             precision=told["precision"],
+            on_empty=told["on_empty"],
         )
         expected, found = told["fingerprint"], fingerprint(detector.encoder)
         if found != expected:
@@ -221,36 +286,39 @@ class MultiResolutionDetector:
             )
         if told["foreground"] and foreground is None:
             raise ValueError(f"murf_fast.{WHAT}: {folder} was made with a `foreground` function; give it again")
-        for bank in told["banks"]:
-            rows = _files.read_rows(folder / bank["file"])
-            if list(rows.shape) != bank["shape"]:
-                raise ValueError(
-                    f"murf_fast.{WHAT}: {folder / bank['file']} has shape {list(rows.shape)}, expected {bank['shape']}"
-                )
-            detector.banks_.append(rows)
+        detector.banks_ = _description.banks(folder, told, detector.encoder, verify)
         detector.images_, detector._group = told["images"], group
         return detector
 
     @torch.no_grad()
-    def _distances(self, image: Tensor) -> tuple[list[Tensor], list[float]]:
-        """Per bank, a (1, 1, h, w) map of distances and, where the rules want them, PatchCore's image scores."""
-        self._fitted()
+    def _distances(self, image: Tensor) -> tuple[list[Tensor | None], list[float]]:
+        """Per bank, a (1, 1, h, w) map of distances and, where the rules want them, PatchCore's image scores.
+
+        None where the scale is left out: the bank is empty, or no patch of the image counts.
+        """
         maps, weighted = [], []
-        for i, ((rows, mask), grid) in enumerate(zip(*self._rows(image), strict=True)):
-            distances = rows.new_zeros(len(rows), dtype=torch.float32)
-            kept = rows if mask is None else rows[mask]
-            score = 0.0
-            if len(kept):
-                found, indices = self._search(i, kept)
-                distances[slice(None) if mask is None else mask] = found.mean(1)
-                if self.rules.image_score == "reweighted":
-                    score = reweighted_score(kept, found[:, 0], indices[:, 0], self._indices[i])
-            maps.append(distances.view(1, 1, *grid))
-            weighted.append(score)
+        for i, patches in enumerate(self._patches(image, "the image")):
+            counting = patches.counting
+            if counting is None or not len(counting) or not len(self.banks_[i]):
+                maps.append(None)
+                weighted.append(0.0)
+                continue
+            found, indices = self._search(i, counting)
+            distances = patches.rows.new_zeros(len(patches.rows), dtype=torch.float32)
+            distances[slice(None) if patches.kept is None else patches.kept] = found.mean(1).float()
+            maps.append(distances.view(1, 1, *patches.grid))
+            reweighted = self.rules.image_score == "reweighted"
+            weighted.append(
+                reweighted_score(counting, found[:, 0], indices[:, 0], self._indices[i]) if reweighted else 0.0
+            )
         return maps, weighted
 
-    def _anomaly(self, image: Tensor, maps: list[Tensor], weighted: list[float]) -> Anomaly:
+    def _anomaly(self, image: Tensor, maps: list[Tensor | None], weighted: list[float]) -> Anomaly:
         rules = self.rules
+        weighted = [w for w, m in zip(weighted, maps, strict=True) if m is not None]
+        maps = [m for m in maps if m is not None]
+        if not maps:
+            return Anomaly(torch.zeros(image.shape[2:], dtype=torch.float32, device=self._device()), 0.0)
         fused = upsample_mean(maps, tuple(image.shape[2:]), mode=rules.mode)
         if rules.sigma:
             fused = gaussian_blur(fused, rules.sigma, border=rules.border)
@@ -265,29 +333,64 @@ class MultiResolutionDetector:
         if not self.banks_:
             raise ValueError(f"murf_fast.{WHAT}: call fit() or load() first")
 
+    def _checked(self, images: Iterable) -> Iterable:
+        """``images``; what can be known of those in memory is checked before the first is encoded."""
+        if isinstance(images, (list, tuple)):
+            for i, image in enumerate(images):
+                size = _images.size_of(image, f"`images[{i}]`")
+                if size is not None:
+                    self.grids(size, f"`images[{i}]`")
+        return images
+
+    def _resolution(self, i: int) -> str:
+        return f"size {self.encoder.sizes[i]}" if self.encoder.sizes is not None else f"scale {self.encoder.scales[i]}"
+
+    def _device(self) -> torch.device:
+        return next(self.encoder.model.parameters()).device
+
+    def _tell_empty(self, banks: list[Tensor]) -> None:
+        """Scales that no row came from, as the foreground covers no patch there."""
+        empty = [
+            self._resolution(i)
+            for i in range(0, len(banks) // len(self.encoder.layers))
+            if not len(banks[i * len(self.encoder.layers)])
+        ]
+        if len(empty) * len(self.encoder.layers) == len(banks):
+            raise ValueError(f"murf_fast.{WHAT}: `foreground` covers no patch of any image at any scale")
+        if empty:
+            warnings.warn(
+                f"murf_fast.{WHAT}: `foreground` covers no patch of any image at {', '.join(empty)}: left out",
+                stacklevel=3,
+            )
+
     @torch.no_grad()
-    def _rows(self, image: Tensor) -> tuple[list[tuple[Tensor, Tensor | None]], list[tuple[int, int]]]:
-        """Patches (N, D) per bank with the mask (N,) of those that count, and the banks' grids."""
-        device = next(self.encoder.model.parameters()).device
-        image = image.to(device)
+    def _patches(self, image: Tensor, name: str) -> list[_Patches]:
+        """The patches of an image per bank."""
+        grids = self.grids(tuple(image.shape[2:]), name)
+        image = image.to(self._device())
         mask = self._mask(image)
-        if mask is not None and self.background == "black":
-            image = image * mask.to(image.dtype)
+        kept = [None if mask is None else _covered(mask, grid) for grid in grids]
+        if mask is not None:
+            covered = [bool(k.any()) for k in kept]
+            if self.on_empty == "raise" and not all(covered):
+                raise ValueError(
+                    f"murf_fast.{WHAT}: `foreground` covers no patch of {name} at "
+                    f"{self._resolution(covered.index(False))}, where it has {grids[covered.index(False)]} patches"
+                )
+            if not any(covered):
+                return [_Patches(None, k, g) for k, g in zip(kept, grids, strict=True) for _ in self.encoder.layers]
+            if self.background == "black":
+                image = image * mask.to(image.dtype)
         maps = self.encoder(_images.prescaled(image, self.pixels)).maps
-        patches, grids = [], []
-        for m in maps:
-            grid = tuple(m.shape[2:])
-            kept = None if mask is None else F.interpolate(mask.float(), grid, mode="area").flatten() >= 0.5
-            patches.append((m[0].flatten(1).T, kept))
-            grids.append(grid)
-        return patches, grids
+        n = len(self.encoder.layers)
+        return [_Patches(m[0].flatten(1).T, kept[i // n], grids[i // n]) for i, m in enumerate(maps)]
 
     def _mask(self, image: Tensor) -> Tensor | None:
         """(1, 1, H, W)"""
         if self.foreground is None:
             return None
         mask = self.foreground(image[0])
-        mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask)
+        mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask, device="cpu")
         if tuple(mask.shape) != tuple(image.shape[2:]):
             raise ValueError(
                 f"murf_fast.{WHAT}: `foreground` must give a mask of the image's size, {tuple(image.shape[2:])}, got "
@@ -297,9 +400,8 @@ class MultiResolutionDetector:
 
     def _search(self, i: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         if not self._indices:
-            self._indices = [self._prepare(bank, rows.device) for bank in self.banks_]
+            self._indices = [self._prepare(bank, rows.device) if len(bank) else None for bank in self.banks_]
         index = self._indices[i]
-        _checks.integer(WHAT, "rules.k", self.rules.k, 1)
         if isinstance(index, ShardedIndex):
             return index.search(rows, k=self.rules.k, metric=self.rules.metric)
         return nearest_distance(rows, index, k=self.rules.k, metric=self.rules.metric)
@@ -320,3 +422,15 @@ class MultiResolutionDetector:
         rank, ranks = torch.distributed.get_rank(self._group), torch.distributed.get_world_size(self._group)
         part = bank[len(bank) * rank // ranks : len(bank) * (rank + 1) // ranks]
         return ShardedIndex(part, group=self._group, **options)
+
+
+def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(N,): the patches that a mask (1, 1, H, W) covers by half or more."""
+    return F.interpolate(mask.float(), grid, mode="area").flatten() >= 0.5
+
+
+def _scales(scales: Sequence[float]) -> list[float]:
+    scales = list(scales)
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise ValueError(f"murf_fast.{WHAT}: `scales` must be one or more positive numbers, got {scales}")
+    return scales

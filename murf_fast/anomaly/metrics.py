@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from murf_fast import _arguments
+
 
 def au_pro(scores: Iterable, masks: Iterable, limit: float = 0.05) -> float:
     """Area under the per-region-overlap curve up to a false-positive rate, divided by that rate.
@@ -49,7 +51,7 @@ def _curve(
     what: str, scores: Iterable, masks: Iterable, limit: float, by_region: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """False-positive rates and overlaps at every bend, from (0, 0) to (1, 1)."""
-    if not isinstance(limit, (int, float)) or not 0 < limit <= 1:
+    if not 0 < _arguments.number(what, "limit", limit) <= 1:
         raise ValueError(f"murf_fast.{what}: `limit` must be in (0, 1], got {limit!r}")
     maps, regions = [_array(m) for m in scores], [_array(m) for m in masks]
     _check(what, maps, regions)

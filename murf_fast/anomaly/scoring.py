@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from murf_fast.ops import _checks
+from murf_fast.ops.gaussian_blur import BORDERS
 from murf_fast.ops.nearest_distance import METRICS, NearestIndex, nearest_distance
+from murf_fast.resample import MODES
 
 IMAGE_SCORES = ("max", "top1%", "reweighted")
 
@@ -41,6 +43,15 @@ class ScoringRules:
             raise ValueError(
                 f"murf_fast.ScoringRules: `image_score` must be one of {IMAGE_SCORES}, got {self.image_score!r}"
             )
+        if self.mode not in MODES:
+            raise ValueError(f"murf_fast.ScoringRules: `mode` must be one of {MODES}, got {self.mode!r}")
+        if self.border not in BORDERS:
+            raise ValueError(f"murf_fast.ScoringRules: `border` must be one of {BORDERS}, got {self.border!r}")
+        _checks.integer("ScoringRules", "k", self.k, 1)
+        if isinstance(self.sigma, bool) or not isinstance(self.sigma, (int, float)) or not 0 <= self.sigma < 1e6:
+            raise ValueError(
+                f"murf_fast.ScoringRules: `sigma` must be a number of pixels, 0 or more, got {self.sigma!r}"
+            )
 
 
 PRESETS = {
@@ -50,13 +61,11 @@ PRESETS = {
 }
 
 
-def rules_of(rules: str | ScoringRules | dict) -> ScoringRules:
-    """Rules by name, by their fields, or as they are."""
+def rules_of(rules: str | ScoringRules) -> ScoringRules:
+    """Rules by name, or as they are."""
     if isinstance(rules, ScoringRules):
         return rules
-    if isinstance(rules, dict):
-        return dataclasses.replace(ScoringRules(), **rules)
-    if rules not in PRESETS:
+    if not isinstance(rules, str) or rules not in PRESETS:
         raise ValueError(f"murf_fast.MultiResolutionDetector: `rules` must be one of {tuple(PRESETS)}, got {rules!r}")
     return PRESETS[rules]
 

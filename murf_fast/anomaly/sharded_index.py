@@ -22,6 +22,8 @@ class ShardedIndex:
 
     def __init__(self, rows: Tensor, *, group: dist.ProcessGroup | None = None, **options) -> None:
         self.group, self.local = group, NearestIndex(rows, **options)
+        if self.local.bank.dtype == torch.float64:
+            raise TypeError("murf_fast.ShardedIndex: `rows` must be float32, bfloat16 or float16, got torch.float64")
         counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=self.local.device)
         counts[dist.get_rank(group)] = len(self.local)
         dist.all_reduce(counts, group=group)
@@ -39,6 +41,8 @@ class ShardedIndex:
         Distances are not negative, so their bits order as they do: distance and index travel as one integer, of which
         a minimum is exact and takes the lower index among equals.
         """
+        if query.dtype == torch.float64:
+            raise TypeError("murf_fast.ShardedIndex: `query` must be float32, bfloat16 or float16, got torch.float64")
         if k > len(self):
             raise ValueError(f"murf_fast.ShardedIndex: `k` must be at most the {len(self)} rows of the bank, got {k}")
         distances, indices = nearest_distance(query, self.local, k=min(k, len(self.local)), metric=metric)
@@ -46,7 +50,7 @@ class ShardedIndex:
         if k == 1:
             dist.all_reduce(packed, op=dist.ReduceOp.MIN, group=self.group)
         else:
-            mine = torch.full((len(query), k), torch.iinfo(torch.int64).max, device=packed.device)
+            mine = torch.full((len(query), k), torch.iinfo(torch.int64).max, dtype=torch.int64, device=packed.device)
             mine[:, : packed.shape[1]] = packed
             everyone = [torch.empty_like(mine) for _ in self.counts]
             dist.all_gather(everyone, mine, group=self.group)

@@ -46,7 +46,14 @@ def load(weights: Path | None = None) -> Backbone:
         path = Path(named).expanduser()
         if not path.is_dir():
             raise FileNotFoundError(f"{source} must be a folder with config.json and model.safetensors, got {path}")
-        return _described(_pretrained(path), f"Dinov2Model from {source}, {path.name}")
+        try:
+            model = _pretrained(path)
+        except (ModuleNotFoundError, MemoryError):
+            raise
+        except Exception as error:  # the loaders of damaged files raise anything
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{source}: {path} holds no Dinov2Model that loads: {reason}") from error
+        return _described(model, f"Dinov2Model from {source}, {path.name}")
     try:
         return _described(_pretrained(HUB_NAME, local_files_only=True), f"{HUB_NAME} from the local Hugging Face cache")
     except OSError:

@@ -33,7 +33,7 @@ def upsampled_projection(feature: Tensor, image: Tensor, grid: tuple[int, int], 
 def colours(projection: Tensor, clip: float = 0.01) -> Tensor:
     """(H, W, 3) in [0, 1]: every component stretched between its ``clip`` and ``1 - clip`` quantiles."""
     flat = projection.flatten(1).contiguous()
-    low, high = torch.quantile(flat, torch.tensor([clip, 1 - clip]), dim=1)
+    low, high = torch.quantile(flat, torch.tensor([clip, 1 - clip], dtype=flat.dtype, device=flat.device), dim=1)
     stretched = (flat - low[:, None]) / (high - low).clamp_min(torch.finfo(flat.dtype).tiny)[:, None]
     return stretched.clamp(0, 1).reshape(projection.shape).permute(1, 2, 0)
 

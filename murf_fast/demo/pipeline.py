@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from murf_fast import _pillow
 from murf_fast.demo.backbone import Backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -18,14 +19,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def read_photo(path: Path) -> Image.Image:
     """An RGB photo, upright."""
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    return Image.fromarray(_pillow.read(path))
 
 
 def normalized(photo: Image.Image) -> Tensor:
     """(1, 3, height, width), float32, with ImageNet's statistics."""
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float() / 255
-    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32, device="cpu").reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (pixels - mean) / std
 
 

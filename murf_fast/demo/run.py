@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from murf_fast.demo.operations import Operation, operations
 from murf_fast.nn.principal import fused_projection
 
 RESOLUTIONS = (266, 518, 784)
+# Attention is quadratic: so many patches of one resolution take minutes on a CPU, ten times as many hours.
+MOST_PATCHES = 2**15
 PICTURE, NUMBERS = "murf_fast_demo.png", "murf_fast_demo.json"
 
 
@@ -55,6 +58,9 @@ def run(
         too_small = [r for r in resolutions if r < backbone.patch]
         if too_small:
             raise ValueError(f"resolutions must be at least the patch size, {backbone.patch}, got {too_small}")
+        largest = math.isqrt(MOST_PATCHES) * backbone.patch
+        if max(resolutions) > largest:
+            raise ValueError(f"resolutions must be at most {largest}, got {[r for r in resolutions if r > largest]}")
         maps = []
         for resolution in resolutions:
             progress.update(task, description=f"encoding at {resolution} x {resolution}")

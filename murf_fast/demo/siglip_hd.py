@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-from importlib.resources import files
+from importlib.resources import as_file, files
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from murf_fast import _pillow
 from murf_fast.nn import MultiResolutionEncoder, fine_to_coarse_loss, multi_scale_target
 
 BASE = 64  # pixels; the teacher also sees 2 x 2 tiles of 2 * BASE
@@ -67,8 +66,8 @@ def _photos() -> list[Tensor]:
     paths = sorted((p for p in folder.iterdir() if p.name.endswith(".jpg")), key=lambda p: p.name)
     photos = []
     for path in paths:
-        with path.open("rb") as file, Image.open(file) as image:
-            photos.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+        with as_file(path) as file:
+            photos.append(torch.from_numpy(_pillow.read(file)).permute(2, 0, 1))
     return photos
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from murf_fast.nn._checkpoints import few, tensors_of
+from murf_fast.nn._checkpoint_files import Checkpoint, open_checkpoint
+from murf_fast.nn._checkpoints import few
 
 _ATTENTION = "cross_decode.cross_attn"
 # Whatever these are called, they are there, and tell all sizes.
@@ -27,18 +27,18 @@ class Layout:
     kernel_size_lfu: int
 
 
-def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, dict[str, Tensor]]:
+def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, Checkpoint]:
     """The weights under the names of the dense model, and their layout."""
-    state = checkpoint if isinstance(checkpoint, Mapping) else tensors_of("AnyUp", Path(checkpoint))
-    weights = canonical(state)
+    opened = open_checkpoint("AnyUp", checkpoint)
+    weights = canonical(opened.weights)
     if not all(name in weights and weights[name].ndim >= 2 for name in _TELLING):
         raise ValueError(
-            f"murf_fast.AnyUp: the checkpoint must hold AnyUp's weights, {', '.join(_TELLING)} among them; got the "
-            f"keys {few(state)}"
+            f"murf_fast.AnyUp: {opened.origin} must hold AnyUp's weights, {', '.join(_TELLING)} among them; got the "
+            f"keys {few(opened.weights)}"
         )
     first = weights["image_encoder.0.weight"]
     basis = weights["key_features_encoder.0.basis"]
-    return Layout(first.shape[0], first.shape[1], first.shape[-1], basis.shape[-1]), weights
+    return Layout(first.shape[0], first.shape[1], first.shape[-1], basis.shape[-1]), Checkpoint(opened.origin, weights)
 
 
 def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from murf_fast import backends, windows
 from murf_fast.ops import feature_unify, window_attention
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._image_encoders import ENCODER, UNIT_EPS, image_queries
 from murf_fast.reference.anyup import encoder, mixed_with_positions, residual_blocks
 
@@ -41,10 +42,15 @@ def upsample(
     rule: windows.Windows,
     num_heads: int,
 ) -> Tensor:
-    """(B, C, *size) from checked arguments; differentiable, and without gradients in far less time and memory."""
+    """(B, C, *size) from checked arguments; differentiable, and without gradients in far less time and memory.
+
+    Queries and keys are made in the dtype of the image, and attend in the wider of that and the features'.
+    """
+    given, dtype = features.dtype, torch.promote_types(features.dtype, image.dtype)
     with torch.autocast(image.device.type, enabled=False):
-        q, k = _queries_and_keys(weights, image, features, size)
-        return window_attention(q, k, features, windows=rule, num_heads=num_heads)
+        q, k = _queries_and_keys(weights, image, features.to(image.dtype), size)
+        result = window_attention(q.to(dtype), k.to(dtype), features.to(dtype), windows=rule, num_heads=num_heads)
+        return result.to(given)
 
 
 def _queries_and_keys(weights, image, features, size) -> tuple[Tensor, Tensor]:
@@ -58,8 +64,7 @@ def _queries_and_keys(weights, image, features, size) -> tuple[Tensor, Tensor]:
     frequencies = weights["rope.freqs"]
     parameters = [*(w for e in encoders for w in e), frequencies, convolution, of_q, bias[0]]
     backend = backends.resolve(None, image.device.type, image.dtype)
-    needs_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (image, *parameters))
-    if needs_gradients or backend == "reference" or encoders[0][0].shape[2:] != (1, 1):
+    if derivatives_wanted((image, *parameters)) or backend == "reference" or encoders[0][0].shape[2:] != (1, 1):
         encoded = mixed_with_positions(encoder(weights, _OF_IMAGE[0], image), frequencies)
         k = F.adaptive_avg_pool2d(encoder(weights, _OF_IMAGE[1], encoded), grid)
         q = F.adaptive_avg_pool2d(encoder(weights, _OF_IMAGE[2], encoded), tuple(size))

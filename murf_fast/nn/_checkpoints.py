@@ -1,14 +1,13 @@
-"""Checkpoint files, and linear heads under the names that published checkpoints give them."""
+"""Weights into modules, and linear heads under the names that published checkpoints give them."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+
+from murf_fast.nn._checkpoint_files import Checkpoint, unwrapped
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -46,8 +45,13 @@ def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming])
     """The weights in ``state_dict``, in the first naming whose convolution it holds.
 
     Raises:
+        TypeError: It is no mapping.
         ValueError: No naming fits, a key is missing or unknown, or a shape is wrong; the message names the keys.
     """
+    if not isinstance(state_dict, Mapping):
+        got = type(state_dict).__name__
+        raise TypeError(f"murf_fast.{what}: `state_dict` must be a mapping of names to tensors, got {got}")
+    state_dict = unwrapped(f"{what}: `state_dict`", state_dict)
     naming = next((n for n in namings if f"{n.convolution}.weight" in state_dict), None)
     if naming is None:
         known = ", ".join(f"{n.convolution}.weight ({n.source})" for n in namings)
@@ -77,6 +81,9 @@ def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming])
                 f"murf_fast.{what}: `{key}` must have shape ({length},), as {naming.convolution}.weight is {shape}, "
                 f"got {tuple(state_dict[key].shape)}"
             )
+    for key in sorted(lengths.keys() | {convolution["weight"]}):
+        if not state_dict[key].is_floating_point():
+            raise ValueError(f"murf_fast.{what}: `{key}` must be floating point, got {state_dict[key].dtype}")
     return Weights(naming, weights, {name: state_dict[key] for name, key in norm.items()} or None)
 
 
@@ -85,33 +92,25 @@ def few(keys) -> str:
     return (", ".join(keys[:12]) or "none") + (f", ... ({len(keys)} in all)" if len(keys) > 12 else "")
 
 
-def tensors_of(what: str, path: Path) -> Mapping:
-    """What a ``.safetensors`` file or a pickle of tensors and plain values holds."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"murf_fast.{what}: {path.name} holds more than tensors and plain values, and unpickling that could run "
-            f"any code; load it yourself if you trust it and pass its state dict. torch says: {error}"
-        ) from error
-
-
-def load_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads all of the weights, or says which are missing, unexpected or of a wrong shape."""
-    expected = module.state_dict()
+def load_into(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Loads all of the weights, or says which are missing, unexpected or of a wrong shape or kind."""
+    weights, expected = checkpoint.weights, module.state_dict()
     missing, unexpected = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    common = sorted(expected.keys() & weights.keys())
     shapes = [
         f"{key} {tuple(weights[key].shape)} (expected {tuple(expected[key].shape)})"
-        for key in expected.keys() & weights.keys()
+        for key in common
         if weights[key].shape != expected[key].shape
     ]
-    if missing or unexpected or shapes:
+    dtypes = [
+        f"{key} {weights[key].dtype} (expected {expected[key].dtype})"
+        for key in common
+        if weights[key].is_floating_point() != expected[key].is_floating_point() or weights[key].is_complex()
+    ]
+    if missing or unexpected or shapes or dtypes:
         raise ValueError(
-            f"murf_fast.{type(module).__name__}: the checkpoint does not fit; missing keys: {few(sorted(missing))}; "
-            f"unexpected keys: {few(sorted(unexpected))}; wrong shapes: {few(sorted(shapes))}"
+            f"murf_fast.{type(module).__name__}: {checkpoint.origin} does not fit; missing keys: "
+            f"{few(sorted(missing))}; unexpected keys: {few(sorted(unexpected))}; wrong shapes: {few(shapes)}; "
+            f"wrong dtypes: {few(dtypes)}"
         )
     module.load_state_dict(weights)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast.nn._parts import is_plain
 from murf_fast.ops import _checks, resize
 
 GROUPS = 8
@@ -34,14 +35,19 @@ class EncoderBlock(nn.Module):
 
         A 1x1 convolution and a sum commute with averaging: where that leaves fewer pixels, it comes first.
         """
-        y = self.conv1(F.silu(self.norm1(x), inplace=True))
-        y = F.silu(self.norm2(y), inplace=True)
-        if size is not None and self.conv2.kernel_size == (1, 1) and size[0] * size[1] < y.shape[2] * y.shape[3]:
+        y = _activated(self.norm2, self.conv1(_activated(self.norm1, x)))
+        fewer = size is not None and size[0] * size[1] < y.shape[2] * y.shape[3]
+        if fewer and is_plain(self.conv2, nn.Conv2d) and self.conv2.kernel_size == (1, 1):
             y = pooled(y, size)
             x = pooled(x, size) if self.residual else x
         y = self.conv2(y)
         y = y + x if self.residual else y
         return y if size is None else pooled(y, size)
+
+
+def _activated(norm: nn.Module, x: Tensor) -> Tensor:
+    """SiLU of a norm, in place unless someone else may hold the norm's result."""
+    return F.silu(norm(x), inplace=is_plain(norm, nn.GroupNorm))
 
 
 class Encoder(nn.Sequential):

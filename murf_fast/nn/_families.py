@@ -116,6 +116,12 @@ class Family:
         positions = self.positions()
         return self.prefix() if positions is None else positions
 
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        channels = getattr(self.projection, "out_channels", None)
+        return self.projection.out_features if channels is None else channels
+
     def pixels(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(S, 3, h p, w p): the images that patches (S, N, 3 p p) were cut from."""
         p = self.patch_size

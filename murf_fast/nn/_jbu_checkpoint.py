@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
-from torch import Tensor
-
-from murf_fast.nn._checkpoints import few, tensors_of
+from murf_fast.nn._checkpoint_files import Checkpoint, open_checkpoint
+from murf_fast.nn._checkpoints import few
 
 _PREFIX = "upsampler."
 _CHANNEL_NORM = "model.1.norm."
@@ -27,10 +25,10 @@ class Layout:
     guides: int
 
 
-def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, dict[str, Tensor]]:
+def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, Checkpoint]:
     """The weights under the names of a stack, and its layout."""
-    state = checkpoint if isinstance(checkpoint, Mapping) else tensors_of("JBUStack", Path(checkpoint))
-    state = state.get("state_dict", state)
+    opened = open_checkpoint("JBUStack", checkpoint)
+    state = opened.weights
     if any(key.startswith(_PREFIX) for key in state):
         weights = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
         norm = {k.removeprefix(_CHANNEL_NORM): v for k, v in state.items() if k.startswith(_CHANNEL_NORM)}
@@ -38,18 +36,18 @@ def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, dict[str, Tensor
     else:
         weights = dict(state)
     first = next((name for name in ("up1", "up") if f"{name}.fixup_proj.0.bias" in weights), None)
-    if first is None or f"{first}.range_proj.0.weight" not in weights:
+    if first is None or getattr(weights.get(f"{first}.range_proj.0.weight"), "ndim", 0) < 2:
         raise ValueError(
-            "murf_fast.JBUStack: the checkpoint must hold up1.range_proj.0.weight and up1.fixup_proj.0.bias (FeatUp), "
-            f"or both for `up` (SimFeatUp), perhaps behind {_PREFIX!r}; got the keys {few(state)}"
+            f"murf_fast.JBUStack: {opened.origin} must hold up1.range_proj.0.weight and up1.fixup_proj.0.bias "
+            f"(FeatUp), or both for `up` (SimFeatUp), perhaps behind {_PREFIX!r}; got the keys {few(state)}"
         )
     taps = weights[f"{first}.fixup_proj.0.bias"].numel()
     final = weights.get("fixup_proj.1.weight")
     layout = Layout(
-        dim=None if final is None else final.shape[0],
+        dim=final.shape[0] if final is not None and final.ndim else None,
         shared=first == "up",
         radius=math.isqrt(taps) // 2,
         norm=any(key.startswith("norm.") for key in weights),
         guides=weights[f"{first}.range_proj.0.weight"].shape[1],
     )
-    return layout, weights
+    return layout, Checkpoint(opened.origin, weights)

@@ -9,7 +9,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from murf_fast.nn import _anyup_checkpoint, _checkpoints
+from murf_fast.nn import _anyup_checkpoint, _checkpoints, _parts
 from murf_fast.nn._anyup_forward import RULES, upsample, window_rule
 from murf_fast.ops import _checks
 
@@ -76,10 +76,14 @@ class AnyUp(nn.Module):
         self.cross_decode.cross_attn = attention
         self.rope = nn.Module()
         self.rope.freqs = nn.Parameter(_frequencies(qk_dim))
+        self._names, self._forms = [name for name, _ in self.named_parameters()], _parts.forms_of(self)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, **options) -> AnyUp:
         """A model with released weights, in eval mode.
+
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
 
         Args:
             checkpoint: ``anyup_paper.pth``, ``anyup_multi_backbone.pth``, a ``.safetensors`` file, or a state dict; of
@@ -88,10 +92,12 @@ class AnyUp(nn.Module):
                 ``allow_bfloat16``.
 
         Raises:
-            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
-                pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
         """
-        layout, weights = _anyup_checkpoint.read(checkpoint)
+        layout, opened = _anyup_checkpoint.read(checkpoint)
         model = cls(
             layout.qk_dim,
             input_dim=layout.input_dim,
@@ -99,7 +105,7 @@ class AnyUp(nn.Module):
             kernel_size_lfu=layout.kernel_size_lfu,
             **options,
         )
-        _checkpoints.load_into(model, weights)
+        _checkpoints.load_into(model, opened)
         return model.eval()
 
     def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
@@ -107,21 +113,26 @@ class AnyUp(nn.Module):
 
         Args:
             image: (B, 3, H, W), normalized with ImageNet's mean and deviation; in the dtype of the parameters.
-            features: (B, C, h, w) with any C, as the backbone gives them; in the dtype of the parameters.
+            features: (B, C, h, w) with any C, as the backbone gives them, in any floating-point dtype: the attention
+                runs in the wider of theirs and the parameters'.
             output_size: (height, width) in pixels; None: that of the image.
 
         Returns:
             (B, C, *output_size) in the dtype of the features, channels_last in memory. Differentiable with respect to
-            image, features and parameters.
+            image, features and parameters. Autocast changes nothing.
 
         Raises:
-            TypeError, ValueError: An argument is wrong; the message names it.
+            TypeError, ValueError: An argument is wrong, or a submodule has hooks or was replaced, whose weights alone
+                are read; the message names it.
 
         Memory: without gradients the result, its queries (a third of it at 384 channels), and two maps of ``qk_dim``
         channels at the image's size (three if ``output_size`` is another), which are gone when the result is made.
+        Features narrower than the parameters take a second result, in the parameters' dtype.
         """
-        weights = dict(self.named_parameters())
-        size = check(self, image, features, output_size, weights["rope.freqs"], self.image_encoder[0].in_channels)
+        _parts.refuse_peculiar("AnyUp", _parts.submodules_of(self), self._forms)
+        weights = _parts.weights_of(self, self._names)
+        channels = weights["image_encoder.0.weight"].shape[1]
+        size = check(self, image, features, output_size, weights["rope.freqs"], channels)
         rule = window_rule(self.windows, self.window_ratio, size, features.shape[2:])
         return upsample(weights, image, features, size, rule, self.num_heads)
 
@@ -141,8 +152,11 @@ def check(
     _checks.map_(op, "features", features)
     if image.shape[1] != channels:
         raise ValueError(f"murf_fast.{op}: `image` must have {channels} channels, got {image.shape[1]}")
-    for name, x in (("image", image), ("features", features)):
-        _checks.same_device_and_dtype(op, name, x, "the parameters", parameter)
+    _checks.same_device_and_dtype(op, "image", image, "the parameters", parameter)
+    if features.device != image.device:
+        raise ValueError(
+            f"murf_fast.{op}: `features` must be on the device of `image`, {image.device}, got {features.device}"
+        )
     if features.shape[0] != image.shape[0]:
         raise ValueError(
             f"murf_fast.{op}: `features` must have the batch size of `image`, {image.shape[0]}, got {features.shape[0]}"

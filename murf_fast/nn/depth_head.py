@@ -99,7 +99,10 @@ class DepthHead(nn.Module):
         range must be given) or this class's own names. ``options`` are those of the class and override what goes with
         the names.
 
+        Wrappers and prefixes are taken off as by :meth:`AnyUp.from_checkpoint`.
+
         Raises:
+            TypeError: ``state_dict`` is no mapping.
             ValueError: The names belong to none of them, a key is missing or unknown, a shape is wrong, or there is no
                 ``depth_range``.
         """
@@ -119,8 +122,8 @@ class DepthHead(nn.Module):
         near, far = self.depth_range
         bins = self.classifier.out_channels
         if self.rule == "linspace":
-            return torch.linspace(near, far, bins, device=device)
-        edges = torch.linspace(near, far, bins + 1, device=device)
+            return torch.linspace(near, far, bins, dtype=torch.float32, device=device)
+        edges = torch.linspace(near, far, bins + 1, dtype=torch.float32, device=device)
         return 0.5 * (edges[:-1] + edges[1:])
 
     def forward(

@@ -26,8 +26,7 @@ class FeatSharpJBU(nn.Module):
 
     def __init__(self, factor: int, *, guides: int = 3) -> None:
         super().__init__()
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-            raise ValueError(f"murf_fast.FeatSharpJBU: `factor` must be an integer >= 1, got {factor!r}")
+        factor = _checks.integer("FeatSharpJBU", "factor", factor, 1)
         self.factors = _prime_factors(factor)
         self.ups = nn.ModuleList(
             JBULevel(guides=guides, mode="bilinear", fixup=False, dropout=None) for _ in self.factors
@@ -42,7 +41,8 @@ class FeatSharpJBU(nn.Module):
         FeatSharp resizes the guidance to the output's size first, bilinearly; every level averages it to its own.
         """
         source = _checks.map_("FeatSharpJBU", "source", source)
-        return run_levels("FeatSharpJBU", self.ups, self.factors, [source], guidance, mode="bilinear")[0]
+        named = [(f"ups.{i}", level) for i, level in enumerate(self.ups)]
+        return run_levels("FeatSharpJBU", named, self.factors, [source], guidance, mode="bilinear")[0]
 
     def extra_repr(self) -> str:
         return f"factors={self.factors}"

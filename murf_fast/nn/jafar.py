@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import windows
-from murf_fast.nn._checkpoints import few, load_into, tensors_of
+from murf_fast.nn._checkpoint_files import open_checkpoint
+from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._encoders import GROUPS, Encoder, check_guided, precise
-from murf_fast.ops import window_attention
+from murf_fast.nn._parts import refuse_peculiar
+from murf_fast.ops import _checks, window_attention
 from murf_fast.ops._library import is_channels_last
 
 _IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
@@ -48,9 +49,8 @@ class JAFAR(nn.Module):
 
     def __init__(self, v_dim: int = 384, *, qk_dim: int = 128, num_heads: int = 4, kernel_size: int = 1) -> None:
         super().__init__()
-        for name, value in (("v_dim", v_dim), ("qk_dim", qk_dim), ("num_heads", num_heads)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"murf_fast.JAFAR: `{name}` must be an integer >= 1, got {value!r}")
+        v_dim, qk_dim = _checks.integer("JAFAR", "v_dim", v_dim, 1), _checks.integer("JAFAR", "qk_dim", qk_dim, 1)
+        num_heads = _checks.integer("JAFAR", "num_heads", num_heads, 1)
         if qk_dim % GROUPS or qk_dim % num_heads:
             raise ValueError(
                 f"murf_fast.JAFAR: `qk_dim` must be a multiple of {GROUPS} and of the {num_heads} heads, got {qk_dim}"
@@ -72,25 +72,30 @@ class JAFAR(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, num_heads: int = 4) -> JAFAR:
         """A model with released weights, in eval mode; all but the heads follows from their shapes.
 
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
         Args:
             checkpoint: A file of a state dict, perhaps as its entry ``jafar`` (the released ``.pth``), or a
                 ``.safetensors`` file, or a state dict; names are the original's.
             num_heads: Not part of the checkpoint; 4 in the releases.
 
         Raises:
-            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
-                pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
         """
-        state = checkpoint if isinstance(checkpoint, Mapping) else tensors_of("JAFAR", Path(checkpoint))
-        weights = dict(state.get("jafar", state))
-        if _IMAGE not in weights or _FEATURES not in weights:
+        opened = open_checkpoint("JAFAR", checkpoint)
+        weights = opened.weights
+        if not all(name in weights and weights[name].ndim == 4 for name in (_IMAGE, _FEATURES)):
             raise ValueError(
-                f"murf_fast.JAFAR: the checkpoint must hold {_IMAGE} and {_FEATURES}; got the keys {few(weights)}"
+                f"murf_fast.JAFAR: {opened.origin} must hold {_IMAGE} and {_FEATURES}; got the keys {few(weights)}"
             )
         _keep_used(None, weights, "")
         (qk_dim, _, kernel_size, _), v_dim = weights[_IMAGE].shape, weights[_FEATURES].shape[1]
         model = cls(v_dim, qk_dim=qk_dim, num_heads=num_heads, kernel_size=kernel_size)
-        load_into(model, weights)
+        load_into(model, opened)
         return model.eval()
 
     def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
@@ -104,20 +109,22 @@ class JAFAR(nn.Module):
 
         Returns:
             (B, v_dim, height, width) in dtype and layout of the features. Differentiable with respect to the image,
-            the features and every parameter.
+            the features and every parameter. Autocast gives convolutions and projections its dtype, and changes
+            nothing else.
 
         Raises:
-            TypeError, ValueError: An argument is wrong; the message names it.
+            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_attn``) has hooks; the
+                message names it.
 
         Memory: a few maps of ``qk_dim`` channels at the size of the image, and of the output; no scores.
         """
-        first = self.image_encoder[0].weight
-        size = check_guided("JAFAR", image, features, output_size, first, reflects=self.kernel_size > 1)
+        like = self.rope.freqs
+        size = check_guided("JAFAR", image, features, output_size, like, reflects=self.kernel_size > 1)
         if features.shape[1] != self.v_dim:
             raise ValueError(f"murf_fast.JAFAR: `features` must have {self.v_dim} channels, got {features.shape[1]}")
         grid = tuple(features.shape[2:])
         encoded = self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
-        known = F.normalize(features.to(precise(features)), dim=1).to(first.dtype)
+        known = F.normalize(features.to(precise(features)), dim=1).to(like.dtype)
         k = self.sft_key(self.key_encoder(encoded, grid), self.key_features_encoder(known))
         q = self.query_encoder(encoded, size)
         del encoded
@@ -186,6 +193,7 @@ class _CrossDecode(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         block = self.cross_attn
+        refuse_peculiar("JAFAR", {"cross_attn": block, "cross_attn.attention": block.attention})
         bias_q, bias_k, _ = block.attention.in_proj_bias.chunk(3)
         q = F.linear(block.norm_q(self.conv2d(q).permute(0, 2, 3, 1)), block.attention.q_proj_weight, bias_q)
         k = F.linear(block.norm_k(k.permute(0, 2, 3, 1)), block.attention.k_proj_weight, bias_k)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast.nn._parts import unlike
 from murf_fast.ops import BilateralParams, joint_bilateral_upsample
 
 
@@ -44,6 +45,9 @@ class JBULevel(nn.Module):
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
         """(B, C, H, W) of a source (B, C, h, w) and a guidance (B, guides, H, W)."""
+        strange = strangeness(self)
+        if strange is not None:
+            raise ValueError(f"murf_fast.JBULevel: {strange}, which would do nothing: only its weights are read")
         drawn = Drawn.of(self, guidance)
         return joint_bilateral_upsample(source, guidance, **drawn._asdict(), radius=self.radius, mode=self.mode)
 
@@ -74,12 +78,24 @@ class Drawn(NamedTuple):
         return cls(params, range_mask, fixup_mask)
 
 
+def strangeness(level: nn.Module, prefix: str = "") -> str | None:
+    """What the networks of a level have that would be passed over where only their weights are read, or None."""
+    for name in ("range_proj", "fixup_proj"):
+        network = getattr(level, name, None)
+        if network is not None:
+            drop = [nn.Dropout2d] if len(network) == 4 else []
+            reason = unlike(f"{prefix}{name}", network, [nn.Conv2d, nn.GELU, *drop, nn.Conv2d])
+            if reason is not None:
+                return reason
+    return None
+
+
 def dropout_mask(network: nn.Sequential, batch: int, channels: int, device: torch.device) -> Tensor | None:
     """(batch, channels) factors as the network's Dropout2d draws them, or None where it does nothing."""
     dropout = next((m for m in network if isinstance(m, nn.Dropout2d)), None)
     if dropout is None or not dropout.training or dropout.p == 0:
         return None
-    return F.dropout2d(torch.ones(batch, channels, 1, 1, device=device), dropout.p)[..., 0, 0]
+    return F.dropout2d(torch.ones(batch, channels, 1, 1, dtype=torch.float32, device=device), dropout.p)[..., 0, 0]
 
 
 def _network(inputs: int, outputs: int, dropout: float | None) -> nn.Sequential:

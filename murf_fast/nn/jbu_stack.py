@@ -55,18 +55,23 @@ class JBUStack(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping) -> JBUStack:
         """A stack with released weights, in eval mode; its shape follows from theirs.
 
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
         Args:
             checkpoint: A Lightning ``.ckpt`` of FeatUp or SimFeatUp, a ``.safetensors`` file, or a state dict. Names
                 are FeatUp's, with or without the prefix ``upsampler.``; beside that prefix, ``model.1.norm.*`` is taken
                 as the norm, and entries of other networks are passed over.
 
         Raises:
-            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
-                pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
         """
-        layout, weights = _jbu_checkpoint.read(checkpoint)
+        layout, opened = _jbu_checkpoint.read(checkpoint)
         stack = cls(layout.dim, shared=layout.shared, radius=layout.radius, norm=layout.norm, guides=layout.guides)
-        _checkpoints.load_into(stack, weights)
+        _checkpoints.load_into(stack, opened)
         return stack.eval()
 
     @property
@@ -85,18 +90,29 @@ class JBUStack(nn.Module):
             scale: Factor of both sides.
 
         Returns:
-            (B, dim, scale * h, scale * w) in dtype and layout of the source; a list if ``source`` is one.
+            (B, dim, scale * h, scale * w) in dtype and layout of the source; a list if ``source`` is one. Autocast
+            changes nothing.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or a level or one of its parts has hooks or was replaced, whose
+                weights alone are read; the message names it.
         """
         sources = _checks.maps("JBUStack", source, same_channels=True, name="source")
         if self.dim is not None and sources[0].shape[1] != self.dim:
             raise ValueError(f"murf_fast.JBUStack: `source` must have {self.dim} channels, got {sources[0].shape[1]}")
         if scale not in SCALES:
             raise ValueError(f"murf_fast.JBUStack: `scale` must be one of {SCALES}, got {scale!r}")
-        if self.norm is not None:
-            sources = [self.norm(s.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for s in sources]
-        levels = self.levels[: SCALES.index(scale) + 1]
+        names = ["up"] * len(SCALES) if self.shared else [f"up{i + 1}" for i in range(len(SCALES))]
+        levels = list(zip(names, self.levels, strict=True))[: SCALES.index(scale) + 1]
         results = run_levels(
-            "JBUStack", levels, [2] * len(levels), sources, guidance, mode="bicubic", final=self.fixup_proj
+            "JBUStack",
+            levels,
+            [2] * len(levels),
+            sources,
+            guidance,
+            mode="bicubic",
+            norm=self.norm,
+            final=self.fixup_proj,
         )
         return results[0] if isinstance(source, Tensor) else results
 

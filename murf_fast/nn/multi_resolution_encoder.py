@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import copy
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from murf_fast.nn import _attention, _blocks
+from murf_fast.nn import _attention, _blocks, _images, _resolutions
 from murf_fast.nn._families import Family, Rotation, family_of
 from murf_fast.nn._plain import has_global_hooks, is_customized, signature
 from murf_fast.nn._verify import plain_parts
@@ -17,6 +18,9 @@ from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences, patch_embed
 
 ROUNDINGS = ("floor", "murf")
+
+# The verified parts of models, by class: no reference to a model.
+_verified: weakref.WeakKeyDictionary[nn.Module, frozenset] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,10 @@ class MultiResolutionEncoder(nn.Module):
     Args:
         model: transformers Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SiglipVisionModel or
             Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (no rotary positions).
-        sizes: (height, width) in pixels per resolution, or one integer for a square. Or
-        scales: factors of the image's size, which ``rounding`` turns into pixels.
+        sizes: A list, for every resolution (height, width) in pixels or one integer for a square; one integer alone is
+            one square resolution. Or
+        scales: factors of the image's size, which ``rounding`` turns into pixels: the numbers as they are written, 0.7
+            being 7/10 and not the float next to it.
         rounding: ``"floor"``: the largest multiple of the patch (and tiles) within ``scale * size``; ``"murf"``:
             ``ceil(scale * size)`` pixels, of which patches beyond the last whole one are dropped, as in MuRF.
         layers: 0-based indices of the blocks whose outputs are wanted; negative ones count from the end. None: the
@@ -64,7 +70,7 @@ class MultiResolutionEncoder(nn.Module):
         tiles: Per resolution, t: t x t tiles as sequences of their own (S2, SigLIP-HD). CLS tokens are averaged.
         remainder: For ``sizes``, as for :func:`patch_embed`: ``"raise"`` or ``"drop"``.
         mode, antialias, mean, std: As for :func:`image_to_patches`. Without ``mean`` and ``std`` images are taken as
-            they are (uint8 divided by 255).
+            they are (uint8 divided by 255), which is right for normalized ones; others are warned of, once per model.
         attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"``: one launch of
             ``torch.nn.attention.varlen`` for all sequences (CUDA, bfloat16 and float16).
         attentions: Also return what CLS attends to, in every chosen layer.
@@ -78,7 +84,8 @@ class MultiResolutionEncoder(nn.Module):
 
     Raises:
         TypeError, ValueError: An argument is wrong (an unsupported model: the supported ones are listed, and what
-            differs is named).
+            differs is named); in a call, before any work: images of another type or layout, smaller than a patch at
+            some scale, or, normalized, more than 20 deviations from the mean, as floats in 0..255 are.
 
     Memory (no gradients wanted): four to five times the tokens of all resolutions, beside one copy per chosen layer.
     Beside a block that is called lives a copy of the tokens.
@@ -115,24 +122,16 @@ class MultiResolutionEncoder(nn.Module):
         if attentions and family.prefix() is None:
             raise ValueError(f"murf_fast.{what}: `attentions` need a model with a CLS token")
         self.attentions, self.keep_positions = bool(attentions), keep_positions
-        if (sizes is None) == (scales is None):
-            raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
         if rounding not in ROUNDINGS:
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
-        self.sizes = None if sizes is None else [tuple(_checks.grid(what, "sizes", size)) for size in sizes]
-        self.scales = None if scales is None else [float(scale) for scale in scales]
-        if self.scales is not None and not all(scale > 0 for scale in self.scales):
-            raise ValueError(f"murf_fast.{what}: `scales` must be > 0, got {list(scales)}")
-        self.rounding, self.norm, self.tiles = rounding, norm, None if tiles is None else list(tiles)
-        self.remainder = "drop" if scales is not None else remainder
+        self.rounding, self.norm = rounding, norm
+        self._set_resolutions(sizes, scales, tiles, remainder)
         if attention not in _attention.KINDS:
             raise ValueError(f"murf_fast.{what}: `attention` must be one of {_attention.KINDS}, got {attention!r}")
         self.attention = attention
-        depth = len(family.blocks)
-        asked = [depth - 1] if layers is None else list(layers)
-        if not asked or any(not isinstance(i, int) or not -depth <= i < depth for i in asked):
-            raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
-        self.layers = [i % depth for i in asked]
+        self.layers = _indices(what, layers, len(family.blocks))
+        _checks.mode(what, mode, antialias)
+        mean, std = _images.three_numbers(what, "mean", mean), _images.three_numbers(what, "std", std)
         self.resize = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
         self._plain = plain_parts(self._family, model, verify)
 
@@ -141,18 +140,41 @@ class MultiResolutionEncoder(nn.Module):
         """The model's parts as they are now."""
         return self._family(self.model)
 
+    def at(self, sizes: Sequence[int | tuple[int, int]], tiles: Sequence[int] | None = None) -> MultiResolutionEncoder:
+        """This encoder at other resolutions; model, verification and the other options are shared."""
+        other = copy.copy(self)
+        other._set_resolutions(sizes, None, tiles, "raise")
+        return other
+
+    def _set_resolutions(self, sizes, scales, tiles, remainder: str) -> None:
+        what = "MultiResolutionEncoder"
+        if (sizes is None) == (scales is None):
+            raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
+        self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
+        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
+        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
+        self.remainder = "drop" if scales is not None else remainder
+        if self.sizes is not None:
+            _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
+
     def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Pixels (height, width) of every resolution of an image."""
+        """Pixels (height, width) of every resolution of an image.
+
+        Scales are the numbers that were written, and multiplied exactly: 0.7 times 180 is 126.
+
+        Raises:
+            ValueError: A resolution is smaller than a patch; the message names scale, image and patch.
+        """
         if self.sizes is not None:
             return self.sizes
-        if self.rounding == "murf":
-            return [(math.ceil(height * s), math.ceil(width * s)) for s in self.scales]
-        tiles = self.tiles or [1] * len(self.scales)
-        units = [self.family.patch_size * t for t in tiles]
-        return [
-            (int(height * s) // unit * unit, int(width * s) // unit * unit)
-            for s, unit in zip(self.scales, units, strict=True)
-        ]
+        what = "MultiResolutionEncoder"
+        return _resolutions.scaled_sizes(what, self._ratios, self._units(), (height, width), self.rounding)
+
+    def _units(self) -> list[int]:
+        """Pixels of a patch times tiles, per resolution."""
+        patch = self.family.patch_size
+        return [patch * t for t in self.tiles or [1] * len(self.sizes or self.scales)]
 
     def forward(self, images: Tensor) -> MultiResolutionFeatures:
         """Features of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; see :class:`PackedTokens`."""
@@ -189,13 +211,7 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(
                 "murf_fast.MultiResolutionEncoder: `model` has dropout and is in training mode; call model.eval()"
             )
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(
-                f"murf_fast.MultiResolutionEncoder: `images` must be (B, 3, H, W) or (B, H, W, 3), got {got}"
-            )
-        height, width = images.shape[2:] if images.shape[1] == 3 else images.shape[1:3]
-        sizes = self.sizes_for(height, width)
+        sizes = self.sizes_for(*self._check_images(family, images))
         hooked = has_global_hooks()
         calls = hooked or any(signature(module) not in self._plain for module in family.embedders)
         calls_rope = family.rope is not None and (hooked or signature(family.rope) not in self._plain)
@@ -237,6 +253,17 @@ class MultiResolutionEncoder(nn.Module):
         )
         return packed, self._rotations(packed, family), True
 
+    def _check_images(self, family: Family, images: Tensor) -> tuple[int, int]:
+        """(height, width) of images that fit the model."""
+        what, device = "MultiResolutionEncoder", family.like.device
+        size = _images.size_of(what, images)
+        if images.device != device:
+            raise ValueError(
+                f"murf_fast.{what}: `images` must be on the device of `model`, {device}, got {images.device}"
+            )
+        _images.check_values(what, images, self.model, self.resize["mean"], self.resize["std"])
+        return size
+
     def _normed(self, family: Family, packed: PackedTokens) -> Tensor:
         """The final norm, of all rows at once if it is what it was at construction."""
         if not has_global_hooks() and signature(family.final_norm) in self._plain:
@@ -263,6 +290,28 @@ class MultiResolutionEncoder(nn.Module):
     def _rotations(self, packed: PackedTokens, family: Family | None = None) -> list[Rotation | None]:
         family, tokens = family or self.family, packed.tokens
         return [family.rotation(grid, tokens.dtype, tokens.device) for grid in packed.grids]
+
+
+def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **options) -> MultiResolutionEncoder:
+    """For functions that make an encoder in every call: what a model's first one verified, the others take over."""
+    verified = _verified.get(model)
+    wanted = options.pop("verify", True)
+    encoder = MultiResolutionEncoder(model, sizes, verify=wanted and verified is None, **options)
+    if wanted and verified is not None:
+        encoder._plain = verified
+    elif wanted:
+        _verified[model] = encoder._plain
+    return encoder
+
+
+def _indices(what: str, layers: object, depth: int) -> list[int]:
+    """Indices of blocks, counted from the front; the last if None."""
+    if layers is not None and not _checks.is_sequence(layers):
+        raise TypeError(f"murf_fast.{what}: `layers` must be a list of indices, got {layers!r}")
+    asked = [depth - 1] if layers is None else [_checks.integer(what, "layers", i) for i in layers]
+    if not asked or not all(-depth <= i < depth for i in asked):
+        raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
+    return [i % depth for i in asked]
 
 
 def _drops(module: nn.Module) -> bool:

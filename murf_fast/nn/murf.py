@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from murf_fast import backends
+from murf_fast.nn import _images
 from murf_fast.nn.depth_head import DepthHead
 from murf_fast.nn.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
 from murf_fast.nn.principal import fused_projection
 from murf_fast.nn.segmentation_head import SegmentationHead
 from murf_fast.ops import _checks
+from murf_fast.ops._library import wants_channels_last
 from murf_fast.ops.upsample_concat import upsample_concat
 
 
@@ -22,7 +25,7 @@ class MuRF(nn.Module):
 
     Args:
         model: A model that :class:`MultiResolutionEncoder` takes, or an encoder (then without ``sizes`` and options).
-        sizes: Resolutions in pixels, as for the encoder; or give its ``scales``.
+        sizes: Resolutions in pixels, as for the encoder (one integer: one square); or give its ``scales``.
         head: :class:`SegmentationHead` for :meth:`segment` or :class:`DepthHead` for :meth:`depth`, with columns for
             the maps or for the maps and their CLS tokens. MuRF's segmentation takes the last block with ``norm=True``
             (the default), its depth ``norm=False`` and, as its code counts ``hidden_states``, the block before the one
@@ -30,7 +33,8 @@ class MuRF(nn.Module):
         options: The other options of the encoder. Its defaults are MuRF's pyramid: bilinear without antialias.
 
     Raises:
-        TypeError, ValueError: An argument is wrong; the message names it.
+        TypeError, ValueError: An argument is wrong; the message names it. Calls check what they are given, and the
+            head, before the model runs.
 
     Source: MuRF, section 3 and equation 2; its segmentation and depth models, and its MLLM tokens.
     """
@@ -64,21 +68,50 @@ class MuRF(nn.Module):
         """The maps of every resolution as they come, for what has no method here (a head's ``loss``, say)."""
         return self.encoder(images)
 
-    def features(self, images: Tensor, grid: int | tuple[int, int] | None = None, **options) -> Tensor:
+    def features(
+        self,
+        images: Tensor,
+        grid: int | tuple[int, int] | None = None,
+        *,
+        mode: str = "bilinear",
+        antialias: bool = False,
+        via: int | tuple[int, int] | None = None,
+        memory_format: torch.memory_format | None = None,
+        out: Tensor | None = None,
+        backend: str | None = None,
+    ) -> Tensor:
         """(B, sum D, h, w) at ``grid``; None for the largest grid of the maps (MuRF), or the image's size (its paper).
 
         Args:
             images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point.
             grid: (height, width) of the result, or one integer for a square.
-            options: Those of :func:`murf_fast.upsample_concat` (mode, antialias, memory_format, out, backend).
+            mode, antialias, via, memory_format, out, backend: As for :func:`murf_fast.upsample_concat`.
         """
+        op, like = "MuRF.features", self.encoder.family.like
+        size = _images.size_of(op, images)
+        grid = self._largest_grid(size) if grid is None else _checks.grid(op, "grid", grid)
+        via = _checks.optional_grid(op, "via", via)
+        _checks.mode(op, mode, antialias)
+        wants_channels_last(op, memory_format, images)
+        backends.resolve(backend, like.device.type, like.dtype)
+        if out is not None and not torch.is_autocast_enabled(like.device.type):
+            _checks.out(op, out, (images.shape[0], self._columns(), *grid), [like])
         maps = self.encoder(images).maps
-        return upsample_concat(maps, _largest(maps) if grid is None else grid, **options)
+        return upsample_concat(
+            maps,
+            grid,
+            mode=mode,
+            antialias=antialias,
+            via=via,
+            memory_format=memory_format,
+            out=out,
+            backend=backend,
+        )
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, N, sum D) for a language model's projector: N tokens of the largest grid, whatever the resolutions."""
-        maps = self.encoder(images).maps
-        fused = upsample_concat(maps, _largest(maps), memory_format=torch.channels_last)
+        grid = self._largest_grid(_images.size_of("MuRF.tokens", images))
+        fused = upsample_concat(self.encoder(images).maps, grid, memory_format=torch.channels_last)
         return fused.permute(0, 2, 3, 1).flatten(1, 2)
 
     def segment(self, images: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
@@ -95,42 +128,57 @@ class MuRF(nn.Module):
 
         At the image's size if ``size`` is None. Signs are arbitrary but reproducible.
         """
-        columns = len(self.encoder.layers) * self.encoder.family.projection.weight.shape[0]
-        columns *= len(self.encoder.sizes or self.encoder.scales)
-        if not isinstance(components, int) or not 1 <= components <= columns:
-            raise ValueError(f"murf_fast.MuRF.pca: `components` must be in [1, {columns}], got {components!r}")
-        size = _image_size(images) if size is None else tuple(_checks.grid("MuRF.pca", "size", size))
+        components = _checks.integer("MuRF.pca", "components", components, 1, self._columns())
+        size = _size("MuRF.pca", images, size)
         return fused_projection(self.encoder(images).maps, size, components)
 
     def _predict(self, method: str, kind: type, images: Tensor, size) -> Tensor:
         if not isinstance(self.head, kind):
             got = "none" if self.head is None else type(self.head).__name__
             raise ValueError(f"murf_fast.MuRF.{method}: `head` must be a {kind.__name__}, this model has {got}")
+        size = _size(f"MuRF.{method}", images, size)
+        takes_cls = self._takes_cls(method)
         with torch.no_grad():
             features = self.encoder(images)
-            cls = self._cls_for_head(method, features)
-            return self.head.predict(features.maps, _image_size(images) if size is None else size, cls)
+            return self.head.predict(features.maps, size, features.cls if takes_cls else None)
 
-    def _cls_for_head(self, method: str, features: MultiResolutionFeatures) -> list[Tensor] | None:
-        """The CLS tokens if the head has columns for them."""
-        columns, channels = self.head.classifier.in_channels, sum(m.shape[1] for m in features.maps)
-        if columns == channels:
-            return None
-        if columns == 2 * channels and features.cls[0] is not None:
-            return features.cls
+    def _takes_cls(self, method: str) -> bool:
+        """Whether the head has columns for CLS tokens; raises where it has columns for neither."""
+        head, family = self.head.classifier, self.encoder.family
+        like = family.like
+        if head.weight.device != like.device:
+            raise ValueError(
+                f"murf_fast.MuRF.{method}: `head` must be on the device of `model`, {like.device}, "
+                f"got {head.weight.device}"
+            )
+        if head.weight.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+            raise TypeError(
+                f"murf_fast.MuRF.{method}: `head` must have the dtype of `model`, {like.dtype}, got {head.weight.dtype}"
+            )
+        columns, channels = head.in_channels, self._columns()
+        has_cls = family.prefix() is not None
+        if columns == channels or (columns == 2 * channels and has_cls):
+            return columns != channels
+        or_both = ", or twice as many with CLS tokens," if has_cls else ""
         raise ValueError(
-            f"murf_fast.MuRF.{method}: `head` must have {channels} columns, or twice as many with CLS tokens, for "
-            f"{len(features.maps)} maps, it has {columns}"
+            f"murf_fast.MuRF.{method}: `head` must have {channels} columns{or_both} for {self._maps()} maps, it has "
+            f"{columns}"
         )
 
+    def _maps(self) -> int:
+        return len(self.encoder.layers) * len(self.encoder.sizes or self.encoder.scales)
 
-def _largest(maps: Sequence[Tensor]) -> tuple[int, int]:
-    return max(m.shape[2] for m in maps), max(m.shape[3] for m in maps)
+    def _columns(self) -> int:
+        """Channels of all maps together."""
+        return self._maps() * self.encoder.family.width
+
+    def _largest_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in patches of the largest resolution, per axis."""
+        patch, sizes = self.encoder.family.patch_size, self.encoder.sizes_for(*size)
+        return max(h for h, _ in sizes) // patch, max(w for _, w in sizes) // patch
 
 
-def _image_size(images: Tensor) -> tuple[int, int]:
-    """(height, width) of images in either layout; the encoder checks the rest."""
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"murf_fast.MuRF: `images` must be (B, 3, H, W) or (B, H, W, 3), got {got}")
-    return tuple(images.shape[2:] if images.shape[1] == 3 else images.shape[1:3])
+def _size(op: str, images: Tensor, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of a result: that of the images if not given."""
+    of_images = _images.size_of(op, images)
+    return of_images if size is None else tuple(_checks.grid(op, "size", size))

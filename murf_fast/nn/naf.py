@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import windows
-from murf_fast.nn._checkpoints import few, load_into, tensors_of
+from murf_fast.nn._checkpoint_files import open_checkpoint
+from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._encoders import GROUPS, Encoder, check_guided, pooled, precise
-from murf_fast.ops import resize, window_attention
+from murf_fast.ops import _checks, resize, window_attention
 from murf_fast.ops._library import is_channels_last
 
 _FIRST = "image_encoder.encoder.0.weight"
@@ -42,9 +42,9 @@ class NAF(nn.Module):
 
     def __init__(self, dim: int = 256, *, num_heads: int = 4, kernel_size: int = 9, blocks: int = 2) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("num_heads", num_heads), ("kernel_size", kernel_size), ("blocks", blocks)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"murf_fast.NAF: `{name}` must be an integer >= 1, got {value!r}")
+        dim, num_heads = _checks.integer("NAF", "dim", dim, 1), _checks.integer("NAF", "num_heads", num_heads, 1)
+        kernel_size = _checks.integer("NAF", "kernel_size", kernel_size, 1)
+        blocks = _checks.integer("NAF", "blocks", blocks, 1)
         if dim % (2 * GROUPS) or dim % (4 * num_heads):
             raise ValueError(
                 f"murf_fast.NAF: `dim` must be a multiple of {2 * GROUPS} and of four times the heads, "
@@ -57,24 +57,30 @@ class NAF(nn.Module):
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, kernel_size: int = 9) -> NAF:
         """A model with released weights, in eval mode.
 
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
         Args:
             checkpoint: A file of a state dict (``naf_release.pth``, ``.safetensors``), or a state dict; names are the
                 original's.
             kernel_size: Not part of the checkpoint; 9 in the release.
 
         Raises:
-            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is a
-                pickle of more than tensors and plain values, which is not loaded (``weights_only=True``).
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
         """
-        weights = checkpoint if isinstance(checkpoint, Mapping) else tensors_of("NAF", Path(checkpoint))
-        if _FIRST not in weights or _PERIODS not in weights:
+        opened = open_checkpoint("NAF", checkpoint)
+        weights = opened.weights
+        if _FIRST not in weights or _PERIODS not in weights or weights[_FIRST].ndim == 0:
             raise ValueError(
-                f"murf_fast.NAF: the checkpoint must hold {_FIRST} and {_PERIODS}; got the keys {few(weights)}"
+                f"murf_fast.NAF: {opened.origin} must hold {_FIRST} and {_PERIODS}; got the keys {few(weights)}"
             )
         dim, quarter = 2 * weights[_FIRST].shape[0], max(1, weights[_PERIODS].numel())
         blocks = sum(key.startswith("image_encoder.encoder.") and key.endswith(".conv1.weight") for key in weights)
         model = cls(dim, num_heads=max(1, dim // (4 * quarter)), kernel_size=kernel_size, blocks=max(1, blocks))
-        load_into(model, weights)
+        load_into(model, opened)
         return model.eval()
 
     def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
@@ -90,7 +96,7 @@ class NAF(nn.Module):
 
         Returns:
             (B, C, height, width) in dtype and layout of the features. Differentiable with respect to the image, the
-            features and every parameter.
+            features and every parameter. Autocast gives the encoders' convolutions its dtype, and changes nothing else.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
@@ -98,8 +104,8 @@ class NAF(nn.Module):
         Memory: a few maps of ``dim`` channels, at the size of the image (at most four times the output) and of the
         output; no upsampled keys or values, no scores.
         """
-        first = self.image_encoder.encoder[0].weight
-        size = check_guided("NAF", image, features, output_size, first, reflects=True)
+        like = self.image_encoder.rope.periods
+        size = check_guided("NAF", image, features, output_size, like, reflects=True)
         grid = tuple(features.shape[2:])
         if features.shape[1] % self.num_heads:
             raise ValueError(
@@ -156,7 +162,7 @@ class _AxialRotation(nn.Module):
         super().__init__()
         self.heads = heads
         pairs = dim // heads // 4
-        self.register_buffer("periods", base ** (torch.arange(pairs) / pairs))
+        self.register_buffer("periods", base ** (torch.arange(pairs, dtype=torch.float32) / pairs))
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = precise(x)

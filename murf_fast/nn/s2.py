@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from murf_fast.nn import _images, _resolutions
 from murf_fast.nn._families import is_supported
 from murf_fast.nn.multi_resolution_encoder import MultiResolutionEncoder
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_concat import upsample_concat
+from murf_fast.scales import scaled_pixels
 
 
 class S2(nn.Module):
@@ -25,7 +27,7 @@ class S2(nn.Module):
     Args:
         model: A model that :class:`MultiResolutionEncoder` takes: all scales then are one packed pass. Or any callable
             from tiles (n, 3, p, q) to tokens (n, ``num_prefix_tokens`` + h * w, D): tiles of one size are one batch.
-        scales: Factors of the (square or not) images' size.
+        scales: Factors of the (square or not) images' size, as they are written: 1.15 times 420 is 483.
         img_sizes: The sizes themselves, (height, width) or one integer for a square, instead of ``scales``.
         max_split_size: Longest side of a tile in pixels; None for the longer side of the images.
         resize_output_to_idx: The scale whose grid is that of the result.
@@ -52,15 +54,17 @@ class S2(nn.Module):
         super().__init__()
         if (scales is None) == (img_sizes is None):
             raise ValueError("murf_fast.S2: give either `scales` or `img_sizes`")
-        count = len(scales if img_sizes is None else img_sizes)
-        if not 0 <= resize_output_to_idx < count:
+        self._ratios = None if scales is None else _resolutions.checked_scales("S2", scales)
+        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self.img_sizes = None if img_sizes is None else _resolutions.checked_sizes("S2", "img_sizes", img_sizes)
+        count = len(self.scales or self.img_sizes)
+        if not isinstance(resize_output_to_idx, int) or not 0 <= resize_output_to_idx < count:
             raise ValueError(
-                f"murf_fast.S2: `resize_output_to_idx` must be one of {count} scales, got {resize_output_to_idx}"
+                f"murf_fast.S2: `resize_output_to_idx` must be one of {count} scales, got {resize_output_to_idx!r}"
             )
-        if scales is not None and not all(scale > 0 for scale in scales):
-            raise ValueError(f"murf_fast.S2: `scales` must be > 0, got {list(scales)}")
-        if max_split_size is not None and max_split_size < 1:
-            raise ValueError(f"murf_fast.S2: `max_split_size` must be positive, got {max_split_size}")
+        if max_split_size is not None:
+            max_split_size = _checks.integer("S2", "max_split_size", max_split_size, 1)
+        num_prefix_tokens = _checks.integer("S2", "num_prefix_tokens", num_prefix_tokens, 0)
         self.is_packed = isinstance(model, nn.Module) and is_supported(model)
         if self.is_packed and num_prefix_tokens:
             raise ValueError("murf_fast.S2: `num_prefix_tokens` is known for this model; leave it out")
@@ -70,11 +74,13 @@ class S2(nn.Module):
             raise ValueError(f"murf_fast.S2: `layers` must be one layer, got {options['layers']!r}")
         if not callable(model):
             raise TypeError(f"murf_fast.S2: `model` must be a module or a callable, got {type(model).__name__}")
-        self.model = model
-        self.scales = None if scales is None else list(scales)
-        self.img_sizes = None if img_sizes is None else [tuple(_checks.grid("S2", "img_sizes", s)) for s in img_sizes]
         self.max_split_size, self.resize_output_to_idx = max_split_size, resize_output_to_idx
-        self.num_prefix_tokens, self.options = num_prefix_tokens, options
+        self.num_prefix_tokens = num_prefix_tokens
+        if self.is_packed:
+            # Any one size: every call has its own.
+            self.encoder = MultiResolutionEncoder(model, scales=1.0, mode="bicubic", **options)
+        else:
+            self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, P + N, sum D): prefix tokens, then the patches of the pooled map in raster order."""
@@ -91,11 +97,12 @@ class S2(nn.Module):
         return upsample_concat(maps, grid, mode="area", memory_format=torch.channels_last)
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
-        if not isinstance(images, Tensor) or images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]):
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"murf_fast.S2: `images` must be (B, 3, H, W) or (B, H, W, 3), got {got}")
-        height, width = images.shape[2:] if images.shape[1] == 3 else images.shape[1:3]
-        sizes = self.img_sizes or [(int(height * s), int(width * s)) for s in self.scales]
+        height, width = _images.size_of("S2", images)
+        sizes = self.img_sizes or [tuple(scaled_pixels(ratio, n) for n in (height, width)) for ratio in self._ratios]
+        if min(map(min, sizes)) < 1:
+            raise ValueError(
+                f"murf_fast.S2: `scales` must leave a pixel of images of {height} x {width}, got {self.scales}"
+            )
         longest = self.max_split_size or max(height, width)
         splits = [math.ceil(max(size) / longest) for size in sizes]
         for size, split in zip(sizes, splits, strict=True):
@@ -107,8 +114,7 @@ class S2(nn.Module):
         return (self._packed if self.is_packed else self._called)(images, sizes, splits)
 
     def _packed(self, images, sizes, splits) -> tuple[list[Tensor], list[Tensor] | None]:
-        encoder = MultiResolutionEncoder(self.model, sizes, tiles=splits, mode="bicubic", **self.options)
-        features = encoder(images)
+        features = self.encoder.at(sizes, splits)(images)
         packed = features.tokens[0]
         prefixes = [packed.prefix_tokens(s) for s in range(len(packed))] if packed.prefix else None
         return features.maps, prefixes

@@ -52,7 +52,10 @@ class SegmentationHead(nn.Module):
         (DINOv2; "first"), ``batchnorm_layer.*, conv.*`` (DINOv3; "first", dropout 0.1) or this class's own names
         ("largest"). ``grid`` and ``dropout`` override what goes with the names.
 
+        Wrappers and prefixes are taken off as by :meth:`AnyUp.from_checkpoint`.
+
         Raises:
+            TypeError: ``state_dict`` is no mapping.
             ValueError: The names belong to none of them, a key is missing or unknown, or a shape is wrong.
         """
         weights = _checkpoints.read("SegmentationHead", state_dict, (_OWN, _MURF, _DINOV2, _DINOV3))

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from murf_fast.nn.multi_resolution_encoder import MultiResolutionEncoder
+from murf_fast.nn import _images
+from murf_fast.nn.multi_resolution_encoder import encoder_of
 from murf_fast.ops import _checks
 from murf_fast.ops.upsample_mean import upsample_mean
 
@@ -48,16 +49,13 @@ def multi_scale_target(
     Source: SigLIP-HD, sections 2 and 3.
     """
     op = "multi_scale_target"
-    factors = list(factors)
-    if not factors or not all(isinstance(f, int) and f > 0 for f in factors):
+    if not _checks.is_sequence(factors) or len(factors) == 0:
         raise ValueError(f"murf_fast.{op}: `factors` must be positive integers, got {factors!r}")
+    factors = [_checks.integer(op, "factors", factor, 1) for factor in factors]
     if len(options.get("layers") or [0]) != 1:
         raise ValueError(f"murf_fast.{op}: `layers` must be one layer, got {options['layers']!r}")
+    height, width = _images.size_of(op, images)
     if size is None:
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"murf_fast.{op}: `images` must be (B, 3, H, W) or (B, H, W, 3), got {got}")
-        height, width = images.shape[2:] if images.shape[1] == 3 else images.shape[1:3]
         if height % max(factors) or width % max(factors):
             raise ValueError(
                 f"murf_fast.{op}: `size` is needed for images of {(height, width)}, no multiple of the largest factor, "
@@ -66,7 +64,7 @@ def multi_scale_target(
         size = (height // max(factors), width // max(factors))
     base = _checks.grid(op, "size", size)
     sizes = [(f * base[0], f * base[1]) for f in factors]
-    encoder = MultiResolutionEncoder(model, sizes, tiles=factors, mode=mode, antialias=antialias, **options)
+    encoder = encoder_of(model, sizes, tiles=factors, mode=mode, antialias=antialias, **options)
     with torch.no_grad():
         maps = encoder(images).maps
         grid = tuple(n // encoder.family.patch_size for n in base)

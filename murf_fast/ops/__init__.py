@@ -1,4 +1,20 @@
-"""The operations: thin functions over kernels, registered with torch.library."""
+"""The operations: thin functions over kernels, registered with torch.library.
+
+Dtypes, one rule for all: the maps (or queries; for ``patch_embed`` the weight) have one dtype, which is
+that of the result. The arithmetic is done in the result's dtype, but never below float32, and every result is rounded
+once. All other floating-point tensors (bias, values, weights, masks, parameters, basis, a bank) may have any
+floating-point dtype: they are taken at their value, in the dtype of the arithmetic. Where such a tensor has a say in
+the unit of the result it has one in its dtype: an expectation has the promoted dtype of features and values, a
+distance that of query and bank (float32 at least), a cross-entropy is float32 or, for float64 features, float64.
+Large companions (the kernels of ``adaptive_conv``, the guidance of ``joint_bilateral_upsample``) have the maps' dtype
+or, beside a half one, float32; others are refused rather than copied. Dense products (``linear_head``,
+``patch_embed``) are torch's, in the dtype of their operands. Integers, booleans (but for dropout's masks) and complex
+numbers are refused.
+
+Derivatives: reverse mode where a docstring says differentiable, second derivatives of all those (of nonlinear ops
+through the reference, at its memory), forward mode (``torch.func.jvp``, dual numbers) of the linear ops: resizes,
+sums, means, heads, blurs, patches and ``adaptive_conv``. What has no derivative raises, naming the op.
+"""
 
 from murf_fast.ops._bilateral import BilateralParams
 from murf_fast.ops._ivf import IVFIndex

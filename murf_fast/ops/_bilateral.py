@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from murf_fast.ops import _checks
@@ -32,14 +33,12 @@ def check_params(op: str, params: object, guidance: Tensor, radius: int) -> list
     """The parameters that are there, with shapes that fit the guidance and the radius."""
     if not isinstance(params, BilateralParams):
         raise TypeError(f"murf_fast.{op}: `params` must be a BilateralParams, got {type(params).__name__}")
-    if isinstance(radius, bool) or not isinstance(radius, int) or radius < 0:
-        raise ValueError(f"murf_fast.{op}: `radius` must be an integer >= 0, got {radius!r}")
     missing = [name for name in params._fields if getattr(params, name) is None]
     if missing and missing != list(params._fields[6:]):
         raise ValueError(f"murf_fast.{op}: `params` lacks {', '.join(missing)}; the fix-up is given whole or not")
     for name, value in params._asdict().items():
-        if value is not None and not (isinstance(value, Tensor) and value.dtype in _checks.DTYPES):
-            raise TypeError(f"murf_fast.{op}: `params.{name}` must be a floating-point tensor, got {value!r}")
+        if value is not None:
+            _checks.tensor(op, f"params.{name}", value)
         if value is not None and value.device != guidance.device:
             raise ValueError(f"murf_fast.{op}: `params.{name}` must be on {guidance.device}, got {value.device}")
     taps, guides, keys = (2 * radius + 1) ** 2, guidance.shape[1], params.range_bias0.numel()
@@ -79,11 +78,15 @@ def check_masks(op: str, params: BilateralParams, guidance: Tensor, radius: int,
         ("range_mask", range_mask, params.range_bias0.numel()),
         ("fixup_mask", fixup_mask, (2 * radius + 1) ** 2),
     ):
-        if mask is not None and not isinstance(mask, Tensor):
-            raise TypeError(f"murf_fast.{op}: `{name}` must be a tensor, got {type(mask).__name__}")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dtype in (*_checks.DTYPES, torch.bool)):
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"murf_fast.{op}: `{name}` must be a floating-point or boolean tensor, got {got}")
+        if mask is not None:
+            _checks.dense(op, name, mask)
         if mask is not None and tuple(mask.shape) != (guidance.shape[0], channels):
             raise ValueError(
                 f"murf_fast.{op}: `{name}` must have shape ({guidance.shape[0]}, {channels}), got {tuple(mask.shape)}"
             )
         if mask is not None and mask.device != guidance.device:
             raise ValueError(f"murf_fast.{op}: `{name}` must be on {guidance.device}, got {mask.device}")
+    _checks.no_gradients(op, "a dropout mask", [range_mask, fixup_mask])

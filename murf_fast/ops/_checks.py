@@ -7,9 +7,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from murf_fast.resample import ANTIALIASED, MODES
+from murf_fast._arguments import choice as choice
+from murf_fast._arguments import dense as dense
+from murf_fast._arguments import flag as flag
+from murf_fast._arguments import integer as integer
+from murf_fast._arguments import is_sequence as is_sequence
+from murf_fast._arguments import number as number
+from murf_fast._arguments import numbers as numbers
+from murf_fast._arguments import pair as pair
+from murf_fast.ops._derivatives import derivatives_wanted
+from murf_fast.resample import ANTIALIASED, MAX_PIXELS, MODES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_AREA = 2**40  # pixels of a map; beyond, sizes in bytes overflow
+
+
+def tensor(op: str, name: str, value: object) -> Tensor:
+    """A dense floating-point tensor of any shape."""
+    if not isinstance(value, Tensor) or value.dtype not in DTYPES:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"murf_fast.{op}: `{name}` must be a floating-point tensor, got {got}")
+    return dense(op, name, value)
 
 
 def map_(op: str, name: str, value: object) -> Tensor:
@@ -18,6 +36,7 @@ def map_(op: str, name: str, value: object) -> Tensor:
         raise TypeError(f"murf_fast.{op}: `{name}` must be a tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"murf_fast.{op}: `{name}` must have one of the dtypes {_names(DTYPES)}, got {value.dtype}")
+    dense(op, name, value)
     if value.ndim != 4:
         raise ValueError(f"murf_fast.{op}: `{name}` must be (B, C, H, W), got shape {tuple(value.shape)}")
     if value.shape[1] < 1 or value.shape[2] < 1 or value.shape[3] < 1:
@@ -62,16 +81,23 @@ def same_device_and_dtype(op: str, name: str, x: Tensor, like_name: str, like: T
 
 def grid(op: str, name: str, size: object) -> list[int]:
     """A (height, width) of positive integers; one integer means a square."""
-    pair = (size, size) if isinstance(size, (int, torch.SymInt)) else size
-    if (
-        not isinstance(pair, Sequence)
-        or len(pair) != 2
-        or not all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in pair)
-    ):
-        raise TypeError(f"murf_fast.{op}: `{name}` must be (height, width) in pixels, got {size!r}")
-    if pair[0] <= 0 or pair[1] <= 0:
+    height, width = (size, size) if not is_sequence(size) else size if len(size) == 2 else (None, None)
+    if type(height) is not int or type(width) is not int:
+        height, width = _pixels(op, name, size, height), _pixels(op, name, size, width)
+    if height <= 0 or width <= 0:
         raise ValueError(f"murf_fast.{op}: `{name}` must be positive, got {size!r}")
-    return list(pair)
+    if height > MAX_PIXELS or width > MAX_PIXELS or height * width > MAX_AREA:
+        raise ValueError(
+            f"murf_fast.{op}: `{name}` must be at most {MAX_PIXELS} rows and columns and 2**40 pixels, got {size!r}"
+        )
+    return [height, width]
+
+
+def _pixels(op: str, name: str, size: object, value: object) -> int:
+    try:
+        return integer(op, name, value)
+    except TypeError:
+        raise TypeError(f"murf_fast.{op}: `{name}` must be (height, width) in pixels, got {size!r}") from None
 
 
 def optional_grid(op: str, name: str, size: object) -> list[int] | None:
@@ -79,17 +105,15 @@ def optional_grid(op: str, name: str, size: object) -> list[int] | None:
 
 
 def mode(op: str, mode: str, antialias: bool) -> None:
-    if mode not in MODES:
-        raise ValueError(f"murf_fast.{op}: `mode` must be one of {MODES}, got {mode!r}")
+    choice(op, "mode", mode, MODES)
+    flag(op, "antialias", antialias)
     if antialias and mode not in ANTIALIASED:
         raise ValueError(f"murf_fast.{op}: `antialias=True` needs `mode` in {ANTIALIASED}, got {mode!r}")
 
 
 def vector(op: str, name: str, x: object, length: int, like: Tensor, *, what: str) -> Tensor:
     """A floating-point tensor (length,) on the device of `like`."""
-    if not isinstance(x, Tensor) or x.dtype not in DTYPES:
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"murf_fast.{op}: `{name}` must be a floating-point tensor, got {got}")
+    tensor(op, name, x)
     if tuple(x.shape) != (length,):
         raise ValueError(f"murf_fast.{op}: `{name}` must have shape ({length},), {what}, got {tuple(x.shape)}")
     if x.device != like.device:
@@ -97,22 +121,12 @@ def vector(op: str, name: str, x: object, length: int, like: Tensor, *, what: st
     return x
 
 
-def integer(op: str, name: str, value: object, least: int) -> int:
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"murf_fast.{op}: `{name}` must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"murf_fast.{op}: `{name}` must be at least {least}, got {value}")
-    return value
-
-
 def bias(op: str, bias: object, features: list[Tensor]) -> None:
     """None, (C,) or one row per image (B, C)."""
     if bias is None:
         return
     first = features[0]
-    if not isinstance(bias, Tensor) or bias.dtype not in DTYPES:
-        got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
-        raise TypeError(f"murf_fast.{op}: `bias` must be a floating-point tensor, got {got}")
+    tensor(op, "bias", bias)
     channels, batch = first.shape[1], first.shape[0]
     if tuple(bias.shape) not in ((channels,), (batch, channels)):
         raise ValueError(
@@ -129,6 +143,7 @@ def out(op: str, out: Tensor, shape: Sequence[int], inputs: Sequence[Tensor | No
     like = tensors[0]
     if not isinstance(out, Tensor):
         raise TypeError(f"murf_fast.{op}: `out` must be a tensor, got {type(out).__name__}")
+    dense(op, "out", out)
     if tuple(out.shape) != tuple(shape):
         raise ValueError(f"murf_fast.{op}: `out` must have shape {tuple(shape)}, got {tuple(out.shape)}")
     same_device_and_dtype(op, "out", out, "features[0]", like)
@@ -136,18 +151,25 @@ def out(op: str, out: Tensor, shape: Sequence[int], inputs: Sequence[Tensor | No
         raise ValueError(
             f"murf_fast.{op}: `out` must be dense, contiguous or channels_last, got strides {tuple(out.stride())}"
         )
-    if torch.is_grad_enabled() and (out.requires_grad or any(x.requires_grad for x in tensors)):
+    if derivatives_wanted([out, *tensors]):
         raise ValueError(
-            f"murf_fast.{op}: `out` cannot be given while gradients are needed; call under torch.no_grad()"
+            f"murf_fast.{op}: `out` cannot be given while gradients are needed or tangents come in; call under "
+            "torch.no_grad()"
         )
+    if out.is_neg() or out.is_conj():
+        raise ValueError(f"murf_fast.{op}: `out` must not be a lazy negation; pass out.resolve_neg()")
     for x in tensors:
         if _overlap(out, x):
             raise ValueError(f"murf_fast.{op}: `out` must not share memory with an input")
 
 
-def no_gradients(op: str, why: str, inputs: Sequence[Tensor | None]) -> None:
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        raise ValueError(f"murf_fast.{op}: {why} has no gradient; call under torch.no_grad() or detach the inputs")
+def no_gradients(op: str, why: str, inputs: Sequence[Tensor | None], *, forward_mode: bool = False) -> None:
+    """Refuses inputs that want a gradient, or carry a tangent where there is no ``forward_mode`` either."""
+    if derivatives_wanted(inputs, tangents=not forward_mode):
+        raise ValueError(
+            f"murf_fast.{op}: {why} has no gradient{'' if forward_mode else ' and no tangent'}; call under "
+            "torch.no_grad() or detach the inputs"
+        )
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from murf_fast.ops import _checks
+
 
 class IVFIndex:
     """faiss IndexIVFFlat over a bank: only the ``nprobe`` nearest of ``nlist`` clusters are searched.
@@ -26,19 +28,17 @@ class IVFIndex:
         except ModuleNotFoundError as error:
             message = "murf_fast: approximate search needs faiss: pip install 'murf-fast[anomaly]'"
             raise ModuleNotFoundError(message, name="faiss") from error
+        nlist, nprobe = _checks.integer("IVFIndex", "nlist", nlist, 1), _checks.integer("IVFIndex", "nprobe", nprobe, 1)
         if not isinstance(bank, Tensor) or bank.ndim != 2 or not bank.is_floating_point() or bank.device.type != "cpu":
             raise TypeError("murf_fast.IVFIndex: `bank` must be a floating-point tensor (M, D) on the CPU")
+        _checks.dense("IVFIndex", "bank", bank)
         if not 1 <= nprobe <= nlist <= len(bank):
             raise ValueError(
-                "murf_fast.IVFIndex: needs 1 <= nprobe <= nlist <= rows of the bank, got "
+                "murf_fast.IVFIndex: needs 1 <= `nprobe` <= `nlist` <= rows of the bank, got "
                 f"{nprobe}, {nlist}, {len(bank)}"
             )
-        finite = bank.isfinite().all(1)
-        if not bool(finite.all()):
-            rows = (~finite).nonzero().flatten()[:5].tolist()
-            raise ValueError(f"murf_fast.IVFIndex: `bank` must be finite, rows {rows} are not")
-        self.bank, self.cosine, self.device = bank, bool(cosine), bank.device
-        rows = self._rows(bank)
+        self.bank, self.cosine, self.device = bank, _checks.flag("IVFIndex", "cosine", cosine), bank.device
+        rows = self._rows("bank", bank)
         self._faiss = faiss.IndexIVFFlat(faiss.IndexFlatL2(bank.shape[1]), bank.shape[1], nlist)
         self._faiss.train(rows)
         self._faiss.add(rows)
@@ -49,13 +49,22 @@ class IVFIndex:
 
     def search(self, query: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
         """As :func:`nearest_distance`. Where the searched clusters hold fewer than k rows: infinity and -1."""
-        squared, indices = self._faiss.search(self._rows(query), k)
+        squared, indices = self._faiss.search(self._rows("query", query), k)
         squared, indices = torch.from_numpy(squared).clamp(min=0), torch.from_numpy(indices)
         squared = squared.masked_fill(indices < 0, torch.inf)
         return {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric], indices
 
-    def _rows(self, x: Tensor):
-        rows = x.detach().float()
+    def _rows(self, name: str, x: Tensor):
+        rows = x.detach()
         if self.cosine:
-            rows = torch.nn.functional.normalize(rows, dim=1)
+            # The largest entry is brought to one first: squares of tiny entries are zero. Rows of zeros become NaN.
+            rows = rows.double() / rows.double().abs().amax(1, keepdim=True)
+            rows = rows / rows.square().sum(1, keepdim=True).sqrt()
+        rows = rows.float()
+        wrong = ~rows.isfinite().all(1)
+        if bool(wrong.any()):
+            what = "finite and not zero" if self.cosine else "finite in float32"
+            raise ValueError(
+                f"murf_fast.IVFIndex: `{name}` must be {what}, rows {wrong.nonzero().flatten()[:5].tolist()} are not"
+            )
         return rows.contiguous().numpy()

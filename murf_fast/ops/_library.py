@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from murf_fast.resample import AxisTable, axis
+from murf_fast.ops._contract import guarded, guarded_fake
+from murf_fast.ops._derivatives import autograd_kernel, one_by_one
+from murf_fast.resample import AxisTable, axis, is_large
 
 _library = torch.library.Library("murf_fast", "DEF")
 
@@ -23,15 +25,45 @@ def register(
     fake: Callable,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
+    forward_mode: Callable | None = None,
 ) -> None:
-    """Defines ``murf_fast::<schema>`` with its CPU and CUDA implementation, fake implementation and gradients."""
-    name = f"murf_fast::{schema[: schema.index('(')]}"
+    """Defines ``murf_fast::<schema>`` with its CPU and CUDA implementation, fake implementation and derivatives.
+
+    Args:
+        schema: Name, arguments and results; an argument that is written into is ``Tensor(a!)``.
+        implementation, fake: Take the arguments of the schema, by position; called behind the op's contract.
+        backward, setup_context: As for ``torch.library.register_autograd``. None: a backward raises, naming the op.
+        forward_mode: The result's tangent, see :func:`murf_fast.ops._derivatives.autograd_kernel`. None: tangents
+            raise, naming the op.
+    """
+    op = schema[: schema.index("(")]
+    name = f"murf_fast::{op}"
+    implementation, fake = guarded(op, implementation), guarded_fake(op, fake)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    overload = getattr(torch.ops.murf_fast, op).default
+    implementation = _raising_versions(overload, implementation)
     for key in ("CPU", "CUDA"):
         _library.impl(name, implementation, key)
     torch.library.register_fake(name, fake, lib=_library)
-    if backward is not None:
-        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_library)
+    kernel = autograd_kernel(overload, implementation, backward, setup_context, forward_mode)
+    _library.impl(name, kernel, "Autograd", with_keyset=True)
+    torch.library.register_vmap(name, one_by_one(overload), lib=_library)
+
+
+def _raising_versions(op: torch._ops.OpOverload, implementation: Callable) -> Callable:
+    """The implementation, which raises the version of what it writes into: whoever saved that tensor must notice."""
+    written = [i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    if not written:
+        return implementation
+
+    (position,) = written
+    increment = torch.autograd.graph.increment_version
+
+    def with_versions(*args):
+        increment(args[position])
+        return implementation(*args)
+
+    return with_versions
 
 
 def axes_of(
@@ -46,9 +78,10 @@ def axes_of(
     """Tables of both axes for a map of height x width."""
     via_y, via_x = via or (None, None)
     factor_y, factor_x = scale_factor or (None, None)
+    large = is_large(mode, size), via is not None and is_large(mode, via)
     return (
-        axis(height, size[0], mode, antialias, via_y, factor_y),
-        axis(width, size[1], mode, antialias, via_x, factor_x),
+        axis(height, size[0], mode, antialias, via_y, factor_y, *large),
+        axis(width, size[1], mode, antialias, via_x, factor_x, *large),
     )
 
 

@@ -22,9 +22,11 @@ def matrix(op: str, name: str, x: object) -> Tensor:
         raise TypeError(f"murf_fast.{op}: `{name}` must be a tensor, got {type(x).__name__}")
     if x.dtype not in _checks.DTYPES:
         raise TypeError(f"murf_fast.{op}: `{name}` must be floating point, got {x.dtype}")
+    _checks.dense(op, name, x)
     if x.ndim != 2:
         raise ValueError(f"murf_fast.{op}: `{name}` must be (rows, columns), got shape {tuple(x.shape)}")
-    return x
+    # A lazy negation: prepared indices and selections read the memory as it is.
+    return x.resolve_neg()
 
 
 def contiguous_rows(x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -64,9 +66,13 @@ def adaptive_conv(
         )
     if kernels.device != source.device:
         raise ValueError(f"murf_fast.{op}: `kernels` must be on {source.device}, got {kernels.device}")
-    if kernels.dtype not in (source.dtype, torch.float32):
-        raise TypeError(f"murf_fast.{op}: `kernels` must be {source.dtype} or torch.float32, got {kernels.dtype}")
-    diameter = math.isqrt(kernels.shape[1])
+    if kernels.dtype != source.dtype and (kernels.dtype != torch.float32 or source.dtype == torch.float64):
+        raise TypeError(
+            f"murf_fast.{op}: `kernels` must have the dtype of `source`, {source.dtype}, or be float32 beside a half "
+            f"type, got {kernels.dtype}"
+        )
+    # The taps are the model's, not the image's: a compiled graph is for one number of them.
+    diameter = math.isqrt(operator.index(kernels.shape[1]))
     if diameter**2 != kernels.shape[1] or diameter % 2 == 0:
         raise ValueError(
             f"murf_fast.{op}: `kernels` must have D * D taps with D odd (1, 9, 25, 49, ...), got {kernels.shape[1]}"
@@ -74,10 +80,8 @@ def adaptive_conv(
     grid = list(kernels.shape[2:])
     if size is not None and _checks.grid(op, "size", size) != grid:
         raise ValueError(f"murf_fast.{op}: `size` must be that of `kernels`, {tuple(grid)}, got {size}")
-    if mode is not None and mode not in MODES:
-        raise ValueError(f"murf_fast.{op}: `mode` must be None or one of {MODES}, got {mode!r}")
-    if padding is not None and padding not in PADDINGS:
-        raise ValueError(f"murf_fast.{op}: `padding` must be None or one of {PADDINGS}, got {padding!r}")
+    _checks.choice(op, "mode", mode, MODES, optional=True)
+    _checks.choice(op, "padding", padding, PADDINGS, optional=True)
     if mode is None:
         expected = grid if padding else [n + diameter - 1 for n in grid]
         if list(source.shape[2:]) != expected:
@@ -139,6 +143,18 @@ def _grad_kernels_fake(grad, source, taps, mode, padding, dtype, backend) -> Ten
     return empty_map(grad, (grad.shape[0], taps, *grad.shape[2:]), True, dtype)
 
 
+def _forward_mode(args, tangents) -> Tensor:
+    """Linear in source and bias together, and in the kernels."""
+    source, kernels, _, *rule = args
+    of_source, of_kernels, of_bias, *_ = tangents
+    op, parts = torch.ops.murf_fast.adaptive_conv, []
+    if of_source is not None or of_bias is not None:
+        parts.append(op(torch.zeros_like(source) if of_source is None else of_source, kernels, of_bias, *rule))
+    if of_kernels is not None:
+        parts.append(op(source, of_kernels, None, *rule))
+    return sum(parts[1:], parts[0])
+
+
 def _setup_context(ctx, inputs, output) -> None:
     source, kernels, bias, ctx.mode, ctx.padding, _, ctx.backend = inputs
     ctx.save_for_backward(source, kernels)
@@ -163,6 +179,49 @@ def _backward(ctx, grad):
     return grad_source, grad_kernels, grad_bias, None, None, None, None
 
 
+def _bilinear(op: str) -> Callable:
+    """Forward mode of an op that is linear in each of its two first arguments."""
+
+    def forward_mode(args, tangents) -> Tensor:
+        (first, second, *rest), call = args, getattr(torch.ops.murf_fast, op)
+        parts = [] if tangents[0] is None else [call(tangents[0], second, *rest)]
+        parts += [] if tangents[1] is None else [call(first, tangents[1], *rest)]
+        return sum(parts[1:], parts[0])
+
+    return forward_mode
+
+
+def _gradient_context(ctx, inputs, output) -> None:
+    grad, other, _, ctx.mode, ctx.padding, _, ctx.backend = inputs
+    ctx.save_for_backward(grad, other)
+    ctx.layouts = (is_channels_last(grad), is_channels_last(other))
+
+
+def _grad_source_backward(ctx, direction):
+    """The three ops are the derivatives of one trilinear form: of each other."""
+    grad, kernels = ctx.saved_tensors
+    ops, of_grad, of_kernels = torch.ops.murf_fast, None, None
+    if ctx.needs_input_grad[0]:
+        of_grad = ops.adaptive_conv(direction, kernels, None, ctx.mode, ctx.padding, ctx.layouts[0], ctx.backend)
+    if ctx.needs_input_grad[1]:
+        of_kernels = ops.adaptive_conv_backward_kernels(
+            grad, direction, kernels.shape[1], ctx.mode, ctx.padding, kernels.dtype, ctx.backend
+        )
+    return of_grad, of_kernels, None, None, None, None, None
+
+
+def _grad_kernels_backward(ctx, direction):
+    grad, source = ctx.saved_tensors
+    ops, of_grad, of_source = torch.ops.murf_fast, None, None
+    if ctx.needs_input_grad[0]:
+        of_grad = ops.adaptive_conv(source, direction, None, ctx.mode, ctx.padding, ctx.layouts[0], ctx.backend)
+    if ctx.needs_input_grad[1]:
+        of_source = ops.adaptive_conv_backward_source(
+            grad, direction, source.shape[2:], ctx.mode, ctx.padding, ctx.layouts[1], ctx.backend
+        )
+    return of_grad, of_source, None, None, None, None, None
+
+
 register(
     "adaptive_conv(Tensor source, Tensor kernels, Tensor? bias, str? interpolation, str? padding, bool channels_last, "
     "str backend) -> Tensor",
@@ -170,16 +229,23 @@ register(
     _fake,
     _backward,
     _setup_context,
+    _forward_mode,
 )
 register(
     "adaptive_conv_backward_source(Tensor grad, Tensor kernels, SymInt[] in_size, str? interpolation, str? padding, "
     "bool channels_last, str backend) -> Tensor",
     _grad_source,
     _grad_source_fake,
+    _grad_source_backward,
+    _gradient_context,
+    _bilinear("adaptive_conv_backward_source"),
 )
 register(
     "adaptive_conv_backward_kernels(Tensor grad, Tensor source, SymInt taps, str? interpolation, str? padding, "
     "ScalarType kernels_dtype, str backend) -> Tensor",
     _grad_kernels,
     _grad_kernels_fake,
+    _grad_kernels_backward,
+    _gradient_context,
+    _bilinear("adaptive_conv_backward_kernels"),
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params
+from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, register
 
 
@@ -53,6 +54,7 @@ def bilateral_kernels(
     """
     op = "bilateral_kernels"
     guidance = _checks.map_(op, "guidance", guidance)
+    radius = _checks.integer(op, "radius", radius, 0)
     tensors = check_params(op, params, guidance, radius)
     check_masks(op, params, guidance, radius, range_mask, fixup_mask)
     if dtype not in (None, guidance.dtype, torch.float32):
@@ -104,9 +106,31 @@ def _backward(ctx, grad):
     grad_guidance, packed = torch.ops.murf_fast.bilateral_kernels_backward(
         grad, guidance, rest, *masks, ctx.radius, ctx.backend
     )
-    pieces = packed.split([p.numel() for p in rest])
-    grads = [g.view(p.shape).to(p.dtype) for g, p in zip(pieces, rest, strict=True)]
-    return grad_guidance, grads, None, None, None, None, None
+    return grad_guidance, _unpacked(packed, rest), None, None, None, None, None
+
+
+def _backward_setup_context(ctx, inputs, output) -> None:
+    grad, guidance, params, range_mask, fixup_mask, ctx.radius, _ = inputs
+    ctx.save_for_backward(grad, guidance, range_mask, fixup_mask, *params)
+
+
+def _backward_backward(ctx, of_guidance, of_packed):
+    grad, guidance, range_mask, fixup_mask, *params = ctx.saved_tensors
+    directions = [of_guidance, *_unpacked(of_packed, params)]
+
+    def kernels(guidance: Tensor, *params: Tensor) -> Tensor:
+        return reference.bilateral_kernels(guidance, params, ctx.radius, range_mask, fixup_mask)
+
+    (of_grad,), (of_guidance, *of_params) = reference_second_derivative(
+        kernels, [guidance, *params], [grad], directions, [True] * len(directions)
+    )
+    return of_grad, of_guidance, of_params, None, None, None, None
+
+
+def _unpacked(packed: Tensor, params: list[Tensor]) -> list[Tensor]:
+    """Gradients of the parameters, which come one behind the other."""
+    pieces = packed.split([p.numel() for p in params])
+    return [g.view(p.shape).to(p.dtype) for g, p in zip(pieces, params, strict=True)]
 
 
 register(
@@ -122,4 +146,6 @@ register(
     "int radius, str backend) -> (Tensor, Tensor)",
     _backward_forward,
     _backward_fake,
+    _backward_backward,
+    _backward_setup_context,
 )

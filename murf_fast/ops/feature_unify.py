@@ -7,6 +7,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, is_channels_last, register
 
 VARIANTS = ("released", "paper")
@@ -34,22 +35,19 @@ def feature_unify(features: Tensor, basis: Tensor, variant: str = "released", *,
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: the result, and the C M responses of one pixel per thread. Backward: float32 sums as large as two feature
-    maps (three numbers per channel and pixel on GPU).
+    maps (three numbers per channel and pixel on GPU). Second derivatives run through the reference, with all responses.
 
     Source: AnyUp (Wimmer et al.), ``layers/feature_unification.py``; section 3 of the paper for ``"paper"``.
     """
     op = "feature_unify"
     _checks.map_(op, "features", features)
-    if not isinstance(basis, Tensor) or basis.dtype not in _checks.DTYPES:
-        got = basis.dtype if isinstance(basis, Tensor) else type(basis).__name__
-        raise TypeError(f"murf_fast.{op}: `basis` must be a floating-point tensor, got {got}")
+    _checks.tensor(op, "basis", basis)
     k = basis.shape[-1] if basis.ndim else 0
-    if len(basis) < 1 or k % 2 == 0 or tuple(basis.shape[1:]) not in ((1, k, k), (k, k)):
+    if basis.ndim == 0 or len(basis) < 1 or k % 2 == 0 or tuple(basis.shape[1:]) not in ((1, k, k), (k, k)):
         raise ValueError(f"murf_fast.{op}: `basis` must be (M, 1, k, k) with k odd, got shape {tuple(basis.shape)}")
     if basis.device != features.device:
         raise ValueError(f"murf_fast.{op}: `basis` must be on {features.device}, got {basis.device}")
-    if variant not in VARIANTS:
-        raise ValueError(f"murf_fast.{op}: `variant` must be one of {VARIANTS}, got {variant!r}")
+    _checks.choice(op, "variant", variant, VARIANTS)
     backend = backends.resolve(backend, features.device.type, features.dtype)
     if backend == "reference":
         layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
@@ -103,6 +101,20 @@ def _gradients_fake(grad, features, basis, released, wanted, backend) -> list[Te
     ]
 
 
+def _gradients_setup_context(ctx, inputs, output) -> None:
+    grad, features, basis, ctx.released, ctx.wanted, _ = inputs
+    ctx.save_for_backward(grad, features, basis)
+
+
+def _gradients_backward(ctx, directions):
+    grad, features, basis = ctx.saved_tensors
+    variant = VARIANTS[0] if ctx.released else VARIANTS[1]
+    (of_grad,), (of_features, of_basis) = reference_second_derivative(
+        lambda x, b: reference.feature_unify(x, b, variant), [features, basis], [grad], directions, ctx.wanted
+    )
+    return of_grad, of_features, of_basis, None, None, None
+
+
 register(
     "feature_unify(Tensor features, Tensor basis, bool released, str backend) -> Tensor",
     _forward,
@@ -115,4 +127,6 @@ register(
     "-> Tensor[]",
     _gradients,
     _gradients_fake,
+    _gradients_backward,
+    _gradients_setup_context,
 )

@@ -58,17 +58,15 @@ def image_to_patches(
     """
     op = "image_to_patches"
     images = _channels_second(op, images)
-    if not isinstance(sizes, Sequence) or len(sizes) == 0:
+    if not _checks.is_sequence(sizes) or len(sizes) == 0:
         raise TypeError(f"murf_fast.{op}: `sizes` must be a non-empty list of (height, width), got {sizes!r}")
     grids = [_checks.grid(op, f"sizes[{i}]", size) for i, size in enumerate(sizes)]
-    if not isinstance(patch_size, int) or patch_size < 1:
-        raise ValueError(f"murf_fast.{op}: `patch_size` must be a positive integer, got {patch_size!r}")
+    patch_size = _checks.integer(op, "patch_size", patch_size, 1)
     for i, size in enumerate(grids):
         if min(size) < patch_size:
             raise ValueError(f"murf_fast.{op}: `sizes[{i}]` must hold a patch of {patch_size} pixels, got {size}")
     _checks.mode(op, mode, antialias)
-    if layout not in LAYOUTS:
-        raise ValueError(f"murf_fast.{op}: `layout` must be one of {LAYOUTS}, got {layout!r}")
+    _checks.choice(op, "layout", layout, LAYOUTS)
     is_uint8 = images.dtype == torch.uint8
     gain, offset = _affine(op, mean, std, 1 / 255 if is_uint8 else 1.0)
     dtype = dtype or (torch.float32 if is_uint8 else images.dtype)
@@ -95,11 +93,12 @@ def _channels_second(op: str, images: object) -> Tensor:
     if not isinstance(images, Tensor) or (images.dtype != torch.uint8 and images.dtype not in _checks.DTYPES):
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"murf_fast.{op}: `images` must be a uint8 or floating-point tensor, got {got}")
-    if images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]) or min(images.shape[1:]) < 1:
+    _checks.dense(op, "images", images)
+    if images.ndim != 4 or (images.shape[1] != 3 and images.shape[3] != 3) or min(images.shape[1:]) < 1:
         raise ValueError(
             f"murf_fast.{op}: `images` must be (B, 3, H, W) or (B, H, W, 3) with H, W >= 1, got {tuple(images.shape)}"
         )
-    _checks.no_gradients(op, "`images`", [images])
+    _checks.no_gradients(op, "`images`", [images], forward_mode=True)
     return images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
 
 
@@ -107,10 +106,10 @@ def _affine(op: str, mean, std, scale: float) -> tuple[list[float], list[float]]
     """Per channel (gain, offset) such that the normalized value is ``pixel * gain + offset``."""
     numbers = []
     for name, value, default in (("mean", mean, 0.0), ("std", std, 1.0)):
-        value = [default] * 3 if value is None else [float(v) for v in value]
-        if len(value) != 3 or (name == "std" and not all(v > 0 for v in value)):
-            what = "three numbers, all > 0" if name == "std" else "three numbers"
-            raise ValueError(f"murf_fast.{op}: `{name}` must be {what}, got {value}")
+        value = value.tolist() if isinstance(value, Tensor) else value
+        value = [default] * 3 if value is None else _checks.numbers(op, name, value, 3)
+        if name == "std" and not all(v > 0 for v in value):
+            raise ValueError(f"murf_fast.{op}: `{name}` must be three numbers, all > 0, got {value}")
         numbers.append(value)
     means, stds = numbers
     return [scale / s for s in stds], [-m / s for m, s in zip(means, stds, strict=True)]
@@ -131,9 +130,15 @@ def _forward(images, size, patch_size, mode, antialias, gain, offset, channels_f
     return out
 
 
+def _forward_mode(args, tangents) -> Tensor:
+    """The op on the tangent, without the offset."""
+    return torch.ops.murf_fast.image_to_patches(tangents[0], *args[1:6], [0.0] * 3, *args[7:])
+
+
 register(
     "image_to_patches(Tensor images, SymInt[] size, int patch_size, str interpolation, bool antialias, float[] gain, "
     "float[] offset, bool channels_first, ScalarType dtype, str backend) -> Tensor",
     _forward,
     _fake,
+    forward_mode=_forward_mode,
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 from murf_fast import backends
 from murf_fast.ops import _checks
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._library import empty_map, register, wants_channels_last
 from murf_fast.ops.adaptive_conv import MODES, adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
@@ -70,18 +71,17 @@ def joint_bilateral_upsample(
             f"murf_fast.{op}: `guidance` must have the batch size of `source`, {first.shape[0]}, "
             f"got {guidance.shape[0]}"
         )
+    radius = _checks.integer(op, "radius", radius, 0)
     tensors = check_params(op, params, guidance, radius)
     check_masks(op, params, guidance, radius, range_mask, fixup_mask)
-    if mode not in MODES:
-        raise ValueError(f"murf_fast.{op}: `mode` must be one of {MODES}, got {mode!r}")
+    _checks.choice(op, "mode", mode, MODES)
     if bias is not None:
         for i, s in enumerate(sources):
             _checks.vector(op, "bias", bias, s.shape[1], s, what=f"one entry per channel of `source[{i}]`")
     channels_last = [wants_channels_last(op, memory_format, s) for s in sources]
     chosen = backends.resolve(backend, first.device.type, first.dtype)
     inputs = (*sources, guidance, *tensors, bias, range_mask, fixup_mask)
-    needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    if chosen != "reference" and not needs_gradient:
+    if chosen != "reference" and not derivatives_wanted(inputs):
         results = torch.ops.murf_fast.joint_bilateral_upsample(
             sources, guidance, tensors, range_mask, fixup_mask, bias, radius, mode, channels_last, chosen
         )

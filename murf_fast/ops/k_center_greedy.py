@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from murf_fast import backends, reference
+from murf_fast import _fork, backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
@@ -51,29 +51,35 @@ def k_center_greedy(
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: one byte per value and 32 bytes per row on a CPU; 8 bytes per row on a GPU; the projected rows, if any.
+    float64: 8 bytes per row and a block of 1024.
 
     Source: Sener & Savarese 2018; PatchCore (section 3.2); anomalib's KCenterGreedy.
     """
     features = matrix(OP, "features", features)
+    _checks.flag(OP, "include_start", include_start)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"murf_fast.{OP}: `progress` must be callable, got {type(progress).__name__}")
     rows = len(features)
     if rows == 0:
         raise ValueError(f"murf_fast.{OP}: `features` must have rows, got shape {tuple(features.shape)}")
     count = _count(count, fraction, rows)
     start = _start(start, rows, features.device)
+    projection = None if projection is None else matrix(OP, "projection", projection)
     _checks.no_gradients(OP, "a selection", [features, projection])
     if projection is not None:
-        projection = matrix(OP, "projection", projection)
         if projection.shape[1] != features.shape[1] or projection.device != features.device:
             raise ValueError(
                 f"murf_fast.{OP}: `projection` must be (P, {features.shape[1]}) on {features.device}, got "
                 f"{tuple(projection.shape)} on {projection.device}"
             )
-        features = features @ projection.to(features.dtype).T
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        features = features.to(dtype) @ projection.to(dtype).T
     backend = backends.resolve(backend, features.device.type, features.dtype)
     total = count + (0 if include_start else len(start))
     if total > rows:
         raise ValueError(f"murf_fast.{OP}: `count` must leave a row for `start`, got {count} of {rows}")
     if total <= len(start):
+        _check_values(features, start)
         chosen = start[:total]
     elif backend == "reference":
         _check_values(features, start)
@@ -81,7 +87,8 @@ def k_center_greedy(
     elif progress is None:
         chosen = torch.ops.murf_fast.k_center_greedy(features, start, total, backend)
     else:
-        chosen = _forward(features, start, total, backend, progress)
+        with _fork.calling_thread_only():
+            chosen = _forward(features, start, total, backend, progress)
     return chosen if include_start else chosen[len(start) :]
 
 
@@ -89,10 +96,11 @@ def _count(count: int | None, fraction: float | None, rows: int) -> int:
     if (count is None) == (fraction is None):
         raise ValueError(f"murf_fast.{OP}: give either `count` or `fraction`")
     if fraction is not None:
-        if not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+        fraction = _checks.number(OP, "fraction", fraction)
+        if not 0 < fraction <= 1:
             raise ValueError(f"murf_fast.{OP}: `fraction` must be in (0, 1], got {fraction!r}")
         return max(1, int(fraction * rows))
-    _checks.integer(OP, "count", count, 1)
+    count = _checks.integer(OP, "count", count, 1)
     if count > rows:
         raise ValueError(f"murf_fast.{OP}: `count` must be at most the {rows} rows, got {count}")
     return count
@@ -104,8 +112,9 @@ def _start(start: int | Tensor, rows: int, device: torch.device) -> Tensor:
             raise TypeError(
                 f"murf_fast.{OP}: `start` must be an integer or int64 indices, got {start.dtype} {start.shape}"
             )
+        _checks.dense(OP, "start", start)
     else:
-        start = torch.full((1,), _checks.integer(OP, "start", start, 0), device=device)
+        start = torch.full((1,), _checks.integer(OP, "start", start, 0), dtype=torch.int64, device=device)
     return start
 
 

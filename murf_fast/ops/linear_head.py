@@ -227,9 +227,7 @@ def check_head(
     cls = _check_cls(op, features, cls)
     columns = [x.shape[1] for pair in zip(features, cls, strict=True) for x in pair if x is not None]
     total = sum(columns)
-    if not isinstance(weight, Tensor) or weight.dtype not in _checks.DTYPES:
-        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"murf_fast.{op}: `weight` must be a floating-point tensor, got {got}")
+    _checks.tensor(op, "weight", weight)
     shape = tuple(weight.shape)
     if len(shape) not in (2, 4) or shape[2:] not in ((), (1, 1)) or shape[0] < 1:
         raise ValueError(f"murf_fast.{op}: `weight` must be (K, D) or (K, D, 1, 1), got {shape}")
@@ -266,6 +264,7 @@ def _check_cls(op: str, features: list[Tensor], cls: object) -> list[Tensor | No
             continue
         if not isinstance(token, Tensor):
             raise TypeError(f"murf_fast.{op}: `cls[{i}]` must be a tensor or None, got {type(token).__name__}")
+        _checks.tensor(op, f"cls[{i}]", token)
         if token.ndim != 2 or token.shape[0] != features[0].shape[0]:
             raise ValueError(
                 f"murf_fast.{op}: `cls[{i}]` must have shape ({features[0].shape[0]}, channels), "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import operator
 
 import torch
 from torch import Tensor
@@ -60,8 +61,8 @@ def neighborhood_attention(
     _check(op, q, k, v)
     grid, heads = tuple(q.shape[1:3]), q.shape[3]
     rule = windows.neighborhood(grid, grid, kernel_size, stride=stride, dilation=dilation)
-    scale = _scale(op, scale, q.shape[4])
-    if backend == "natten":
+    scale = _scale(op, scale, operator.index(q.shape[4]))
+    if isinstance(backend, str) and backend == "natten":
         return _natten(q, k, v, kernel_size, stride, dilation, scale, bias)
     tables = None if bias is None else _tables(op, bias, q)
     maps = [x.flatten(3).permute(0, 3, 1, 2) for x in (q, k, v)]
@@ -77,6 +78,7 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
             raise TypeError(f"murf_fast.{op}: `{name}` must be a tensor, got {type(x).__name__}")
         if x.dtype not in _checks.DTYPES:
             raise TypeError(f"murf_fast.{op}: `{name}` must be floating point, got {x.dtype}")
+        _checks.dense(op, name, x)
         if x.ndim != 5 or min(x.shape[1:]) < 1:
             raise ValueError(f"murf_fast.{op}: `{name}` must be (B, H, W, heads, dim), got shape {tuple(x.shape)}")
         _checks.same_device_and_dtype(op, name, x, "q", q)
@@ -89,12 +91,13 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _tables(op: str, bias: object, q: Tensor) -> tuple[Tensor, Tensor]:
-    if not isinstance(bias, (tuple, list)) or len(bias) != 2 or not all(isinstance(b, Tensor) for b in bias):
+    if not isinstance(bias, (tuple, list)) or len(bias) != 2:
         raise TypeError(f"murf_fast.{op}: `bias` must be a pair of tensors (rows, columns), got {type(bias).__name__}")
     tables = []
     for i, (b, n) in enumerate(zip(bias, q.shape[1:3], strict=True)):
+        _checks.tensor(op, f"bias[{i}]", b)
         if tuple(b.shape) == (q.shape[3],):
-            at = torch.arange(n, device=q.device, dtype=torch.float32)
+            at = torch.arange(n, device=q.device, dtype=torch.promote_types(b.dtype, torch.float32))
             b = -b[:, None, None] * (at[:, None] - at).abs()
         elif tuple(b.shape) != (q.shape[3], n, n):
             raise ValueError(

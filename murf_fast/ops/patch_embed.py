@@ -10,6 +10,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
 
@@ -62,7 +63,7 @@ class PackedTokens:
     def cu_seqlens(self) -> Tensor:
         """(sequences + 1,) int32 on the CPU: where each sequence starts, as variable-length attention takes it."""
         lengths = [block.length(self.prefix) for block in self.blocks for _ in range(block.sequences)]
-        return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return torch.tensor([0, *lengths], dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32)
 
     def with_tokens(self, tokens: Tensor) -> PackedTokens:
         """The same sequences with other values."""
@@ -157,7 +158,9 @@ def patch_embed(
     Source: MuRF, section 3; the embeddings of DINOv2, DINOv3, SigLIP and SigLIP 2.
     """
     op = "patch_embed"
-    weight, batches, grids = _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder)
+    patch_size = _checks.integer(op, "patch_size", patch_size, 1)
+    weight, batches, grids, tiles = _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder)
+    _checks.mode(op, mode, antialias)
     backend_name = backends.resolve(backend, weight.device.type, weight.dtype)
     count = 0 if prefix is None else len(prefix)
     blocks, start = [], 0
@@ -169,6 +172,9 @@ def patch_embed(
             blocks.append(block)
     tables = [None] * len(blocks)
     if pos_embed is not None:
+        if isinstance(pos_embed, Tensor) and pos_embed.dtype in _checks.DTYPES and pos_embed.dtype != weight.dtype:
+            # A narrower table must not be rounded to its own dtype again, between its resize and the sum.
+            pos_embed = pos_embed.to(torch.promote_types(pos_embed.dtype, weight.dtype))
         tables = resample_pos_embed(
             pos_embed,
             [block.grid for block in blocks],
@@ -181,9 +187,10 @@ def patch_embed(
         tables = [table.flatten(0, -2) for table in tables]
     trainable = [x for x in (weight, bias, pos_embed, prefix) if x is not None]
     # Writing into the buffer has no gradient, and compilers fuse the plain expression themselves.
-    functional = torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in trainable))
+    functional = torch.compiler.is_compiling() or derivatives_wanted(trainable)
     functional = functional or backend_name == "reference"
-    packed = PackedTokens(weight.new_empty((0 if functional else start, weight.shape[0])), tuple(blocks), count)
+    buffer = weight[:0] if functional else weight.new_empty((start, weight.shape[0]))
+    packed = PackedTokens(buffer, tuple(blocks), count)
     rule = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
     rule |= {"dtype": weight.dtype, "backend": backend}
     pairs = [(batch, size) for batch, its_sizes in zip(batches, grids, strict=True) for size in its_sizes]
@@ -192,17 +199,18 @@ def patch_embed(
         head, positions = _split_positions(prefix, table, num_prefix_tokens)
         if functional:
             (patches,) = image_to_patches(batch, [size], patch_size, **rule)
-            tokens = reference.patch_embed(_cut(patches, block), weight, bias, None, None)
-            tokens = tokens if positions is None else tokens + positions
+            tokens = reference.patch_embed(_cut(patches, block), weight, None, None, None)
+            added = _added(bias, positions, weight.dtype)
+            tokens = tokens if added is None else tokens + added
             if head is not None:
-                tokens = torch.cat([head.expand(len(tokens), -1, -1), tokens], dim=1)
+                tokens = torch.cat([head.to(weight.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
             pieces.append(tokens.flatten(0, 1))
             continue
         out = packed.block(i)
         if head is not None:
             out[:, :count] = head
         rows = out[:, count:].unflatten(0, (block.tiles**2, block.batch))
-        added = _added(bias, positions)
+        added = _added(bias, positions, weight.dtype)
         for images_at_a_time in _groups(block, weight):
             (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **rule)
             patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
@@ -265,11 +273,10 @@ def _split_positions(prefix: Tensor | None, table: Tensor | None, rows: int) -> 
     return prefix, table[rows:]
 
 
-def _added(bias: Tensor | None, positions: Tensor | None) -> Tensor | None:
-    """What is added to the product: (D,), (N, D) or nothing."""
-    if bias is None or positions is None:
-        return positions if bias is None else bias
-    return positions + bias
+def _added(bias: Tensor | None, positions: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the product, in its dtype: (D,), (N, D) or nothing."""
+    terms = [x for x in (positions, bias) if x is not None]
+    return sum(terms[1:], terms[0]).to(dtype) if terms else None
 
 
 def _project(out: Tensor, patches: Tensor, weight: Tensor, added: Tensor | None) -> None:
@@ -283,11 +290,7 @@ def _project(out: Tensor, patches: Tensor, weight: Tensor, added: Tensor | None)
 
 
 def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder):
-    if not isinstance(weight, Tensor) or weight.dtype not in _checks.DTYPES:
-        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"murf_fast.{op}: `weight` must be a floating-point tensor, got {got}")
-    if not isinstance(patch_size, int) or patch_size < 1:
-        raise ValueError(f"murf_fast.{op}: `patch_size` must be a positive integer, got {patch_size!r}")
+    _checks.tensor(op, "weight", weight)
     columns = 3 * patch_size * patch_size
     shape = tuple(weight.shape)
     weight = weight.flatten(1) if weight.ndim == 4 else weight
@@ -297,18 +300,29 @@ def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remaind
         )
     if bias is not None:
         _checks.vector(op, "bias", bias, len(weight), weight, what="one entry per row of `weight`")
-    if prefix is not None and (prefix.ndim != 2 or prefix.shape[1] != len(weight)):
-        raise ValueError(f"murf_fast.{op}: `prefix` must be (P, {len(weight)}), got {tuple(prefix.shape)}")
-    if remainder not in REMAINDERS:
-        raise ValueError(f"murf_fast.{op}: `remainder` must be one of {REMAINDERS}, got {remainder!r}")
-    if not isinstance(sizes, Sequence) or len(sizes) == 0:
+    if prefix is not None:
+        _checks.tensor(op, "prefix", prefix)
+        if prefix.ndim != 2 or prefix.shape[1] != len(weight):
+            raise ValueError(f"murf_fast.{op}: `prefix` must be (P, {len(weight)}), got {tuple(prefix.shape)}")
+    _checks.choice(op, "remainder", remainder, REMAINDERS)
+    if not _checks.is_sequence(sizes) or len(sizes) == 0:
         raise TypeError(f"murf_fast.{op}: `sizes` must be a non-empty list of (height, width), got {sizes!r}")
+    if not isinstance(images, (Tensor, list, tuple)):
+        raise TypeError(f"murf_fast.{op}: `images` must be a tensor or a list of them, got {type(images).__name__}")
+    for batch in [images] if isinstance(images, Tensor) else images:
+        if not isinstance(batch, Tensor):
+            raise TypeError(f"murf_fast.{op}: `images` must be tensors, got {type(batch).__name__}")
+        _checks.dense(op, "images", batch)
     batches, lists = ([images], [sizes]) if isinstance(images, Tensor) else (list(images), list(sizes))
     if len(batches) != len(lists):
         raise ValueError(f"murf_fast.{op}: `sizes` must hold one list for each of {len(batches)} batches of images")
     grids = [[tuple(_checks.grid(op, "sizes", size)) for size in its_sizes] for its_sizes in lists]
+    if tiles is not None:
+        if not _checks.is_sequence(tiles):
+            raise TypeError(f"murf_fast.{op}: `tiles` must be a list of integers, got {tiles!r}")
+        tiles = [_checks.integer(op, "tiles", t, 1) for t in tiles]
     for its_sizes in grids:
-        if tiles is not None and (len(tiles) != len(its_sizes) or not all(isinstance(t, int) and t > 0 for t in tiles)):
+        if tiles is not None and len(tiles) != len(its_sizes):
             raise ValueError(
                 f"murf_fast.{op}: `tiles` must hold one positive integer for each of {len(its_sizes)} sizes, "
                 f"got {tiles!r}"
@@ -323,4 +337,4 @@ def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remaind
                     f"murf_fast.{op}: `sizes[{s}]` must be a multiple of {unit} pixels (patch size times tiles), got "
                     f'{size}; remainder="drop" drops the pixels beyond the last whole patch (without tiles)'
                 )
-    return weight, batches, grids
+    return weight, batches, grids, tiles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops.resize import resize
 from murf_fast.resample import pseudo_inverse
 
@@ -124,7 +126,8 @@ def resample_pos_embed(
     ``resample_abs_pos_embed`` of timm.
     """
     op = "resample_pos_embed"
-    if keep not in KEEPS:
+    _checks.tensor(op, "pos_embed", pos_embed)
+    if not isinstance(keep, (bool, str)) or keep not in KEEPS:
         raise ValueError(f"murf_fast.{op}: `keep` must be one of {KEEPS}, got {keep!r}")
     kept = _kept_of(pos_embed, keep == "checked") if keep else None
     if kept is not None:
@@ -133,20 +136,17 @@ def resample_pos_embed(
         results = kept.find(call)
         if results is not None:
             return results[0] if _is_single(grid) else list(results)
-    if not isinstance(pos_embed, Tensor) or pos_embed.dtype not in _checks.DTYPES:
-        got = pos_embed.dtype if isinstance(pos_embed, Tensor) else type(pos_embed).__name__
-        raise TypeError(f"murf_fast.{op}: `pos_embed` must be a floating-point tensor, got {got}")
     if pos_embed.ndim not in (2, 3) or (pos_embed.ndim == 3 and pos_embed.shape[0] != 1):
         raise ValueError(f"murf_fast.{op}: `pos_embed` must be (N, D) or (1, N, D), got {tuple(pos_embed.shape)}")
-    if flavor not in FLAVORS:
-        raise ValueError(f"murf_fast.{op}: `flavor` must be one of {tuple(FLAVORS)}, got {flavor!r}")
+    _checks.choice(op, "flavor", flavor, tuple(FLAVORS))
     rows = pos_embed.shape[-2]
-    if not isinstance(num_prefix_tokens, int) or not 0 <= num_prefix_tokens < rows:
+    num_prefix_tokens = _checks.integer(op, "num_prefix_tokens", num_prefix_tokens)
+    if not 0 <= num_prefix_tokens < rows:
         raise ValueError(f"murf_fast.{op}: `num_prefix_tokens` must be in [0, {rows}), got {num_prefix_tokens!r}")
     source = _source_grid(op, source_grid, rows - num_prefix_tokens)
     single = _is_single(grid)
     grids = [grid] if single else list(grid)
-    if not grids:
+    if not grids or not (single or all(map(_checks.is_sequence, grids))):
         raise ValueError(f"murf_fast.{op}: `grid` must be (h, w) or a non-empty list of them, got {grid!r}")
     grids = [tuple(_checks.grid(op, "grid", g)) for g in grids]
     tables = pos_embed.flatten(0, -2)
@@ -169,15 +169,16 @@ def resample_pos_embed(
     return results[0] if single else list(results)
 
 
-def _is_single(grid: Sequence) -> bool:
-    return len(grid) == 2 and all(isinstance(n, (int, torch.SymInt)) for n in grid)
+def _is_single(grid: object) -> bool:
+    """Whether this is one grid, not a list of them."""
+    return not _checks.is_sequence(grid) or (len(grid) == 2 and not any(_checks.is_sequence(n) for n in grid))
 
 
 def _kept_of(pos_embed: object, is_checked: bool) -> Kept | None:
     """Where the results of this table are kept; None if they must not be."""
     if not isinstance(pos_embed, Tensor) or torch.compiler.is_compiling() or pos_embed.is_inference():
         return None
-    if (pos_embed.requires_grad and torch.is_grad_enabled()) or (is_checked and pos_embed.device.type != "cpu"):
+    if derivatives_wanted([pos_embed]) or (is_checked and pos_embed.device.type != "cpu"):
         return None
     state = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device)
     kept = _kept.get(pos_embed)
@@ -209,7 +210,7 @@ def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], rule: Flavo
         wide = table[0].permute(1, 2, 0).to(torch.promote_types(table.dtype, torch.float32))
         resized = reference.resample_pos_embed(wide, grid, rule.mode, rule.antialias, factors)
         return torch.cat([prefix, resized.to(table.dtype)])
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):
+    if torch.compiler.is_compiling() or derivatives_wanted([table]):
         target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
         options = {"mode": rule.mode, "antialias": rule.antialias, "backend": backend}
         return torch.cat([prefix, _rows(resize(table, memory_format=torch.channels_last, **target, **options))])
@@ -226,7 +227,7 @@ def _rows(map_: Tensor) -> Tensor:
 
 def _source_grid(op: str, source_grid: object, patches: int) -> tuple[int, int]:
     if source_grid is None:
-        side = math.isqrt(patches)
+        side = math.isqrt(operator.index(patches))
         if side * side != patches:
             raise ValueError(
                 f"murf_fast.{op}: `source_grid` is needed for a table of {patches} rows, which is no square"

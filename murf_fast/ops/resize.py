@@ -7,8 +7,9 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import axes_of, empty_map, is_channels_last, register, wants_channels_last
-from murf_fast.resample import scaled_size
+from murf_fast.resample import MAX_PIXELS, scaled_size
 
 
 def resize(
@@ -25,7 +26,13 @@ def resize(
     """Resize one map: ``F.interpolate(align_corners=False)`` in every mode the field uses, and its exact adjoint.
 
     ``out = U_h x U_w^T``. With ``size`` the sampling step is ``in / out``; with ``scale_factor=f`` the result has
-    ``floor(in * f)`` pixels and the step is ``1 / f``: the two differ whenever ``in * f`` is not an integer.
+    ``floor(in * f)`` pixels and the step is ``1 / f``: the two differ whenever ``in * f`` is not an integer. An axis
+    that keeps its size is copied by ``"bilinear"`` and the antialiased modes whatever the factor, as by torch.
+
+    Where rounding decides what a nearest mode reads, and in what ``"nearest"`` makes of a factor on an axis that it
+    keeps or doubles, results are those of torch's CPU kernels for contiguous maps, in every layout (see
+    :mod:`murf_fast.resample`). Antialiased results of one column are the right ones, which torch gives for
+    channels_last maps only.
 
     Args:
         x: (B, C, h, w), floating point, any strides.
@@ -56,12 +63,7 @@ def resize(
     if scale_factor is not None:
         if via is not None:
             raise ValueError(f"murf_fast.{op}: `via` needs `size`, got `scale_factor`")
-        pair = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
-        factors = [float(f) for f in pair]
-        if len(factors) != 2 or not all(f > 0 for f in factors):
-            raise ValueError(
-                f"murf_fast.{op}: `scale_factor` must be one or two positive numbers, got {scale_factor!r}"
-            )
+        factors = _factors(op, scale_factor)
         size = (scaled_size(x.shape[2], factors[0]), scaled_size(x.shape[3], factors[1]))
         if min(size) < 1:
             raise ValueError(
@@ -69,15 +71,22 @@ def resize(
             )
         if mode == "area":
             factors = None  # adaptive pooling knows only sizes
-        elif tuple(size) == tuple(x.shape[2:]) and (mode == "bilinear" or antialias):
-            factors = None  # torch copies, although the step is not one
-    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
+    size = _checks.grid(op, "size" if scale_factor is None else "scale_factor", size)
+    via = _checks.optional_grid(op, "via", via)
     channels_last = wants_channels_last(op, memory_format, x)
     backend = backends.resolve(backend, x.device.type, x.dtype)
     if backend == "reference":
         result = reference.resize(x, size, mode, antialias, via, factors)
         return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     return torch.ops.murf_fast.resize(x, size, mode, antialias, via, factors, channels_last, backend)
+
+
+def _factors(op: str, scale_factor: object) -> list[float]:
+    given = scale_factor if _checks.is_sequence(scale_factor) else (scale_factor, scale_factor)
+    factors = _checks.numbers(op, "scale_factor", given, 2)
+    if not all(0 < f <= MAX_PIXELS for f in factors):
+        raise ValueError(f"murf_fast.{op}: `scale_factor` must be one or two positive numbers, got {scale_factor!r}")
+    return factors
 
 
 def _forward(x, size, mode, antialias, via, scale_factor, channels_last, backend) -> Tensor:
@@ -139,6 +148,7 @@ register(
     _fake,
     _backward,
     _setup_context,
+    linear("resize", 0),
 )
 # Into a part of a larger buffer; for callers within the library, where no gradients are needed.
 register(
@@ -154,4 +164,5 @@ register(
     _adjoint_fake,
     _adjoint_backward,
     _adjoint_setup_context,
+    linear("resize_adjoint", 0),
 )

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import empty_map, is_channels_last, register
-from murf_fast.resample import gram_axis
+from murf_fast.resample import gram_axis, is_large
 
 
 def resize_gram(x: Tensor, size: Sequence[int], mode: str, antialias: bool, backend: str) -> Tensor:
@@ -28,7 +29,8 @@ def resize_gram(x: Tensor, size: Sequence[int], mode: str, antialias: bool, back
 def _forward(x, size, mode, antialias, backend) -> Tensor:
     out = _fake(x, size, mode, antialias, backend)
     if out.numel():
-        axes = tuple(gram_axis(n, m, mode, antialias) for n, m in zip(x.shape[2:], size, strict=True))
+        large = is_large(mode, size)
+        axes = tuple(gram_axis(n, m, mode, antialias, None, large) for n, m in zip(x.shape[2:], size, strict=True))
         backends.launcher(backend).upsample_sum([x], [axes], None, out)
     return out
 
@@ -52,4 +54,5 @@ register(
     _fake,
     _backward,
     _setup_context,
+    linear("resize_gram", 0),
 )

@@ -52,6 +52,7 @@ def upsample_argmax(
     size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
     _checks.mode(op, mode, antialias)
     _checks.bias(op, bias, features)
+    _checks.flag(op, "return_values", return_values)
     if return_values:
         _checks.no_gradients(op, "`return_values=True`", [*features, bias])
     backend = backends.resolve(backend, features[0].device.type, features[0].dtype)

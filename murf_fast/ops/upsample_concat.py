@@ -9,6 +9,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import axes_of_maps, empty_map, is_channels_last, register, wants_channels_last
 
 
@@ -120,6 +121,7 @@ register(
     _fake,
     _backward,
     _setup_context,
+    linear("upsample_concat", 0),
 )
 register(
     "upsample_concat_out(Tensor[] features, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "

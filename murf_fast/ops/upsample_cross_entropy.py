@@ -9,6 +9,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import axes_of_maps, empty_map, float32_rows, register
 from murf_fast.ops.upsample_expectation import bias_gradient
 
@@ -55,7 +56,8 @@ def upsample_cross_entropy(
             where looking at them would stall the stream, they make the loss NaN.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: two float32 maps (B, H, W) kept for backward, and float32 gradients of the low-resolution maps.
+    Memory: three float32 maps (B, H, W), two of them kept for backward, and float32 gradients of the low-resolution
+    maps. Second derivatives run through the reference, which makes full-resolution logits.
 
     Source: ``F.cross_entropy(F.interpolate(logits, size), target)``, the training loss of every segmentation head.
     """
@@ -69,20 +71,22 @@ def upsample_cross_entropy(
     if weight is not None:
         _checks.vector(op, "weight", weight, first.shape[1], first, what="one entry per class")
         _checks.no_gradients(op, "`weight`", [weight])
-    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
+    ignore_index = _checks.integer(op, "ignore_index", ignore_index)
+    label_smoothing = _checks.number(op, "label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:
         raise ValueError(f"murf_fast.{op}: `label_smoothing` must be in [0, 1], got {label_smoothing!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"murf_fast.{op}: `reduction` must be one of {REDUCTIONS}, got {reduction!r}")
+    _checks.choice(op, "reduction", reduction, REDUCTIONS)
     backend = backends.resolve(backend, first.device.type, first.dtype)
+    # Small label types hold neither every class nor every ignore_index.
+    target = target.long()
     if backend == "reference":
         _check_labels(target, first.shape[1], ignore_index)
-        loss = reference.upsample_cross_entropy(
-            features, target, bias, mode, antialias, via, ignore_index, weight, label_smoothing, reduction
+        wide = [f.to(torch.promote_types(f.dtype, torch.float32)) for f in features]
+        return reference.upsample_cross_entropy(
+            wide, target, bias, mode, antialias, via, ignore_index, weight, label_smoothing, reduction
         )
-        return loss.to(torch.promote_types(loss.dtype, torch.float32))
-    target = target.long()
     loss, _ = torch.ops.murf_fast.upsample_cross_entropy(
-        features, bias, target, weight, mode, antialias, via, ignore_index, float(label_smoothing), backend
+        features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
     )
     if reduction == "none":
         return loss
@@ -95,6 +99,7 @@ def _check_target(op: str, target: object, first: Tensor) -> None:
     if not isinstance(target, Tensor) or target.dtype not in LABELS:
         got = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"murf_fast.{op}: `target` must be an integer tensor of labels (B, H, W), got {got}")
+    _checks.dense(op, "target", target)
     if target.ndim != 3 or target.shape[0] != first.shape[0] or target.shape[1] < 1 or target.shape[2] < 1:
         raise ValueError(
             f"murf_fast.{op}: `target` must be (B, H, W) with the batch size of `features`, {first.shape[0]}, and at "
@@ -127,7 +132,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     _check_labels(target, features[0].shape[1], ignore_index)
     loss = features[0].new_empty(target.shape, dtype=torch.float32)
-    lse = features[0].new_empty(target.shape, dtype=torch.float32)
+    lse = features[0].new_empty((2, *target.shape), dtype=torch.float32)
     if loss.numel():
         axes = axes_of_maps(features, target.shape[1:], mode, antialias, via)
         backends.launcher(backend).upsample_cross_entropy(
@@ -147,13 +152,15 @@ def _forward(
 def _fake(
     features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
 ) -> tuple[Tensor, Tensor]:
+    """``lse`` in two parts, which the backward needs apart: the largest logit, and the logarithm of the sum."""
     empty = features[0].new_empty(target.shape, dtype=torch.float32)
-    return empty, torch.empty_like(empty)
+    return empty, empty.new_empty((2, *target.shape))
 
 
 def _setup_context(ctx, inputs, output) -> None:
     features, bias, target, weight, *ctx.rest = inputs
     _, lse = output
+    ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(bias, target, weight, lse, *features)
 
 
@@ -184,7 +191,7 @@ def _gradients(
             None if weight is None else weight.to(torch.float32).contiguous(),
             ignore_index,
             label_smoothing,
-            lse,
+            lse.contiguous(),
             grad.to(torch.float32).contiguous(),
             gradients,
         )
@@ -195,6 +202,28 @@ def _gradients_fake(
     grad, features, bias, target, weight, lse, mode, antialias, via, ignore_index, label_smoothing, backend
 ) -> list[Tensor]:
     return [empty_map(f, f.shape, True, torch.float32) for f in features]
+
+
+def _gradients_setup_context(ctx, inputs, output) -> None:
+    grad, features, bias, target, weight, _, *ctx.rest = inputs
+    ctx.save_for_backward(grad, bias, target, weight, *features)
+
+
+def _gradients_backward(ctx, directions):
+    grad, bias, target, weight, *features = ctx.saved_tensors
+    mode, antialias, via, ignore_index, label_smoothing, _ = ctx.rest
+
+    def losses(*tensors: Tensor) -> Tensor:
+        maps, offset = tensors[: len(features)], None if bias is None else tensors[-1]
+        return reference.upsample_cross_entropy(
+            maps, target, offset, mode, antialias, via, ignore_index, weight, label_smoothing, "none"
+        )
+
+    wanted = [True] * len(features) + [False]
+    (of_grad,), (*of_features, of_bias) = reference_second_derivative(
+        losses, [*features, bias], [grad], [*directions, None], wanted
+    )
+    return of_grad, of_features, of_bias, *[None] * 9
 
 
 register(
@@ -211,4 +240,6 @@ register(
     "str backend) -> Tensor[]",
     _gradients,
     _gradients_fake,
+    _gradients_backward,
+    _gradients_setup_context,
 )

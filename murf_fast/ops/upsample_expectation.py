@@ -9,6 +9,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import axes_of_maps, empty_map, float32_rows, register
 
 NORMS = ("softmax", "linear")
@@ -41,7 +42,7 @@ def upsample_expectation(
 
     Returns:
         (B, height, width) in the promoted dtype of features and values: float32 values keep float32 results with half
-        features. Differentiable with respect to features, bias and values.
+        features, float64 values are for float64 arithmetic. Differentiable with respect to features, bias and values.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -58,12 +59,12 @@ def upsample_expectation(
     _checks.mode(op, mode, antialias)
     _checks.bias(op, bias, features)
     _checks.vector(op, "values", values, features[0].shape[1], features[0], what="one value per channel")
-    if norm not in NORMS:
-        raise ValueError(f"murf_fast.{op}: `norm` must be one of {NORMS}, got {norm!r}")
+    _checks.choice(op, "norm", norm, NORMS)
     dtype = torch.promote_types(features[0].dtype, values.dtype)
     backend = backends.resolve(backend, features[0].device.type, dtype)
     if backend == "reference":
-        return reference.upsample_expectation(features, size, values, bias, norm, mode, antialias, via)
+        wide = [f.to(torch.promote_types(dtype, torch.float32)) for f in features]
+        return reference.upsample_expectation(wide, size, values, bias, norm, mode, antialias, via).to(dtype)
     result = torch.ops.murf_fast.upsample_expectation(
         features, bias, values, size, norm == "softmax", mode, antialias, via, backend
     )
@@ -144,6 +145,31 @@ def _gradients_fake(
     return [*[empty_map(f, f.shape, True, torch.float32) for f in features], row_sums]
 
 
+def _gradients_setup_context(ctx, inputs, output) -> None:
+    grad, features, bias, values, *ctx.rest = inputs
+    ctx.save_for_backward(grad, bias, values, *features)
+
+
+def _gradients_backward(ctx, directions):
+    """The gradient of the values comes as one sum for every output row, of rows of values of their own."""
+    grad, bias, values, *features = ctx.saved_tensors
+    softmax, mode, antialias, via, values_gradient, _ = ctx.rest
+    *of_maps, of_rows = directions
+    rows = values.expand(*grad.shape[:2], -1)
+
+    def expectations(*tensors: Tensor) -> Tensor:
+        *maps, table = tensors
+        offset = None if bias is None else maps.pop()
+        logits = reference.upsample_sum(maps, grad.shape[1:], offset, mode, antialias, via)
+        return (reference.distribution(logits, NORMS[0] if softmax else NORMS[1]) * table.mT[..., None]).sum(1)
+
+    wanted = [True] * len(features) + [False, values_gradient]
+    (of_grad,), (*of_features, of_bias, of_values) = reference_second_derivative(
+        expectations, [*features, bias, rows], [grad], [*of_maps, None, of_rows.view(*grad.shape[:2], -1)], wanted
+    )
+    return of_grad, of_features, of_bias, of_values.sum((0, 1)), *[None] * 6
+
+
 register(
     "upsample_expectation(Tensor[] features, Tensor? bias, Tensor values, SymInt[] size, bool softmax, "
     "str interpolation, bool antialias, SymInt[]? via, str backend) -> Tensor",
@@ -157,4 +183,6 @@ register(
     "str interpolation, bool antialias, SymInt[]? via, bool values_gradient, str backend) -> Tensor[]",
     _gradients,
     _gradients_fake,
+    _gradients_backward,
+    _gradients_setup_context,
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._library import wants_channels_last
 from murf_fast.ops.upsample_sum import upsample_sum
 
 
@@ -36,13 +37,15 @@ def upsample_mean(
         mode, antialias, via, memory_format, out, backend: As for :func:`upsample_concat`.
 
     Returns:
-        (B, C, height, width) in the dtype of the maps. Differentiable, also with respect to a tensor of weights.
+        (B, C, height, width) in the dtype of the maps, averaged in float32 and rounded once. Differentiable, also with
+        respect to a tensor of weights.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: the result, and one low-resolution map per distinct grid.
+    Memory: the result, and one low-resolution map in float32 per distinct grid; for half maps also the result in
+    float32.
 
     Source: the fused score of MRF-AD (section 4) and MuRF's anomaly detection; identity I10.
     """
@@ -50,41 +53,59 @@ def upsample_mean(
     maps = _checks.maps(op, maps, same_channels=True, name="maps")
     size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
     _checks.mode(op, mode, antialias)
-    shares = _shares(op, weights, maps)
+    dtype = torch.promote_types(maps[0].dtype, torch.float32)
+    shares = _shares(op, weights, maps, dtype)
     if out is not None:
         given = weights if isinstance(weights, Tensor) else None
         _checks.out(op, out, (*maps[0].shape[:2], *size), [*maps, given])
     if backends.resolve(backend, maps[0].device.type, maps[0].dtype) == "reference":
-        result = reference.upsample_mean(maps, size, shares, mode, antialias, via)
-        return result if out is None else out.copy_(result)
+        channels_last = wants_channels_last(op, memory_format, maps[0])
+        result = reference.upsample_mean([m.to(dtype) for m in maps], size, shares, mode, antialias, via)
+        if out is not None:
+            return out.copy_(result)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return result.to(maps[0].dtype).contiguous(memory_format=layout)
     groups: dict[tuple[int, int], list[int]] = {}
     for i, m in enumerate(maps):
         groups.setdefault((m.shape[2], m.shape[3]), []).append(i)
-    averaged = [sum(maps[i] * shares[i] for i in members) for members in groups.values()]
-    return upsample_sum(
-        averaged,
-        size,
-        mode=mode,
-        antialias=antialias,
-        via=via,
-        memory_format=memory_format,
-        out=out,
-        backend=backend,
-    )
+    averaged = [sum(maps[i].to(dtype) * shares[i] for i in members) for members in groups.values()]
+    rule = {"mode": mode, "antialias": antialias, "via": via, "memory_format": memory_format, "backend": backend}
+    if dtype == maps[0].dtype:
+        return upsample_sum(averaged, size, out=out, **rule)
+    result = upsample_sum(averaged, size, **rule)
+    return result.to(maps[0].dtype) if out is None else out.copy_(result)
 
 
-def _shares(op: str, weights: Sequence[float] | Tensor | None, maps: list[Tensor]) -> list[float] | Tensor:
+def _shares(
+    op: str, weights: Sequence[float] | Tensor | None, maps: list[Tensor], dtype: torch.dtype
+) -> list[float] | Tensor:
     """Weights that sum to one."""
     if weights is None:
         return [1.0 / len(maps)] * len(maps)
     if isinstance(weights, Tensor):
         _checks.vector(op, "weights", weights, len(maps), maps[0], what="one entry per map")
-        return (weights / weights.sum()).to(maps[0].dtype)
-    if not isinstance(weights, Sequence) or not all(isinstance(w, (int, float)) for w in weights):
+        _check_values(op, weights)
+        weights = weights.to(torch.promote_types(weights.dtype, dtype))
+        return (weights / weights.sum()).to(dtype)
+    if not _checks.is_sequence(weights):
         raise TypeError(f"murf_fast.{op}: `weights` must be numbers or a tensor, got {weights!r}")
+    weights = _checks.numbers(op, "weights", weights)
     if len(weights) != len(maps):
         raise ValueError(f"murf_fast.{op}: `weights` must have one entry per map, {len(maps)}, got {len(weights)}")
     total = float(sum(weights))
     if total == 0:
-        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {list(weights)}")
+        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights}")
     return [w / total for w in weights]
+
+
+def _check_values(op: str, weights: Tensor) -> None:
+    """Finite, and not of sum zero; looked at on CPUs alone, since elsewhere it would stall the stream, and not within a
+    transform of torch.func, under which there may be many values.
+    """
+    hidden = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(weights)
+    if weights.device.type != "cpu" or hidden:
+        return
+    if not bool(weights.isfinite().all()):
+        raise ValueError(f"murf_fast.{op}: `weights` must be finite, got {weights.tolist()}")
+    if not bool(weights.sum()):
+        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights.tolist()}")

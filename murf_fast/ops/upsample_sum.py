@@ -9,6 +9,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import (
     axes_of_maps,
     empty_map,
@@ -121,6 +122,7 @@ register(
     _fake,
     _backward,
     _setup_context,
+    linear("upsample_sum", 0, 1),
 )
 register(
     "upsample_sum_out(Tensor[] features, Tensor? bias, SymInt[] size, str interpolation, bool antialias, "

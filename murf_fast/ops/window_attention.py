@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, is_channels_last, register
 from murf_fast.window_blocks import blocks_of
 from murf_fast.windows import Windows, axis_window
@@ -78,10 +77,11 @@ def window_attention(
         raise ValueError(
             f"murf_fast.{op}: `v` must have the grid of `k`, {tuple(k.shape[2:])}, got {tuple(v.shape[2:])}"
         )
-    if not isinstance(num_heads, int) or num_heads < 1 or q.shape[1] % num_heads:
+    num_heads = _checks.integer(op, "num_heads", num_heads)
+    if num_heads < 1 or q.shape[1] % num_heads:
         raise ValueError(f"murf_fast.{op}: `num_heads` must divide the {q.shape[1]} channels of `q`, got {num_heads!r}")
-    if values not in VALUES:
-        raise ValueError(f"murf_fast.{op}: `values` must be one of {VALUES}, got {values!r}")
+    _checks.choice(op, "values", values, VALUES)
+    _checks.flag(op, "return_lse", return_lse)
     if values == "split" and v.shape[1] % num_heads:
         raise ValueError(
             f"murf_fast.{op}: `num_heads` must divide the {v.shape[1]} channels of `v` for values='split', "
@@ -106,11 +106,7 @@ def window_attention(
 def _scale(op: str, scale: float | None, head_dim: int) -> float:
     if scale is None:
         return head_dim**-0.5
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"murf_fast.{op}: `scale` must be a number, got {type(scale).__name__}")
-    if not math.isfinite(scale):
-        raise ValueError(f"murf_fast.{op}: `scale` must be finite, got {scale!r}")
-    return float(scale)
+    return _checks.number(op, "scale", scale)
 
 
 def _rule(op: str, windows: object, q: Tensor, k: Tensor) -> tuple[str, str]:
@@ -139,9 +135,7 @@ def _bias(op: str, bias: object, heads: int, q: Tensor, k: Tensor) -> None:
     for name, b, shape in zip(
         ("bias[0]", "bias[1]"), bias, ((heads, q.shape[2], k.shape[2]), (heads, q.shape[3], k.shape[3])), strict=True
     ):
-        if not isinstance(b, Tensor) or b.dtype not in _checks.DTYPES:
-            got = b.dtype if isinstance(b, Tensor) else type(b).__name__
-            raise TypeError(f"murf_fast.{op}: `{name}` must be a floating-point tensor, got {got}")
+        _checks.tensor(op, name, b)
         if tuple(b.shape) != shape:
             raise ValueError(f"murf_fast.{op}: `{name}` must have shape {shape}, got {tuple(b.shape)}")
         if b.device != q.device:
@@ -246,6 +240,23 @@ def _gradients_fake(
     return [*maps, *tables]
 
 
+def _gradients_setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.rows, ctx.columns, ctx.num_heads, ctx.mean, ctx.scale, ctx.wanted, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients_backward(ctx, directions):
+    grad_out, grad_lse, *inputs = ctx.saved_tensors
+    values = VALUES[0] if ctx.mean else VALUES[1]
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
+        rule = Windows(ctx.rows, ctx.columns)
+        return reference.window_attention(q, k, v, rule, ctx.num_heads, values, ctx.scale, bias or None, True)
+
+    of_grads, of_inputs = reference_second_derivative(attention, inputs, [grad_out, grad_lse], directions, ctx.wanted)
+    return *of_grads, *of_inputs, *[None] * 7
+
+
 register(
     "window_attention(Tensor q, Tensor k, Tensor v, Tensor? bias_y, Tensor? bias_x, str rows, str columns, "
     "int num_heads, bool mean, float scale, bool return_lse, str backend) -> (Tensor, Tensor)",
@@ -260,4 +271,6 @@ register(
     "-> Tensor[]",
     _gradients,
     _gradients_fake,
+    _gradients_backward,
+    _gradients_setup_context,
 )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from murf_fast.nn._anyup_checkpoint import canonical
 from murf_fast.nn._anyup_forward import upsample, window_rule
+from murf_fast.nn._parts import is_as_written
 from murf_fast.nn.anyup import check
 from murf_fast.patch._replacements import replace
 
@@ -21,8 +22,9 @@ def anyup() -> None:
 
     Models that exist already are affected, too; weights stay where they are, and the windows are those the model was
     made with: the dense rule, or with ``use_natten=True`` NATTEN's (also where natten is installed). ``q_chunk_size``
-    has no use any more and no effect. Calls with ``vis_attn=True`` and models with an ``lfu_dim`` of their own still
-    take the original's way. Calling it again changes nothing.
+    has no use any more and no effect. Calls with ``vis_attn=True``, models with an ``lfu_dim`` of their own, and models
+    with hooks, parametrizations or replaced parts still take the original's way, as do replicas of
+    ``nn.DataParallel``. Calling it again changes nothing.
 
     Raises:
         ModuleNotFoundError: There is no package ``anyup``.
@@ -44,9 +46,10 @@ def _forward(
     vis_attn: bool = False,
     q_chunk_size: int | None = None,
 ) -> Tensor:
-    if vis_attn or self.lfu_dim != self.qk_dim:
-        return getattr(self, _original)(image, features, output_size, vis_attn=vis_attn, q_chunk_size=q_chunk_size)
     given = dict(self.named_parameters())
+    as_written = "rope.freqs" in given and is_as_written(self, ("anyup", "natten"))
+    if vis_attn or self.lfu_dim != self.qk_dim or not as_written:
+        return getattr(self, _original)(image, features, output_size, vis_attn=vis_attn, q_chunk_size=q_chunk_size)
     weights = canonical(given)
     output_size = None if output_size is None else tuple(output_size)
     size = check(_Allowed, image, features, output_size, given["rope.freqs"], self.image_encoder[0].in_channels)

@@ -8,12 +8,13 @@ import types
 
 from torch import Tensor
 
-from murf_fast.nn._jbu_levels import run_levels
+from murf_fast.nn._jbu_levels import passed_over, run_levels
 from murf_fast.ops import adaptive_conv
 from murf_fast.patch._replacements import insert_module, replace, unpatch
 
 _EXTENSION = "featup.adaptive_conv_cuda.adaptive_conv"
 _UPSAMPLERS = "featup.upsamplers"
+_original = "_forward_without_murf_fast"
 
 
 def featup() -> None:
@@ -21,7 +22,8 @@ def featup() -> None:
 
     Works where FeatUp's C++/CUDA extension is missing or does not load, if called before ``featup.upsamplers`` is
     imported: its place is taken by a module that holds ``AdaptiveConv``. Models that exist already are affected, too;
-    weights stay where they are. Calling it again changes nothing.
+    weights stay where they are. Models whose levels have hooks or replaced parts take the original's way. Calling it
+    again changes nothing.
 
     ``AdaptiveConv`` then has its true gradient: FeatUp's CUDA extension fills 7 of 49 taps of the filters' gradient.
 
@@ -45,6 +47,7 @@ def featup() -> None:
         return
     for owner in {extension.AdaptiveConv, upsamplers.AdaptiveConv}:  # two, if an earlier stand-in is still in use
         replace(owner, "apply", staticmethod(_apply))
+    replace(upsamplers.JBUStack, _original, upsamplers.JBUStack.forward)
     replace(upsamplers.JBUStack, "forward", _forward)
 
 
@@ -55,5 +58,9 @@ def _apply(input: Tensor, filters: Tensor) -> Tensor:
 
 
 def _forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-    levels = [self.up1, self.up2, self.up3, self.up4]
-    return run_levels("JBUStack", levels, [2] * 4, [source], guidance, mode="bicubic", final=self.fixup_proj)[0]
+    levels = [(name, getattr(self, name)) for name in ("up1", "up2", "up3", "up4")]
+    if passed_over(levels, self.fixup_proj) is not None:
+        return getattr(self, _original)(source, guidance)
+    return run_levels(
+        "JBUStack", levels, [2] * 4, [source], guidance, mode="bicubic", final=self.fixup_proj, own=False
+    )[0]

@@ -17,7 +17,7 @@ from murf_fast.reference.resize_gram import resize_gram
 from murf_fast.reference.upsample_argmax import upsample_argmax
 from murf_fast.reference.upsample_concat import upsample_concat
 from murf_fast.reference.upsample_cross_entropy import upsample_cross_entropy
-from murf_fast.reference.upsample_expectation import upsample_expectation
+from murf_fast.reference.upsample_expectation import distribution, upsample_expectation
 from murf_fast.reference.upsample_mean import upsample_mean
 from murf_fast.reference.upsample_sum import upsample_sum
 from murf_fast.reference.window_attention import window_attention
@@ -25,6 +25,7 @@ from murf_fast.reference.window_attention import window_attention
 __all__ = [
     "adaptive_conv",
     "bilateral_kernels",
+    "distribution",
     "feature_unify",
     "gaussian_blur",
     "image_to_patches",

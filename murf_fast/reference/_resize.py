@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.resample import NEAREST
+
 
 def resize_map(
     x: Tensor,
@@ -23,6 +25,9 @@ def resize_map(
     if antialias and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
         # torch has no antialiased CPU kernel for them; people upcast, as transformers does for position embeddings.
         return resize_map(x.float(), size, mode, antialias, None, scale_factor).to(x.dtype)
+    if mode in NEAREST:
+        # torch's channels_last kernel rounds some positions otherwise; results must not depend on the layout.
+        x = x.contiguous()
     filtered = mode in ("bilinear", "bicubic")
     options = {"align_corners": False, "antialias": antialias} if filtered else {}
     target = {"scale_factor": tuple(scale_factor)} if scale_factor else {"size": tuple(size)}

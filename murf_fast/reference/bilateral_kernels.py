@@ -26,7 +26,7 @@ def bilateral_kernels(
     hidden = F.gelu(F.conv2d(guidance, weight0.flatten(1)[..., None, None], bias0))
     projected = F.conv2d(_masked(hidden, range_mask), weight1.flatten(1)[..., None, None], bias1)
     windows = F.unfold(F.pad(projected, [radius] * 4, mode="reflect"), diameter)
-    windows = windows.view(batch, -1, diameter**2, height, width)
+    windows = windows.view(batch, projected.shape[1], diameter**2, height, width)
     logits = torch.einsum("bcthw,bchw->bthw", windows, projected)
     similarity = torch.softmax(temp.exp().clamp(1e-4, 1e4) * logits, dim=1)
 

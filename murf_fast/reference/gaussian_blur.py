@@ -2,22 +2,23 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from murf_fast.resample import gaussian_radius, mirrored
+from murf_fast.resample import gaussian_taps, mirrored
 
 
 def gaussian_blur(x: Tensor, sigma: float, border: str = "symmetric") -> Tensor:
-    """One dense two-dimensional convolution of the padded map, cut off at four sigma."""
-    radius = gaussian_radius(sigma)
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
-    taps = (taps / taps.sum()).to(x)
+    """Every axis in turn: the weighted sum of shifted copies of the mirrored map, in float32 or wider.
+
+    Memory: three maps in that dtype.
+    """
+    result = x.to(torch.promote_types(x.dtype, torch.float32))
     for dim in (2, 3):
         size = x.shape[dim]
-        index = mirrored(np.arange(-radius, size + radius), size, border)
-        x = x.index_select(dim, torch.from_numpy(index).to(x.device))
-    planes = x.flatten(0, 1)[:, None]
-    return F.conv2d(planes, torch.outer(taps, taps)[None, None]).view(
-        *x.shape[:2], *(n - 2 * radius for n in x.shape[2:])
-    )
+        offset, taps = gaussian_taps(size, sigma, border)
+        index = mirrored(offset + np.arange(size + len(taps) - 1), size, border)
+        padded = result.index_select(dim, torch.from_numpy(index).to(x.device))
+        result = torch.zeros_like(result)
+        for shift, tap in enumerate(taps.tolist()):
+            result.add_(padded.narrow(dim, shift, size), alpha=tap)
+    return result.to(x.dtype)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -10,7 +9,7 @@ def nearest_distance(query: Tensor, bank: Tensor, k: int = 1, metric: str = "l2"
     dtype = torch.float64 if torch.float64 in (query.dtype, bank.dtype) else torch.float32
     query, bank = query.to(dtype), bank.to(dtype)
     if metric == "cosine":
-        query, bank = F.normalize(query, dim=1), F.normalize(bank, dim=1)
+        query, bank = _unit(query), _unit(bank)
     distances, indices = query.new_zeros(len(query), k), query.new_zeros(len(query), k, dtype=torch.int64)
     for i, q in enumerate(query):
         squared, order = (bank - q).square().sum(1).sort(stable=True)
@@ -20,3 +19,9 @@ def nearest_distance(query: Tensor, bank: Tensor, k: int = 1, metric: str = "l2"
     if metric == "cosine":
         distances = distances / 2
     return distances, indices
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of norm one; divided by their largest entry first, as squares of tiny entries are zero."""
+    x = x / x.abs().amax(1, keepdim=True)
+    return x / x.square().sum(1, keepdim=True).sqrt()

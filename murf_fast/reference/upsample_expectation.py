@@ -20,9 +20,12 @@ def upsample_expectation(
 ) -> Tensor:
     """``sum_k p_k values_k`` with p the softmax, or the normalized ``relu + 0.1``, of ``upsample_sum(...)``."""
     logits = upsample_sum(features, size, bias, mode, antialias, via)
+    return (distribution(logits, norm) * values.reshape(1, -1, 1, 1)).sum(dim=1)
+
+
+def distribution(logits: Tensor, norm: str = "softmax") -> Tensor:
+    """The softmax over channels, or ``relu + 0.1`` divided by its sum."""
     if norm == "softmax":
-        distribution = logits.softmax(dim=1)
-    else:
-        floored = torch.relu(logits) + 0.1
-        distribution = floored / floored.sum(dim=1, keepdim=True)
-    return (distribution * values.reshape(1, -1, 1, 1)).sum(dim=1)
+        return logits.softmax(dim=1)
+    floored = torch.relu(logits) + 0.1
+    return floored / floored.sum(dim=1, keepdim=True)

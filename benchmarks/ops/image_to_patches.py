@@ -1,0 +1,50 @@
+"""Photos resized, normalized and cut into the rows of a product, at three sizes."""
+
+from __future__ import annotations
+
+import torch
+from inputs import MEAN, STD, compiled, up
+from registry import Contenders, Rows, case, side, smallest
+from torch import Tensor
+
+import murf_fast
+
+
+@case("image_to_patches", "8 images 640 x 480, uint8 -> 266, 518, 784, patch 14")
+def patches(device, dtype):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, side(480), side(640), 3), generator=generator, dtype=torch.uint8).to(device)
+    sizes, patch = [14 * side(n) for n in (19, 37, 56)], 14
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+
+    def cut(x: Tensor, size: int) -> Tensor:
+        n = size // patch
+        rows = up(x, (size, size)).view(8, 3, n, patch, n, patch).permute(0, 2, 4, 1, 3, 5)
+        return rows.reshape(8, n * n, 3 * patch * patch)
+
+    def plain(images):
+        x = ((images.permute(0, 3, 1, 2).to(dtype) / 255 - mean) / std).contiguous()
+        return torch.cat([cut(x, size) for size in sizes], dim=1)
+
+    def resize_only():
+        x = ((images.permute(0, 3, 1, 2).to(dtype) / 255 - mean) / std).contiguous()
+        return [up(x, (size, size)) for size in sizes][-1]
+
+    def oracle():
+        x = (images.permute(0, 3, 1, 2).double() / 255 - mean) / std
+        yield (), torch.cat([cut(x, size) for size in sizes], dim=1)
+
+    def ours():
+        return Rows(murf_fast.image_to_patches(images, sizes, patch, mean=MEAN, std=STD))
+
+    return Contenders(
+        ours,
+        {"eager rows": lambda: plain(images), "eager images only": resize_only, "compile": compiled(plain, images)},
+        oracle,
+        8 * 3 * sum(n * n for n in sizes) * 4,
+    )
+
+
+@smallest("image_to_patches")
+def tiny(device: str) -> None:
+    murf_fast.image_to_patches(torch.zeros(1, 3, 9, 8, dtype=torch.uint8, device=device), [(6, 7)], 3)

@@ -1,0 +1,41 @@
+"""Logits of three resolutions added up on one grid."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from inputs import compiled, feature_maps, up
+from registry import Contenders, case, side, smallest
+from tiny import differentiated
+
+import murf_fast
+
+
+@case("upsample_sum", "3 maps of 150 classes (18, 37, 55) -> 512, channels_last")
+def sum_logits(device, dtype):
+    maps = feature_maps(device, dtype, 150)
+    planar = [m.contiguous() for m in maps]
+    size = (side(512), side(512))
+
+    def plain(*maps):
+        return reduce(torch.add, [up(m, size) for m in maps])
+
+    def oracle():
+        yield (), plain(*[m.double() for m in maps])
+
+    return Contenders(
+        lambda: murf_fast.upsample_sum(maps, size),
+        {
+            "eager channels_last": lambda: plain(*maps),
+            "eager contiguous": lambda: plain(*planar),
+            "compile": compiled(plain, *maps),
+        },
+        oracle,
+        maps[0].shape[1] * size[0] * size[1] * maps[0].element_size(),
+    )
+
+
+@smallest("upsample_sum")
+def tiny(device: str) -> None:
+    differentiated(device, lambda m: murf_fast.upsample_sum(m, (7, 9)))

@@ -1,0 +1,118 @@
+"""What the index of a saved detector must hold, and whether its banks are those of an encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from murf_fast.anomaly import _files
+from murf_fast.anomaly._files import INDEX, WHAT, is_number
+from murf_fast.anomaly.scoring import ScoringRules
+from murf_fast.nn import MultiResolutionEncoder
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def places(encoder: MultiResolutionEncoder) -> list[dict[str, str]]:
+    """Which layer and resolution each bank is of, in the order of the banks: layers fastest."""
+    kind, resolutions = ("scale", encoder.scales) if encoder.sizes is None else ("size", encoder.sizes)
+    texts = [f"{r[0]} x {r[1]}" if kind == "size" else repr(r) for r in resolutions]
+    return [{"layer": str(layer), kind: text} for text in texts for layer in encoder.layers]
+
+
+def told(folder: Path) -> dict:
+    """The index of a folder, with entries of the right kinds."""
+    description = _files.read_description(folder)
+    for name, (right, expected) in _ENTRIES.items():
+        if name not in description and name in _SINCE_2 and description["version"] == 1:
+            description[name] = _SINCE_2[name]
+        elif name not in description:
+            raise _damaged(folder, f"`{name}` is missing")
+        if not right(description[name]):
+            raise _damaged(folder, f"`{name}` must be {expected}, got {description[name]!r}")
+    for i, bank in enumerate(description["banks"]):
+        missing = [n for n in _BANK_ENTRIES[description["version"]] if n not in bank]
+        if missing:
+            raise _damaged(folder, f"`banks[{i}]` has no {', '.join(f'`{n}`' for n in missing)}")
+    fields = [f.name for f in dataclasses.fields(ScoringRules)]
+    unknown = sorted(set(description["rules"]) - set(fields))
+    if unknown:
+        raise _damaged(folder, f"`rules` has {unknown}, which are none of {fields}")
+    try:
+        description["rules"] = ScoringRules(**description["rules"])
+    except (TypeError, ValueError) as error:
+        raise _damaged(folder, f"`rules`: {error}") from error
+    return description
+
+
+def banks(folder: Path, description: dict, encoder: MultiResolutionEncoder, verify: bool) -> list[Tensor]:
+    """The mapped banks, each the one that its place in the index says, and of the encoder's features."""
+    entries, expected = description["banks"], places(encoder)
+    if len(entries) != len(expected):
+        raise _damaged(
+            folder, f"it names {len(entries)} banks, and the encoder has {len(expected)}: one per layer and scale"
+        )
+    if description["version"] > 1:
+        for entry, place in zip(entries, expected, strict=True):
+            if entry["place"] != place:
+                raise _damaged(folder, f"bank {entry['file']!r} is of {entry['place']}, expected {place}")
+    for entry in entries:
+        if not _files.is_name(entry["file"]):
+            raise _damaged(folder, f"{entry['file']!r} is not the name of a file in the folder")
+    if len({entry["file"] for entry in entries}) < len(entries):
+        raise _damaged(folder, "it names a bank twice")
+    if not description["intact"]:
+        raise _damaged(folder, "its checksum is another")
+    width, dtype = encoder.family.width, encoder.family.like.dtype
+    found = []
+    for entry, place in zip(entries, expected, strict=True):
+        rows, own = _files.read_rows(folder, entry["file"], entry["sha256"] if verify and "sha256" in entry else None)
+        bank = f"{WHAT}: bank {folder / entry['file']}"
+        if list(rows.shape) != entry["shape"]:
+            raise ValueError(f"{bank} has shape {list(rows.shape)}, expected {entry['shape']}")
+        if description["version"] > 1 and own != place:
+            raise ValueError(f"{bank} is of {own}, expected {place}")
+        if rows.shape[1] != width:
+            raise ValueError(f"{bank} has {rows.shape[1]} columns, the encoder's features have {width}")
+        # Under autocast, features of float32 weights are of half types.
+        if rows.dtype != dtype and not (dtype == torch.float32 and rows.dtype in HALVES):
+            raise ValueError(f"{bank} holds {rows.dtype}, the encoder's features are {dtype}")
+        found.append(rows)
+    if not any(len(rows) for rows in found):
+        raise _damaged(folder, "none of its banks has a row")
+    return found
+
+
+def _damaged(folder: Path, what: str) -> ValueError:
+    return ValueError(f"{WHAT}: {folder / INDEX} is damaged: {what}")
+
+
+def _list_of(right: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and bool(value) and all(right(v) for v in value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "fingerprint": (_is_text, "text"),
+    "images": (lambda v: type(v) is int and v > 0, "a positive integer"),
+    "layers": (_list_of(lambda v: type(v) is int), "a list of integers"),
+    "scales": (lambda v: v is None or _list_of(is_number)(v), "a list of numbers or null"),
+    "index": (_is_text, "text"),
+    "pixels": (lambda v: v is None or is_number(v), "a number or null"),
+    "rules": (lambda v: isinstance(v, dict), "an object"),
+    "coreset": (is_number, "a number"),
+    "background": (_is_text, "text"),
+    "precision": (_is_text, "text"),
+    "on_empty": (_is_text, "text"),
+    "foreground": (lambda v: isinstance(v, bool), "true or false"),
+    "banks": (_list_of(lambda v: isinstance(v, dict)), "a list of objects"),
+}
+_SINCE_2 = {"on_empty": "skip"}
+_BANK_ENTRIES = {1: ("file", "shape"), 2: ("file", "shape", "place", "sha256")}

@@ -1,0 +1,91 @@
+"""The resolutions of an encoder: lists of sizes or scales as users give them, and the pixels of one image."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from murf_fast.ops import _checks
+from murf_fast.scales import Ratio, exact_ratio, scaled_pixels
+
+REMAINDERS = ("raise", "drop")
+
+
+def checked_sizes(what: str, name: str, sizes: object) -> list[tuple[int, int]]:
+    """(height, width) of every resolution; one integer alone is one square resolution."""
+    return [tuple(_checks.grid(what, name, size)) for size in _listed(what, name, sizes, "(height, width) or integers")]
+
+
+def checked_scales(what: str, scales: object) -> list[Ratio]:
+    """The exact ratio of every scale; one number alone is one scale."""
+    ratios = []
+    for scale in _listed(what, "scales", scales, "numbers"):
+        if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, (numbers.Real, Decimal)):
+            raise TypeError(f"murf_fast.{what}: `scales` must be numbers, got {scale!r}")
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"murf_fast.{what}: `scales` must be > 0 and finite, got {scale!r}")
+        ratios.append(exact_ratio(scale))
+    return ratios
+
+
+def checked_tiles(what: str, tiles: object, count: int) -> list[int] | None:
+    if tiles is None:
+        return None
+    found = [_checks.integer(what, "tiles", t, 1) for t in _listed(what, "tiles", tiles, "positive integers")]
+    if len(found) != count:
+        raise ValueError(
+            f"murf_fast.{what}: `tiles` must hold one positive integer for each of {count} resolutions, got {tiles!r}"
+        )
+    return found
+
+
+def check_whole_patches(
+    what: str, sizes: Sequence[tuple[int, int]], units: Sequence[int], tiles: Sequence[int] | None, remainder: str
+) -> None:
+    """Given sizes hold a patch, and only whole ones if they must. ``units``: patch size times tiles."""
+    if remainder not in REMAINDERS:
+        raise ValueError(f"murf_fast.{what}: `remainder` must be one of {REMAINDERS}, got {remainder!r}")
+    for i, (size, unit) in enumerate(zip(sizes, units, strict=True)):
+        if min(size) < unit:
+            raise ValueError(f"murf_fast.{what}: `sizes[{i}]` must hold a patch of {unit} pixels, got {size}")
+        if any(n % unit for n in size) and (remainder == "raise" or (tiles is not None and tiles[i] > 1)):
+            raise ValueError(
+                f"murf_fast.{what}: `sizes[{i}]` must be a multiple of {unit} pixels (patch size times tiles), got "
+                f'{size}; remainder="drop" drops the pixels beyond the last whole patch (without tiles)'
+            )
+
+
+def scaled_sizes(
+    what: str, ratios: Sequence[Ratio], units: Sequence[int], size: tuple[int, int], rounding: str
+) -> list[tuple[int, int]]:
+    """``size`` times every scale, rounded by one of the encoder's rules.
+
+    Raises:
+        ValueError: A resolution is smaller than a patch; the message names scale, size and patch.
+    """
+    sizes = []
+    for ratio, unit in zip(ratios, units, strict=True):
+        pixels = tuple(scaled_pixels(ratio, n, up=rounding == "murf") for n in size)
+        if pixels[0] < unit or pixels[1] < unit:
+            raise ValueError(
+                f"murf_fast.{what}: an image of {size[0]} x {size[1]} pixels at scale {ratio[0] / ratio[1]:g} is "
+                f"{pixels[0]} x {pixels[1]}, and must hold a patch of {unit} x {unit} pixels (patch size times tiles)"
+            )
+        sizes.append(pixels if rounding == "murf" else tuple(n // unit * unit for n in pixels))
+    return sizes
+
+
+def _listed(what: str, name: str, value: object, kind: str) -> list:
+    alone = isinstance(value, (numbers.Number, torch.SymInt)) or (isinstance(value, Tensor) and value.ndim == 0)
+    listed = [value] if alone else value
+    if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes)):
+        raise TypeError(f"murf_fast.{what}: `{name}` must be a list of {kind}, got {value!r}")
+    listed = list(listed)
+    if not listed:
+        raise ValueError(f"murf_fast.{what}: `{name}` must hold at least one resolution, got {value!r}")
+    return listed
