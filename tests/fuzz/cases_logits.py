@@ -42,8 +42,9 @@ def upsample_argmax(d: Draw) -> list[Comparison]:
     assert labels.dtype == least, f"{labels.dtype}, right {least}"
     logits, bound = maps.total(bias)
     if special != "none":
-        if special != "NaN" and (maps.options["mode"] == "bicubic" or maps.dtype == torch.float64):
-            return []  # a negative weight of an infinity, or torch's own zero weight: NaN somewhere
+        weighed = maps.options["mode"] == "bicubic" or "via" in maps.options or maps.dtype == torch.float64
+        if special != "NaN" and weighed:
+            return []  # a negative or a zero weight of an infinity: NaN somewhere
         logits[:, at], bound[:, at] = {"NaN": torch.nan, "inf": torch.inf, "minus inf": -torch.inf}[special], 0.0
     # Rounded to the dtype of the maps or not before they are compared: logits that near are equal.
     bound = bound + (unit(maps.dtype) * logits.abs()).nan_to_num(0.0, 0.0, 0.0)

@@ -25,7 +25,7 @@ def both_ways(
     """Compares results and, where inputs want them, their gradients for random cotangents.
 
     ``formula`` maps inputs, cast to a dtype, to the results in that dtype. Right is float64. Allowed is four times (for
-    gradients eight times; four times that for few elements) the largest error of a float32 evaluation and of float64
+    gradients sixteen times; four times that for few elements) the largest error of a float32 evaluation and of float64
     ones whose inputs and cotangents are off by a float32 rounding each, and one rounding of every value: at least that
     of a quarter of the largest one, or of what ``terms`` names for results (and "gradient of ...") that are small sums
     of large terms. ``rounded`` is the formula with random roundings that are documented, and its errors count as well.
@@ -78,7 +78,7 @@ def both_ways(
             error = max(float((x[name] - right).abs().nan_to_num(0.0, 0.0).max()) for x in others)
             floor = max(least.get(name, 0.0), float(right.abs().nan_to_num(0.0, 0.0, 0.0).max()) / 4)
             # The order of a gradient's sums is anyone's, and the largest of few errors says little.
-            times = (8 if name.startswith("gradient") else 4) * (1 if right.numel() > 8 else 4)
+            times = (16 if name.startswith("gradient") else 4) * (1 if right.numel() > 8 else 4)
             allowed = times * precision * error + 2 * min(unit(torch.float32), 16 * unit(wide)) * right.abs().clamp(
                 min=floor
             )
