@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.scales import scaled_pixels
 
 
 class PatchAtLeast(MultiResolutionEncoder):
@@ -10,4 +11,7 @@ class PatchAtLeast(MultiResolutionEncoder):
 
     def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
         patch = self.family.patch_size
-        return [(max(patch, h), max(patch, w)) for h, w in super().sizes_for(height, width)]
+        return [
+            tuple(max(patch, scaled_pixels(scale, n) // patch * patch) for n in (height, width))
+            for scale in self.scales
+        ]

@@ -197,15 +197,15 @@ class MultiResolutionDetector:
     def grids(self, size: tuple[int, int], name: str = "an image") -> list[tuple[int, int]]:
         """Patches (rows, columns) per resolution of an image of ``size`` (height, width); a ValueError where none."""
         patch = self.encoder.family.patch_size
-        scaled = self.encoder.sizes_for(*_images.prescaled_size(*size, self.pixels))
-        grids = [(h // patch, w // patch) for h, w in scaled]
-        for resolution, (rows, columns) in enumerate(grids):
-            if rows < 1 or columns < 1:
-                raise ValueError(
-                    f"murf_fast.{WHAT}: {name} of {size[0]} x {size[1]} pixels is smaller than a patch of {patch} at "
-                    f"{self._resolution(resolution)}"
-                )
-        return grids
+        try:
+            scaled = self.encoder.sizes_for(*_images.prescaled_size(*size, self.pixels))
+        except ValueError as error:
+            small = min(range(len(self.encoder.scales)), key=lambda i: self.encoder.scales[i])
+            raise ValueError(
+                f"murf_fast.{WHAT}: {name} of {size[0]} x {size[1]} pixels is smaller than a patch of {patch} at "
+                f"{self._resolution(small)}"
+            ) from error
+        return [(h // patch, w // patch) for h, w in scaled]
 
     def save(self, folder: str | Path) -> None:
         """Writes the banks (safetensors) and a description (JSON) with their checksums, which :meth:`load` reads."""

@@ -425,7 +425,9 @@ def _is_window_rule(spec: str, out: int, size: int) -> bool:
     """Whether a rule names, for each of ``out`` queries, one or more of ``size`` keys."""
     try:
         window = axis_window(spec, out, size)
-    except (ArithmeticError, LookupError, TypeError, ValueError):
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if str(error).startswith("murf_fast.windows"):
+            raise  # says more than that it is no rule: which argument of the rule leaves a query without a key
         return False
     index, count = window.index, window.count
     fits = window.size == size and len(index) == len(count) == out and index.shape[1] >= 1

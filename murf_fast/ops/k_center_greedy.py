@@ -51,7 +51,7 @@ def k_center_greedy(
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: one byte per value and 32 bytes per row on a CPU; 8 bytes per row on a GPU; the projected rows, if any.
-    float64: 8 bytes per row and a block of 1024.
+    float64: 8 bytes per row and blocks of 32 MB.
 
     Source: Sener & Savarese 2018; PatchCore (section 3.2); anomalib's KCenterGreedy.
     """

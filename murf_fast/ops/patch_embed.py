@@ -235,7 +235,8 @@ def cut_sequences(
     :func:`image_to_patches`; the rest is as for :func:`patch_embed`.
     """
     weight = torch.empty((1, 3 * patch_size * patch_size), dtype=dtype, device="meta")
-    _, (batch,), (grids,) = _checked("patch_embed", images, sizes, weight, None, patch_size, None, tiles, remainder)
+    checked = _checked("patch_embed", images, sizes, weight, None, patch_size, None, tiles, remainder)
+    _, (batch,), (grids,), tiles = checked
     start = 0
     for s, size in enumerate(grids):
         t = 1 if tiles is None else tiles[s]
