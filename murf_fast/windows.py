@@ -257,4 +257,4 @@ def _table(function: str, name: str, table: object, ndim: int) -> np.ndarray:
             f"{tuple(table.shape)}"
         )
     _arguments.dense(f"windows.{function}", name, table)
-    return table.detach().cpu().contiguous().numpy().copy()
+    return table.detach().resolve_neg().cpu().contiguous().numpy().copy()

@@ -126,6 +126,6 @@ def _check(what: str, maps: list[np.ndarray], masks: list[np.ndarray]) -> None:
 
 def _array(x: object) -> np.ndarray:
     if hasattr(x, "detach"):
-        x = x.detach()
+        x = x.detach().resolve_neg()
         x = (x.float() if x.is_floating_point() and x.element_size() < 4 else x).cpu().numpy()
     return np.asarray(x)

@@ -55,7 +55,7 @@ class IVFIndex:
         return {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric], indices
 
     def _rows(self, name: str, x: Tensor):
-        rows = x.detach()
+        rows = x.detach().resolve_neg()
         if self.cosine:
             # The largest entry is brought to one first: squares of tiny entries are zero. Rows of zeros become NaN.
             rows = rows.double() / rows.double().abs().amax(1, keepdim=True)

@@ -48,7 +48,8 @@ def gaussian_blur(x: Tensor, sigma: float, *, border: str = "symmetric", backend
     _checks.no_gradients(OP, "smoothing of scores", [x], forward_mode=True)
     backend = backends.resolve(backend, x.device.type, x.dtype)
     if backend == "reference":
-        return reference.gaussian_blur(x, sigma, border)
+        result = reference.gaussian_blur(x, sigma, border)
+        return result.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
     return torch.ops.murf_fast.gaussian_blur(x, sigma, border, is_channels_last(x), backend)
 
 

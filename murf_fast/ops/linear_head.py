@@ -207,7 +207,7 @@ def _project(x: Tensor, weight: Tensor, channels_last: bool, total: Tensor | Non
             product = torch.mm(rows, weight.mT)
         else:
             product = torch.addmm(total if total.ndim == 1 else total.flatten(0, 1), rows, weight.mT)
-        return product.view(batch, height * width, -1)
+        return product.view(batch, height * width, len(weight))
     # Token views skip the CLS rows between two images, so the batch is no single matrix.
     weights = weight.mT.expand(batch, -1, -1)
     return torch.bmm(pixels, weights) if total is None else torch.baddbmm(total, pixels, weights)

@@ -97,7 +97,9 @@ def _tables(op: str, bias: object, q: Tensor) -> tuple[Tensor, Tensor]:
     for i, (b, n) in enumerate(zip(bias, q.shape[1:3], strict=True)):
         _checks.tensor(op, f"bias[{i}]", b)
         if tuple(b.shape) == (q.shape[3],):
-            at = torch.arange(n, device=q.device, dtype=torch.promote_types(b.dtype, torch.float32))
+            # At their value, in the dtype of the arithmetic.
+            b = b.to(torch.promote_types(torch.promote_types(q.dtype, b.dtype), torch.float32))
+            at = torch.arange(n, device=q.device, dtype=b.dtype)
             b = -b[:, None, None] * (at[:, None] - at).abs()
         elif tuple(b.shape) != (q.shape[3], n, n):
             raise ValueError(

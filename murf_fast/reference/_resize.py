@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from murf_fast.resample import NEAREST
+from murf_fast.resample import NEAREST, scaled_size
 
 
 def resize_map(
@@ -29,6 +29,8 @@ def resize_map(
         # torch's channels_last kernel rounds some positions otherwise; results must not depend on the layout.
         x = x.contiguous()
     filtered = mode in ("bilinear", "bicubic")
+    if filtered and scale_factor and any(n == m for n, m in zip(size, x.shape[2:], strict=True)):
+        return _axis_by_axis(x, scale_factor, mode, antialias)
     options = {"align_corners": False, "antialias": antialias} if filtered else {}
     target = {"scale_factor": tuple(scale_factor)} if scale_factor else {"size": tuple(size)}
     if antialias and size[1] == 1 and size[0] != 1:
@@ -36,3 +38,24 @@ def resize_map(
         target = {k: v[::-1] for k, v in target.items()}
         return F.interpolate(x.mT, mode=mode, **target, **options).mT
     return F.interpolate(x, mode=mode, **target, **options)
+
+
+def _axis_by_axis(x: Tensor, scale_factor: Sequence[float], mode: str, antialias: bool) -> Tensor:
+    """Where a factor keeps the size of an axis, torch's gradient of the whole is not that of its result: it applies the
+    factor to an axis that was copied, or copies one that was not. Of single axes it is.
+    """
+    dtype, options = x.dtype, {"mode": mode, "antialias": antialias, "align_corners": False}
+    x = x.to(torch.promote_types(dtype, torch.float32))
+    for dim, factor in ((2, scale_factor[0]), (3, scale_factor[1])):
+        kept = scaled_size(x.shape[dim], factor) == x.shape[dim]
+        if kept and (mode == "bilinear" or antialias):
+            continue
+        rows = x.transpose(dim, 3)
+        if kept:
+            # Lines by themselves, each doubled across: so the map as a whole does not keep its size.
+            lines = rows.flatten(0, 2)[:, None, None]
+            resized = F.interpolate(lines, scale_factor=(2.0, factor), **options)[:, 0, 0].view(rows.shape)
+        else:
+            resized = F.interpolate(rows, scale_factor=(1.0, factor), **options)
+        x = resized.transpose(dim, 3)
+    return x.to(dtype)

@@ -24,12 +24,12 @@ def window_attention(
     counts = torch.from_numpy(columns.multiplicity()).to(q.device, dtype).log()
     q, k, v = q.to(dtype).unflatten(1, (num_heads, -1)), k.to(dtype).unflatten(1, (num_heads, -1)), v.to(dtype)
     scale = q.shape[2] ** -0.5 if scale is None else scale
+    by_row, by_column = (None, None) if bias is None else (b.to(dtype) for b in bias)
     out, lse = [], []
     for y in range(height):
         read = torch.from_numpy(rows.index[y, : rows.count[y]]).long().to(q.device)
         scores = torch.einsum("bndx,bndyw->bnxyw", q[:, :, :, y], k[:, :, :, read]) * scale
         if bias is not None:
-            by_row, by_column = (b.to(dtype) for b in bias)
             scores = scores + by_row[:, y, read][:, None, :, None] + by_column[:, :, None]
         scores = (scores + counts[:, None]).flatten(3)
         weights = scores.softmax(-1).unflatten(3, (len(read), w))
