@@ -4,6 +4,8 @@ VENV ?= .venv
 TORCH := torch==2.13.0
 # The oldest Triton supported, that of the GPU machines; what it compiles is checked for register spills.
 TRITON := triton==3.6.0
+# Tests run in so many processes of one thread each: small kernels gain nothing from more.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 EXTRAS := cli,models,anomaly,test,bench,dev
 BIN := $(VENV)/bin
 CONSTRAINTS := $(VENV)/constraints.txt
@@ -14,13 +16,13 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(CON
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo "variables: PYTHON ($(PYTHON)), VENV ($(VENV)), ARGS (passed on to the command)"
+	@echo "variables: PYTHON ($(PYTHON)), VENV ($(VENV)), JOBS ($(JOBS), processes of the tests), ARGS (passed on to the command)"
 
 demo: install  ## one photo through a ViT at three resolutions: table on screen, picture in out/
 	$(BIN)/murf-fast demo $(ARGS)
 
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 bench: install  ## the benchmarks
 	$(BIN)/murf-fast bench $(ARGS)

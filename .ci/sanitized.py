@@ -12,8 +12,8 @@ extension = Path(native.module().__file__).resolve()
 assert extension.is_relative_to(Path(folder).resolve()), f"the sanitized build is not the one imported, but {extension}"
 assert b"__asan_" in extension.read_bytes(), f"{extension} was not built with AddressSanitizer"
 
-# The kernels' own tests: compilers, registration, float64, Triton, the command line and the benchmarks run no C++ of
-# ours, or the same again, and results of gigabytes only run more of it.
+# The kernels' own tests: compilers, registration, float64, Triton, the command line, files, checks of arguments, models
+# and the benchmarks run no C++ of ours, or the same again, and results of gigabytes only run more of it.
 SKIPPED = (
     "compile",
     "registration",
@@ -26,6 +26,19 @@ SKIPPED = (
     "benchmarks",
     "detector",
     "grow",
+    "live_model",
+    "checkpoints",
+    "early_checks",
+    "guided_modules",
+    "misuse",
+    "derivatives",
+    "every_op",
+    "image_files",
+    "anomaly",
+    "process_defaults",
+    "threads",
+    "scales",
+    "kernels_are_tested",
 )
 kernels = " and ".join(f"not {word}" for word in SKIPPED)
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", kernels, *arguments]))
