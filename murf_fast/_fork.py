@@ -1,5 +1,7 @@
 """Processes made by ``fork``: the threads of OpenMP's pool do not exist there, and a parallel region waits for them for
-ever. Kernels run on the calling thread in such a process; one made by ``spawn`` or ``forkserver`` is like any other.
+ever. Kernels run on the calling thread in such a process, and from the first op on torch's do, too: what an op leaves
+to torch (float64, products, sums of gradients) would wait as well. One made by ``spawn`` or ``forkserver`` is like any
+other.
 """
 
 from __future__ import annotations
@@ -29,6 +31,12 @@ def is_child() -> bool:
 def threads() -> int:
     """Threads that a kernel may use."""
     return 1 if _is_child else torch.get_num_threads()
+
+
+def keep_torch_to_calling_thread() -> None:
+    """In a process made by fork, torch's kernels run on the calling thread from here on."""
+    if _is_child and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
 
 
 @contextlib.contextmanager

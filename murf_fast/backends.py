@@ -17,6 +17,8 @@ from collections.abc import Iterator
 
 import torch
 
+from murf_fast import _fork
+
 VARIABLE = "MURF_FAST_BACKEND"
 NAMES = ("reference", "native", "triton")
 OLDEST_TRITON = (3, 6)
@@ -91,12 +93,15 @@ def asked_for(request: str | None) -> str | None:
     """The backend that a call names, or its surroundings; None where nobody does."""
     if request is not None and not isinstance(request, str):
         raise TypeError(f"murf_fast: `backend` must be one of {NAMES}, got {request!r}")
-    return request or _override.get() or os.environ.get(VARIABLE) or None
+    if request is not None:
+        return request
+    return _override.get() or os.environ.get(VARIABLE) or None
 
 
 @torch.compiler.assume_constant_result
 def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
     """The backend that a call on such tensors takes. ``request`` beats ``use_backend`` beats ``MURF_FAST_BACKEND``."""
+    _fork.keep_torch_to_calling_thread()  # every op comes by here before its work
     asked = asked_for(request)
     if asked is not None:
         _known(asked, _source(request))
@@ -145,7 +150,7 @@ def launcher(name: str):
 
 def _source(request: str | None) -> str:
     """Who asks for a backend, for messages."""
-    if request:
+    if request is not None:
         return "`backend`"
     return "`use_backend`" if _override.get() else f"the environment variable {VARIABLE}"
 

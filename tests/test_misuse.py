@@ -67,11 +67,14 @@ KINDS = {
         *NOT_A_NUMBER, *NO_BOOLEAN, math.nan, math.inf, 0, -1.5, "11", ("1", "1"), (1.5, True), (1.0, 1.0, 1.0), 1e-9,
         (1.5, math.nan), (1.0, math.inf), 1e300, 10**400, np.float64("inf"),
     ],
-    "numbers": lambda _: ["abc", 3, object(), ["a"] * 3, [True] * 3, [math.nan] * 3, [math.inf] * 3, [1.0] * 5],
+    "numbers": lambda _: [
+        *("abc", 3, object(), ["a"] * 3, [True] * 3, [math.nan] * 3, [math.inf] * 3, [1.0] * 5, [1.7e308] * 2),
+    ],
     "flag": lambda _: [None, 0, 1, 1.0, "yes", [], torch.tensor(True), np.array([True, False])],
-    "choice": lambda _: [3, True, "nonsense", ["bilinear"], np.array(["a", "b"]), torch.ones(2), {}],
+    "choice": lambda _: [3, True, "nonsense", "", ["bilinear"], np.array(["a", "b"]), torch.ones(2), {}],
     "format": lambda _: [3, "channels_last", torch.channels_last_3d],
     "integers": lambda _: [3, "1", [0], [True], ["1"], [1.5], [1, 1, 1], [2**70]],
+    "indices": lambda _: [*KINDS["integer"](_), *(t for t in foreign((2,)) if t.dtype != torch.int64)],
     "other": lambda _: [3, "x", object()],
 }  # fmt: skip
 KIND = {
@@ -85,7 +88,7 @@ KIND = {
     "pos_embed": "map", "precision": "choice", "prefix": "tensor", "progress": "other", "projection": "tensor",
     "q": "map", "query": "array", "radius": "integer", "range_mask": "mask", "reduction": "choice",
     "remainder": "choice", "return_lse": "flag", "return_values": "flag", "scale": "number", "scale_factor": "factors",
-    "sigma": "number", "size": "size", "sizes": "sizes", "source": "maps", "source_grid": "size", "start": "integer",
+    "sigma": "number", "size": "size", "sizes": "sizes", "source": "maps", "source_grid": "size", "start": "indices",
     "std": "numbers", "stride": "pair", "target": "labels", "tiles": "integers", "v": "map", "values": "tensor",
     "variant": "choice", "via": "size", "weight": "map", "weights": "numbers", "windows": "other", "x": "map",
     "bank": "array", "cosine": "flag", "device": "choice", "rows": "other", "columns": "other", "ratio": "number",

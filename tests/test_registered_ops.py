@@ -188,8 +188,8 @@ OPS = {
     ),
     "nearest_distance": Op(
         {
-            "query": Argument(". D", dtypes=FLOATS),
-            "bank": Argument("R D", dtypes=FLOATS),
+            "query": Argument(". D", dtypes=ANY),
+            "bank": Argument("R D", dtypes=ANY),
             "index": [],
             "k": 2,
             "metric": "l2",
@@ -307,7 +307,10 @@ WRONG = {
     "radius": [-1, 2, 9],
     "rows": ["nonsense", "", "ratio 1e-9", "neighborhood 10 1 1", "clamped 1", "given 0123"],
     "scale": [float("nan"), float("inf")],
-    "scale_factor": [[1.0], [0.0, 1.0], [float("nan"), 1.0], [float("inf"), 1.0], [1.0, 1.0, 1.0]],
+    "scale_factor": [
+        *([1.0], [0.0, 1.0], [float("nan"), 1.0], [float("inf"), 1.0], [1.0, 1.0, 1.0]),
+        *([1e-300, 1e-300], [1e300, 1e300], [1e-12, 1e-12], [0.1, 0.1]),  # of other sizes
+    ],
     "sigma": [0.0, -1.0, float("nan"), float("inf"), 1e7],
     "size": [[0, 11], [9, -1], [9], [9, 11, 2]],
     "taps": [0, -9, 4, 8, 10, 16],

@@ -21,7 +21,7 @@ from torch import Tensor
 from murf_fast import _fork
 from murf_fast.backends import BackendUnavailableError
 from murf_fast.ops import _checks
-from murf_fast.resample import ANTIALIASED, MODES
+from murf_fast.resample import ANTIALIASED, MODES, scaled_size
 from murf_fast.window import PADDINGS
 from murf_fast.windows import axis_window
 
@@ -133,9 +133,17 @@ def _rule(op: str, mode: str, antialias: bool, via: Sequence[int] | None = None)
         _grid(op, "via", via)
 
 
-def _factors(op: str, factors: Sequence[float] | None) -> None:
-    if factors is not None and (len(factors) != 2 or not all(f > 0 and math.isfinite(f) for f in factors)):
+def _factors(op: str, factors: Sequence[float] | None, in_size: Sequence[int], out_size: Sequence[int]) -> None:
+    """Factors that give the result its size: with others a table would point beyond the map."""
+    if factors is None:
+        return
+    if len(factors) != 2 or not all(f > 0 and math.isfinite(f) for f in factors):
         raise ValueError(f"murf_fast.{op}: `scale_factor` must be two positive, finite numbers, got {tuple(factors)}")
+    if any(scaled_size(n, f) != m for n, f, m in zip(in_size, factors, out_size, strict=True)):
+        raise ValueError(
+            f"murf_fast.{op}: `scale_factor` must give the {tuple(out_size)} pixels of the result, got "
+            f"{tuple(factors)} of {tuple(in_size)}"
+        )
 
 
 def _one_of(op: str, name: str, value: object, known: Sequence) -> None:
@@ -159,7 +167,7 @@ def _resize(x, size, mode, antialias, via, scale_factor, channels_last, backend)
     _backend(op, backend, x)
     _grid(op, "size", size)
     _rule(op, mode, antialias, via)
-    _factors(op, scale_factor)
+    _factors(op, scale_factor, x.shape[2:], size)
 
 
 def _resize_out(x, mode, antialias, via, scale_factor, out, backend) -> None:
@@ -174,7 +182,7 @@ def _resize_adjoint(grad, in_size, mode, antialias, via, scale_factor, channels_
     _backend(op, backend, grad)
     _grid(op, "in_size", in_size)
     _rule(op, mode, antialias, via)
-    _factors(op, scale_factor)
+    _factors(op, scale_factor, in_size, grad.shape[2:])
 
 
 def _resize_gram(x, size, mode, antialias, backend) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from murf_fast import _fork
 from murf_fast.ops import _checks
 
 
@@ -40,6 +41,8 @@ class IVFIndex:
         self.bank, self.cosine, self.device = bank, _checks.flag("IVFIndex", "cosine", cosine), bank.device
         rows = self._rows("bank", bank)
         self._faiss = faiss.IndexIVFFlat(faiss.IndexFlatL2(bank.shape[1]), bank.shape[1], nlist)
+        if _fork.is_child():
+            faiss.omp_set_num_threads(1)  # faiss has a pool of its own, which does not exist there either
         self._faiss.train(rows)
         self._faiss.add(rows)
         self._faiss.nprobe = nprobe

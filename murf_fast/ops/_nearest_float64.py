@@ -81,7 +81,7 @@ class _Search:
         shape, device = (len(query), k), query.device
         self.upper = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
         self.squared = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
-        self.indices = torch.full(shape, torch.iinfo(torch.int64).max, device=device)
+        self.indices = torch.full(shape, torch.iinfo(torch.int64).max, dtype=torch.int64, device=device)
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # query, row, lower bound
         self.count = 0
 
@@ -119,7 +119,7 @@ class _Search:
         i, j = i[near], j[near]
         step = max(1, VALUES // self.query.shape[1])
         scored = [self._squared(i[s : s + step], j[s : s + step]) for s in range(0, len(i), step)]
-        own = torch.arange(len(self.query), device=i.device).repeat_interleave(self.k)
+        own = torch.arange(len(self.query), dtype=torch.int64, device=i.device).repeat_interleave(self.k)
         i, j = torch.cat([own, i]), torch.cat([self.indices.flatten(), j])
         squared = torch.cat([self.squared.flatten(), *scored])
         # By query, then distance, then index; of each query the first k.
@@ -127,7 +127,7 @@ class _Search:
         order = order[squared[order].argsort(stable=True)]
         order = order[i[order].argsort(stable=True)]
         counts = torch.bincount(i, minlength=len(self.query))
-        first = (counts.cumsum(0) - counts)[:, None] + torch.arange(self.k, device=i.device)
+        first = (counts.cumsum(0) - counts)[:, None] + torch.arange(self.k, dtype=torch.int64, device=i.device)
         best = order[first]
         self.squared, self.indices = squared[best], j[best]
         # Upper bounds of rows that were scored are their distances.

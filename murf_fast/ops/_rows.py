@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from murf_fast import _fork
 from murf_fast.ops import _checks
 
 
@@ -25,6 +26,7 @@ def matrix(op: str, name: str, x: object) -> Tensor:
     _checks.dense(op, name, x)
     if x.ndim != 2:
         raise ValueError(f"murf_fast.{op}: `{name}` must be (rows, columns), got shape {tuple(x.shape)}")
+    _fork.keep_torch_to_calling_thread()
     # A lazy negation: prepared indices and selections read the memory as it is.
     return x.resolve_neg()
 

@@ -51,7 +51,7 @@ def k_center_greedy(
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: one byte per value and 32 bytes per row on a CPU; 8 bytes per row on a GPU; the projected rows, if any.
-    float64: 8 bytes per row and blocks of 32 MB.
+    float64: 8 bytes per row and blocks of 0.5 MB on a CPU, 32 MB elsewhere.
 
     Source: Sener & Savarese 2018; PatchCore (section 3.2); anomalib's KCenterGreedy.
     """
@@ -66,15 +66,15 @@ def k_center_greedy(
     start = _start(start, rows, features.device)
     projection = None if projection is None else matrix(OP, "projection", projection)
     _checks.no_gradients(OP, "a selection", [features, projection])
+    promoted = features.dtype if projection is None else torch.promote_types(features.dtype, torch.float32)
+    backend = backends.resolve(backend, features.device.type, promoted)
     if projection is not None:
         if projection.shape[1] != features.shape[1] or projection.device != features.device:
             raise ValueError(
                 f"murf_fast.{OP}: `projection` must be (P, {features.shape[1]}) on {features.device}, got "
                 f"{tuple(projection.shape)} on {projection.device}"
             )
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        features = features.to(dtype) @ projection.to(dtype).T
-    backend = backends.resolve(backend, features.device.type, features.dtype)
+        features = features.to(promoted) @ projection.to(promoted).T
     total = count + (0 if include_start else len(start))
     if total > rows:
         raise ValueError(f"murf_fast.{OP}: `count` must leave a row for `start`, got {count} of {rows}")
@@ -108,11 +108,11 @@ def _count(count: int | None, fraction: float | None, rows: int) -> int:
 
 def _start(start: int | Tensor, rows: int, device: torch.device) -> Tensor:
     if isinstance(start, Tensor):
+        _checks.dense(OP, "start", start)
         if start.dtype != torch.int64 or start.ndim != 1 or len(start) == 0:
             raise TypeError(
-                f"murf_fast.{OP}: `start` must be an integer or int64 indices, got {start.dtype} {start.shape}"
+                f"murf_fast.{OP}: `start` must be an integer or int64 indices, got {start.dtype} {tuple(start.shape)}"
             )
-        _checks.dense(OP, "start", start)
     else:
         start = torch.full((1,), _checks.integer(OP, "start", start, 0), dtype=torch.int64, device=device)
     return start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -95,6 +96,8 @@ def _shares(
     total = float(sum(weights))
     if total == 0:
         raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights}")
+    if not math.isfinite(total):
+        raise ValueError(f"murf_fast.{op}: `weights` must have a finite sum, got {weights}")
     return [w / total for w in weights]
 
 
@@ -107,5 +110,8 @@ def _check_values(op: str, weights: Tensor) -> None:
         return
     if not bool(weights.isfinite().all()):
         raise ValueError(f"murf_fast.{op}: `weights` must be finite, got {weights.tolist()}")
-    if not bool(weights.sum()):
+    total = weights.to(torch.promote_types(weights.dtype, torch.float32)).sum().item()
+    if total == 0:
         raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights.tolist()}")
+    if not math.isfinite(total):
+        raise ValueError(f"murf_fast.{op}: `weights` must have a finite sum, got {weights.tolist()}")

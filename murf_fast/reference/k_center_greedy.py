@@ -3,14 +3,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-VALUES = 1 << 22  # differences in one go: those of all rows would be as large as the features
+# Differences in one go: those of all rows would be as large as the features. On a CPU they stay in its caches, which is
+# 1.8 times as fast; elsewhere few and large calls are.
+VALUES_CPU, VALUES = 1 << 16, 1 << 22
 
 
 def k_center_greedy(features: Tensor, count: int, start: Tensor) -> Tensor:
     """``start``, then always the row that is farthest from the nearest of those before; the lowest among equals."""
     features = features if features.dtype == torch.float64 else features.float()
     centers = start.tolist()
-    step_rows = max(1, VALUES // max(1, features.shape[1]))
+    step_rows = max(1, (VALUES_CPU if features.is_cpu else VALUES) // max(1, features.shape[1]))
     nearest = torch.full((len(features),), torch.inf, dtype=features.dtype, device=features.device)
     for step in range(count - 1):
         center = features[centers[step]]
