@@ -131,6 +131,16 @@ def read_description(folder: Path) -> dict:
     return {**description, "intact": description["version"] == 1 or checksum == _checksum(description)}
 
 
+def folder_of(folder: object) -> Path:
+    """The path of a folder, which need not exist yet."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"{WHAT}: `folder` must be a path, got {folder!r}")
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{WHAT}: `folder` is {path}, and it is not a folder")
+    return path
+
+
 def is_name(name: object) -> bool:
     """Whether it names a file of a folder, wherever the folder lies."""
     if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
