@@ -278,7 +278,13 @@ class MultiResolutionEncoder(nn.Module):
                 "own, or another class than at construction, and is never called itself: only its parts are. Put "
                 "hooks on its parts, or compile the encoder"
             )
-        return self.family
+        family = self.family
+        if max(self.layers) >= len(family.blocks):
+            raise ValueError(
+                f"murf_fast.MultiResolutionEncoder: `layers` {self.layers} must be indices of `model`'s blocks, of "
+                f"which {len(family.blocks)} are left"
+            )
+        return family
 
     def _check_attention(self, weight: Tensor) -> None:
         reasons = _attention.varlen_reasons(weight.device, weight.dtype) if self.attention == "varlen" else []
