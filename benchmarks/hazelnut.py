@@ -14,24 +14,19 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from murf_fast import _pillow
 from murf_fast.anomaly import MultiResolutionDetector, au_pro, au_roc
 from murf_fast.demo.backbone import load
 
 LIMIT = 0.05
 
 
-def pixels_of(path: Path, mode: str) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image.convert(mode))
-
-
 def mask_of(data: Path, image: Path, shape: tuple[int, int]) -> np.ndarray:
     kind = image.parent.name
     if kind == "good":
         return np.zeros(shape, dtype=np.uint8)
-    return pixels_of(data / "ground_truth" / kind / f"{image.stem}.png", "L") > 0
+    return _pillow.read(data / "ground_truth" / kind / f"{image.stem}.png").any(axis=2)
 
 
 def measures(maps: list[np.ndarray], masks: list[np.ndarray], image_scores: list[float]) -> dict:
@@ -47,11 +42,11 @@ def measures(maps: list[np.ndarray], masks: list[np.ndarray], image_scores: list
 def compare(data: Path, backbone, layers: list[int], scales: list[float], pixels: float) -> dict[str, dict]:
     """Measures of the maps of every scale and of their mean, from detectors of one set of banks."""
     detector = MultiResolutionDetector(backbone.model, layers, scales, pixels=pixels)
-    detector.fit(pixels_of(path, "RGB") for path in sorted((data / "train" / "good").iterdir()))
+    detector.fit(_pillow.read(path) for path in sorted((data / "train" / "good").iterdir()))
     found: dict[str, list] = {**{f"scale {s:g}": [] for s in scales}, "fusion": []}
     masks = []
     for path in sorted(path for path in (data / "test").glob("*/*") if path.is_file()):
-        image = pixels_of(path, "RGB")
+        image = _pillow.read(path)
         masks.append(mask_of(data, path, image.shape[:2]))
         for results, anomaly in zip(found.values(), detector.score_each_scale(image), strict=True):
             results.append(anomaly)

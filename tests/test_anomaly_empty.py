@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import decimal
+import fractions
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from murf_fast.nn import MultiResolutionEncoder
 
 VIT = model()
 SCALES = (0.25, 1.0)
+NO_NUMBERS = (True, np.True_, "1", b"1", 1j, [None], ["1"], {}, torch.tensor(1.0))
 
 
 def detector(**options):
@@ -165,6 +169,88 @@ def test_one_image_is_not_several(tmp_path):
             detector().fit(one)
 
 
+@pytest.mark.parametrize("kind", [torch.Tensor, np.ndarray])
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (lambda x: 255 * x, r"must be in 0\.\.1, .* divide them by 255"),
+        (lambda x: torch.where(x > 0.9, torch.nan, x), "must be finite"),
+        (lambda x: torch.where(x > 0.9, torch.inf, x), "must be finite"),
+    ],
+)
+def test_pixels_that_no_image_has(kind, pixels, words, monkeypatch):
+    calls = count_encodings(monkeypatch)
+    good = torch.rand(3, 32, 40, generator=torch.Generator().manual_seed(0))
+    bad = pixels(good)
+    if kind is np.ndarray:
+        bad = bad.permute(1, 2, 0).numpy()
+    subject = detector()
+    with pytest.raises(ValueError, match=rf"`images\[1\]` {words}"):
+        subject.fit([good, bad])
+    assert calls == []
+    with pytest.raises(ValueError, match=rf"`images\[1\]` {words}"):
+        subject.fit(iter([good, bad]))
+    subject.fit([good])
+    calls.clear()
+    with pytest.raises(ValueError, match=words):
+        subject.score(bad)
+    assert calls == []
+
+
+def test_more_neighbours_than_rows(monkeypatch, tmp_path):
+    """4 rows of two images at the coarse scale."""
+    words = r"`rules\.k` must be at most the 4 rows of a bank of scale 0\.25, got 5"
+    rules = ScoringRules(k=5)
+    calls = count_encodings(monkeypatch)
+    small = [torch.rand(3, 16, 32) for _ in range(2)]
+    with pytest.raises(ValueError, match=words):
+        detector(rules=rules).fit(small)
+    assert calls == []
+    with pytest.raises(ValueError, match=words):
+        detector(rules=rules).fit(iter(small))
+    with pytest.raises(ValueError, match=r"`rules\.k` must be at most the 1 rows of a bank of scale 0\.25, got 2"):
+        detector(rules=ScoringRules(k=2), index="coreset", coreset=0.1).fit(small)
+    subject = detector(rules=ScoringRules(k=4)).fit(small)
+    subject.score(small[0])
+    subject.rules = rules
+    subject.save(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        MultiResolutionDetector.load(tmp_path, VIT)
+
+
+@pytest.mark.parametrize("mask", [None, "mask", np.zeros((32, 40), object), object()])
+def test_what_is_no_mask(mask):
+    with pytest.raises(TypeError, match="`foreground` must give a mask"):
+        detector(foreground=lambda image: mask).fit(images(1))
+
+
+def test_numbers_of_every_kind(tmp_path):
+    """Options are numbers as NumPy and fractions have them, and banks with them are saved and loaded."""
+    kinds = (np.float32, np.float64, np.array, fractions.Fraction, decimal.Decimal)
+    photos, found = images(2), []
+    for i, kind in enumerate((float, *kinds)):
+        options = {"pixels": kind(700), "coreset": kind(0.5), "index": "coreset", "scales": (np.float32(0.5), 1)}
+        subject = detector(**options, rules=ScoringRules(k=np.int64(2), sigma=kind(1.5))).fit(photos)
+        subject.save(tmp_path / str(i))
+        loaded = MultiResolutionDetector.load(tmp_path / str(i), VIT)
+        found.append(subject.score(photos[0]).map)
+        assert torch.equal(loaded.score(photos[0]).map, found[0])
+        assert torch.equal(found[-1], found[0])
+
+
+def test_folders(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    subject = detector().fit(images(1))
+    for call in (subject.save, lambda f: subject.fit(images(1), folder=f), lambda f: subject.load(f, VIT)):
+        with pytest.raises(ValueError, match=r"`folder` is .*file, and it is not a folder"):
+            call(file)
+        with pytest.raises(TypeError, match="`folder` must be a path, got 3"):
+            call(3)
+    with pytest.raises(TypeError, match="`progress` must be callable"):
+        subject.fit(images(1), progress=3)
+
+
 def test_kinds_of_several_images(tmp_path):
     pil = pytest.importorskip("PIL.Image")
     train = images(2)
@@ -183,17 +269,19 @@ def test_kinds_of_several_images(tmp_path):
     ("options", "words"),
     [
         ({"on_empty": "ignore"}, "`on_empty` must be one of"),
-        ({"scales": ()}, "`scales` must be one or more positive numbers"),
+        ({"scales": ()}, "`scales` must hold at least one"),
         ({"scales": (1.0, float("inf"))}, "`scales` must be"),
         ({"scales": (float("nan"),)}, "`scales` must be"),
-        ({"pixels": float("inf")}, "`pixels` must be positive"),
-        ({"pixels": float("nan")}, "`pixels` must be positive"),
+        ({"pixels": float("inf")}, "`pixels` must be finite"),
+        ({"pixels": float("nan")}, "`pixels` must be finite"),
         ({"precision": "int8"}, "`precision` must be one of"),
         ({"rules": {}}, "`rules` must be one of"),
+        ({"rules": "patchcore", "index": "ivf"}, '`rules` with "reweighted" scores need index="exact"'),
+        *(({name: value}, f"`{name}` must") for name in ("pixels", "coreset", "scales") for value in NO_NUMBERS),
     ],
 )
 def test_bad_options(options, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=rf"MultiResolutionDetector: {words}"):
         detector(**options)
 
 
@@ -206,7 +294,8 @@ def test_bad_options(options, words):
         ({"k": 1.5}, "`k` must be an integer"),
         ({"sigma": -1}, "`sigma` must be"),
         ({"sigma": float("nan")}, "`sigma` must be"),
-        ({"sigma": True}, "`sigma` must be"),
+        *(({name: value}, f"`{name}` must be") for name in ("k", "sigma") for value in (*NO_NUMBERS, None)),
+        *(({name: None}, f"`{name}` must be one of") for name in ("metric", "mode", "border", "image_score")),
     ],
 )
 def test_bad_rules(fields, words):

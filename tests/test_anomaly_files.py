@@ -198,6 +198,23 @@ def test_damaged_indices_are_one_error(fitted, vit, tmp_path, data):
             MultiResolutionDetector.load(folder, vit)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("pixels", 10**400, "`pixels` must be a number or null"),
+        ("scales", [10**400], "`scales` must be a list of numbers"),
+        ("version", True, "has version True"),
+        ("version", 2.0, r"has version 2\.0"),
+        ("sha256", None, r"`banks\[0\]` must have a `sha256` that is text, got None"),
+    ],
+)
+def test_signed_values_of_another_kind(saved, vit, name, value, words):
+    index = index_of(saved)
+    (index["banks"][0] if name == "sha256" else index)[name] = value
+    sign(saved, index)
+    refused(saved, vit, words)
+
+
 @pytest.mark.parametrize("text", ["", "{", "3", "[]", "null", "[" * 100_000, "\ud800", '{"format": 1}'])
 def test_an_index_that_is_none(saved, vit, text):
     (saved / "detector.json").write_bytes(text.encode(errors="surrogatepass"))

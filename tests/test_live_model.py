@@ -678,3 +678,11 @@ def test_models_without_values():
             for parameter in model.parameters():
                 parameter.normal_()
         assert encoder(images_of()).maps[0].isfinite().all()
+
+
+def test_blocks_taken_out_later():
+    model = model_of(dinov2)
+    encoder = encoder_of(model, layers=[2])
+    model.encoder.layer = model.encoder.layer[:2]
+    with pytest.raises(ValueError, match=r"`layers` \[2\] must be indices of `model`'s blocks, of which 2 are left"):
+        encoder(images_of())

@@ -506,3 +506,39 @@ def test_dropout_in_training_is_refused():
     encoder = MultiResolutionEncoder(transformers.Dinov2Model(config), [(24, 24)]).train()
     with pytest.raises(ValueError, match="training mode"):
         encoder(torch.rand(1, 3, 24, 24))
+
+
+@pytest.mark.parametrize("build", [dinov2, dinov3, siglip, *OWN], ids=lambda b: b.__name__)
+def test_tangents_and_torch_func(build):
+    """Of the images and of every parameter: forward mode is the derivative, reverse mode its transpose, in float32."""
+    model = model_of(build)
+    encoder = MultiResolutionEncoder(model, [(12, 20), (24, 24)], mean=MEAN, std=STD)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 24, 24, generator=generator)
+    parameters = {f"model.{name}": p.detach().clone() for name, p in model.named_parameters()}
+    directions = {name: torch.randn(p.shape, generator=generator) for name, p in parameters.items()}
+    of_images = torch.randn(images.shape, generator=generator)
+
+    def maps(images, parameters):
+        features = torch.func.functional_call(encoder, parameters, (images,))
+        return torch.cat([m.flatten() for m in features.maps])
+
+    def moved(step):
+        encoder.double()
+        there = {name: p.double() + step * directions[name] for name, p in parameters.items()}
+        with torch.no_grad():
+            return maps(images.double() + step * of_images, there)
+
+    output, tangent = torch.func.jvp(maps, (images, parameters), (of_images, directions))
+    assert torch.equal(output, maps(images, parameters)) or torch.allclose(output, maps(images, parameters), atol=1e-4)
+    cotangent = torch.randn(output.shape, generator=generator)
+    along = torch.func.jvp(lambda p: maps(images, p), (parameters,), (directions,))[1]
+    _, pull = torch.func.vjp(lambda p: maps(images, p), parameters)
+    (pulled,) = pull(cotangent)
+    one_way = float((cotangent.double() * along.double()).sum())
+    other_way = sum(float((pulled[name].double() * directions[name]).sum()) for name in pulled)
+    scale = float(cotangent.norm() * along.norm())
+    assert abs(one_way - other_way) < 1e-5 * scale
+    step = 1e-5
+    expected = (moved(step) - moved(-step)) / (2 * step)
+    assert float((tangent.double() - expected).norm() / expected.norm()) < 1e-4

@@ -284,3 +284,36 @@ def test_what_was_used_last_is_kept(monkeypatch):
     murf_fast.resample_pos_embed(table, (7, 3), **call)
     assert murf_fast.resample_pos_embed(table, (3, 3), **call) is first
     assert murf_fast.resample_pos_embed(table, (5, 3), **call) is not second
+
+
+TRANSFORMS = {
+    "grad": lambda f, x: torch.func.grad(lambda z: f(z).sum())(x),
+    "vjp": lambda f, x: torch.func.vjp(f, x)[0],
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,))[0],
+    "vmap": lambda f, x: torch.vmap(f)(x[None].repeat(2, 1)),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("keep", [False, True, "checked"])
+def test_tables_beside_what_is_transformed(transform, trains, keep):
+    """A table that no transform is about, with and without a gradient of its own; nothing of a transform is kept."""
+    table = torch.randn(16, 5, requires_grad=trains)
+
+    def resized():
+        return murf_fast.resample_pos_embed(table, (3, 7), flavor="dinov2-hf", keep=keep)
+
+    TRANSFORMS[transform](lambda z: resized() * z, torch.ones(5))
+    with torch.no_grad():
+        after = resized()
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(after)
+    assert torch.equal(after, murf_fast.resample_pos_embed(table.detach(), (3, 7), flavor="dinov2-hf"))
+
+
+@pytest.mark.parametrize("keep", [False, True, "checked"])
+def test_vmap_over_tables(keep):
+    tables = torch.randn(3, 16, 5)
+    found = torch.vmap(lambda t: murf_fast.resample_pos_embed(t, (3, 7), flavor="dinov2-hf", keep=keep))(tables)
+    for table, one in zip(tables, found, strict=True):
+        torch.testing.assert_close(one, murf_fast.resample_pos_embed(table, (3, 7), flavor="dinov2-hf"))

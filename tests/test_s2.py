@@ -105,7 +105,10 @@ def test_packed_equals_called(build, index):
     [
         ({}, ValueError, "either"),
         ({"scales": [1, 2], "img_sizes": [24, 48]}, ValueError, "either"),
-        ({"scales": [1, 2], "resize_output_to_idx": 2}, ValueError, "2 scales"),
+        ({"scales": [1, 2], "resize_output_to_idx": 2}, ValueError, "`resize_output_to_idx` must be at most 1, got 2"),
+        ({"scales": [1, 2], "resize_output_to_idx": -1}, ValueError, "`resize_output_to_idx` must be at least 0"),
+        ({"scales": [1, 2], "resize_output_to_idx": True}, TypeError, "`resize_output_to_idx` must be an integer"),
+        ({"scales": [1, 2], "resize_output_to_idx": 1.0}, TypeError, "`resize_output_to_idx` must be an integer"),
         ({"scales": [1, 0]}, ValueError, "> 0"),
         ({"scales": [1], "max_split_size": 0}, ValueError, "`max_split_size` must be at least 1"),
         ({"scales": [1], "num_prefix_tokens": 1}, ValueError, "leave it out"),
@@ -204,3 +207,17 @@ def test_the_training_example_lowers_the_loss():
     losses = siglip_hd.train(steps=40, every=20)
     assert len(losses) == 3
     assert losses[-1] < 0.92 * losses[0]
+
+
+@pytest.mark.parametrize("steps", ["-1", "1000001", "many", "1.5"])
+def test_steps_are_checked(steps, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    from murf_fast.demo import siglip_hd
+
+    monkeypatch.setattr("sys.argv", ["siglip_hd", "--steps", steps])
+    with pytest.raises(SystemExit) as stop:
+        siglip_hd.main()
+    assert stop.value.code == 2
+    assert "--steps" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`every` must be at least 1"):
+        siglip_hd.train(1, every=0)

@@ -38,6 +38,8 @@ def told(folder: Path) -> dict:
         missing = [n for n in _BANK_ENTRIES[description["version"]] if n not in bank]
         if missing:
             raise _damaged(folder, f"`banks[{i}]` has no {', '.join(f'`{n}`' for n in missing)}")
+        if description["version"] > 1 and not _is_text(bank["sha256"]):
+            raise _damaged(folder, f"`banks[{i}]` must have a `sha256` that is text, got {bank['sha256']!r}")
     fields = [f.name for f in dataclasses.fields(ScoringRules)]
     unknown = sorted(set(description["rules"]) - set(fields))
     if unknown:

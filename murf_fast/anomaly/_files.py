@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import mmap
 import os
 import stat
 import struct
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
@@ -120,7 +120,7 @@ def read_description(folder: Path) -> dict:
         raise ValueError(f"{WHAT}: {path} is damaged: {reason}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{WHAT}: {path} was not written by a detector")
-    if description.get("version") not in (1, VERSION):
+    if type(description.get("version")) is not int or description["version"] not in (1, VERSION):
         raise ValueError(f"{WHAT}: {path} has version {description.get('version')}, expected 1 or {VERSION}")
     if description["version"] == 1:
         warnings.warn(
@@ -129,6 +129,16 @@ def read_description(folder: Path) -> dict:
         )
     checksum = description.pop("sha256", None)
     return {**description, "intact": description["version"] == 1 or checksum == _checksum(description)}
+
+
+def folder_of(folder: object) -> Path:
+    """The path of a folder, which need not exist yet."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"{WHAT}: `folder` must be a path, got {folder!r}")
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{WHAT}: `folder` is {path}, and it is not a folder")
+    return path
 
 
 def is_name(name: object) -> bool:
@@ -195,4 +205,4 @@ def _checksum(content: dict) -> str:
 
 
 def is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

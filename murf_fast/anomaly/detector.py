@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -13,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast import _arguments
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._encoder import PatchAtLeast
 from murf_fast.anomaly._fingerprint import fingerprint
 from murf_fast.anomaly.scoring import ScoringRules, mean_top, reweighted_score, rules_of
 from murf_fast.anomaly.sharded_index import ShardedIndex
-from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.nn import MultiResolutionEncoder, _resolutions
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
@@ -28,6 +28,7 @@ from murf_fast.ops.upsample_mean import upsample_mean
 WHAT = "MultiResolutionDetector"
 INDICES = ("exact", "coreset", "ivf")
 ON_EMPTY = ("skip", "raise")
+BACKGROUNDS = ("black", "keep")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -110,25 +111,28 @@ class MultiResolutionDetector:
         precision: str = "auto",
         on_empty: str = "skip",
     ) -> None:
-        if on_empty not in ON_EMPTY:
-            raise ValueError(f"murf_fast.{WHAT}: `on_empty` must be one of {ON_EMPTY}, got {on_empty!r}")
-        if not isinstance(encoder, MultiResolutionEncoder):
-            kind = PatchAtLeast if on_empty == "skip" else MultiResolutionEncoder
-            encoder = kind(encoder, scales=_scales(scales), layers=layers, norm=False, **IMAGENET)
-        if index not in INDICES:
-            raise ValueError(f"murf_fast.{WHAT}: `index` must be one of {INDICES}, got {index!r}")
-        if background not in ("black", "keep"):
-            raise ValueError(f'murf_fast.{WHAT}: `background` must be "black" or "keep", got {background!r}')
-        if pixels is not None and not 0 < pixels < math.inf:
-            raise ValueError(f"murf_fast.{WHAT}: `pixels` must be positive or None, got {pixels!r}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"murf_fast.{WHAT}: `precision` must be one of {PRECISIONS}, got {precision!r}")
+        _arguments.choice(WHAT, "on_empty", on_empty, ON_EMPTY)
+        _arguments.choice(WHAT, "index", index, INDICES)
+        _arguments.choice(WHAT, "background", background, BACKGROUNDS)
+        _arguments.choice(WHAT, "precision", precision, PRECISIONS)
+        if pixels is not None:
+            pixels = _arguments.number(WHAT, "pixels", pixels)
+            if pixels <= 0:
+                raise ValueError(f"murf_fast.{WHAT}: `pixels` must be positive or None, got {pixels!r}")
+        coreset = _arguments.number(WHAT, "coreset", coreset)
         if not 0 < coreset <= 1:
             raise ValueError(f"murf_fast.{WHAT}: `coreset` must be in (0, 1], got {coreset!r}")
         if foreground is not None and not callable(foreground):
             raise TypeError(f"murf_fast.{WHAT}: `foreground` must be callable, got {type(foreground).__name__}")
+        rules = rules_of(rules)
+        if index == "ivf" and rules.image_score == "reweighted":
+            raise ValueError(f'murf_fast.{WHAT}: `rules` with "reweighted" scores need index="exact" or "coreset"')
+        if not isinstance(encoder, MultiResolutionEncoder):
+            _resolutions.checked_scales(WHAT, scales)
+            kind = PatchAtLeast if on_empty == "skip" else MultiResolutionEncoder
+            encoder = kind(encoder, scales=scales, layers=layers, norm=False, **IMAGENET)
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
-        self.rules, self.coreset, self.background, self.precision = rules_of(rules), coreset, background, precision
+        self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
         self.on_empty = on_empty
         self.banks_: list[Tensor] = []
         self.images_ = 0
@@ -153,11 +157,14 @@ class MultiResolutionDetector:
 
         Raises:
             TypeError, ValueError: An image is none, or has no patch at a scale (see ``on_empty``); those that lie in
-                memory as a list are checked before the first is encoded.
+                memory as a list are checked before the first is encoded. ``rules.k`` is more than the rows of a bank.
         """
+        place = None if folder is None else _files.folder_of(folder)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"murf_fast.{WHAT}: `progress` must be callable, got {type(progress).__name__}")
         images = self._checked(_images.many(images))
-        self._folder = None if folder else tempfile.TemporaryDirectory(prefix="murf_fast-")
-        place = Path(folder or self._folder.name)
+        self._folder = tempfile.TemporaryDirectory(prefix="murf_fast-") if place is None else None
+        place = place or Path(self._folder.name)
         place.mkdir(parents=True, exist_ok=True)
         total = len(images) if hasattr(images, "__len__") else None
         files = [_files.RowFile(place / f"rows-{i}.bin") for i in range(len(_description.places(self.encoder)))]
@@ -173,10 +180,10 @@ class MultiResolutionDetector:
             raise ValueError(f"murf_fast.{WHAT}: `images` must hold at least one image")
         banks = [f.tensor() for f in files]
         self._tell_empty(banks)
-        self.banks_, self.images_, self._group = banks, count, None
         if self.index == "coreset":
-            self.banks_ = [b[k_center_greedy(b, fraction=self.coreset)] if len(b) else b for b in banks]
-        self._indices = []
+            banks = [b[k_center_greedy(b, fraction=self.coreset)] if len(b) else b for b in banks]
+        self._check_rows([len(bank) for bank in banks[:: len(self.encoder.layers)]])
+        self.banks_, self.images_, self._group, self._indices = banks, count, None, []
         return self
 
     def score(self, image: object) -> Anomaly:
@@ -210,7 +217,7 @@ class MultiResolutionDetector:
     def save(self, folder: str | Path) -> None:
         """Writes the banks (safetensors) and a description (JSON) with their checksums, which :meth:`load` reads."""
         self._fitted()
-        folder = Path(folder)
+        folder = _files.folder_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
         banks = []
         for i, (bank, at) in enumerate(zip(self.banks_, _description.places(self.encoder), strict=True)):
@@ -263,7 +270,7 @@ class MultiResolutionDetector:
         Raises:
             ValueError: The folder holds no detector, one of another version or for another encoder, or damaged files.
         """
-        folder = Path(folder)
+        folder = _files.folder_of(folder)
         told = _description.told(folder)
         detector = cls(
             encoder,
@@ -286,7 +293,9 @@ class MultiResolutionDetector:
             )
         if told["foreground"] and foreground is None:
             raise ValueError(f"murf_fast.{WHAT}: {folder} was made with a `foreground` function; give it again")
-        detector.banks_ = _description.banks(folder, told, detector.encoder, verify)
+        banks = _description.banks(folder, told, detector.encoder, verify)
+        detector._check_rows([len(bank) for bank in banks[:: len(detector.encoder.layers)]])
+        detector.banks_ = banks
         detector.images_, detector._group = told["images"], group
         return detector
 
@@ -335,12 +344,26 @@ class MultiResolutionDetector:
 
     def _checked(self, images: Iterable) -> Iterable:
         """``images``; what can be known of those in memory is checked before the first is encoded."""
-        if isinstance(images, (list, tuple)):
-            for i, image in enumerate(images):
-                size = _images.size_of(image, f"`images[{i}]`")
-                if size is not None:
-                    self.grids(size, f"`images[{i}]`")
+        if not isinstance(images, (list, tuple)):
+            return images
+        grids = []
+        for i, image in enumerate(images):
+            size = _images.size_of(image, f"`images[{i}]`")
+            if size is not None:
+                _images.check_values(image, self.encoder, f"`images[{i}]`")
+                grids.append(self.grids(size, f"`images[{i}]`"))
+        if images and len(grids) == len(images):
+            self._check_rows([sum(h * w for h, w in of_scale) for of_scale in zip(*grids, strict=True)])
         return images
+
+    def _check_rows(self, rows: Sequence[int]) -> None:
+        """Every resolution with rows must have as many as a patch is compared with. ``rows``: those of each."""
+        for i, count in enumerate(rows):
+            if 0 < count < self.rules.k:
+                raise ValueError(
+                    f"murf_fast.{WHAT}: `rules.k` must be at most the {count} rows of a bank of {self._resolution(i)}, "
+                    f"got {self.rules.k}"
+                )
 
     def _resolution(self, i: int) -> str:
         return f"size {self.encoder.sizes[i]}" if self.encoder.sizes is not None else f"scale {self.encoder.scales[i]}"
@@ -367,6 +390,7 @@ class MultiResolutionDetector:
     def _patches(self, image: Tensor, name: str) -> list[_Patches]:
         """The patches of an image per bank."""
         grids = self.grids(tuple(image.shape[2:]), name)
+        _images.check_values(image, self.encoder, name)
         image = image.to(self._device())
         mask = self._mask(image)
         kept = [None if mask is None else _covered(mask, grid) for grid in grids]
@@ -390,7 +414,14 @@ class MultiResolutionDetector:
         if self.foreground is None:
             return None
         mask = self.foreground(image[0])
-        mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask, device="cpu")
+        if not isinstance(mask, Tensor):
+            try:
+                mask = torch.as_tensor(mask, device="cpu")
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(
+                    f"murf_fast.{WHAT}: `foreground` must give a mask (H, W), a tensor or an array, got "
+                    f"{type(mask).__name__}"
+                ) from error
         if tuple(mask.shape) != tuple(image.shape[2:]):
             raise ValueError(
                 f"murf_fast.{WHAT}: `foreground` must give a mask of the image's size, {tuple(image.shape[2:])}, got "
@@ -411,8 +442,6 @@ class MultiResolutionDetector:
         if self.index == "ivf":
             if self._group is not None:
                 raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
-            if self.rules.image_score == "reweighted":
-                raise ValueError(f'murf_fast.{WHAT}: "reweighted" scores need index="exact" or "coreset"')
             return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
         options = {"cosine": cosine, "precision": self.precision, "device": device}
         if self._group is None:
@@ -427,10 +456,3 @@ class MultiResolutionDetector:
 def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """(N,): the patches that a mask (1, 1, H, W) covers by half or more."""
     return F.interpolate(mask.float(), grid, mode="area").flatten() >= 0.5
-
-
-def _scales(scales: Sequence[float]) -> list[float]:
-    scales = list(scales)
-    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-        raise ValueError(f"murf_fast.{WHAT}: `scales` must be one or more positive numbers, got {scales}")
-    return scales

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from murf_fast.ops import _checks
+from murf_fast import _arguments
 from murf_fast.ops.gaussian_blur import BORDERS
 from murf_fast.ops.nearest_distance import METRICS, NearestIndex, nearest_distance
 from murf_fast.resample import MODES
@@ -37,21 +37,17 @@ class ScoringRules:
     image_score: str = "max"
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ValueError(f"murf_fast.ScoringRules: `metric` must be one of {METRICS}, got {self.metric!r}")
-        if self.image_score not in IMAGE_SCORES:
-            raise ValueError(
-                f"murf_fast.ScoringRules: `image_score` must be one of {IMAGE_SCORES}, got {self.image_score!r}"
-            )
-        if self.mode not in MODES:
-            raise ValueError(f"murf_fast.ScoringRules: `mode` must be one of {MODES}, got {self.mode!r}")
-        if self.border not in BORDERS:
-            raise ValueError(f"murf_fast.ScoringRules: `border` must be one of {BORDERS}, got {self.border!r}")
-        _checks.integer("ScoringRules", "k", self.k, 1)
-        if isinstance(self.sigma, bool) or not isinstance(self.sigma, (int, float)) or not 0 <= self.sigma < 1e6:
-            raise ValueError(
-                f"murf_fast.ScoringRules: `sigma` must be a number of pixels, 0 or more, got {self.sigma!r}"
-            )
+        what = "ScoringRules"
+        _arguments.choice(what, "metric", self.metric, METRICS)
+        _arguments.choice(what, "image_score", self.image_score, IMAGE_SCORES)
+        _arguments.choice(what, "mode", self.mode, MODES)
+        _arguments.choice(what, "border", self.border, BORDERS)
+        sigma = _arguments.number(what, "sigma", self.sigma)
+        if not 0 <= sigma < 1e6:
+            raise ValueError(f"murf_fast.{what}: `sigma` must be a number of pixels, 0 or more, got {self.sigma!r}")
+        # As Python's numbers, which an index in JSON can hold.
+        object.__setattr__(self, "k", _arguments.integer(what, "k", self.k, 1))
+        object.__setattr__(self, "sigma", sigma)
 
 
 PRESETS = {

@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from murf_fast import _pillow
+from murf_fast import _arguments, _pillow
 from murf_fast.nn import MultiResolutionEncoder, fine_to_coarse_loss, multi_scale_target
 
 BASE = 64  # pixels; the teacher also sees 2 x 2 tiles of 2 * BASE
 BATCH = 8
+MOST_STEPS = 1_000_000
 NORMALIZATION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
 def train(steps: int = 80, every: int = 10, seed: int = 0) -> list[float]:
     """The loss on one held-out batch, before the first step and after every ``every`` steps."""
+    steps = _arguments.integer("demo.siglip_hd", "steps", steps, 0, MOST_STEPS)
+    every = _arguments.integer("demo.siglip_hd", "every", every, 1)
     generator = torch.Generator().manual_seed(seed)
     teacher = _tower(seed)
     student = MultiResolutionEncoder(
@@ -81,9 +84,16 @@ def _crops(photos: list[Tensor], generator: torch.Generator) -> Tensor:
     return torch.stack(crops)
 
 
+def _steps(text: str) -> int:
+    steps = int(text)
+    if not 0 <= steps <= MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"must be 0 to {MOST_STEPS:,}, got {steps}")
+    return steps
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=_steps, default=80, metavar="N", help="optimizer steps, 0 to 1,000,000")
     every = 10
     for i, loss in enumerate(train(parser.parse_args().steps, every)):
         print(f"step {every * i:4d}: loss on a held-out batch {loss:.4f}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from murf_fast.nn._families import Rotation
 from murf_fast.ops.patch_embed import PackedTokens
@@ -53,7 +56,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None
     q, k, v = (t.unflatten(0, (run.sequences, run.length)).transpose(1, 2) for t in (q, k, v))
     if run.rotation is not None:
         q, k = (_rotate(t, *run.rotation) for t in (q, k))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
+    # torch's fused kernels have no forward-mode derivative.
+    with sdpa_kernel(SDPBackend.MATH) if forward_ad._current_level >= 0 else contextlib.nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
 
 
 def attend_varlen(

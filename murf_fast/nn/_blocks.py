@@ -14,6 +14,7 @@ from murf_fast.nn import _attention
 from murf_fast.nn._attention import Run
 from murf_fast.nn._families import Family, Layer, Rotation
 from murf_fast.nn._plain import Signature, has_global_hooks, shell_of, signature, trains
+from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.patch_embed import PackedTokens
 
 # Rows of a chunk of token-wise work on a CPU. The memory of the hidden layer of 512 rows (6 MB of 3072 floats) is used
@@ -92,7 +93,8 @@ def _through_container(
 
 def _is_functional(x: Tensor, block: nn.Module) -> bool:
     """Whether a block's input must not be overwritten."""
-    if torch.compiler.is_compiling() or x.requires_grad or forward_ad._current_level >= 0:
+    # Parameters may carry tangents, which is not worth a look at every one.
+    if writes_nothing([x]) or x.requires_grad or forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and trains(block)
 

@@ -54,7 +54,12 @@ def three_numbers(what: str, name: str, value: object) -> list[float] | None:
 
 
 def check_values(
-    what: str, images: Tensor, model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+    what: str,
+    images: Tensor,
+    model: nn.Module,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    name: str = "`images`",
 ) -> None:
     """Refuses values that no normalized image has, and warns once per model of images that nobody normalized.
 
@@ -85,7 +90,7 @@ def check_values(
     reach = max(max((high - m) / s, (m - low) / s) for m, s in zip(means, stds, strict=True))
     if reach > MOST:
         raise ValueError(
-            f"murf_fast.{what}: `images` must be in 0..1, as they are floating point, or normalized, but hold values "
+            f"murf_fast.{what}: {name} must be in 0..1, as floating-point pixels are, or normalized, but holds values "
             f"from {low:g} to {high:g}, up to {reach:.0f} deviations from the mean; divide them by 255 or pass uint8 "
             "(or give `mean` and `std` in their unit)"
         )

@@ -75,8 +75,8 @@ class MultiResolutionEncoder(nn.Module):
             ``torch.nn.attention.varlen`` for all sequences (CUDA, bfloat16 and float16).
         attentions: Also return what CLS attends to, in every chosen layer.
         keep_positions: Whether resized tables of positions are kept from pass to pass, as for
-            :func:`resample_pos_embed`: ``"checked"``, on CPUs, compares the table with a copy each time; ``True``
-            trusts its version counter, which also saves a GPU the resizing; ``False`` resizes every time.
+            :func:`resample_pos_embed`: ``"checked"`` compares the table with a copy each time, and keeps nothing
+            on other devices than CPUs; ``True`` trusts its version counter, there too; ``False`` resizes every time.
         verify: Compare what is packed with the model's own forward, on a stand-in with the model's classes and
             settings, one block of each kind, numbers in place of the parameters and six patches, on the CPU. Blocks
             that differ are called, a model that differs is refused; one that cannot be run so is warned of. Hooks on
@@ -278,7 +278,13 @@ class MultiResolutionEncoder(nn.Module):
                 "own, or another class than at construction, and is never called itself: only its parts are. Put "
                 "hooks on its parts, or compile the encoder"
             )
-        return self.family
+        family = self.family
+        if max(self.layers) >= len(family.blocks):
+            raise ValueError(
+                f"murf_fast.MultiResolutionEncoder: `layers` {self.layers} must be indices of `model`'s blocks, of "
+                f"which {len(family.blocks)} are left"
+            )
+        return family
 
     def _check_attention(self, weight: Tensor) -> None:
         reasons = _attention.varlen_reasons(weight.device, weight.dtype) if self.attention == "varlen" else []

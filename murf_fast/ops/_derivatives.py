@@ -43,6 +43,21 @@ def derivatives_wanted(tensors: Iterable[Tensor | None], *, tangents: bool = Tru
     )
 
 
+def in_transform() -> bool:
+    """Whether a call is inside one of ``torch.func``'s transforms.
+
+    There a tensor does not say whether the caller's parameters want gradients, as its views are of the transform's
+    level; writing into tensors is refused for those that do; and results, of whatever arguments, are of that level and
+    must not be kept beyond it.
+    """
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def writes_nothing(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a result of these tensors must be made by expressions alone, not by writes into a buffer."""
+    return torch.compiler.is_compiling() or in_transform() or derivatives_wanted(tensors)
+
+
 def autograd_kernel(
     op: torch._ops.OpOverload,
     implementation: Callable,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
-from murf_fast.ops._derivatives import derivatives_wanted
+from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
 
@@ -147,7 +147,7 @@ def patch_embed(
 
     Returns:
         :class:`PackedTokens` in the dtype of ``weight``. Gradients go to ``weight``, ``bias``, ``pos_embed`` and
-        ``prefix``, not to the images.
+        ``prefix``, not to the images; tangents come from all of them.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -187,8 +187,7 @@ def patch_embed(
         tables = [table.flatten(0, -2) for table in tables]
     trainable = [x for x in (weight, bias, pos_embed, prefix) if x is not None]
     # Writing into the buffer has no gradient, and compilers fuse the plain expression themselves.
-    functional = torch.compiler.is_compiling() or derivatives_wanted(trainable)
-    functional = functional or backend_name == "reference"
+    functional = backend_name == "reference" or writes_nothing([*trainable, *batches])
     buffer = weight[:0] if functional else weight.new_empty((start, weight.shape[0]))
     packed = PackedTokens(buffer, tuple(blocks), count)
     rule = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
-from murf_fast.ops._derivatives import derivatives_wanted
+from murf_fast.ops._derivatives import derivatives_wanted, in_transform, writes_nothing
 from murf_fast.ops.resize import resize
 from murf_fast.resample import pseudo_inverse
 
@@ -107,8 +107,8 @@ def resample_pos_embed(
             same arguments until the table changes: for frozen tables. ``True``: the table's address and version
             counter tell (about 4 microseconds); what goes round the counter, as writes through ``.data`` do, is not
             seen. ``"checked"``: its values are also compared with a copy of them, where that need not wait for a
-            device: on other devices than CPUs nothing is kept. Without effect where gradients are needed and while
-            compiling.
+            device: on other devices than CPUs nothing is kept. Without effect where gradients are needed, while
+            compiling and in ``torch.func``'s transforms.
         backend: As for :func:`upsample_concat`.
 
     Returns:
@@ -176,7 +176,7 @@ def _is_single(grid: object) -> bool:
 
 def _kept_of(pos_embed: object, is_checked: bool) -> Kept | None:
     """Where the results of this table are kept; None if they must not be."""
-    if not isinstance(pos_embed, Tensor) or torch.compiler.is_compiling() or pos_embed.is_inference():
+    if not isinstance(pos_embed, Tensor) or torch.compiler.is_compiling() or in_transform() or pos_embed.is_inference():
         return None
     if derivatives_wanted([pos_embed]) or (is_checked and pos_embed.device.type != "cpu"):
         return None
@@ -210,7 +210,7 @@ def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], rule: Flavo
         wide = table[0].permute(1, 2, 0).to(torch.promote_types(table.dtype, torch.float32))
         resized = reference.resample_pos_embed(wide, grid, rule.mode, rule.antialias, factors)
         return torch.cat([prefix, resized.to(table.dtype)])
-    if torch.compiler.is_compiling() or derivatives_wanted([table]):
+    if writes_nothing([table]):
         target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
         options = {"mode": rule.mode, "antialias": rule.antialias, "backend": backend}
         return torch.cat([prefix, _rows(resize(table, memory_format=torch.channels_last, **target, **options))])
