@@ -29,7 +29,7 @@ def dense(op: str, name: str, value: Tensor) -> Tensor:
     return value
 
 
-def integer(op: str, name: str, value: object, least: int = LEAST, most: int = MOST) -> int:
+def integer(op: str, name: str, value: object, least: float = LEAST, most: float = MOST) -> int:
     """An integer within ``least`` .. ``most``."""
     if type(value) is not int and not isinstance(value, torch.SymInt):
         value = _converted(op, name, value, operator.index, "an integer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import copy
 import weakref
 from collections.abc import Sequence
@@ -314,7 +315,7 @@ def _indices(what: str, layers: object, depth: int) -> list[int]:
     """Indices of blocks, counted from the front; the last if None."""
     if layers is not None and not _checks.is_sequence(layers):
         raise TypeError(f"murf_fast.{what}: `layers` must be a list of indices, got {layers!r}")
-    asked = [depth - 1] if layers is None else [_checks.integer(what, "layers", i) for i in layers]
+    asked = [depth - 1] if layers is None else [_checks.integer(what, "layers", i, -math.inf, math.inf) for i in layers]
     if not asked or not all(-depth <= i < depth for i in asked):
         raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
     return [i % depth for i in asked]
