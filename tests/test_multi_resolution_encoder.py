@@ -464,6 +464,14 @@ def test_scales_and_their_rounding():
         ({"rounding": "up"}, ValueError, "rounding"),
         ({"attention": "flash"}, ValueError, "attention"),
         ({"sizes": None, "scales": [0.0]}, ValueError, "> 0"),
+        ({"layers": [10**30]}, ValueError, "3 blocks"),
+        ({"norm": 3}, TypeError, "`norm` must be True or False, got 3"),
+        ({"verify": 3}, TypeError, "`verify` must be True or False, got 3"),
+        ({"attentions": "x"}, TypeError, "`attentions` must be True or False, got 'x'"),
+        ({"keep_positions": 3}, ValueError, "`keep_positions` must be one of"),
+        ({"keep_positions": 1.0}, ValueError, "`keep_positions` must be one of"),
+        ({"mean": (True, True, True)}, ValueError, "`mean` must be three numbers"),
+        ({"std": (1.0, 0.0, 1.0)}, ValueError, "`std` must be three numbers > 0"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

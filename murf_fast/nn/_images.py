@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ def three_numbers(what: str, name: str, value: object) -> list[float] | None:
     if value is None:
         return None
     try:
-        numbers = [float(v) for v in value]
+        numbers = [] if any(isinstance(v, (bool, np.bool_)) for v in value) else [float(v) for v in value]
     except (TypeError, ValueError):
         numbers = []
     least = 0 if name == "std" else -math.inf

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import copy
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from murf_fast.nn._plain import has_global_hooks, is_customized, signature
 from murf_fast.nn._verify import plain_parts
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences, patch_embed
+from murf_fast.ops.resample_pos_embed import KEEPS
 
 ROUNDINGS = ("floor", "murf")
 
@@ -120,9 +121,13 @@ class MultiResolutionEncoder(nn.Module):
         self._forward_of_model = type(model).forward
         self.model = model
         family = self.family
+        for name, value in (("norm", norm), ("attentions", attentions), ("verify", verify)):
+            _checks.flag(what, name, value)
+        if not isinstance(keep_positions, (bool, str)) or keep_positions not in KEEPS:
+            raise ValueError(f"murf_fast.{what}: `keep_positions` must be one of {KEEPS}, got {keep_positions!r}")
         if attentions and family.prefix() is None:
             raise ValueError(f"murf_fast.{what}: `attentions` need a model with a CLS token")
-        self.attentions, self.keep_positions = bool(attentions), keep_positions
+        self.attentions, self.keep_positions = attentions, keep_positions
         if rounding not in ROUNDINGS:
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
         self.rounding, self.norm = rounding, norm
