@@ -40,6 +40,10 @@ def gaussian_blur(d: Draw) -> list[Comparison]:
     if not x.numel():
         return [derived("result", result, x, 0.0, dtype)]
     # Weight, product and sums, along both axes; mirrored taps of one pixel are added up before.
-    roundings = 2 * (2 * int(4 * sigma + 0.5) + 1) + 8
+    radius = int(4 * sigma + 0.5)
+    roundings = 2 * (2 * radius + 1) + 8
     bound = roundings * unit(wide) * smooth(x.double().abs()) + 2 * roundings * torch.finfo(wide).tiny * unit(wide)
+    # A tap is the exponential of a float64 number, whose roundings grow with it.
+    exponent = 0.5 * (radius / sigma) ** 2
+    bound = bound + 2 * 4 * exponent * unit(torch.float64) * smooth(x.double().abs())
     return [derived("result", result, smooth(x.double()), bound, dtype)]

@@ -32,17 +32,19 @@ class Maps:
 
     def total(self, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """The sum of all resized maps and a bias, and the roundings of its arithmetic."""
-        wide, more = arithmetic(self.dtype), len(self.maps) - 1 + (bias is not None)
+        wide = arithmetic(self.dtype)
+        # All taps of all maps are added to one running sum: a map's terms also carry the roundings of the others'.
+        additions = sum(r.roundings for r in self.resizes) + len(self.maps) - 1 + (bias is not None)
         shape = (*self.maps[0].shape[:2], *self.size)
         total, bound = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
         for m, rule in zip(self.maps, self.resizes, strict=True):
             total = total + rule(m.detach().double())
-            bound = bound + linear_bound(rule, m.detach(), wide, more)
+            bound = bound + linear_bound(rule, m.detach(), wide, additions - rule.roundings)
         if bias is not None:
             row = bias.detach().double().reshape(-1, bias.shape[-1])[..., None, None]
             total = total + row
             # The bias itself is rounded to the dtype of the arithmetic.
-            bound = bound + (more + 1) * unit(wide) * row.abs()
+            bound = bound + (additions + 1) * unit(wide) * row.abs()
         return total, bound
 
 
@@ -190,11 +192,12 @@ def upsample_mean(d: Draw) -> list[Comparison]:
     wide = arithmetic(maps.dtype)
     # A weight's division, product and the sum of all; their sum is as exact as its terms cancel.
     more = 3 + 2 * count + (count + 1) * size / abs(total)
+    additions = sum(r.roundings for r in maps.resizes)
     want = torch.zeros((*maps.maps[0].shape[:2], *maps.size), dtype=torch.float64)
     bound = torch.zeros_like(want)
     for w, m, rule in zip(given, maps.maps, maps.resizes, strict=True):
         want = want + w / total * rule(m.detach().double())
-        roundings = (rule.roundings + more) * unit(wide)
+        roundings = (additions + more) * unit(wide)
         bound = bound + roundings * abs(w / total) * rule.magnitude(m.detach().double())
         bound = bound + abs(w / total) * weight_noise(rule, m.detach().double()) + 4 * smallest(wide)
     checks = [derived("result", result, want, bound, maps.dtype)]
