@@ -192,8 +192,16 @@ def test_twice_differentiable():
         return torch.autograd.grad(sum(g.pow(2).sum() for g in first), leaves)
 
     oracle, same_dtype = second(torch.float64, "reference"), second(torch.float32, "reference")
+    # A CLS token is a constant map: batch norm's gradients of its pixels cancel but for a thousandth, and their roundings
+    # stay. They are as large as those of the maps' pixels.
+    pixels = max(float(o.abs().sum((2, 3)).max()) for o in oracle[: len(maps)])
+    tokens = {id(o) for o in oracle[len(maps) :] if o.shape[:1] == (VIA.batch,) and o.ndim == 2}
+    assert tokens
     for a, o, s in zip(second(torch.float32, None), oracle, same_dtype, strict=True):
-        assert_gradient_within_budget(a, o, s)
+        if id(o) in tokens:
+            assert_within_budget(a, o, s, "gradient of CLS", terms=pixels)
+        else:
+            assert_gradient_within_budget(a, o, s)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.3, None])
