@@ -41,4 +41,4 @@ SKIPPED = (
     "kernels_are_tested",
 )
 kernels = " and ".join(f"not {word}" for word in SKIPPED)
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", kernels, *arguments]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--fuzz-cases", "1000", "-k", kernels, *arguments]))

@@ -192,7 +192,7 @@ def test_twice_differentiable():
         return torch.autograd.grad(sum(g.pow(2).sum() for g in first), leaves)
 
     oracle, same_dtype = second(torch.float64, "reference"), second(torch.float32, "reference")
-    # A CLS token is a constant map: batch norm's gradients of its pixels cancel but for a thousandth, and their roundings
+    # A CLS token is a constant map: batch norm's gradients of its pixels cancel but for a thousandth, and the roundings
     # stay. They are as large as those of the maps' pixels.
     pixels = max(float(o.abs().sum((2, 3)).max()) for o in oracle[: len(maps)])
     tokens = {id(o) for o in oracle[len(maps) :] if o.shape[:1] == (VIA.batch,) and o.ndim == 2}
