@@ -10,9 +10,14 @@ if not torch.cuda.is_available():
     # Read by Triton when the kernels are first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import hypothesis
 import pytest
 
 from murf_fast import backends, native
+
+# The same examples in every run: a change is judged by what it changes. `--hypothesis-profile=default` draws others.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 HAS_GPU = torch.cuda.is_available()
 

@@ -18,7 +18,9 @@ GOLDEN = np.load(Path(__file__).parent / "golden" / "anomaly__score_fusion.npz")
 def check(x, sigma, border, backend="native"):
     oracle = gaussian_blur(x.double(), sigma, border=border, backend="reference")
     same = gaussian_blur(x, sigma, border=border, backend="reference")
-    assert_within_budget(gaussian_blur(x, sigma, border=border, backend=backend), oracle, same)
+    # Positive taps that sum to one: an average of large pixels that cancel carries the pixels' roundings.
+    terms = float(x.abs().max()) / 4
+    assert_within_budget(gaussian_blur(x, sigma, border=border, backend=backend), oracle, same, terms=terms)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from util import assert_gradient_within_budget, assert_within_budget, layouts
+from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
 import murf_fast
 from murf_fast import reference
@@ -96,13 +96,18 @@ STACKS = (
 
 
 def assert_parity(ours, plain, module, source, guidance):
+    """Within the budget of the plain formula in float32. All pixels share the rounding of their logits, and sums over
+    them may cancel it by chance: the worst of several draws counts.
+    """
     oracle = results_of(plain, module, torch.float64, source, guidance)
-    same = results_of(plain, module, torch.float32, source, guidance)
+    theirs = [results_of(plain, module, torch.float32, source, guidance)]
+    for seed in range(4):
+        theirs.append(results_of(plain, module, torch.float32, nudged(source, seed), nudged(guidance, seed)))
     actual = results_of(ours, module, torch.float32, source, guidance)
     assert actual.keys() == oracle.keys()
     for name, value in actual.items():
         check = assert_within_budget if name == "result" else assert_gradient_within_budget
-        check(value, oracle[name], same[name], name)
+        check(value, oracle[name], worst([t[name] for t in theirs], oracle[name]), name)
 
 
 @pytest.mark.parametrize("case", STACKS, ids=str)

@@ -46,6 +46,18 @@ def assert_gradient_within_budget(actual: Tensor, oracle: Tensor, same_dtype: Te
     )
 
 
+def nudged(x: Tensor, seed: int) -> Tensor:
+    """``x`` within half a rounding of its dtype: another draw from the rounding errors of whatever is made of it."""
+    generator = torch.Generator().manual_seed(seed)
+    eps = torch.finfo(x.dtype).eps
+    return (x.double() * (1 + eps * (torch.rand(x.shape, generator=generator, dtype=torch.float64) - 0.5))).to(x.dtype)
+
+
+def worst(candidates: list[Tensor], oracle: Tensor) -> Tensor:
+    """The candidate with the largest error: a single run of a formula may be right by chance."""
+    return max(candidates, key=lambda t: float((t.double() - oracle).abs().max()) if t.numel() else 0.0)
+
+
 def layouts(x: Tensor) -> dict[str, Tensor]:
     """The same values in memory layouts that users have."""
     batch, channels, height, width = x.shape
