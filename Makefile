@@ -44,7 +44,7 @@ $(VENV)/.torch: Makefile
 	$(PIP) '$(TORCH)'
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h)
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 	MURF_FAST_REQUIRE_NATIVE=1 $(PIP) -e '.[$(EXTRAS)]'
 	touch $@
 

@@ -18,29 +18,14 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-KERNEL_SOURCES = [
-    "csrc/level.cpp",
-    "csrc/upsample_concat.cpp",
-    "csrc/upsample_sum.cpp",
-    "csrc/resize_adjoint.cpp",
-    "csrc/upsample_argmax.cpp",
-    "csrc/upsample_expectation.cpp",
-    "csrc/upsample_cross_entropy.cpp",
-    "csrc/adaptive_conv.cpp",
-    "csrc/bilateral_kernels.cpp",
-    "csrc/image_to_patches.cpp",
-    "csrc/window_attention.cpp",
-    "csrc/feature_unify.cpp",
-    "csrc/pixel_linear.cpp",
-    "csrc/k_center_greedy.cpp",
-    "csrc/nearest_distance.cpp",
-    "csrc/stream_fill.cpp",
-]
-COMMON_SOURCES = ["csrc/dispatch.cpp", "csrc/memory.cpp", "csrc/bindings.cpp"]
+# Kernels of csrc/level are compiled once per level, the rest of csrc once.
+KERNEL_SOURCES = sorted(str(p) for p in Path("csrc", "level").glob("*.cpp"))
+COMMON_SOURCES = sorted(str(p) for folder in ("csrc", "csrc/bind") for p in Path(folder).glob("*.cpp"))
+HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.h"))
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -101,7 +86,7 @@ class BuildLevels(build_ext):
                 macros=macros,
                 include_dirs=include,
                 extra_postargs=[*FLAGS, *openmp, *flags],
-                depends=[str(p) for p in Path("csrc").glob("*.h")],
+                depends=HEADERS,
             )
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -127,16 +112,7 @@ class BuildLevels(build_ext):
 
 
 setup(
-    packages=[
-        "murf_fast",
-        "murf_fast.ops",
-        "murf_fast.reference",
-        "murf_fast.nn",
-        "murf_fast.patch",
-        "murf_fast.anomaly",
-        "murf_fast.demo",
-        "murf_fast.kernels",
-    ],
+    packages=[*find_packages(include=["murf_fast", "murf_fast.*"]), "murf_fast.kernels"],
     package_dir={"murf_fast": "murf_fast", "murf_fast.kernels": "kernels"},
     ext_modules=[Extension("murf_fast._native", sources=[*COMMON_SOURCES, *KERNEL_SOURCES])],
     cmdclass={"build_py": BuildFresh, "build_ext": BuildLevels},

@@ -16,7 +16,7 @@ def main(installed: Path, kind: str) -> None:
     import torch
 
     import murf_fast
-    from murf_fast import backends, kernels, native
+    from murf_fast import _extension, backends, kernels
 
     source = Path(__file__).resolve().parents[1]
     (wheel,) = installed.parent.glob("*.whl")
@@ -37,7 +37,7 @@ def main(installed: Path, kind: str) -> None:
     reference = murf_fast.upsample_concat(features, (5, 7), backend="reference")
     if kind == "native":
         assert len(extensions) == 1, f"extensions in the wheel: {extensions}"
-        assert Path(native.module().__file__).resolve().is_relative_to(installed), native.module().__file__
+        assert Path(_extension.module().__file__).resolve().is_relative_to(installed), _extension.module().__file__
         torch.testing.assert_close(murf_fast.upsample_concat(features, (5, 7), backend="native"), reference)
         how = f"the native backend works from {extensions[0]}"
     else:

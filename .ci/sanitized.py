@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from murf_fast import native
+from murf_fast import _extension
 
 folder, *arguments = sys.argv[1:]
-extension = Path(native.module().__file__).resolve()
+extension = Path(_extension.module().__file__).resolve()
 assert extension.is_relative_to(Path(folder).resolve()), f"the sanitized build is not the one imported, but {extension}"
 assert b"__asan_" in extension.read_bytes(), f"{extension} was not built with AddressSanitizer"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from murf_fast import _pillow
 from murf_fast.anomaly import MultiResolutionDetector, au_pro, au_roc
-from murf_fast.demo.backbone import load
+from murf_fast.cli.demo.backbone import load
 
 LIMIT = 0.05
 

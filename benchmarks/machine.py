@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import murf_fast
-from murf_fast import native
+from murf_fast import _extension
 
 
 def describe(device: str = "cpu") -> dict:
@@ -23,7 +23,7 @@ def describe(device: str = "cpu") -> dict:
         "driver": _driver() if gpu else None,
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "cpu_level": native.current_level() if native.load_error() is None else None,
+        "cpu_level": _extension.current_level() if _extension.load_error() is None else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),

@@ -13,7 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import folded, launch
-from murf_fast.window import FoldedAxis
+from murf_fast.tables.folded import FoldedAxis
+
+__all__ = ["adaptive_conv", "adaptive_conv_backward_kernels", "adaptive_conv_backward_source"]
 
 Axes = tuple[FoldedAxis, FoldedAxis]
 

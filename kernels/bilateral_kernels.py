@@ -26,7 +26,9 @@ from murf_fast.kernels.bilateral_network import (
     without_autocast,
 )
 from murf_fast.kernels.folded import line_of, taps_of_pixels
-from murf_fast.window import folded_axis
+from murf_fast.tables.folded import folded_axis
+
+__all__ = ["bilateral_kernels", "bilateral_kernels_backward"]
 
 SHARE = 0.1  # of the fix-up in the result
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from murf_fast.kernels import launch
 
+__all__ = ["feature_unify", "feature_unify_backward"]
+
 
 @triton.jit
 def _patch(features, b, y, x, c, c_inside, t, height, width, KERNEL: tl.constexpr):

@@ -1,5 +1,5 @@
 """Per-pixel kernels folded into the source's grid, ``F = A_y^T K A_x``, and back, ``A_y F A_x^T``; and how much of them
-exists at a time. The tables are those of :class:`murf_fast.window.FoldedAxis`.
+exists at a time. The tables are those of :class:`murf_fast.tables.folded.FoldedAxis`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
-from murf_fast.window import FoldedAxis
+from murf_fast.tables.folded import FoldedAxis
 
 # Folded kernels are written by one launch and read by the next, band by band: a band stays in the L2 cache (50 MB on an
 # H100) and bounds the memory.

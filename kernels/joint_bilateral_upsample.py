@@ -9,6 +9,8 @@ from murf_fast.kernels.adaptive_conv import Axes, adaptive_conv_band
 from murf_fast.kernels.bilateral_kernels import kernels_of_band
 from murf_fast.kernels.bilateral_network import Network, without_autocast
 
+__all__ = ["joint_bilateral_upsample"]
+
 
 def joint_bilateral_upsample(
     sources: list[Tensor],

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from murf_fast.kernels.launch import on_device_of
 
+__all__ = ["k_center_greedy"]
+
 BLOCK_ROWS = 32
 BLOCK_COLUMNS = 64
 # Candidates that every program reads; more programs than a GPU holds at once would not be faster.

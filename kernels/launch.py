@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from murf_fast.resample import AxisTable
+from murf_fast.tables.resize import AxisTable
 
 UNROLLED_ROWS = 2
 UNROLLED_COLUMNS = 4

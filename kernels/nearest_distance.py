@@ -16,6 +16,8 @@ from torch import Tensor
 
 from murf_fast.kernels import launch
 
+__all__ = ["index_layout", "nearest_distance", "nearest_index"]
+
 # Bits of a distance that give way to the tile's number. Rounding down by them is part of the bound.
 TILE_BITS = 10
 INFINITY = 0x7F800000  # float32's, as an integer

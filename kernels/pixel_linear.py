@@ -12,7 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
-from murf_fast.statistics import join
+from murf_fast.tables.moments import join
+
+__all__ = ["pixel_linear"]
 
 
 @triton.jit

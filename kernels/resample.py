@@ -1,8 +1,9 @@
 """Device functions that walk the two axis tables of a map.
 
 A map is a tuple (data, stride_b, stride_c, stride_y, stride_x, y_first, y_count, y_weights, y_taps, x_first, x_count,
-x_weights, x_taps); strides are in elements, tables as in :class:`murf_fast.resample.AxisTable`. Offsets into maps are
-int64. TAPS_Y and TAPS_X are tap counts to unroll, or 0 for loops.
+x_weights, x_taps); strides are in elements, tables as in
+:class:`murf_fast.tables.resize.AxisTable`. Offsets into maps are int64. TAPS_Y and TAPS_X are tap counts to unroll, or
+0 for loops.
 
 Loops of run-time length are ``while`` loops in all kernels: Triton's interpreter cannot take the length of a ``range``
 from a kernel argument under NumPy 2.4 and later.

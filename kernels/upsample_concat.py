@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from murf_fast.kernels.upsample_sum import upsample_sum
-from murf_fast.resample import AxisTable
+from murf_fast.tables.resize import AxisTable
+
+__all__ = ["upsample_concat"]
 
 
 def upsample_concat(features: list[Tensor], axes: list[tuple[AxisTable, AxisTable]], out: Tensor) -> None:

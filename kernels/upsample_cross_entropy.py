@@ -13,7 +13,9 @@ from torch import Tensor
 
 from murf_fast.kernels import launch
 from murf_fast.kernels.resample import resampled_sum
-from murf_fast.resample import AxisTable
+from murf_fast.tables.resize import AxisTable
+
+__all__ = ["upsample_cross_entropy", "upsample_cross_entropy_backward"]
 
 Axes = list[tuple[AxisTable, AxisTable]]
 

@@ -1,6 +1,6 @@
 """Window attention and its gradients on tiles of queries that share keys; no scores in memory.
 
-Tiles come from the tables of :mod:`murf_fast.window_blocks`: lists of rows and columns whose pairs are the cells
+Tiles come from the tables of :mod:`murf_fast.tables.query_blocks`: lists of rows and columns whose pairs are the cells
 of a tile. What a query may read is in the scores' terms: the logarithm of how often it counts a key's row and column.
 A softmax's denominators are found first, so that a program for any group of channels can form the weights alone.
 """
@@ -17,8 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
-from murf_fast.window_blocks import AxisBlocks, blocks_of, log_multiplicity
+from murf_fast.tables.query_blocks import AxisBlocks, blocks_of, log_multiplicity
 from murf_fast.windows import axis_window
+
+__all__ = ["window_attention", "window_attention_backward"]
 
 # Keys that one program sums gradients for: a tile along a row of the key grid, the shortest side of a tensor core.
 KEYS = 16
@@ -363,14 +365,9 @@ def _map(x: Tensor) -> tuple:
     return (x, *x.stride())
 
 
-@functools.lru_cache(256)
-def _tensor(blocks: AxisBlocks, name: str, device: torch.device) -> Tensor:
-    return torch.from_numpy(getattr(blocks, name)).to(device)
-
-
 def _lists(rows: AxisBlocks, columns: AxisBlocks, kind: str, device: torch.device) -> Lists:
-    begin, items = {"queries": ("member_begin", "members"), "keys": ("key_begin", "keys")}[kind]
-    return Lists(*(_tensor(axis, name, device) for axis in (rows, columns) for name in (begin, items)))
+    part = {"queries": slice(0, 2), "keys": slice(2, 4)}[kind]
+    return Lists(*rows.on(device)[part], *columns.on(device)[part])
 
 
 @functools.lru_cache(256)

@@ -1,5 +1,7 @@
 """murf_fast: fast, exact kernels for dense features of frozen vision transformers at many resolutions."""
 
+import importlib
+
 from murf_fast import windows
 from murf_fast.backends import BackendUnavailableError, use_backend
 from murf_fast.ops import *  # noqa: F403
@@ -9,3 +11,16 @@ from murf_fast.nn import MuRF
 
 __version__ = "0.1.0"
 __all__ = ["BackendUnavailableError", "MuRF", "use_backend", "windows", *_ops]
+
+# Their libraries are optional: they come when they are first named.
+_PACKAGES = ("anomaly", "patch")
+
+
+def __getattr__(name: str):
+    if name in _PACKAGES:
+        return importlib.import_module(f"murf_fast.{name}")
+    raise AttributeError(f"module 'murf_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PACKAGES})

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from murf_fast.resample import MAX_PIXELS
+from murf_fast.tables.resize import MAX_PIXELS
 
 LEAST, MOST = -(2**63), 2**63 - 1
 NO_NUMBERS = (bool, np.bool_, str, bytes, bytearray, Tensor, complex, np.complexfloating, np.flexible)

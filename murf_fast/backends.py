@@ -67,9 +67,9 @@ def reasons_against(name: str, device_type: str, dtype: torch.dtype | None = Non
 @functools.cache
 def native_problems() -> list[str]:
     """Why the C++ extension cannot be used, or nothing."""
-    from murf_fast import native
+    from murf_fast import _extension
 
-    error = native.load_error()
+    error = _extension.load_error()
     if error is None:
         return []
     return [

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast.resample import AxisTable
-from murf_fast.statistics import join
-from murf_fast.window import FoldedAxis
-from murf_fast.window_blocks import blocks_of
+from murf_fast._extension import module
+from murf_fast.tables.folded import FoldedAxis
+from murf_fast.tables.moments import join
+from murf_fast.tables.query_blocks import blocks_of
+from murf_fast.tables.resize import AxisTable
 
 Axes = list[tuple[AxisTable, AxisTable]]
 Folded = tuple[FoldedAxis, FoldedAxis]
@@ -30,37 +31,6 @@ PIXEL_CHUNK = 1536
 # Bytes of per-pixel kernels that a joint bilateral upsampling holds at a time: few calls, and little beside its result.
 _KERNEL_BYTES = 16 << 20
 _LABELS = (torch.uint8, torch.int16, torch.int32)
-
-
-@functools.cache
-def _load():
-    try:
-        from murf_fast import _native
-    except ImportError as error:
-        return None, str(error)
-    return _native, None
-
-
-@functools.cache
-def module():
-    """The extension; raises ImportError with the reason when it is missing."""
-    extension, error = _load()
-    if extension is None:
-        raise ImportError(f"murf_fast: the C++ extension is missing: {error}")
-    return extension
-
-
-def load_error() -> str | None:
-    return _load()[1]
-
-
-def current_level() -> str:
-    """Instruction-set level in use: the best one, or the one that MURF_FAST_CPU names."""
-    return module().current_level()
-
-
-def available_levels() -> list[str]:
-    return module().available_levels()
 
 
 def upsample_concat(features: list[Tensor], axes: Axes, out: Tensor) -> None:

@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 import hypothesis
 import pytest
 
-from murf_fast import backends, native
+from murf_fast import _extension, backends
 
 # The same examples in every run: a change is judged by what it changes. `--hypothesis-profile=default` draws others.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
@@ -83,7 +83,7 @@ def three_threads():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=native.available_levels() if native.load_error() is None else [])
+@pytest.fixture(params=_extension.available_levels() if _extension.load_error() is None else [])
 def level(request, monkeypatch):
     """Every instruction-set level of the C++ extension that this processor runs."""
     monkeypatch.setenv("MURF_FAST_CPU", request.param)

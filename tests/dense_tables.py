@@ -1,10 +1,11 @@
-"""The tables of :mod:`murf_fast.resample` by way of whole matrices in float64: what they hold, without any bands."""
+"""The tables of resizes by way of whole matrices in float64: what they hold, without any bands."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from murf_fast.resample import AxisTable, gaussian_radius, mirrored
+from murf_fast.tables.gaussian import gaussian_radius, mirrored
+from murf_fast.tables.resize import AxisTable
 
 
 def axis(in_size, out_size, mode, antialias, via=None, scale_factor=None) -> AxisTable:

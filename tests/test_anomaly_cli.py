@@ -11,7 +11,7 @@ import torch
 from test_cli import invoke
 
 from murf_fast.anomaly import MultiResolutionDetector
-from murf_fast.anomaly._commands import encoder, read
+from murf_fast.cli.anomaly import encoder, read
 
 pil = pytest.importorskip("PIL.Image")
 pytest.importorskip("safetensors")
@@ -113,7 +113,7 @@ def test_weights_that_do_not_load(photos, weights, tmp_path):
 
 
 def test_random_weights_are_refused(photos, tmp_path, monkeypatch):
-    from murf_fast.demo import backbone
+    from murf_fast.cli.demo import backbone
 
     random = backbone.Backbone(torch.nn.Identity(), "RANDOM", is_random=True)
     monkeypatch.setattr(backbone, "load", lambda named: random)

@@ -14,7 +14,7 @@ from originals import asset, golden
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
 import murf_fast
-from murf_fast import backends, native, windows
+from murf_fast import _extension, backends, windows
 from murf_fast.nn import AnyUp
 from murf_fast.reference.anyup import anyup as dense
 
@@ -264,7 +264,7 @@ def test_without_the_extension():
 
 PEAK = """
     import sys, torch
-    from murf_fast.demo.measure import observed
+    from murf_fast.cli.meter import observed
     from murf_fast.nn import AnyUp
     torch.set_num_threads(2)
     model, n = AnyUp().eval(), int(sys.argv[1])
@@ -275,7 +275,7 @@ PEAK = """
 """
 
 
-@pytest.mark.skipif(native.load_error() is not None, reason=str(native.load_error()))
+@pytest.mark.skipif(_extension.load_error() is not None, reason=str(_extension.load_error()))
 def test_memory_grows_with_the_output():
     """Three maps of 128 channels and the bands of one convolution; then a third of them and the result."""
     n = 512

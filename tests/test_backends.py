@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import murf_fast
-from murf_fast import backends, native
+from murf_fast import _extension, backends
 
 X = torch.ones(1, 2, 3, 4)
 
@@ -84,7 +84,7 @@ def test_an_error_says_who_asked(source, name, monkeypatch):
 
 def test_level_can_be_forced(monkeypatch):
     monkeypatch.setenv("MURF_FAST_CPU", "baseline")
-    assert native.current_level() == "baseline"
+    assert _extension.current_level() == "baseline"
     monkeypatch.setenv("MURF_FAST_CPU", "avx1024")
     with pytest.raises(RuntimeError, match="avx1024 cannot run here; available: baseline"):
         murf_fast.resize(X, 5)

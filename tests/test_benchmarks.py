@@ -15,7 +15,8 @@ import report
 import torch
 
 import murf_fast
-from murf_fast import backends, bench
+from murf_fast import backends
+from murf_fast.cli.bench import suites as bench
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

@@ -15,10 +15,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import murf_fast
-from murf_fast import _commands, backends, bench_anyup, bench_jbu, info, native
-from murf_fast.demo import backbone, measure, pipeline
-from murf_fast.demo.operations import operations
-from murf_fast.nn.principal import fused_projection
+from murf_fast import _extension, backends
+from murf_fast.cli import commands, info, meter
+from murf_fast.cli.bench import anyup as bench_anyup
+from murf_fast.cli.bench import jbu as bench_jbu
+from murf_fast.cli.demo import backbone, pipeline
+from murf_fast.cli.demo.operations import operations
+from murf_fast.nn.vit.principal import fused_projection
 
 OPERATIONS = [
     "upsample_concat",
@@ -32,7 +35,7 @@ OPERATIONS = [
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(_commands.app, [str(a) for a in arguments])
+    return CliRunner().invoke(commands.app, [str(a) for a in arguments])
 
 
 def python(code, **environment):
@@ -54,8 +57,8 @@ def test_info_names_everything():
     assert result.exit_code == 0, result.output
     for expected in (murf_fast.__version__, torch.__version__, *backends.NAMES, *info.VARIABLES, *info.OPTIONAL):
         assert expected in result.output
-    if native.load_error() is None:
-        assert native.current_level() in result.output
+    if _extension.load_error() is None:
+        assert _extension.current_level() in result.output
 
 
 def test_info_gives_every_reason(monkeypatch):
@@ -69,7 +72,7 @@ def test_info_gives_every_reason(monkeypatch):
 
 
 def test_info_survives_a_level_that_cannot_run():
-    code = "from murf_fast import info; print(info.collect().cpu)"
+    code = "from murf_fast.cli import info; print(info.collect().cpu)"
     result = python(code, MURF_FAST_CPU="abacus")
     assert result.returncode == 0, result.stderr
     assert "abacus" in result.stdout
@@ -167,9 +170,9 @@ def test_bench_refuses_bad_input(arguments, words):
 
 def test_missing_memory_is_one_line():
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
-        with pytest.raises(typer.Exit), _commands._one_line("cli"):
+        with pytest.raises(typer.Exit), commands._one_line("cli"):
             raise error
-    with pytest.raises(RuntimeError, match="a bug"), _commands._one_line("cli"):
+    with pytest.raises(RuntimeError, match="a bug"), commands._one_line("cli"):
         raise RuntimeError("a bug")
 
 
@@ -230,7 +233,7 @@ def test_peak_memory_counts_what_is_freed_again():
         passing = torch.ones(2**24)
         return passing.sum()
 
-    _, peak = measure.observed(call)
+    _, peak = meter.observed(call)
     # Linux counts resident pages in batches per processor, so a mark is some hundred kilobytes off.
     assert 0.95 * 2**26 < peak < 2**27
 

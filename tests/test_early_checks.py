@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from test_multi_resolution_encoder import MEAN, SIZES, STD, dinov2, model_of, siglip
 
 import murf_fast
-from murf_fast.nn import S2, DepthHead, MultiResolutionEncoder, SegmentationHead, _blocks, multi_scale_target
+from murf_fast.nn import S2, DepthHead, MultiResolutionEncoder, SegmentationHead, multi_scale_target
+from murf_fast.nn.vit import _blocks
 
 WIDTH, PATCH = 24, 4
 IMAGES = torch.rand(1, 3, 30, 26)

@@ -28,7 +28,7 @@ from util import assert_gradient_within_budget, assert_within_budget
 import murf_fast
 from murf_fast import reference
 from murf_fast.ops.linear_head import low_resolution_logits
-from murf_fast.resample import axis
+from murf_fast.tables.resize import axis
 
 CLASSES = 13
 CASES = [c for c in CONCAT_CASES if c.name != "empty_batch"]

@@ -36,7 +36,8 @@ from test_multi_resolution_encoder import (
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from murf_fast.nn import MultiResolutionEncoder, _blocks, _families
+from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.nn.vit import _blocks, _families
 
 SIZES = [(12, 20), (24, 24)]
 CALLED = [dinov2, dinov2_registers, dinov3, siglip, *OWN]  # siglip2's own forward takes patches

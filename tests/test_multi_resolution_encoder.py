@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from util import assert_within_budget
 
-from murf_fast.nn import MultiResolutionEncoder, _attention, _blocks
+from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.nn.vit import _attention, _blocks
 
 transformers = pytest.importorskip("transformers", reason="needs transformers, the original models")
 

@@ -13,7 +13,7 @@ from util import assert_within_budget
 
 import murf_fast
 from murf_fast.nn import DepthHead, MultiResolutionEncoder, SegmentationHead
-from murf_fast.nn.principal import principal_axes
+from murf_fast.nn.vit.principal import principal_axes
 
 CLASSES, WIDTH = 11, 24
 

@@ -9,7 +9,7 @@ from suite import TRITON_DTYPES, for_triton
 from util import assert_within_budget
 
 from murf_fast.ops._pixel_linear import pixel_linear
-from murf_fast.statistics import group_norm, join
+from murf_fast.tables.moments import group_norm, join
 
 # What a layer has, and whether it replaces its input or its residual.
 LAYERS = {

@@ -13,7 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from murf_fast import reference
-from murf_fast.resample import ANTIALIASED, MODES, NEAREST, axis, gaussian_axis, gram_axis, is_large, scaled_size
+from murf_fast.tables.gaussian import gaussian_axis
+from murf_fast.tables.resize import ANTIALIASED, MODES, NEAREST, axis, gram_axis, is_large, scaled_size
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "interpolate__primitives.npz")
 RULES = [(mode, False) for mode in MODES] + [(mode, True) for mode in ANTIALIASED]

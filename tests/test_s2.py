@@ -15,7 +15,7 @@ from util import assert_within_budget
 
 import murf_fast
 from murf_fast.nn import S2, fine_to_coarse_loss, multi_scale_target
-from murf_fast.nn.s2 import _merge, _split
+from murf_fast.nn.vit.s2 import _merge, _split
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -202,7 +202,7 @@ def test_bad_targets(arguments, message):
 
 def test_the_training_example_lowers_the_loss():
     pytest.importorskip("PIL", reason="the example reads photos")
-    from murf_fast.demo import siglip_hd
+    from murf_fast.cli.demo import siglip_hd
 
     losses = siglip_hd.train(steps=40, every=20)
     assert len(losses) == 3
@@ -212,7 +212,7 @@ def test_the_training_example_lowers_the_loss():
 @pytest.mark.parametrize("steps", ["-1", "1000001", "many", "1.5"])
 def test_steps_are_checked(steps, monkeypatch, capsys):
     pytest.importorskip("transformers")
-    from murf_fast.demo import siglip_hd
+    from murf_fast.cli.demo import siglip_hd
 
     monkeypatch.setattr("sys.argv", ["siglip_hd", "--steps", steps])
     with pytest.raises(SystemExit) as stop:

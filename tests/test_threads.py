@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import murf_fast
-from murf_fast import _fork, native
+from murf_fast import _extension, _fork
 from murf_fast.backends import native_problems
 
 pytestmark = pytest.mark.skipif(bool(native_problems()), reason="needs the C++ extension")
@@ -42,7 +42,7 @@ def run(code: str, timeout: int = 120) -> str:
 
 
 def test_threads_follow_the_work():
-    threads_for = native.module().threads_for
+    threads_for = _extension.module().threads_for
     grain = next(work for work in range(1, 1 << 24, 1 << 10) if threads_for(8, work) == 2) / 2
     assert 1 << 14 < grain < 1 << 20
     for threads in (1, 2, 7, 64):

@@ -23,7 +23,7 @@ from triton.runtime import JITFunction, driver
 from murf_fast import kernels
 from murf_fast.kernels.nearest_distance import launch_nearest
 from murf_fast.ops._library import axes_of, axes_of_maps, empty_map
-from murf_fast.window import folded_axis
+from murf_fast.tables.folded import folded_axis
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 

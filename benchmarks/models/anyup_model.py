@@ -15,7 +15,7 @@ from torch import Tensor
 
 import murf_fast
 from murf_fast.nn import AnyUp
-from murf_fast.nn._anyup_forward import _projected, _queries_and_keys, window_rule
+from murf_fast.nn.guided._anyup_forward import _projected, _queries_and_keys, window_rule
 from murf_fast.reference.anyup import anyup, encoder, mixed_with_positions, residual_blocks
 
 CHANNELS = 384

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from murf_fast.nn import MultiResolutionEncoder, _images
+from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.nn.vit import _images
 from murf_fast.ops.resize import resize
 
 WHAT = "murf_fast.MultiResolutionDetector"

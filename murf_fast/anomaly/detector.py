@@ -18,7 +18,8 @@ from murf_fast.anomaly._encoder import PatchAtLeast
 from murf_fast.anomaly._fingerprint import fingerprint
 from murf_fast.anomaly.scoring import ScoringRules, mean_top, reweighted_score, rules_of
 from murf_fast.anomaly.sharded_index import ShardedIndex
-from murf_fast.nn import MultiResolutionEncoder, _resolutions
+from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.nn.vit import _resolutions
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy

@@ -10,7 +10,7 @@ from torch import Tensor
 from murf_fast import _arguments
 from murf_fast.ops.gaussian_blur import BORDERS
 from murf_fast.ops.nearest_distance import METRICS, NearestIndex, nearest_distance
-from murf_fast.resample import MODES
+from murf_fast.tables.resize import MODES
 
 IMAGE_SCORES = ("max", "top1%", "reweighted")
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from murf_fast import _fork
 from murf_fast.backends import BackendUnavailableError
 from murf_fast.ops import _checks
-from murf_fast.resample import ANTIALIASED, MODES, scaled_size
-from murf_fast.window import PADDINGS
+from murf_fast.tables.folded import PADDINGS
+from murf_fast.tables.resize import ANTIALIASED, MODES, scaled_size
 from murf_fast.windows import axis_window
 
 # What kernels compute on; float64 runs through the reference.

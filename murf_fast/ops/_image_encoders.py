@@ -18,7 +18,7 @@ from torch import Tensor
 from murf_fast.ops._library import empty_map, register
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.ops.resize import resize
-from murf_fast.statistics import group_norm
+from murf_fast.tables.moments import group_norm
 
 GROUPS, NORM_EPS = 8, 1e-5
 # nn.RMSNorm without an eps takes that of the tensor's type; the weights were trained with this one.

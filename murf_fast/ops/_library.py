@@ -14,7 +14,7 @@ from torch import Tensor
 
 from murf_fast.ops._contract import guarded, guarded_fake
 from murf_fast.ops._derivatives import autograd_kernel, one_by_one
-from murf_fast.resample import AxisTable, axis, is_large
+from murf_fast.tables.resize import AxisTable, axis, is_large
 
 _library = torch.library.Library("murf_fast", "DEF")
 

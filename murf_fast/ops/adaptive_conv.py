@@ -13,7 +13,7 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._bilateral import check_reflection
 from murf_fast.ops._library import empty_map, is_channels_last, register, wants_channels_last
-from murf_fast.window import PADDINGS, folded_axis
+from murf_fast.tables.folded import PADDINGS, folded_axis
 
 MODES = ("bilinear", "bicubic")
 

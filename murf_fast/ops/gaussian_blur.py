@@ -9,7 +9,7 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import empty_map, is_channels_last, register
-from murf_fast.resample import gaussian_axis
+from murf_fast.tables.gaussian import gaussian_axis
 
 OP = "gaussian_blur"
 BORDERS = ("symmetric", "reflect")

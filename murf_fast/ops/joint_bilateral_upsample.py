@@ -14,7 +14,7 @@ from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._library import empty_map, register, wants_channels_last
 from murf_fast.ops.adaptive_conv import MODES, adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
-from murf_fast.window import folded_axis
+from murf_fast.tables.folded import folded_axis
 
 
 def joint_bilateral_upsample(

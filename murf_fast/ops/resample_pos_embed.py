@@ -16,7 +16,7 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted, in_transform, writes_nothing
 from murf_fast.ops.resize import resize
-from murf_fast.resample import pseudo_inverse
+from murf_fast.tables.resize import pseudo_inverse
 
 # What is kept of one table beyond the results of its latest call, which are kept whatever they take.
 KEPT_TABLES = 24

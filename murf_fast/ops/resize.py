@@ -9,7 +9,7 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import axes_of, empty_map, is_channels_last, register, wants_channels_last
-from murf_fast.resample import MAX_PIXELS, scaled_size
+from murf_fast.tables.resize import MAX_PIXELS, scaled_size
 
 
 def resize(
@@ -31,7 +31,7 @@ def resize(
 
     Where rounding decides what a nearest mode reads, and in what ``"nearest"`` makes of a factor on an axis that it
     keeps or doubles, results are those of torch's CPU kernels for contiguous maps, in every layout (see
-    :mod:`murf_fast.resample`). Antialiased results of one column are the right ones, which torch gives for
+    :mod:`murf_fast.tables.resize`). Antialiased results of one column are the right ones, which torch gives for
     channels_last maps only.
 
     Args:

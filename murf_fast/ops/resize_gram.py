@@ -10,7 +10,7 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import empty_map, is_channels_last, register
-from murf_fast.resample import gram_axis, is_large
+from murf_fast.tables.resize import gram_axis, is_large
 
 
 def resize_gram(x: Tensor, size: Sequence[int], mode: str, antialias: bool, backend: str) -> Tensor:

@@ -9,7 +9,7 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, is_channels_last, register
-from murf_fast.window_blocks import blocks_of
+from murf_fast.tables.query_blocks import blocks_of
 from murf_fast.windows import Windows, axis_window
 
 VALUES = ("mean", "split")

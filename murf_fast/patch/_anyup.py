@@ -7,10 +7,10 @@ import importlib.util
 
 from torch import Tensor, nn
 
-from murf_fast.nn._anyup_checkpoint import canonical
-from murf_fast.nn._anyup_forward import upsample, window_rule
 from murf_fast.nn._parts import is_as_written
-from murf_fast.nn.anyup import check
+from murf_fast.nn.guided._anyup_checkpoint import canonical
+from murf_fast.nn.guided._anyup_forward import upsample, window_rule
+from murf_fast.nn.guided.anyup import check
 from murf_fast.patch._replacements import replace
 
 _MODEL = "anyup.model"

@@ -8,7 +8,7 @@ import types
 
 from torch import Tensor
 
-from murf_fast.nn._jbu_levels import passed_over, run_levels
+from murf_fast.nn.guided._jbu_levels import passed_over, run_levels
 from murf_fast.ops import adaptive_conv
 from murf_fast.patch._replacements import insert_module, replace, unpatch
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from murf_fast.resample import NEAREST, scaled_size
+from murf_fast.tables.resize import NEAREST, scaled_size
 
 
 def resize_map(

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from murf_fast.reference._resize import resize_map
 
+__all__ = ["adaptive_conv"]
+
 
 def adaptive_conv(
     source: Tensor,

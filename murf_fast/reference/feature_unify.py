@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["feature_unify"]
+
 
 def feature_unify(features: Tensor, basis: Tensor, variant: str = "released") -> Tensor:
     """Correlation of every channel with every filter, mean over the taps inside, softmax, mean; (B, M, h, w)."""

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from murf_fast.resample import gaussian_taps, mirrored
+from murf_fast.tables.gaussian import gaussian_taps, mirrored
+
+__all__ = ["gaussian_blur"]
 
 
 def gaussian_blur(x: Tensor, sigma: float, border: str = "symmetric") -> Tensor:

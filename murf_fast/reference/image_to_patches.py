@@ -7,6 +7,8 @@ from torch import Tensor
 
 from murf_fast.reference._resize import resize_map
 
+__all__ = ["image_to_patches"]
+
 
 def image_to_patches(
     images: Tensor,

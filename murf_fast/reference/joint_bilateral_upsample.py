@@ -7,6 +7,8 @@ from torch import Tensor
 from murf_fast.reference.adaptive_conv import adaptive_conv
 from murf_fast.reference.bilateral_kernels import bilateral_kernels
 
+__all__ = ["joint_bilateral_upsample"]
+
 
 def joint_bilateral_upsample(
     source: Tensor,

@@ -3,6 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["k_center_greedy"]
+
 # Differences in one go: those of all rows would be as large as the features. On a CPU they stay in its caches, which is
 # 1.8 times as fast; elsewhere few and large calls are.
 VALUES_CPU, VALUES = 1 << 16, 1 << 22

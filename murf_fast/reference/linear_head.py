@@ -9,6 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from murf_fast.reference._resize import resize_map
 
+__all__ = ["linear_head"]
+
 
 def linear_head(
     features: Sequence[Tensor],

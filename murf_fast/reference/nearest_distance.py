@@ -3,6 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["nearest_distance"]
+
 
 def nearest_distance(query: Tensor, bank: Tensor, k: int = 1, metric: str = "l2") -> tuple[Tensor, Tensor]:
     """The k smallest ``|q - b|``, ``|q - b|^2`` or ``1 - cos(q, b)`` and their rows; equal ones by rising row."""

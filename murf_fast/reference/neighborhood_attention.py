@@ -7,6 +7,8 @@ from torch import Tensor
 from murf_fast import windows
 from murf_fast.reference.window_attention import window_attention
 
+__all__ = ["neighborhood_attention"]
+
 
 def neighborhood_attention(
     q: Tensor,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["patch_embed"]
+
 
 def patch_embed(
     patches: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor | None, prefix: Tensor | None

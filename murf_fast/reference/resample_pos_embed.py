@@ -7,6 +7,8 @@ from torch import Tensor
 
 from murf_fast.reference._resize import resize_map
 
+__all__ = ["resample_patch_embed", "resample_pos_embed"]
+
 
 def resample_pos_embed(
     table: Tensor,

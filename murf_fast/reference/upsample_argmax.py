@@ -6,6 +6,8 @@ from torch import Tensor
 
 from murf_fast.reference.upsample_sum import upsample_sum
 
+__all__ = ["upsample_argmax"]
+
 
 def upsample_argmax(
     features: Sequence[Tensor],

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from murf_fast.reference._resize import resize_map
 
+__all__ = ["upsample_concat"]
+
 
 def upsample_concat(
     features: Sequence[Tensor],

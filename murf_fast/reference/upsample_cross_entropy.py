@@ -7,6 +7,8 @@ from torch import Tensor
 
 from murf_fast.reference.upsample_sum import upsample_sum
 
+__all__ = ["upsample_cross_entropy"]
+
 
 def upsample_cross_entropy(
     features: Sequence[Tensor],

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from murf_fast.reference.upsample_sum import upsample_sum
 
+__all__ = ["distribution", "upsample_expectation"]
+
 
 def upsample_expectation(
     features: Sequence[Tensor],

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from murf_fast.reference._resize import resize_map
 
+__all__ = ["upsample_mean"]
+
 
 def upsample_mean(
     maps: Sequence[Tensor],

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from murf_fast.windows import Windows
 
+__all__ = ["window_attention"]
+
 
 def window_attention(
     q: Tensor,

@@ -1,0 +1,1 @@
+"""Upsamplers of feature maps that an image guides: joint bilateral, AnyUp, NAF and JAFAR."""

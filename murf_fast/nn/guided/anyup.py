@@ -1,0 +1,206 @@
+"""AnyUp: feature maps of any backbone at any resolution."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from murf_fast.nn import _checkpoints, _parts
+from murf_fast.nn.guided import _anyup_checkpoint
+from murf_fast.nn.guided._anyup_forward import RULES, upsample, window_rule
+from murf_fast.ops import _checks
+
+
+class AnyUp(nn.Module):
+    """Feature maps of any backbone, with any number of channels, at the resolution of an image, along its edges.
+
+    Every output pixel is a weighted mean of the features around it: ``out = mean_n P_n V`` with raw features ``V`` and
+    attention ``P_n`` of four heads from queries of the image to keys of image and features, within a window.
+
+    Args:
+        qk_dim: Channels of queries and keys, a multiple of 8 and of twice the heads.
+        num_heads: Heads of the attention.
+        window_ratio: Half the window's side, as a share of the map's; zero or less: every query sees the whole map.
+        windows: ``"dense"``, the windows that the model was trained with and the paper's numbers are of; or
+            ``"natten"``, those of the original's ``use_natten=True``, which change the results a lot.
+        input_dim: Channels of the image.
+        kernel_size: Of the image encoder's first convolution. Only 1, as released, has the fast path.
+        kernel_size_lfu: Of the basis that unifies the features.
+        allow_bfloat16: Run in bfloat16 if the parameters are. With both released checkpoints its result on a photo is
+            wrong by 5.4 to 5.9 % (relative norm), when AnyUp itself changes bilinear upsampling by a third; arithmetic
+            in float32 does not help, the rounded weights and inputs suffice. float16 is wrong by 0.5 to 0.8 % and needs
+            no permission.
+
+    Without gradients the image's encoders run as passes over the pixels that read and write activations once per group
+    norm; where gradients are needed, and in float64, they are plain PyTorch.
+
+    Source: AnyUp (Wimmer et al., arXiv 2510.12764), ``AnyUp``; weights CC BY 4.0.
+    """
+
+    def __init__(
+        self,
+        qk_dim: int = 128,
+        *,
+        num_heads: int = 4,
+        window_ratio: float = 0.1,
+        windows: str = "dense",
+        input_dim: int = 3,
+        kernel_size: int = 1,
+        kernel_size_lfu: int = 5,
+        allow_bfloat16: bool = False,
+    ) -> None:
+        super().__init__()
+        if windows not in RULES:
+            raise ValueError(f"murf_fast.AnyUp: `windows` must be one of {RULES}, got {windows!r}")
+        if qk_dim < 1 or qk_dim % 8 or qk_dim % (2 * num_heads):
+            raise ValueError(
+                f"murf_fast.AnyUp: `qk_dim` must be a multiple of 8 and of {2 * num_heads}, twice the heads, "
+                f"got {qk_dim}"
+            )
+        self.qk_dim, self.num_heads = qk_dim, num_heads
+        self.window_ratio, self.windows, self.allow_bfloat16 = window_ratio, windows, allow_bfloat16
+        self.image_encoder = _encoder(nn.Conv2d(input_dim, qk_dim, kernel_size, bias=False), qk_dim)
+        self.key_encoder = _encoder(nn.Conv2d(qk_dim, qk_dim, 1, bias=False), qk_dim)
+        self.query_encoder = _encoder(nn.Conv2d(qk_dim, qk_dim, 1, bias=False), qk_dim)
+        self.key_features_encoder = _encoder(_Basis(qk_dim, kernel_size_lfu), qk_dim)
+        self.aggregation = _encoder(nn.Conv2d(2 * qk_dim, qk_dim, 3, bias=False), qk_dim)
+        attention = nn.Module()
+        attention.norm_q, attention.norm_k = nn.RMSNorm(qk_dim), nn.RMSNorm(qk_dim)
+        # Of its projections only those of queries and keys matter; the released state dicts have all.
+        attention.attention = nn.MultiheadAttention(qk_dim, num_heads)
+        self.cross_decode = nn.Module()
+        self.cross_decode.conv2d = nn.Conv2d(qk_dim, qk_dim, 3, bias=False)
+        self.cross_decode.cross_attn = attention
+        self.rope = nn.Module()
+        self.rope.freqs = nn.Parameter(_frequencies(qk_dim))
+        self._names, self._forms = [name for name, _ in self.named_parameters()], _parts.forms_of(self)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, **options) -> AnyUp:
+        """A model with released weights, in eval mode.
+
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
+        Args:
+            checkpoint: ``anyup_paper.pth``, ``anyup_multi_backbone.pth``, a ``.safetensors`` file, or a state dict; of
+                the dense model or of one with ``use_natten=True``.
+            options: Arguments of the class that weights do not tell: ``windows``, ``window_ratio``, ``num_heads``,
+                ``allow_bfloat16``.
+
+        Raises:
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
+        """
+        layout, opened = _anyup_checkpoint.read(checkpoint)
+        model = cls(
+            layout.qk_dim,
+            input_dim=layout.input_dim,
+            kernel_size=layout.kernel_size,
+            kernel_size_lfu=layout.kernel_size_lfu,
+            **options,
+        )
+        _checkpoints.load_into(model, opened)
+        return model.eval()
+
+    def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
+        """Upsamples ``features`` to ``output_size``.
+
+        Args:
+            image: (B, 3, H, W), normalized with ImageNet's mean and deviation; in the dtype of the parameters.
+            features: (B, C, h, w) with any C, as the backbone gives them, in any floating-point dtype: the attention
+                runs in the wider of theirs and the parameters'.
+            output_size: (height, width) in pixels; None: that of the image.
+
+        Returns:
+            (B, C, *output_size) in the dtype of the features, channels_last in memory. Differentiable with respect to
+            image, features and parameters. Autocast changes nothing.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or a submodule has hooks or was replaced, whose weights alone
+                are read; the message names it.
+
+        Memory: without gradients the result, its queries (a third of it at 384 channels), and two maps of ``qk_dim``
+        channels at the image's size (three if ``output_size`` is another), which are gone when the result is made.
+        Features narrower than the parameters take a second result, in the parameters' dtype.
+        """
+        _parts.refuse_peculiar("AnyUp", _parts.submodules_of(self), self._forms)
+        weights = _parts.weights_of(self, self._names)
+        channels = weights["image_encoder.0.weight"].shape[1]
+        size = check(self, image, features, output_size, weights["rope.freqs"], channels)
+        rule = window_rule(self.windows, self.window_ratio, size, features.shape[2:])
+        return upsample(weights, image, features, size, rule, self.num_heads)
+
+    def extra_repr(self) -> str:
+        return (
+            f"qk_dim={self.qk_dim}, num_heads={self.num_heads}, window_ratio={self.window_ratio}, "
+            f"windows={self.windows!r}"
+        )
+
+
+def check(
+    model: nn.Module, image: Tensor, features: Tensor, output_size, parameter: Tensor, channels: int
+) -> list[int]:
+    """The output's (height, width), of arguments that fit."""
+    op = "AnyUp"
+    _checks.map_(op, "image", image)
+    _checks.map_(op, "features", features)
+    if image.shape[1] != channels:
+        raise ValueError(f"murf_fast.{op}: `image` must have {channels} channels, got {image.shape[1]}")
+    _checks.same_device_and_dtype(op, "image", image, "the parameters", parameter)
+    if features.device != image.device:
+        raise ValueError(
+            f"murf_fast.{op}: `features` must be on the device of `image`, {image.device}, got {features.device}"
+        )
+    if features.shape[0] != image.shape[0]:
+        raise ValueError(
+            f"murf_fast.{op}: `features` must have the batch size of `image`, {image.shape[0]}, got {features.shape[0]}"
+        )
+    if features.shape[2] < 2 or features.shape[3] < 2:
+        raise ValueError(
+            f"murf_fast.{op}: `features` need at least 2 rows and columns, whose borders are reflected, got "
+            f"{tuple(features.shape[2:])}"
+        )
+    if image.dtype == torch.bfloat16 and not model.allow_bfloat16:
+        raise TypeError(
+            f"murf_fast.{op}: in bfloat16 the result is wrong by 5.9 %; use float16 or float32, or say "
+            "`allow_bfloat16=True`"
+        )
+    return list(image.shape[2:]) if output_size is None else _checks.grid(op, "output_size", output_size)
+
+
+class _Residual(nn.Module):
+    """Weights of a residual block: twice group norm, SiLU, 1x1 convolution."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = [lambda: nn.GroupNorm(8, dim), nn.SiLU, lambda: nn.Conv2d(dim, dim, 1, bias=False)]
+        self.block = nn.Sequential(*(make() for make in half * 2))
+
+
+class _Basis(nn.Module):
+    """Filters of the feature-agnostic layer, (dim, 1, k, k)."""
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"murf_fast.AnyUp: `kernel_size_lfu` must be odd, got {kernel_size}")
+        self.basis = nn.Parameter(torch.randn(dim, 1, kernel_size, kernel_size))
+
+
+def _encoder(first: nn.Module, dim: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict([("0", first), ("1", _Residual(dim)), ("2", _Residual(dim))]))
+
+
+def _frequencies(dim: int) -> Tensor:
+    """Axial frequencies 1 to 1/100 over a quarter of the channels for each axis, the same in both halves."""
+    powers = 100 ** -torch.linspace(0, 1, dim // 4)
+    nothing = torch.zeros_like(powers)
+    rows, columns = torch.cat([powers, nothing]), torch.cat([nothing, powers])
+    return torch.stack([rows.repeat(2), columns.repeat(2)])

@@ -1,0 +1,210 @@
+"""JAFAR: jack up any feature at any resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from murf_fast import windows
+from murf_fast.nn._checkpoint_files import open_checkpoint
+from murf_fast.nn._checkpoints import few, load_into
+from murf_fast.nn._parts import refuse_peculiar
+from murf_fast.nn.vit._encoders import GROUPS, Encoder, check_guided, precise
+from murf_fast.ops import _checks, window_attention
+from murf_fast.ops._library import is_channels_last
+
+_IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
+_ATTENTION = "cross_decode.cross_attn."
+# The original asks its attention for the weights only; what it does to the values never reaches the result.
+_DEAD = tuple(
+    _ATTENTION + name
+    for name in ("norm_v.weight", "attention.v_proj_weight", "attention.out_proj.weight", "attention.out_proj.bias")
+)
+# torch's rule for an RMSNorm without `eps`, in float32; kept in other dtypes, so that it is one function in all.
+_EPS = torch.finfo(torch.float32).eps
+
+
+class JAFAR(nn.Module):
+    """Features of the backbone it was trained for at any resolution: every output attends to all features.
+
+    With ``e = rope(image_encoder(image))``: queries ``GN(pool(query_encoder(e), out))`` through a 3x3 convolution; keys
+    ``gamma(f) GN(pool(key_encoder(e), (h, w))) + beta(f)`` of ``f = key_features_encoder(features / |features|)``; both
+    RMS-normalized and projected; ``out(p) = sum_j mean_n softmax_j(<q_n(p), k_n(j)> / sqrt(D)) features(j)``.
+
+    The state dict has the original's names. Its entries that have no influence (``norm_v``, ``v_proj_weight``,
+    ``out_proj``) are passed over by :meth:`load_state_dict` and :meth:`from_checkpoint`.
+
+    Args:
+        v_dim: Channels of the features.
+        qk_dim: Channels of queries and keys, a multiple of 8 and of the heads.
+        num_heads: Heads; contiguous groups of channels.
+        kernel_size: Of the image encoder's first convolution, 1 or 3.
+
+    Source: JAFAR (arXiv 2506.11136), github.com/PaulCouairon/JAFAR.
+    """
+
+    def __init__(self, v_dim: int = 384, *, qk_dim: int = 128, num_heads: int = 4, kernel_size: int = 1) -> None:
+        super().__init__()
+        v_dim, qk_dim = _checks.integer("JAFAR", "v_dim", v_dim, 1), _checks.integer("JAFAR", "qk_dim", qk_dim, 1)
+        num_heads = _checks.integer("JAFAR", "num_heads", num_heads, 1)
+        if qk_dim % GROUPS or qk_dim % num_heads:
+            raise ValueError(
+                f"murf_fast.JAFAR: `qk_dim` must be a multiple of {GROUPS} and of the {num_heads} heads, got {qk_dim}"
+            )
+        if kernel_size not in (1, 3):
+            raise ValueError(f"murf_fast.JAFAR: `kernel_size` must be 1 or 3, got {kernel_size!r}")
+        self.v_dim, self.qk_dim, self.num_heads, self.kernel_size = v_dim, qk_dim, num_heads, kernel_size
+        options = {"block": 1, "blocks": 2, "bias": False, "residual": True}
+        self.image_encoder = Encoder(3, qk_dim, kernel_size=kernel_size, **options)
+        self.key_encoder = Encoder(qk_dim, qk_dim, kernel_size=1, **options)
+        self.query_encoder = Encoder(qk_dim, qk_dim, kernel_size=1, **options)
+        self.key_features_encoder = Encoder(v_dim, qk_dim, kernel_size=1, **options)
+        self.cross_decode = _CrossDecode(qk_dim)
+        self.sft_key = _Modulation(qk_dim)
+        self.rope = _LearnedRotation(qk_dim)
+        self.register_load_state_dict_pre_hook(_keep_used)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, num_heads: int = 4) -> JAFAR:
+        """A model with released weights, in eval mode; all but the heads follows from their shapes.
+
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
+        Args:
+            checkpoint: A file of a state dict, perhaps as its entry ``jafar`` (the released ``.pth``), or a
+                ``.safetensors`` file, or a state dict; names are the original's.
+            num_heads: Not part of the checkpoint; 4 in the releases.
+
+        Raises:
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
+        """
+        opened = open_checkpoint("JAFAR", checkpoint)
+        weights = opened.weights
+        if not all(name in weights and weights[name].ndim == 4 for name in (_IMAGE, _FEATURES)):
+            raise ValueError(
+                f"murf_fast.JAFAR: {opened.origin} must hold {_IMAGE} and {_FEATURES}; got the keys {few(weights)}"
+            )
+        _keep_used(None, weights, "")
+        (qk_dim, _, kernel_size, _), v_dim = weights[_IMAGE].shape, weights[_FEATURES].shape[1]
+        model = cls(v_dim, qk_dim=qk_dim, num_heads=num_heads, kernel_size=kernel_size)
+        load_into(model, opened)
+        return model.eval()
+
+    def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
+        """Upsamples ``features`` along the edges of ``image``.
+
+        Args:
+            image: (B, 3, H, W) of any size (from 2 x 2 for a 3x3 convolution), ImageNet-normalized, in the dtype of the
+                parameters.
+            features: (B, v_dim, h, w), any floating-point dtype; queries and keys are rounded to it.
+            output_size: (height, width) of the result, or one number for both; None: those of the image.
+
+        Returns:
+            (B, v_dim, height, width) in dtype and layout of the features. Differentiable with respect to the image,
+            the features and every parameter. Autocast gives convolutions and projections its dtype, and changes
+            nothing else.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_attn``) has hooks; the
+                message names it.
+
+        Memory: a few maps of ``qk_dim`` channels at the size of the image, and of the output; no scores.
+        """
+        like = self.rope.freqs
+        size = check_guided("JAFAR", image, features, output_size, like, reflects=self.kernel_size > 1)
+        if features.shape[1] != self.v_dim:
+            raise ValueError(f"murf_fast.JAFAR: `features` must have {self.v_dim} channels, got {features.shape[1]}")
+        grid = tuple(features.shape[2:])
+        encoded = self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
+        known = F.normalize(features.to(precise(features)), dim=1).to(like.dtype)
+        k = self.sft_key(self.key_encoder(encoded, grid), self.key_features_encoder(known))
+        q = self.query_encoder(encoded, size)
+        del encoded
+        q, k = self.cross_decode(F.group_norm(q, GROUPS), k)
+        layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
+        return window_attention(
+            q.to(features.dtype).contiguous(memory_format=layout),
+            k.to(features.dtype),
+            features,
+            windows=windows.full(),
+            num_heads=self.num_heads,
+            values="mean",
+        )
+
+    def extra_repr(self) -> str:
+        return f"v_dim={self.v_dim}, qk_dim={self.qk_dim}, num_heads={self.num_heads}"
+
+
+class _LearnedRotation(nn.Module):
+    """``e cos(angle) + rotate_half(e) sin(angle)``, ``angle = y freqs[0] + x freqs[1]``, y and x within 0..1.
+
+    The frequencies start as an axial rotary embedding and are learned; after that it is no rotation any more.
+    """
+
+    def __init__(self, dim: int, theta: float = 100.0) -> None:
+        super().__init__()
+        quarter = theta ** torch.linspace(0, -1, dim // 4)
+        half = torch.cat([quarter, quarter])
+        rest = torch.zeros(dim - len(half))
+        self.freqs = nn.Parameter(2 * torch.pi * torch.stack([torch.cat([half, rest]), torch.cat([rest, half])]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = precise(x)
+        y, x_ = (torch.linspace(0, 1, n, device=x.device, dtype=dtype)[:, None] for n in x.shape[2:])
+        freqs = self.freqs.to(dtype)
+        angle = (y * freqs[0])[:, None] + x_ * freqs[1]
+        tokens = x.permute(0, 2, 3, 1)
+        a, b = tokens.chunk(2, 3)
+        turned = tokens * angle.cos().to(x.dtype) + torch.cat([-b, a], 3) * angle.sin().to(x.dtype)
+        return turned.permute(0, 3, 1, 2)
+
+
+class _Modulation(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Conv2d(dim, dim, 1, bias=False)
+        self.beta = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, keys: Tensor, features: Tensor) -> Tensor:
+        return self.gamma(features) * F.group_norm(keys, GROUPS) + self.beta(features)
+
+
+class _CrossDecode(nn.Module):
+    """What the original does to queries and keys before it attends, under its names."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv2d = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.cross_attn = nn.Module()
+        self.cross_attn.norm_q = nn.RMSNorm(dim, eps=_EPS)
+        self.cross_attn.norm_k = nn.RMSNorm(dim, eps=_EPS)
+        self.cross_attn.attention = attention = nn.Module()
+        for name in ("q_proj_weight", "k_proj_weight"):
+            attention.register_parameter(name, nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, dim))))
+        attention.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))  # queries, keys, and values, which go unused
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        block = self.cross_attn
+        refuse_peculiar("JAFAR", {"cross_attn": block, "cross_attn.attention": block.attention})
+        bias_q, bias_k, _ = block.attention.in_proj_bias.chunk(3)
+        q = F.linear(block.norm_q(self.conv2d(q).permute(0, 2, 3, 1)), block.attention.q_proj_weight, bias_q)
+        k = F.linear(block.norm_k(k.permute(0, 2, 3, 1)), block.attention.k_proj_weight, bias_k)
+        return q.permute(0, 3, 1, 2), k.permute(0, 3, 1, 2)
+
+
+def _keep_used(module: nn.Module | None, state_dict: dict, prefix: str, *rest) -> None:
+    """Drops what has no influence; takes apart the one matrix that torch keeps where ``v_dim`` is ``qk_dim``."""
+    for name in _DEAD:
+        state_dict.pop(prefix + name, None)
+    attention = f"{prefix}{_ATTENTION}attention."
+    together = state_dict.pop(f"{attention}in_proj_weight", None)
+    if together is not None:
+        state_dict[f"{attention}q_proj_weight"], state_dict[f"{attention}k_proj_weight"], _ = together.chunk(3)

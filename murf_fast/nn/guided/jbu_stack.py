@@ -1,0 +1,121 @@
+"""FeatUp's joint bilateral upsampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+from torch import Tensor, nn
+
+from murf_fast.nn import _checkpoints
+from murf_fast.nn.guided import _jbu_checkpoint
+from murf_fast.nn.guided._jbu_levels import run_levels
+from murf_fast.nn.guided.jbu_level import JBULevel
+from murf_fast.ops import _checks
+
+SCALES = (2, 4, 8, 16)
+
+
+class JBUStack(nn.Module):
+    """Feature maps of any backbone, sixteen times as fine, along the edges of the image they come from.
+
+    Four doublings ``up1``, ..., ``up4``, each a :class:`JBULevel`, and a 1x1 convolution ``fixup_proj`` that adds a
+    tenth of its result; it runs at the resolution of the source, where it is exact and 256 times cheaper.
+
+    Args:
+        dim: Channels of the source, or None for a stack without ``fixup_proj``, which takes any.
+        shared: One level ``up`` for all four doublings (SimFeatUp).
+        radius: Half the width of the kernels; None: 3, or 5 if shared.
+        norm: Normalize the source's channels first (the layer norm at the end of FeatUp's backbones).
+        guides: Channels of the guidance.
+
+    Source: FeatUp (arXiv 2403.10516), ``JBUStack``; SegEarth-OV, ``JBUOne``.
+    """
+
+    def __init__(
+        self,
+        dim: int | None,
+        *,
+        shared: bool = False,
+        radius: int | None = None,
+        norm: bool = False,
+        guides: int = 3,
+    ) -> None:
+        super().__init__()
+        if norm and dim is None:
+            raise ValueError("murf_fast.JBUStack: `norm=True` needs `dim`, the number of channels")
+        self.dim, self.shared = dim, shared
+        if radius is None:
+            radius = 5 if shared else 3
+        for name in ["up"] if shared else [f"up{i + 1}" for i in range(len(SCALES))]:
+            self.add_module(name, JBULevel(radius, guides=guides))
+        self.fixup_proj = None if dim is None else nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(dim, dim, 1))
+        self.norm = nn.LayerNorm(dim) if norm else None
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping) -> JBUStack:
+        """A stack with released weights, in eval mode; its shape follows from theirs.
+
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
+        Args:
+            checkpoint: A Lightning ``.ckpt`` of FeatUp or SimFeatUp, a ``.safetensors`` file, or a state dict. Names
+                are FeatUp's, with or without the prefix ``upsampler.``; beside that prefix, ``model.1.norm.*`` is taken
+                as the norm, and entries of other networks are passed over.
+
+        Raises:
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
+        """
+        layout, opened = _jbu_checkpoint.read(checkpoint)
+        stack = cls(layout.dim, shared=layout.shared, radius=layout.radius, norm=layout.norm, guides=layout.guides)
+        _checkpoints.load_into(stack, opened)
+        return stack.eval()
+
+    @property
+    def levels(self) -> list[JBULevel]:
+        if self.shared:
+            return [self.up] * len(SCALES)
+        return [getattr(self, f"up{i + 1}") for i in range(len(SCALES))]
+
+    def forward(self, source: Tensor | Sequence[Tensor], guidance: Tensor, *, scale: int = 16) -> Tensor | list[Tensor]:
+        """Upsamples by ``scale``: 2, 4, 8 or 16, with as many levels.
+
+        Args:
+            source: (B, dim, h, w), h, w >= 2 (at a radius of 3); or several of one size, which share the kernels.
+            guidance: (B, 3, H, W) of any size, usually the ImageNet-normalized image; every level takes its average
+                over the pixels of its output. In the dtype of the source, or float32.
+            scale: Factor of both sides.
+
+        Returns:
+            (B, dim, scale * h, scale * w) in dtype and layout of the source; a list if ``source`` is one. Autocast
+            changes nothing.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or a level or one of its parts has hooks or was replaced, whose
+                weights alone are read; the message names it.
+        """
+        sources = _checks.maps("JBUStack", source, same_channels=True, name="source")
+        if self.dim is not None and sources[0].shape[1] != self.dim:
+            raise ValueError(f"murf_fast.JBUStack: `source` must have {self.dim} channels, got {sources[0].shape[1]}")
+        if scale not in SCALES:
+            raise ValueError(f"murf_fast.JBUStack: `scale` must be one of {SCALES}, got {scale!r}")
+        names = ["up"] * len(SCALES) if self.shared else [f"up{i + 1}" for i in range(len(SCALES))]
+        levels = list(zip(names, self.levels, strict=True))[: SCALES.index(scale) + 1]
+        results = run_levels(
+            "JBUStack",
+            levels,
+            [2] * len(levels),
+            sources,
+            guidance,
+            mode="bicubic",
+            norm=self.norm,
+            final=self.fixup_proj,
+        )
+        return results[0] if isinstance(source, Tensor) else results
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, shared={self.shared}"

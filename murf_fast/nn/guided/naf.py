@@ -1,0 +1,180 @@
+"""NAF: neighborhood attention filtering."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from murf_fast import windows
+from murf_fast.nn._checkpoint_files import open_checkpoint
+from murf_fast.nn._checkpoints import few, load_into
+from murf_fast.nn.vit._encoders import GROUPS, Encoder, check_guided, pooled, precise
+from murf_fast.ops import _checks, resize, window_attention
+from murf_fast.ops._library import is_channels_last
+
+_FIRST = "image_encoder.encoder.0.weight"
+_PERIODS = "image_encoder.rope.periods"
+
+
+class NAF(nn.Module):
+    """Features of any backbone at any resolution: neighborhood attention whose queries and keys see only the image.
+
+    ``e = pool(cat[encoder(image), sem_encoder(image)], out)``, ``q = rope(e)``, ``k = pool(q, (h, w))``,
+    ``out_n(p) = sum_j softmax_j(<q_n(p), k_n(j)> / sqrt(dim / heads)) features_n(j)`` over the ``kernel_size`` x
+    ``kernel_size`` features around p, in NATTEN's window rule (:func:`murf_fast.windows.neighborhood`); head n has its
+    share of the channels. The image is first resized to at most four times the output.
+
+    In training the original scales the coordinates of the rotary embedding by a random factor, newly drawn whenever
+    the output size changes; here they are never scaled.
+
+    Args:
+        dim: Channels of queries and keys, a multiple of 16 and of four times the heads.
+        num_heads: Heads of the attention and of the rotary embedding.
+        kernel_size: Rows and columns of a window, in features.
+        blocks: Blocks of each of the two encoders.
+
+    Source: NAF (arXiv 2511.18452), github.com/valeoai/NAF.
+    """
+
+    def __init__(self, dim: int = 256, *, num_heads: int = 4, kernel_size: int = 9, blocks: int = 2) -> None:
+        super().__init__()
+        dim, num_heads = _checks.integer("NAF", "dim", dim, 1), _checks.integer("NAF", "num_heads", num_heads, 1)
+        kernel_size = _checks.integer("NAF", "kernel_size", kernel_size, 1)
+        blocks = _checks.integer("NAF", "blocks", blocks, 1)
+        if dim % (2 * GROUPS) or dim % (4 * num_heads):
+            raise ValueError(
+                f"murf_fast.NAF: `dim` must be a multiple of {2 * GROUPS} and of four times the heads, "
+                f"{4 * num_heads}, got {dim}"
+            )
+        self.dim, self.num_heads, self.kernel_size = dim, num_heads, kernel_size
+        self.image_encoder = _ImageEncoder(dim, num_heads, blocks)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, kernel_size: int = 9) -> NAF:
+        """A model with released weights, in eval mode.
+
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
+        Args:
+            checkpoint: A file of a state dict (``naf_release.pth``, ``.safetensors``), or a state dict; names are the
+                original's.
+            kernel_size: Not part of the checkpoint; 9 in the release.
+
+        Raises:
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
+        """
+        opened = open_checkpoint("NAF", checkpoint)
+        weights = opened.weights
+        if _FIRST not in weights or _PERIODS not in weights or weights[_FIRST].ndim == 0:
+            raise ValueError(
+                f"murf_fast.NAF: {opened.origin} must hold {_FIRST} and {_PERIODS}; got the keys {few(weights)}"
+            )
+        dim, quarter = 2 * weights[_FIRST].shape[0], max(1, weights[_PERIODS].numel())
+        blocks = sum(key.startswith("image_encoder.encoder.") and key.endswith(".conv1.weight") for key in weights)
+        model = cls(dim, num_heads=max(1, dim // (4 * quarter)), kernel_size=kernel_size, blocks=max(1, blocks))
+        load_into(model, opened)
+        return model.eval()
+
+    def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
+        """Upsamples ``features`` along the edges of ``image``.
+
+        Args:
+            image: (B, 3, H, W) of any size from 2 x 2, ImageNet-normalized, in the dtype of the parameters.
+            features: (B, C, h, w), C a multiple of the heads, any floating-point dtype; queries and keys are rounded
+                to it.
+            output_size: (height, width) of the result, or one number for both; None: those of the image. Each has
+                room for ``kernel_size`` windows: ``kernel_size * (height // h) <= height``, which holds if
+                ``h >= kernel_size``.
+
+        Returns:
+            (B, C, height, width) in dtype and layout of the features. Differentiable with respect to the image, the
+            features and every parameter. Autocast gives the encoders' convolutions its dtype, and changes nothing else.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it.
+
+        Memory: a few maps of ``dim`` channels, at the size of the image (at most four times the output) and of the
+        output; no upsampled keys or values, no scores.
+        """
+        like = self.image_encoder.rope.periods
+        size = check_guided("NAF", image, features, output_size, like, reflects=True)
+        grid = tuple(features.shape[2:])
+        if features.shape[1] % self.num_heads:
+            raise ValueError(
+                f"murf_fast.NAF: `features` must have a multiple of {self.num_heads} channels, got {features.shape[1]}"
+            )
+        for axis, out, n in zip(("height", "width"), size, grid, strict=True):
+            if self.kernel_size * max(1, out // n) > out:
+                raise ValueError(
+                    f"murf_fast.NAF: windows of {self.kernel_size} features do not fit: `features` of {axis} {n} and "
+                    f"`output_size` of {out} leave steps of {max(1, out // n)} between the keys"
+                )
+        q = self.image_encoder(image, size)
+        k = pooled(q, grid)
+        layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
+        return window_attention(
+            q.to(features.dtype).contiguous(memory_format=layout),
+            k.to(features.dtype),
+            features,
+            windows=windows.neighborhood(size, grid, self.kernel_size),
+            num_heads=self.num_heads,
+            values="split",
+        )
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}"
+
+
+class _ImageEncoder(nn.Module):
+    def __init__(self, dim: int, heads: int, blocks: int) -> None:
+        super().__init__()
+        options = {"blocks": blocks, "bias": True, "residual": False}
+        self.encoder = Encoder(3, dim // 2, kernel_size=1, block=1, **options)
+        self.sem_encoder = Encoder(3, dim // 2, kernel_size=3, block=3, **options)
+        self.rope = _AxialRotation(dim, heads)
+
+    def forward(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        height, width = image.shape[2:]
+        if height > 4 * size[0] or width > 4 * size[1]:
+            # Both sides are held below four times the smaller side of the output: so does the original.
+            most = 4 * min(size)
+            image = resize(image, (min(height, most), min(width, most)))
+        image = image.contiguous(memory_format=torch.channels_last)
+        return self.rope(torch.cat([self.encoder(image, size), self.sem_encoder(image, size)], 1))
+
+
+class _AxialRotation(nn.Module):
+    """DINOv3's rotary embedding: a quarter of a head's channel pairs turns with the row, a quarter with the column.
+
+    Channel i of a head of D turns with i + D / 2; of these pairs the first half by rows, the second by columns, by
+    ``2 pi position / period``, positions within -1..1.
+    """
+
+    def __init__(self, dim: int, heads: int, base: float = 100.0) -> None:
+        super().__init__()
+        self.heads = heads
+        pairs = dim // heads // 4
+        self.register_buffer("periods", base ** (torch.arange(pairs, dtype=torch.float32) / pairs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = precise(x)
+        turns = [
+            (torch.arange(0.5, n, device=x.device, dtype=dtype) / n * 2 - 1)[:, None] / self.periods.to(dtype)
+            for n in x.shape[2:]
+        ]
+        rows, columns = (2 * math.pi * t for t in turns)
+        shape = (*x.shape[2:], rows.shape[1])
+        angle = torch.stack([rows[:, None].expand(shape), columns.expand(shape)], 2)[:, :, None]
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        pairs = x.permute(0, 2, 3, 1).unflatten(3, (self.heads, 2, 2, -1))
+        a, b = pairs.unbind(4)
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], 4)
+        return turned.flatten(3).permute(0, 3, 1, 2)

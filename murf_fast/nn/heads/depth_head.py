@@ -1,0 +1,169 @@
+"""The linear depth heads of MuRF, DINOv2 and DINOv3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from murf_fast.nn import _checkpoints
+from murf_fast.nn._checkpoints import Naming
+from murf_fast.nn.heads import _head_grid
+from murf_fast.ops import _checks, resize, upsample_expectation
+from murf_fast.ops.linear_head import low_resolution_logits
+from murf_fast.ops.upsample_expectation import NORMS
+
+RULES = ("midpoint", "linspace")
+
+_OWN = Naming("murf_fast", "classifier", "batch_norm", norm_optional=True)
+_MURF = Naming("MuRF", "depth_estimation_head.head")
+_DINOV2 = Naming("DINOv2", "decode_head.conv_depth")
+_DINOV3 = Naming("DINOv3", "conv_depth", "batchnorm_layer", norm_optional=True)
+
+_CONVENTIONS = {
+    _MURF: {"depth_range": (1e-3, 10.0), "rule": "midpoint", "norm": "softmax", "grid": "largest"},
+    # The hub's heads are built for 80 m, those for NYU too.
+    _DINOV2: {
+        "depth_range": (1e-3, 80.0),
+        "rule": "linspace",
+        "norm": "linear",
+        "grid": "first",
+        "upsample": 4,
+        "clamp": True,
+    },
+    # No range: DINOv3's own defaults for it disagree (10 m and 80 m).
+    _DINOV3: {"rule": "linspace", "norm": "linear", "grid": "first"},
+    _OWN: {},
+}
+
+
+class DepthHead(nn.Module):
+    """A 1x1 convolution over concatenated maps to depth bins, their expectation, and that resized to the image.
+
+    The head ends where its distribution does: the expectation is taken on the head's grid and only depth goes to the
+    image, as in every original. Whether the backbone's final norm was applied to the maps is the caller's choice.
+
+    Args:
+        columns: Channels of all maps (and of their CLS tokens) together.
+        bins: Number of bins K, at least 2.
+        depth_range: Nearest and farthest depth, in metres.
+        rule: Depth of the bins: ``"midpoint"`` of K equal intervals (MuRF) or ``"linspace"``, K points from end to end
+            (DINOv2, DINOv3).
+        norm: ``"softmax"`` or ``"linear"`` (relu + 0.1, normalized).
+        grid: The head's grid: the ``"largest"`` of the maps (MuRF), the ``"first"`` map's (DINOv2, DINOv3), or the
+            ``"image"``'s.
+        upsample: The head's grid is that many times the map's (DINOv2's hub: 4); every map goes straight there.
+        clamp: Clamp the expectation to the range before the resize (DINOv2's hub).
+        batch_norm: Whether there is a batch norm before the convolution.
+
+    Source: MuRF's ``DINOv2DepthEstimationMRF``, DINOv2's ``BNHead`` and ``DepthEncoderDecoder``, DINOv3's
+    ``LinearHead`` and ``FeaturesToDepth``.
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        bins: int,
+        *,
+        depth_range: tuple[float, float],
+        rule: str = "midpoint",
+        norm: str = "softmax",
+        grid: str = "largest",
+        upsample: int = 1,
+        clamp: bool = False,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if bins < 2:
+            raise ValueError(f"murf_fast.DepthHead: `bins` must be at least 2, got {bins}")
+        if rule not in RULES:
+            raise ValueError(f"murf_fast.DepthHead: `rule` must be one of {RULES}, got {rule!r}")
+        if norm not in NORMS:
+            raise ValueError(f"murf_fast.DepthHead: `norm` must be one of {NORMS}, got {norm!r}")
+        if not 0 <= depth_range[0] < depth_range[1]:
+            raise ValueError(f"murf_fast.DepthHead: `depth_range` must be (nearest, farthest), got {depth_range!r}")
+        if upsample < 1:
+            raise ValueError(f"murf_fast.DepthHead: `upsample` must be at least 1, got {upsample}")
+        self.depth_range, self.rule, self.norm = tuple(depth_range), rule, norm
+        self.grid, self.upsample, self.clamp = _head_grid.check("DepthHead", grid), upsample, clamp
+        self.batch_norm = nn.BatchNorm2d(columns) if batch_norm else None
+        self.classifier = nn.Conv2d(columns, bins, kernel_size=1)
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], **options) -> DepthHead:
+        """A head with the weights of a checkpoint, which is recognised by its names.
+
+        ``depth_estimation_head.head.*`` (MuRF; 1e-3 to 10 m, mid-points, softmax, the largest grid),
+        ``decode_head.conv_depth.*`` (DINOv2's hub; 1e-3 to 80 m, linspace, linear, four times the first grid, clamped),
+        ``conv_depth.*`` and, if there is one, ``batchnorm_layer.*`` (DINOv3; linspace, linear, the first grid; the
+        range must be given) or this class's own names. ``options`` are those of the class and override what goes with
+        the names.
+
+        Wrappers and prefixes are taken off as by :meth:`AnyUp.from_checkpoint`.
+
+        Raises:
+            TypeError: ``state_dict`` is no mapping.
+            ValueError: The names belong to none of them, a key is missing or unknown, a shape is wrong, or there is no
+                ``depth_range``.
+        """
+        weights = _checkpoints.read("DepthHead", state_dict, (_OWN, _MURF, _DINOV2, _DINOV3))
+        options = {**_CONVENTIONS[weights.naming], **options}
+        if "depth_range" not in options:
+            raise ValueError(
+                f"murf_fast.DepthHead: `depth_range` must be given for a checkpoint of {weights.naming.source}"
+            )
+        bins, columns = weights.shape
+        head = cls(columns, bins, batch_norm=weights.norm is not None, **options)
+        weights.load_into(head.classifier, head.batch_norm)
+        return head
+
+    def values(self, device: torch.device | None = None) -> Tensor:
+        """Depth of every bin, (K,) in float32 as in the originals, also when the head is of another dtype."""
+        near, far = self.depth_range
+        bins = self.classifier.out_channels
+        if self.rule == "linspace":
+            return torch.linspace(near, far, bins, dtype=torch.float32, device=device)
+        edges = torch.linspace(near, far, bins + 1, dtype=torch.float32, device=device)
+        return 0.5 * (edges[:-1] + edges[1:])
+
+    def forward(
+        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """Depth (B, height, width) of maps (B, C_s, h_s, w_s) and, if the head has columns for them, CLS tokens.
+
+        In float32 (float64 for float64 maps); differentiable. No tensor has K channels at the resolution of the head's
+        grid or of the image.
+        """
+        features = _checks.maps("DepthHead.forward", features, same_channels=False)
+        size = tuple(_checks.grid("DepthHead.forward", "size", size))
+        depth = self.depth_on_head_grid(features, cls, size=size)
+        return depth if self.grid == "image" else resize(depth[:, None], size)[:, 0]
+
+    @torch.no_grad()
+    def predict(
+        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """:meth:`forward` without gradients."""
+        return self(features, size, cls)
+
+    def depth_on_head_grid(
+        self,
+        features: Sequence[Tensor],
+        cls: Sequence[Tensor | None] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Depth before the last resize; ``size`` only matters to a head whose grid is the image's."""
+        features = _checks.maps("DepthHead.depth_on_head_grid", features, same_channels=False)
+        if self.grid == "image" and size is None:
+            raise ValueError('murf_fast.DepthHead.depth_on_head_grid: `size` must be given for grid="image"')
+        grid = _head_grid.head_grid(self.grid, features, size, self.upsample)
+        weight, bias = self.classifier.weight, self.classifier.bias
+        logits, bias = low_resolution_logits(features, weight, bias, grid=grid, norm=self.batch_norm, cls=cls)
+        depth = upsample_expectation(logits, grid, self.values(features[0].device), bias=bias, norm=self.norm)
+        return depth.clamp(*self.depth_range) if self.clamp else depth
+
+    def extra_repr(self) -> str:
+        names = ("depth_range", "rule", "norm", "grid", "upsample", "clamp")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

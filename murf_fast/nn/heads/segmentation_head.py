@@ -1,0 +1,118 @@
+"""The linear segmentation heads of MuRF, DINOv2 and DINOv3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from murf_fast.nn import _checkpoints
+from murf_fast.nn._checkpoints import Naming
+from murf_fast.nn.heads import _head_grid
+from murf_fast.ops import _checks, upsample_argmax, upsample_cross_entropy
+from murf_fast.ops.linear_head import linear_head, low_resolution_logits
+
+_OWN = Naming("murf_fast", "classifier", "norm", norm_optional=True)
+_MURF = Naming("MuRF", "seg_head.classifier", "seg_head.bn")
+_DINOV2 = Naming("DINOv2 (mmsegmentation)", "decode_head.conv_seg", "decode_head.bn")
+_DINOV3 = Naming("DINOv3", "conv", "batchnorm_layer", norm_optional=True)
+
+
+class SegmentationHead(nn.Module):
+    """Batch norm and a 1x1 convolution over concatenated maps of several resolutions; logits or labels of the image.
+
+    Args:
+        columns: Channels of all maps (and of their CLS tokens) together.
+        classes: Number of classes K.
+        norm: Whether there is a batch norm before the convolution.
+        grid: Where the maps are concatenated: on the ``"largest"`` grid (MuRF), on that of the ``"first"`` map (DINOv2,
+            DINOv3) or on the ``"image"``'s. From there the logits are resized to the image.
+        dropout: Probability with which training drops a channel of an image before the batch norm (DINOv3: 0.1).
+
+    Source: MuRF's ``DinoV2SegmentationModelMRF``, DINOv2's ``BNHead``, DINOv3's ``LinearHead``.
+    """
+
+    def __init__(
+        self, columns: int, classes: int, *, norm: bool = True, grid: str = "largest", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.grid = _head_grid.check("SegmentationHead", grid)
+        self.dropout = dropout
+        self.norm = nn.BatchNorm2d(columns) if norm else None
+        self.classifier = nn.Conv2d(columns, classes, kernel_size=1)
+
+    @classmethod
+    def from_state_dict(
+        cls, state_dict: Mapping[str, Tensor], *, grid: str | None = None, dropout: float | None = None
+    ) -> SegmentationHead:
+        """A head with the weights of a checkpoint, which is recognised by its names.
+
+        ``seg_head.bn.*, seg_head.classifier.*`` (MuRF; grid "largest"), ``decode_head.bn.*, decode_head.conv_seg.*``
+        (DINOv2; "first"), ``batchnorm_layer.*, conv.*`` (DINOv3; "first", dropout 0.1) or this class's own names
+        ("largest"). ``grid`` and ``dropout`` override what goes with the names.
+
+        Wrappers and prefixes are taken off as by :meth:`AnyUp.from_checkpoint`.
+
+        Raises:
+            TypeError: ``state_dict`` is no mapping.
+            ValueError: The names belong to none of them, a key is missing or unknown, or a shape is wrong.
+        """
+        weights = _checkpoints.read("SegmentationHead", state_dict, (_OWN, _MURF, _DINOV2, _DINOV3))
+        classes, columns = weights.shape
+        convention = "first" if weights.naming in (_DINOV2, _DINOV3) else "largest"
+        head = cls(
+            columns,
+            classes,
+            norm=weights.norm is not None,
+            grid=convention if grid is None else grid,
+            dropout=(0.1 if weights.naming is _DINOV3 else 0.0) if dropout is None else dropout,
+        )
+        weights.load_into(head.classifier, head.norm)
+        return head
+
+    def forward(
+        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """Logits (B, K, height, width) of maps (B, C_s, h_s, w_s) and, if the head has columns for them, CLS tokens."""
+        features, size, cls, grid = self._prepare("forward", features, size, cls)
+        via = None if self.grid == "image" else grid
+        weight, bias = self.classifier.weight, self.classifier.bias
+        return linear_head(features, weight, bias, size=size, via=via, norm=self.norm, cls=cls)
+
+    @torch.no_grad()
+    def predict(
+        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """Labels (B, height, width) in the smallest integer type, as ``forward(...).argmax(1)``, without the logits."""
+        features, size, cls, grid = self._prepare("predict", features, size, cls)
+        logits, bias = self._low_resolution(features, cls, grid)
+        return upsample_argmax(logits, size, bias=bias, via=None if self.grid == "image" else grid)
+
+    def loss(
+        self, features: Sequence[Tensor], target: Tensor, cls: Sequence[Tensor | None] | None = None, **options
+    ) -> Tensor:
+        """``F.cross_entropy(forward(...), target)`` for labels (B, height, width), without the logits of the image.
+
+        ``options`` are those of :func:`murf_fast.upsample_cross_entropy`: ignore_index, weight, label_smoothing and
+        reduction.
+        """
+        features, _, cls, grid = self._prepare("loss", features, tuple(target.shape[-2:]), cls)
+        logits, bias = self._low_resolution(features, cls, grid)
+        return upsample_cross_entropy(logits, target, bias=bias, via=None if self.grid == "image" else grid, **options)
+
+    def _prepare(self, method, features, size, cls):
+        features = _checks.maps(f"SegmentationHead.{method}", features, same_channels=False)
+        size = tuple(_checks.grid(f"SegmentationHead.{method}", "size", size))
+        if self.training and self.dropout > 0:
+            features = [F.dropout2d(f, self.dropout) for f in features]
+            cls = None if cls is None else [None if t is None else F.dropout(t, self.dropout) for t in cls]
+        return features, size, cls, _head_grid.head_grid(self.grid, features, size)
+
+    def _low_resolution(self, features, cls, grid):
+        weight, bias = self.classifier.weight, self.classifier.bias
+        return low_resolution_logits(features, weight, bias, grid=grid, norm=self.norm, cls=cls)
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid!r}, dropout={self.dropout}"

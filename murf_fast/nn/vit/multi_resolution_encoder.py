@@ -1,0 +1,332 @@
+"""A frozen ViT at several resolutions in one packed pass."""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from murf_fast.nn.vit import _attention, _blocks, _images, _resolutions
+from murf_fast.nn.vit._families import Family, Rotation, family_of
+from murf_fast.nn.vit._plain import has_global_hooks, is_customized, signature
+from murf_fast.nn.vit._verify import plain_parts
+from murf_fast.ops import _checks
+from murf_fast.ops.patch_embed import PackedTokens, cut_sequences, patch_embed
+from murf_fast.ops.resample_pos_embed import KEEPS
+
+ROUNDINGS = ("floor", "murf")
+
+# The verified parts of models, by class: no reference to a model.
+_verified: weakref.WeakKeyDictionary[nn.Module, frozenset] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class MultiResolutionFeatures:
+    """What an encoder returns. Lists run over resolutions and, within one, over the chosen layers (MuRF's order).
+
+    Attributes:
+        maps: (B, D, h_s, w_s) each: channels_last views of the token buffers.
+        cls: (B, D) each, or None for models without a CLS token; as the heads take them.
+        tokens: The packed tokens of every chosen layer.
+        attentions: (B, heads, h_s, w_s) each, float32: how much CLS attends to every patch in the block, if asked for.
+    """
+
+    maps: list[Tensor]
+    cls: list[Tensor | None]
+    tokens: list[PackedTokens]
+    attentions: list[Tensor] | None = None
+
+
+class MultiResolutionEncoder(nn.Module):
+    """Every resolution of an image batch through one ViT, with the model's own parameters (shared, not copied).
+
+    Equal to running ``model`` once per resolution on the resized, normalized images: all token-wise work sees one
+    packed buffer, attention sees each sequence by itself.
+
+    Every pass looks the modules up in the model as it is then. A block whose classes are those of a block that was
+    there at construction, and into which nobody has put a hook, a ``forward``, a checkpoint or another module, runs
+    packed, by its parts. Every other block, and embeddings, encoder and norm likewise, is called as the model calls it,
+    once per resolution, with (sequences, tokens, channels) and the model's arguments: adapters, quantized layers,
+    hooks (those on all modules too), compiled and checkpointed modules and DataParallel's replicas work as in the
+    model's own forward, at the speed of the model run once per resolution. What is in place at construction runs packed
+    if that gives the same. The model itself is never called: hooks on it, or a ``forward`` of the instance, are
+    refused; what a model does behind its final norm (heads) is not run.
+
+    Args:
+        model: transformers Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SiglipVisionModel or
+            Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (no rotary positions).
+        sizes: A list, for every resolution (height, width) in pixels or one integer for a square; one integer alone is
+            one square resolution. Or
+        scales: factors of the image's size, which ``rounding`` turns into pixels: the numbers as they are written, 0.7
+            being 7/10 and not the float next to it.
+        rounding: ``"floor"``: the largest multiple of the patch (and tiles) within ``scale * size``; ``"murf"``:
+            ``ceil(scale * size)`` pixels, of which patches beyond the last whole one are dropped, as in MuRF.
+        layers: 0-based indices of the blocks whose outputs are wanted; negative ones count from the end. None: the
+            last. transformers' ``hidden_states[k]`` is layer ``k - 1`` with ``norm=False``.
+        norm: Apply the model's final norm to every chosen layer.
+        tiles: Per resolution, t: t x t tiles as sequences of their own (S2, SigLIP-HD). CLS tokens are averaged.
+        remainder: For ``sizes``, as for :func:`patch_embed`: ``"raise"`` or ``"drop"``.
+        mode, antialias, mean, std: As for :func:`image_to_patches`. Without ``mean`` and ``std`` images are taken as
+            they are (uint8 divided by 255), which is right for normalized ones; others are warned of, once per model.
+        attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"``: one launch of
+            ``torch.nn.attention.varlen`` for all sequences (CUDA, bfloat16 and float16).
+        attentions: Also return what CLS attends to, in every chosen layer.
+        keep_positions: Whether resized tables of positions are kept from pass to pass, as for
+            :func:`resample_pos_embed`: ``"checked"`` compares the table with a copy each time, and keeps nothing
+            on other devices than CPUs; ``True`` trusts its version counter, there too; ``False`` resizes every time.
+        verify: Compare what is packed with the model's own forward, on a stand-in with the model's classes and
+            settings, one block of each kind, numbers in place of the parameters and six patches, on the CPU. Blocks
+            that differ are called, a model that differs is refused; one that cannot be run so is warned of. Hooks on
+            the model are not called, hooks on all modules are.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong (an unsupported model: the supported ones are listed, and what
+            differs is named); in a call, before any work: images of another type or layout, smaller than a patch at
+            some scale, or, normalized, more than 20 deviations from the mean, as floats in 0..255 are.
+
+    Memory (no gradients wanted): four to five times the tokens of all resolutions, beside one copy per chosen layer.
+    Beside a block that is called lives a copy of the tokens.
+
+    Source: MuRF, section 3; SigLIP-HD, section 2.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sizes: Sequence[int | tuple[int, int]] | None = None,
+        *,
+        scales: Sequence[float] | None = None,
+        rounding: str = "floor",
+        layers: Sequence[int] | None = None,
+        norm: bool = True,
+        tiles: Sequence[int] | None = None,
+        remainder: str = "raise",
+        mode: str = "bilinear",
+        antialias: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        attention: str = "sdpa",
+        attentions: bool = False,
+        keep_positions: bool | str = "checked",
+        verify: bool = True,
+    ) -> None:
+        super().__init__()
+        what = "MultiResolutionEncoder"
+        self._family: type[Family] = family_of(model)
+        self._forward_of_model = type(model).forward
+        self.model = model
+        family = self.family
+        for name, value in (("norm", norm), ("attentions", attentions), ("verify", verify)):
+            _checks.flag(what, name, value)
+        if not isinstance(keep_positions, (bool, str)) or keep_positions not in KEEPS:
+            raise ValueError(f"murf_fast.{what}: `keep_positions` must be one of {KEEPS}, got {keep_positions!r}")
+        if attentions and family.prefix() is None:
+            raise ValueError(f"murf_fast.{what}: `attentions` need a model with a CLS token")
+        self.attentions, self.keep_positions = attentions, keep_positions
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
+        self.rounding, self.norm = rounding, norm
+        self._set_resolutions(sizes, scales, tiles, remainder)
+        if attention not in _attention.KINDS:
+            raise ValueError(f"murf_fast.{what}: `attention` must be one of {_attention.KINDS}, got {attention!r}")
+        self.attention = attention
+        self.layers = _indices(what, layers, len(family.blocks))
+        _checks.mode(what, mode, antialias)
+        mean, std = _images.three_numbers(what, "mean", mean), _images.three_numbers(what, "std", std)
+        self.resize = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
+        self._plain = plain_parts(self._family, model, verify)
+
+    @property
+    def family(self) -> Family:
+        """The model's parts as they are now."""
+        return self._family(self.model)
+
+    def at(self, sizes: Sequence[int | tuple[int, int]], tiles: Sequence[int] | None = None) -> MultiResolutionEncoder:
+        """This encoder at other resolutions; model, verification and the other options are shared."""
+        other = copy.copy(self)
+        other._set_resolutions(sizes, None, tiles, "raise")
+        return other
+
+    def _set_resolutions(self, sizes, scales, tiles, remainder: str) -> None:
+        what = "MultiResolutionEncoder"
+        if (sizes is None) == (scales is None):
+            raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
+        self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
+        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
+        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
+        self.remainder = "drop" if scales is not None else remainder
+        if self.sizes is not None:
+            _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
+
+    def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Pixels (height, width) of every resolution of an image.
+
+        Scales are the numbers that were written, and multiplied exactly: 0.7 times 180 is 126.
+
+        Raises:
+            ValueError: A resolution is smaller than a patch; the message names scale, image and patch.
+        """
+        if self.sizes is not None:
+            return self.sizes
+        what = "MultiResolutionEncoder"
+        return _resolutions.scaled_sizes(what, self._ratios, self._units(), (height, width), self.rounding)
+
+    def _units(self) -> list[int]:
+        """Pixels of a patch times tiles, per resolution."""
+        patch = self.family.patch_size
+        return [patch * t for t in self.tiles or [1] * len(self.sizes or self.scales)]
+
+    def forward(self, images: Tensor) -> MultiResolutionFeatures:
+        """Features of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; see :class:`PackedTokens`."""
+        family = self._checked_family()
+        packed, rotations, owns = self._embed(family, images)
+        attended = {} if self.attentions else None
+        outputs = _blocks.run(
+            packed, family, rotations, set(self.layers), self._plain, self.attention, owns=owns, attended=attended
+        )
+        if self.norm:
+            outputs = {i: self._normed(family, packed.with_tokens(tokens)) for i, tokens in outputs.items()}
+        tokens = [packed.with_tokens(outputs[i]) for i in self.layers]
+        resolutions = range(len(packed))
+        return MultiResolutionFeatures(
+            maps=[t.map(s) for s in resolutions for t in tokens],
+            cls=[t.prefix_tokens(s)[:, 0] if packed.prefix else None for s in resolutions for t in tokens],
+            tokens=tokens,
+            attentions=attended and [packed.with_tokens(attended[i]).map(s) for s in resolutions for i in self.layers],
+        )
+
+    def embed(self, images: Tensor) -> PackedTokens:
+        """The tokens before the first block."""
+        return self._embed(self._checked_family(), images)[0]
+
+    def _embed(self, family: Family, images: Tensor) -> tuple[PackedTokens, list[Rotation | None], bool]:
+        """The tokens before the first block, their rotations, and whether the tokens are in nobody else's hands."""
+        self._check_attention(family.like)
+        if self.model.training and family.augments_positions:
+            raise ValueError(
+                "murf_fast.MultiResolutionEncoder: `model` shifts or rescales its rotary positions at random in "
+                "training mode; call model.eval()"
+            )
+        if self.model.training and any(_drops(module) for module in self.model.modules()):
+            raise ValueError(
+                "murf_fast.MultiResolutionEncoder: `model` has dropout and is in training mode; call model.eval()"
+            )
+        sizes = self.sizes_for(*self._check_images(family, images))
+        hooked = has_global_hooks()
+        calls = hooked or any(signature(module) not in self._plain for module in family.embedders)
+        calls_rope = family.rope is not None and (hooked or signature(family.rope) not in self._plain)
+        if calls or calls_rope:
+            tokens, blocks, rotations = [], [], []
+            cut = cut_sequences(
+                images,
+                sizes,
+                patch_size=family.patch_size,
+                prefix=0 if (prefix := family.prefix()) is None else len(prefix),
+                tiles=self.tiles,
+                remainder=self.remainder,
+                layout=family.layout,
+                dtype=family.like.dtype,
+                **self.resize,
+            )
+            for block, patches in cut:
+                blocks.append(block)
+                tokens.append(family.call_embeddings(patches, block.grid).flatten(0, 1))
+                rotations.append(family.call_rope(family.pixels(patches, block.grid)))
+            prefix = 0 if prefix is None else len(prefix)
+            return PackedTokens(torch.cat(tokens), tuple(blocks), prefix), rotations, len(tokens) > 1
+        packed = patch_embed(
+            images,
+            sizes,
+            family.projection.weight,
+            family.projection.bias,
+            family.positions(),
+            patch_size=family.patch_size,
+            flavor=family.flavor,
+            num_prefix_tokens=family.num_position_prefix,
+            source_grid=family.source_grid,
+            prefix=family.prefix(),
+            tiles=self.tiles,
+            remainder=self.remainder,
+            layout=family.layout,
+            keep=self.keep_positions,
+            **self.resize,
+        )
+        return packed, self._rotations(packed, family), True
+
+    def _check_images(self, family: Family, images: Tensor) -> tuple[int, int]:
+        """(height, width) of images that fit the model."""
+        what, device = "MultiResolutionEncoder", family.like.device
+        size = _images.size_of(what, images)
+        if images.device != device:
+            raise ValueError(
+                f"murf_fast.{what}: `images` must be on the device of `model`, {device}, got {images.device}"
+            )
+        _images.check_values(what, images, self.model, self.resize["mean"], self.resize["std"])
+        return size
+
+    def _normed(self, family: Family, packed: PackedTokens) -> Tensor:
+        """The final norm, of all rows at once if it is what it was at construction."""
+        if not has_global_hooks() and signature(family.final_norm) in self._plain:
+            return family.final_norm(packed.tokens)
+        return torch.cat([family.final_norm(packed.block(s)).flatten(0, 1) for s in range(len(packed))])
+
+    def _checked_family(self) -> Family:
+        model = self.model
+        if type(model).forward is not self._forward_of_model or is_customized(model):
+            raise ValueError(
+                f"murf_fast.MultiResolutionEncoder: `model` ({type(model).__name__}) has hooks or a forward of its "
+                "own, or another class than at construction, and is never called itself: only its parts are. Put "
+                "hooks on its parts, or compile the encoder"
+            )
+        family = self.family
+        if max(self.layers) >= len(family.blocks):
+            raise ValueError(
+                f"murf_fast.MultiResolutionEncoder: `layers` {self.layers} must be indices of `model`'s blocks, of "
+                f"which {len(family.blocks)} are left"
+            )
+        return family
+
+    def _check_attention(self, weight: Tensor) -> None:
+        reasons = _attention.varlen_reasons(weight.device, weight.dtype) if self.attention == "varlen" else []
+        if reasons:
+            raise ValueError(
+                f'murf_fast.MultiResolutionEncoder: `attention="varlen"` cannot be used: {"; ".join(reasons)}'
+            )
+
+    def _rotations(self, packed: PackedTokens, family: Family | None = None) -> list[Rotation | None]:
+        family, tokens = family or self.family, packed.tokens
+        return [family.rotation(grid, tokens.dtype, tokens.device) for grid in packed.grids]
+
+
+def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **options) -> MultiResolutionEncoder:
+    """For functions that make an encoder in every call: what a model's first one verified, the others take over."""
+    verified = _verified.get(model)
+    wanted = options.pop("verify", True)
+    encoder = MultiResolutionEncoder(model, sizes, verify=wanted and verified is None, **options)
+    if wanted and verified is not None:
+        encoder._plain = verified
+    elif wanted:
+        _verified[model] = encoder._plain
+    return encoder
+
+
+def _indices(what: str, layers: object, depth: int) -> list[int]:
+    """Indices of blocks, counted from the front; the last if None."""
+    if layers is not None and not _checks.is_sequence(layers):
+        raise TypeError(f"murf_fast.{what}: `layers` must be a list of indices, got {layers!r}")
+    asked = [depth - 1] if layers is None else [_checks.integer(what, "layers", i, -math.inf, math.inf) for i in layers]
+    if not asked or not all(-depth <= i < depth for i in asked):
+        raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
+    return [i % depth for i in asked]
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module is random in training: dropout, of attention too, and stochastic depth."""
+    rates = (getattr(module, name, 0) for name in ("p", "drop_prob", "attention_dropout", "dropout"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)

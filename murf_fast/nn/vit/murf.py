@@ -1,0 +1,184 @@
+"""MuRF from images to fused features, labels, depth or tokens in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from murf_fast import backends
+from murf_fast.nn.heads.depth_head import DepthHead
+from murf_fast.nn.heads.segmentation_head import SegmentationHead
+from murf_fast.nn.vit import _images
+from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
+from murf_fast.nn.vit.principal import fused_projection
+from murf_fast.ops import _checks
+from murf_fast.ops._library import wants_channels_last
+from murf_fast.ops.upsample_concat import upsample_concat
+
+
+class MuRF(nn.Module):
+    """A frozen vision transformer at several resolutions, fused on one grid, with an optional linear head.
+
+    ``F = cat_s U_s f(resize(image, s))``: every resolution through the same model ``f``, every map resized to one grid.
+
+    Args:
+        model: A model that :class:`MultiResolutionEncoder` takes, or an encoder (then without ``sizes`` and options).
+        sizes: Resolutions in pixels, as for the encoder (one integer: one square); or give its ``scales``.
+        head: :class:`SegmentationHead` for :meth:`segment` or :class:`DepthHead` for :meth:`depth`, with columns for
+            the maps or for the maps and their CLS tokens. MuRF's segmentation takes the last block with ``norm=True``
+            (the default), its depth ``norm=False`` and, as its code counts ``hidden_states``, the block before the one
+            named (``layers=[10]`` for its ``[11]``).
+        options: The other options of the encoder. Its defaults are MuRF's pyramid: bilinear without antialias.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it. Calls check what they are given, and the
+            head, before the model runs.
+
+    Source: MuRF, section 3 and equation 2; its segmentation and depth models, and its MLLM tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sizes: Sequence[int | tuple[int, int]] | None = None,
+        head: SegmentationHead | DepthHead | None = None,
+        **options,
+    ) -> None:
+        super().__init__()
+        if isinstance(model, MultiResolutionEncoder):
+            if sizes is not None or options:
+                given = ["sizes"] * (sizes is not None) + list(options)
+                raise ValueError(f"murf_fast.MuRF: `model` is an encoder, which has its own {', '.join(given)}")
+            self.encoder = model
+        else:
+            self.encoder = MultiResolutionEncoder(model, sizes, **options)
+        if head is not None and not isinstance(head, (SegmentationHead, DepthHead)):
+            raise TypeError(
+                f"murf_fast.MuRF: `head` must be a SegmentationHead or a DepthHead, got {type(head).__name__}"
+            )
+        self.head = head
+
+    def forward(self, images: Tensor, grid: int | tuple[int, int] | None = None, **options) -> Tensor:
+        """:meth:`features`."""
+        return self.features(images, grid, **options)
+
+    def encode(self, images: Tensor) -> MultiResolutionFeatures:
+        """The maps of every resolution as they come, for what has no method here (a head's ``loss``, say)."""
+        return self.encoder(images)
+
+    def features(
+        self,
+        images: Tensor,
+        grid: int | tuple[int, int] | None = None,
+        *,
+        mode: str = "bilinear",
+        antialias: bool = False,
+        via: int | tuple[int, int] | None = None,
+        memory_format: torch.memory_format | None = None,
+        out: Tensor | None = None,
+        backend: str | None = None,
+    ) -> Tensor:
+        """(B, sum D, h, w) at ``grid``; None for the largest grid of the maps (MuRF), or the image's size (its paper).
+
+        Args:
+            images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point.
+            grid: (height, width) of the result, or one integer for a square.
+            mode, antialias, via, memory_format, out, backend: As for :func:`murf_fast.upsample_concat`.
+        """
+        op, like = "MuRF.features", self.encoder.family.like
+        size = _images.size_of(op, images)
+        grid = self._largest_grid(size) if grid is None else _checks.grid(op, "grid", grid)
+        via = _checks.optional_grid(op, "via", via)
+        _checks.mode(op, mode, antialias)
+        wants_channels_last(op, memory_format, images)
+        backends.resolve(backend, like.device.type, like.dtype)
+        if out is not None and not torch.is_autocast_enabled(like.device.type):
+            _checks.out(op, out, (images.shape[0], self._columns(), *grid), [like])
+        maps = self.encoder(images).maps
+        return upsample_concat(
+            maps,
+            grid,
+            mode=mode,
+            antialias=antialias,
+            via=via,
+            memory_format=memory_format,
+            out=out,
+            backend=backend,
+        )
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, N, sum D) for a language model's projector: N tokens of the largest grid, whatever the resolutions."""
+        grid = self._largest_grid(_images.size_of("MuRF.tokens", images))
+        fused = upsample_concat(self.encoder(images).maps, grid, memory_format=torch.channels_last)
+        return fused.permute(0, 2, 3, 1).flatten(1, 2)
+
+    def segment(self, images: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
+        """Labels (B, height, width), of the image's size if ``size`` is None; no logits at that size exist."""
+        return self._predict("segment", SegmentationHead, images, size)
+
+    def depth(self, images: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
+        """Depth (B, height, width) in the unit of the head's range, of the image's size if ``size`` is None."""
+        return self._predict("depth", DepthHead, images, size)
+
+    @torch.no_grad()
+    def pca(self, images: Tensor, size: int | tuple[int, int] | None = None, components: int = 3) -> Tensor:
+        """(B, components, height, width): leading principal components of the fused features of the whole batch.
+
+        At the image's size if ``size`` is None. Signs are arbitrary but reproducible.
+        """
+        components = _checks.integer("MuRF.pca", "components", components, 1, self._columns())
+        size = _size("MuRF.pca", images, size)
+        return fused_projection(self.encoder(images).maps, size, components)
+
+    def _predict(self, method: str, kind: type, images: Tensor, size) -> Tensor:
+        if not isinstance(self.head, kind):
+            got = "none" if self.head is None else type(self.head).__name__
+            raise ValueError(f"murf_fast.MuRF.{method}: `head` must be a {kind.__name__}, this model has {got}")
+        size = _size(f"MuRF.{method}", images, size)
+        takes_cls = self._takes_cls(method)
+        with torch.no_grad():
+            features = self.encoder(images)
+            return self.head.predict(features.maps, size, features.cls if takes_cls else None)
+
+    def _takes_cls(self, method: str) -> bool:
+        """Whether the head has columns for CLS tokens; raises where it has columns for neither."""
+        head, family = self.head.classifier, self.encoder.family
+        like = family.like
+        if head.weight.device != like.device:
+            raise ValueError(
+                f"murf_fast.MuRF.{method}: `head` must be on the device of `model`, {like.device}, "
+                f"got {head.weight.device}"
+            )
+        if head.weight.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+            raise TypeError(
+                f"murf_fast.MuRF.{method}: `head` must have the dtype of `model`, {like.dtype}, got {head.weight.dtype}"
+            )
+        columns, channels = head.in_channels, self._columns()
+        has_cls = family.prefix() is not None
+        if columns == channels or (columns == 2 * channels and has_cls):
+            return columns != channels
+        or_both = ", or twice as many with CLS tokens," if has_cls else ""
+        raise ValueError(
+            f"murf_fast.MuRF.{method}: `head` must have {channels} columns{or_both} for {self._maps()} maps, it has "
+            f"{columns}"
+        )
+
+    def _maps(self) -> int:
+        return len(self.encoder.layers) * len(self.encoder.sizes or self.encoder.scales)
+
+    def _columns(self) -> int:
+        """Channels of all maps together."""
+        return self._maps() * self.encoder.family.width
+
+    def _largest_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in patches of the largest resolution, per axis."""
+        patch, sizes = self.encoder.family.patch_size, self.encoder.sizes_for(*size)
+        return max(h for h, _ in sizes) // patch, max(w for _, w in sizes) // patch
+
+
+def _size(op: str, images: Tensor, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of a result: that of the images if not given."""
+    of_images = _images.size_of(op, images)
+    return of_images if size is None else tuple(_checks.grid(op, "size", size))

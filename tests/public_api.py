@@ -1,0 +1,50 @@
+"""The public names and their signatures, one a line. ``python tests/public_api.py`` prints them: a change of what it
+prints is a change for users, and goes into tests/golden/public_api.txt by intention.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from types import ModuleType
+
+PACKAGES = ("murf_fast", "murf_fast.anomaly", "murf_fast.nn", "murf_fast.patch", "murf_fast.windows")
+
+
+def public_api() -> Iterator[str]:
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in sorted(getattr(module, "__all__", None) or _defined(module)):
+            yield from _described(f"{package}.{name}", getattr(module, name))
+
+
+def _defined(module: ModuleType) -> list[str]:
+    return [n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", None) == module.__name__]
+
+
+def _described(name: str, value: object) -> Iterator[str]:
+    if inspect.isclass(value):
+        yield f"{name}{_signature(value)}"
+        for member, defined in sorted(vars(value).items()):
+            if member.startswith("_") and member != "__call__":
+                continue
+            if isinstance(defined, property):
+                yield f"{name}.{member}: property"
+            elif isinstance(defined, (classmethod, staticmethod)) or inspect.isfunction(defined):
+                yield f"{name}.{member}{_signature(getattr(value, member))}"
+    elif callable(value):
+        yield f"{name}{_signature(value)}"
+    else:
+        yield f"{name}: {type(value).__name__}"
+
+
+def _signature(value: object) -> str:
+    if inspect.isclass(value) and issubclass(value, Exception):
+        return "(Exception)"
+    return re.sub(r"ForwardRef\('(.*?)'\)", r"'\1'", str(inspect.signature(value)))
+
+
+if __name__ == "__main__":
+    print(*public_api(), sep="\n")
