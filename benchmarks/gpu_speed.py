@@ -29,6 +29,8 @@ from machine import describe
 from measure import WrongResult, check
 from registry import Case, cases, scale_down
 
+from murf_fast.cli.meter import observed
+
 REPEATS = 25
 
 
@@ -84,15 +86,6 @@ def replayed(clock: Clock, function) -> float | None:
     return clock(graph.replay)["median_s"]
 
 
-def peak_memory(function) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    function()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def measure(case: Case, device: str, clock: Clock) -> dict:
     contenders = case.build(device, case.dtype)
     error = check(case, contenders)
@@ -101,7 +94,7 @@ def measure(case: Case, device: str, clock: Clock) -> dict:
         functions = {name: f for name, f in functions.items() if "compile" not in name}
     measured = {}
     for name, function in functions.items():
-        measured[name] = {**clock(function), "peak_bytes": peak_memory(function) if device == "cuda" else None}
+        measured[name] = {**clock(function), "peak_bytes": observed(function, device)[1]}
         if device == "cuda" and "compile" not in name:
             measured[name]["replay_s"] = replayed(clock, function)
     return {

@@ -1,21 +1,14 @@
-"""Measuring a case on a CPU: parity first, then every contender interleaved with ours on the same data.
-
-Peak memory is the rise of the process's resident high-water mark (reset through /proc/self/clear_refs) during one call,
-the result included; None where the system does not offer it.
-"""
+"""Measuring a case on a CPU: parity first, then every contender interleaved with ours on the same data."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import statistics
-import time
-from pathlib import Path
 
 import torch
 from registry import Case, Contenders, Rows
 from torch import Tensor
+
+from murf_fast.cli.meter import observed, release, seconds_of
 
 SECONDS = 20.0  # per case, for all contenders
 FEWEST, MOST = 3, 25
@@ -70,14 +63,14 @@ def run(benchmark, case: Case, ceilings: dict) -> None:
     """
     contenders = case.build("cpu", case.dtype)
     error = check(case, contenders)
-    _release()
+    release()
     functions = {"murf_fast": contenders.ours, **contenders.others}
     memory, first = {}, {}
     for name, function in functions.items():
-        first[name] = _seconds(function)  # compiles, fills caches
-        memory[name] = peak_memory(function)
+        first[name] = seconds_of(function)  # compiles, fills caches
+        memory[name] = observed(function)[1]
         if first[name] < SLOW or "compile" in name:
-            first[name] = _seconds(function)
+            first[name] = seconds_of(function)
     others = {n: [] for n in contenders.others}
     rounds = int(min(MOST, max(FEWEST, SECONDS / sum(2 * seconds for seconds in first.values()))))
 
@@ -91,13 +84,13 @@ def run(benchmark, case: Case, ceilings: dict) -> None:
             fewest = 1 if first[name] > SLOW else FEWEST
             if len(others[name]) < max(fewest, SECONDS / len(functions) / (2 * first[name])):
                 settle(name, function)
-                others[name].append(_seconds(function))
+                others[name].append(seconds_of(function))
         settle("murf_fast", contenders.ours)
 
     ours = []
 
     def timed():
-        ours.append(_seconds(contenders.ours))
+        ours.append(seconds_of(contenders.ours))
 
     benchmark.pedantic(timed, setup=others_first, rounds=rounds, warmup_rounds=1)
     times = {"murf_fast": ours[1:], **others}
@@ -120,20 +113,6 @@ def run(benchmark, case: Case, ceilings: dict) -> None:
     )
 
 
-def peak_memory(function) -> int | None:
-    status = Path("/proc/self/status")
-    try:
-        _release()
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _field(status, "VmRSS")
-        result = function()
-        rise = _field(status, "VmHWM") - before
-    except OSError:
-        return None
-    del result
-    return rise
-
-
 def measured_ceilings() -> dict:
     """This machine's own rates with the threads in use: streaming write, copy (read plus written), float32 GEMM."""
     from murf_fast import native
@@ -151,15 +130,7 @@ def measured_ceilings() -> dict:
 
 def _best(function) -> float:
     function()
-    return min(_seconds(function) for _ in range(7))
-
-
-def _seconds(function) -> float:
-    start = time.perf_counter()
-    result = function()
-    seconds = time.perf_counter() - start
-    del result
-    return seconds
+    return min(seconds_of(function) for _ in range(7))
 
 
 def _summary(seconds: list[float]) -> dict:
@@ -170,14 +141,3 @@ def _summary(seconds: list[float]) -> dict:
         "p80_s": ordered[int(0.8 * (len(ordered) - 1) + 0.5)],
         "rounds": len(ordered),
     }
-
-
-def _release() -> None:
-    gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _field(status: Path, name: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name + ":"))
-    return int(line.split()[1]) * 1024

@@ -387,19 +387,16 @@ def test_inverted_file():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="resident memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_matrix():
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-    import measure
+    from murf_fast.cli.meter import observed
 
     bank, query = split(torch.randn(42048, 256, generator=torch.Generator().manual_seed(0)), 2048)
     index = NearestIndex(bank, precision="float32")
     nearest_distance(query, index)
-    rise = measure.peak_memory(lambda: nearest_distance(query, index))
+    rise = observed(lambda: nearest_distance(query, index))[1]
     assert rise < 64 << 20 < 2048 * 40000 * 4
     query, bank = query[:100].double(), bank.double()
     nearest_distance(query, bank[:1000])
-    assert measure.peak_memory(lambda: nearest_distance(query, bank)) < 64 << 20 < bank.nbytes
+    assert observed(lambda: nearest_distance(query, bank))[1] < 64 << 20 < bank.nbytes
 
 
 @pytest.mark.parametrize(("backend", "device"), [("reference", "cpu"), *KERNELS])

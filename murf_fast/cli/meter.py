@@ -1,60 +1,74 @@
-"""Peak memory of a call, and times of two calls side by side."""
+"""Time and memory of calls: for the demo, the commands and the benchmarks.
+
+Memory on a CPU is the process's resident high-water mark (the kernel's own, reset before the call), on a GPU that of
+torch's allocator. A call on a GPU is waited for.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 
-LEAST_ROUNDS, MOST_ROUNDS = 3, 50
-SECONDS = 1.0
+import torch
 
 
-def observed(call: Callable) -> tuple[object, int | None]:
-    """The result of ``call``, and the peak resident memory during it above that before it, its result included.
-
-    The peak is the kernel's own high-water mark, reset before the call; None where it cannot be reset (Linux can).
-    """
-    gc.collect()
-    _return_free_memory()
-    resets = _reset_peak()
-    before = _status("VmRSS") if resets else 0
+def seconds_of(call: Callable, device: str = "cpu") -> float:
+    """Wall-clock seconds of one call; its result is dropped afterwards."""
+    start = time.perf_counter()
     result = call()
-    return result, max(0, _status("VmHWM") - before) if resets else None
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    del result
+    return seconds
 
 
-def interleaved(first: Callable, second: Callable) -> tuple[float, float]:
-    """Median seconds of two calls, taken in turns so that both see the same state of the machine.
+def interleaved(
+    calls: Sequence[Callable], device: str = "cpu", *, seconds: float, fewest: int = 3, most: int = 50
+) -> list[list[float]]:
+    """Seconds of every call, taken in turns so that all see the same state of the machine.
 
-    Both have been called before. Rounds go on for ``SECONDS``, within the limits of their number.
+    All have been called before. Rounds go on for ``seconds`` altogether, within the limits of their number.
     """
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in calls]
     started = time.perf_counter()
-    while len(times[0]) < LEAST_ROUNDS or (len(times[0]) < MOST_ROUNDS and time.perf_counter() - started < SECONDS):
-        for call, taken in zip((first, second), times, strict=True):
-            before = time.perf_counter()
-            result = call()
-            taken.append(time.perf_counter() - before)
-            del result
-    return median(times[0]), median(times[1])
+    while len(times[0]) < fewest or (len(times[0]) < most and time.perf_counter() - started < seconds):
+        for call, taken in zip(calls, times, strict=True):
+            taken.append(seconds_of(call, device))
+    return times
 
 
-def _return_free_memory() -> None:
-    """Memory that malloc keeps for later would hide what the next call needs."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def observed(call: Callable, device: str = "cpu") -> tuple[object, int | None]:
+    """The result of ``call``, and the peak memory in bytes during it above that before it, its result included.
 
-
-def _reset_peak() -> bool:
+    None where there is no high-water mark to reset: on a CPU, anywhere but on Linux.
+    """
+    release()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        torch.cuda.synchronize()
+        return result, torch.cuda.max_memory_allocated() - before
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return False
-    return True
+        return call(), None
+    before = _status("VmRSS")
+    result = call()
+    return result, max(0, _status("VmHWM") - before)
+
+
+def release() -> None:
+    """Gives free memory back to the system: what malloc keeps for later would hide what the next call needs."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -14,11 +13,11 @@ from rich.table import Table
 from torch import Tensor
 
 from murf_fast import _extension
-from murf_fast.cli.meter import observed
+from murf_fast.cli import meter
 
 SIZES = (112, 224, 448, 1024)
 CHANNELS = 384  # of a small ViT
-SECONDS, FEWEST, MOST = 2.0, 3, 50
+SECONDS = 2.0  # for each call
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,9 @@ def rows_of(size: int, device: str, channels: int, calls: dict[str, Callable[[],
     for method, call in calls.items():
         with torch.no_grad():
             call()
-            peak = _peak(call, device)
-            rows.append(Row(size, method, _seconds(call, device), peak, 4 * channels * size * size))
+            peak = meter.observed(call, device)[1]
+            (times,) = meter.interleaved([call], device, seconds=SECONDS)
+            rows.append(Row(size, method, median(times), peak, 4 * channels * size * size))
     return rows
 
 
@@ -75,27 +75,3 @@ def print_table(title: str, rows: Sequence[Row], device: str, console: Console) 
         style="dim",
         highlight=False,
     )
-
-
-def _peak(call: Callable, device: str) -> int | None:
-    if device != "cuda":
-        return observed(call)[1]
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _seconds(call: Callable, device: str) -> float:
-    """Median of calls, each waited for."""
-    times: list[float] = []
-    while len(times) < FEWEST or (len(times) < MOST and sum(times) < SECONDS):
-        start = time.perf_counter()
-        result = call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-        del result
-    return median(times)

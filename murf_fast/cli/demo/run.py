@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from murf_fast.cli.demo import jbu, pca, picture, pipeline
 from murf_fast.cli.demo.operations import Operation, operations
 from murf_fast.nn.vit.principal import fused_projection
 
-RESOLUTIONS = (266, 518, 784)
+SECONDS = 1.0  # for both sides of an operation
 # Attention is quadratic: so many patches of one resolution take minutes on a CPU, ten times as many hours.
 MOST_PATCHES = 2**15
 PICTURE, NUMBERS = "murf_fast_demo.png", "murf_fast_demo.json"
@@ -101,7 +102,7 @@ def _row(operation: Operation) -> Row:
     results, peaks = zip(*(meter.observed(call) for call in calls), strict=True)
     errors = operation.errors(results)
     del results
-    seconds = meter.interleaved(*calls)
+    seconds = [median(times) for times in meter.interleaved(calls, seconds=SECONDS)]
     fast, plain = (Side(*values) for values in zip(seconds, peaks, errors, strict=True))
     return Row(operation.name, operation.result, fast, plain)
 
