@@ -37,7 +37,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from murf_fast.nn import MultiResolutionEncoder
-from murf_fast.nn.vit import _blocks, _families
+from murf_fast.nn.vit import _blocks, families
+from murf_fast.nn.vit.families._transformers import Transformers
+from murf_fast.nn.vit.families.dinov3 import HuggingFaceDinov3
+from murf_fast.nn.vit.families.hub import Hub
 
 SIZES = [(12, 20), (24, 24)]
 CALLED = [dinov2, dinov2_registers, dinov3, siglip, *OWN]  # siglip2's own forward takes patches
@@ -187,7 +190,7 @@ def test_hooks_see_what_the_model_would_give_them(build):
 @pytest.mark.parametrize("build", [dinov2, dinov3, hub, timm_layout], ids=lambda f: f.__name__)
 def test_hooks_on_all_modules(build):
     model = model_of(build)
-    encoder, blocks = encoder_of(model), list(_families.family_of(model)(model).blocks)
+    encoder, blocks = encoder_of(model), list(families.family_of(model)(model).blocks)
     handle = nn.modules.module.register_module_forward_hook(
         lambda module, inputs, output: changed(output) if module in (blocks[1], encoder.family.final_norm) else None
     )
@@ -206,7 +209,7 @@ def test_a_plain_model_runs_packed(build, monkeypatch):
     def called(*arguments):
         raise AssertionError("a module was called as a whole")
 
-    for kind in (_families.Transformers, _families.HuggingFaceDinov3, _families.Hub):
+    for kind in (Transformers, HuggingFaceDinov3, Hub):
         monkeypatch.setattr(kind, "call_block", called)
         monkeypatch.setattr(kind, "call_container", called)
     for kind in (encoder._family,):
@@ -220,7 +223,7 @@ def test_hidden_states_asked_for_once_do_not_end_packing(monkeypatch):
     model = model_of(dinov2)
     encoder = encoder_of(model)
     model(torch.rand(1, 3, 24, 24), output_hidden_states=True)
-    monkeypatch.setattr(_families.Transformers, "call_block", None)
+    monkeypatch.setattr(Transformers, "call_block", None)
     encoder(images_of())
 
 

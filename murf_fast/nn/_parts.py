@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from murf_fast.nn.vit._plain import is_customized
+from murf_fast.nn._signatures import is_customized
 
 Form = tuple[type, tuple]
 

@@ -13,7 +13,7 @@ from murf_fast import windows
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import refuse_peculiar
-from murf_fast.nn.vit._encoders import GROUPS, Encoder, check_guided, precise
+from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_guided, precise
 from murf_fast.ops import _checks, window_attention
 from murf_fast.ops._library import is_channels_last
 

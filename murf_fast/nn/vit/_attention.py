@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from murf_fast.nn.vit._families import Rotation
+from murf_fast.nn.vit.families._family import Rotation
 from murf_fast.ops.patch_embed import PackedTokens
 
 KINDS = ("sdpa", "varlen")

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from murf_fast.nn._signatures import Signature, has_global_hooks, shell_of, signature, trains
 from murf_fast.nn.vit import _attention
 from murf_fast.nn.vit._attention import Run
-from murf_fast.nn.vit._families import Family, Layer, Rotation
-from murf_fast.nn.vit._plain import Signature, has_global_hooks, shell_of, signature, trains
+from murf_fast.nn.vit.families._family import Family, Layer, Rotation
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.patch_embed import PackedTokens
 

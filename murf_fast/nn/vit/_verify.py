@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from murf_fast.nn._signatures import HOOKS, Signature, is_inert, is_patched, shell_of, signature
 from murf_fast.nn.vit import _attention, _blocks
-from murf_fast.nn.vit._families import Family, left_out
-from murf_fast.nn.vit._plain import HOOKS, Signature, is_inert, is_patched, shell_of, signature
+from murf_fast.nn.vit.families._family import Family, left_out
 from murf_fast.ops.image_to_patches import image_to_patches
-from murf_fast.ops.patch_embed import Block, PackedTokens, patch_embed
+from murf_fast.ops.patch_embed import Block, PackedTokens
 
 GRID = (2, 3)  # in patches: no square, and another than a model's own
 NEAR = 0.02  # of the largest value: structures differ by more, roundings (of bfloat16 products, if asked for) by less
@@ -185,21 +185,7 @@ def _features(output: object, last: Tensor, family: Family) -> tuple[Callable[[T
 def _tokens(family: Family, patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens as a packed pass makes them."""
     pixels = family.pixels(patches, grid)
-    return patch_embed(
-        pixels,
-        [tuple(pixels.shape[2:])],
-        family.projection.weight,
-        family.projection.bias,
-        family.positions(),
-        patch_size=family.patch_size,
-        flavor=family.flavor,
-        num_prefix_tokens=family.num_position_prefix,
-        source_grid=family.source_grid,
-        prefix=family.prefix(),
-        layout=family.layout,
-        keep=False,
-        backend="reference",
-    ).block(0)
+    return family.embed(pixels, [tuple(pixels.shape[2:])], keep=False, backend="reference").block(0)
 
 
 def _called_tokens(family: Family, patches: Tensor, grid: tuple[int, int]) -> Tensor | None:

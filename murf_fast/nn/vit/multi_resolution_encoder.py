@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from murf_fast.nn._signatures import has_global_hooks, is_customized, signature
 from murf_fast.nn.vit import _attention, _blocks, _images, _resolutions
-from murf_fast.nn.vit._families import Family, Rotation, family_of
-from murf_fast.nn.vit._plain import has_global_hooks, is_customized, signature
 from murf_fast.nn.vit._verify import plain_parts
+from murf_fast.nn.vit.families import family_of
+from murf_fast.nn.vit.families._family import Family, Rotation
 from murf_fast.ops import _checks
-from murf_fast.ops.patch_embed import PackedTokens, cut_sequences, patch_embed
+from murf_fast.ops.patch_embed import PackedTokens, cut_sequences
 from murf_fast.ops.resample_pos_embed import KEEPS
 
 ROUNDINGS = ("floor", "murf")
@@ -240,22 +241,8 @@ class MultiResolutionEncoder(nn.Module):
                 rotations.append(family.call_rope(family.pixels(patches, block.grid)))
             prefix = 0 if prefix is None else len(prefix)
             return PackedTokens(torch.cat(tokens), tuple(blocks), prefix), rotations, len(tokens) > 1
-        packed = patch_embed(
-            images,
-            sizes,
-            family.projection.weight,
-            family.projection.bias,
-            family.positions(),
-            patch_size=family.patch_size,
-            flavor=family.flavor,
-            num_prefix_tokens=family.num_position_prefix,
-            source_grid=family.source_grid,
-            prefix=family.prefix(),
-            tiles=self.tiles,
-            remainder=self.remainder,
-            layout=family.layout,
-            keep=self.keep_positions,
-            **self.resize,
+        packed = family.embed(
+            images, sizes, tiles=self.tiles, remainder=self.remainder, keep=self.keep_positions, **self.resize
         )
         return packed, self._rotations(packed, family), True
 

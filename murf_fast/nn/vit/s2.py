@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast.nn.vit import _images, _resolutions
-from murf_fast.nn.vit._families import is_supported
+from murf_fast.nn.vit.families import is_supported
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
