@@ -17,6 +17,8 @@ from fuzz.evaluation import both_ways
 from fuzz.maps import drawn_map, drawn_vector
 from murf_fast import windows
 
+__all__ = ["neighborhood_attention", "window_attention", "window_rules"]
+
 
 def ratio_counts(out: int, n: int, ratio: float) -> np.ndarray:
     """AnyUp's rule in float32, in the documented order."""

@@ -16,6 +16,8 @@ from fuzz.maps import cotangent, drawn_map, drawn_vector
 from fuzz.resampling import resize_of
 from murf_fast import BilateralParams
 
+__all__ = ["adaptive_conv", "bilateral_kernels", "joint_bilateral_upsample"]
+
 PADDINGS = ("reflect", "replicate", "constant", None)
 
 

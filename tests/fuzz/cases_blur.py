@@ -10,6 +10,8 @@ from fuzz.compare import Comparison, arithmetic, derived, unit
 from fuzz.draw import Draw
 from fuzz.maps import drawn_map
 
+__all__ = ["gaussian_blur"]
+
 BORDERS = {"symmetric": "reflect", "reflect": "mirror"}  # ours and SciPy's names
 
 

@@ -13,6 +13,8 @@ from fuzz.evaluation import both_ways
 from fuzz.maps import drawn_vector
 from fuzz.resampling import resize_of
 
+__all__ = ["linear_head"]
+
 
 def linear_head(d: Draw) -> list[Comparison]:
     wants = d.chance("gradients", 0.35)

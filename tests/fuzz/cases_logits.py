@@ -12,6 +12,8 @@ from fuzz.compare import Comparison, arithmetic, derived, exact, unit
 from fuzz.draw import Draw
 from fuzz.maps import drawn_vector
 
+__all__ = ["upsample_argmax", "upsample_cross_entropy", "upsample_expectation"]
+
 LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 

@@ -13,6 +13,8 @@ from fuzz.draw import DTYPES, Draw
 from fuzz.maps import drawn_map, drawn_vector, laid_out
 from fuzz.resampling import resize_of
 
+__all__ = ["image_to_patches", "patch_embed"]
+
 IMAGE_TYPES = (torch.uint8, *DTYPES)
 
 

@@ -12,6 +12,8 @@ from fuzz.draw import Draw
 from fuzz.maps import laid_out, values
 from fuzz.resampling import resize_of
 
+__all__ = ["resample_patch_embed", "resample_pos_embed"]
+
 # What each code base calls: mode, antialias, offset of the grid in its scale factor.
 FLAVORS = {
     "dinov2-hub": ("bicubic", False, 0.1),

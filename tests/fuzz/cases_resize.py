@@ -13,6 +13,8 @@ from fuzz.draw import Draw
 from fuzz.maps import cotangent, drawn_map
 from fuzz.resampling import ANTIALIASED, MODES, Resize, resize_of
 
+__all__ = ["resize"]
+
 FORMATS = (None, torch.channels_last, torch.contiguous_format)
 
 

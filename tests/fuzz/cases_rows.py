@@ -13,6 +13,8 @@ from fuzz.draw import Draw
 from fuzz.maps import values
 from murf_fast import IVFIndex, NearestIndex
 
+__all__ = ["au_curves", "ivf_index", "k_center_greedy", "nearest_distance"]
+
 KINDS = ("normal", "offset", "large", "small", "subnormal", "integers")
 
 

@@ -11,6 +11,8 @@ from fuzz.draw import Draw
 from fuzz.evaluation import both_ways
 from fuzz.maps import drawn_map, drawn_vector
 
+__all__ = ["feature_unify"]
+
 
 def feature_unify(d: Draw) -> list[Comparison]:
     dtype = d.dtype()

@@ -14,6 +14,8 @@ from fuzz.draw import Draw
 from fuzz.maps import VALUES, cotangent, drawn_map, drawn_vector
 from fuzz.resampling import Resize, resize_of
 
+__all__ = ["upsample_concat", "upsample_mean", "upsample_sum"]
+
 
 @dataclass
 class Maps:

@@ -6,51 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from fuzz import (
-    cases_attention,
-    cases_bilateral,
-    cases_blur,
-    cases_head,
-    cases_logits,
-    cases_patches,
-    cases_positions,
-    cases_resize,
-    cases_rows,
-    cases_unify,
-    cases_upsample,
-)
+import fuzz
 from fuzz.compare import Comparison
 from fuzz.draw import Draw
+from murf_fast._discovery import exports
 
-CASES: dict[str, Callable[[Draw], list[Comparison]]] = {
-    function.__name__: function
-    for function in (
-        cases_resize.resize,
-        cases_upsample.upsample_concat,
-        cases_upsample.upsample_sum,
-        cases_upsample.upsample_mean,
-        cases_logits.upsample_argmax,
-        cases_logits.upsample_expectation,
-        cases_logits.upsample_cross_entropy,
-        cases_blur.gaussian_blur,
-        cases_patches.image_to_patches,
-        cases_patches.patch_embed,
-        cases_positions.resample_pos_embed,
-        cases_positions.resample_patch_embed,
-        cases_bilateral.adaptive_conv,
-        cases_bilateral.bilateral_kernels,
-        cases_bilateral.joint_bilateral_upsample,
-        cases_attention.window_rules,
-        cases_attention.window_attention,
-        cases_attention.neighborhood_attention,
-        cases_unify.feature_unify,
-        cases_head.linear_head,
-        cases_rows.nearest_distance,
-        cases_rows.ivf_index,
-        cases_rows.k_center_greedy,
-        cases_rows.au_curves,
-    )
-}
+# What the files cases_*.py list in their `__all__`.
+CASES: dict[str, Callable[[Draw], list[Comparison]]] = exports("fuzz", fuzz.__path__)
 
 
 def comparisons(draw: Draw, op: str) -> list[Comparison]:
