@@ -57,6 +57,18 @@ def poisoned_memory(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def checked_memory():
+    """Every launch in Triton's interpreter has its addresses checked."""
+    if HAS_GPU or backends.triton_problems():
+        yield
+        return
+    from checked_memory import checked
+
+    with checked():
+        yield
+
+
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu) if HAS_GPU else "cpu"])
 def device(request):
     """Where a test of a Triton kernel runs: on the GPU where there is one (marked gpu), else in the interpreter."""
