@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from murf_fast.nn import _checkpoints, _parts
 from murf_fast.nn.guided import _anyup_checkpoint
-from murf_fast.nn.guided._anyup_forward import RULES, upsample, window_rule
+from murf_fast.nn.guided._anyup_forward import WINDOWS, upsample, window_rule
 from murf_fast.ops import _checks
 
 
@@ -54,8 +54,8 @@ class AnyUp(nn.Module):
         allow_bfloat16: bool = False,
     ) -> None:
         super().__init__()
-        if windows not in RULES:
-            raise ValueError(f"murf_fast.AnyUp: `windows` must be one of {RULES}, got {windows!r}")
+        if windows not in WINDOWS:
+            raise ValueError(f"murf_fast.AnyUp: `windows` must be one of {WINDOWS}, got {windows!r}")
         if qk_dim < 1 or qk_dim % 8 or qk_dim % (2 * num_heads):
             raise ValueError(
                 f"murf_fast.AnyUp: `qk_dim` must be a multiple of 8 and of {2 * num_heads}, twice the heads, "

@@ -14,7 +14,7 @@ from murf_fast.ops import _checks, resize, upsample_expectation
 from murf_fast.ops.linear_head import low_resolution_logits
 from murf_fast.ops.upsample_expectation import NORMS
 
-RULES = ("midpoint", "linspace")
+SPACINGS = ("midpoint", "linspace")
 
 _OWN = Naming("murf_fast", "classifier", "batch_norm", norm_optional=True)
 _MURF = Naming("MuRF", "depth_estimation_head.head")
@@ -77,8 +77,8 @@ class DepthHead(nn.Module):
         super().__init__()
         if bins < 2:
             raise ValueError(f"murf_fast.DepthHead: `bins` must be at least 2, got {bins}")
-        if rule not in RULES:
-            raise ValueError(f"murf_fast.DepthHead: `rule` must be one of {RULES}, got {rule!r}")
+        if rule not in SPACINGS:
+            raise ValueError(f"murf_fast.DepthHead: `rule` must be one of {SPACINGS}, got {rule!r}")
         if norm not in NORMS:
             raise ValueError(f"murf_fast.DepthHead: `norm` must be one of {NORMS}, got {norm!r}")
         if not 0 <= depth_range[0] < depth_range[1]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from murf_fast.nn._signatures import has_global_hooks, is_customized, signature
 from murf_fast.nn.vit import _attention, _blocks, _images, _resolutions
-from murf_fast.nn.vit._verify import plain_parts
+from murf_fast.nn.vit._verify import packable_parts
 from murf_fast.nn.vit.families import family_of
 from murf_fast.nn.vit.families._family import Family, Rotation
 from murf_fast.ops import _checks
@@ -140,7 +140,7 @@ class MultiResolutionEncoder(nn.Module):
         _checks.mode(what, mode, antialias)
         mean, std = _images.three_numbers(what, "mean", mean), _images.three_numbers(what, "std", std)
         self.resize = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
-        self._plain = plain_parts(self._family, model, verify)
+        self._packable = packable_parts(self._family, model, verify)
 
     @property
     def family(self) -> Family:
@@ -187,9 +187,9 @@ class MultiResolutionEncoder(nn.Module):
         """Features of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; see :class:`PackedTokens`."""
         family = self._checked_family()
         packed, rotations, owns = self._embed(family, images)
-        attended = {} if self.attentions else None
+        seen: dict[int, Tensor] | None = {} if self.attentions else None
         outputs = _blocks.run(
-            packed, family, rotations, set(self.layers), self._plain, self.attention, owns=owns, attended=attended
+            packed, family, rotations, set(self.layers), self._packable, self.attention, owns=owns, attentions=seen
         )
         if self.norm:
             outputs = {i: self._normed(family, packed.with_tokens(tokens)) for i, tokens in outputs.items()}
@@ -199,7 +199,7 @@ class MultiResolutionEncoder(nn.Module):
             maps=[t.map(s) for s in resolutions for t in tokens],
             cls=[t.prefix_tokens(s)[:, 0] if packed.prefix else None for s in resolutions for t in tokens],
             tokens=tokens,
-            attentions=attended and [packed.with_tokens(attended[i]).map(s) for s in resolutions for i in self.layers],
+            attentions=seen and [packed.with_tokens(seen[i]).map(s) for s in resolutions for i in self.layers],
         )
 
     def embed(self, images: Tensor) -> PackedTokens:
@@ -220,8 +220,8 @@ class MultiResolutionEncoder(nn.Module):
             )
         sizes = self.sizes_for(*self._check_images(family, images))
         hooked = has_global_hooks()
-        calls = hooked or any(signature(module) not in self._plain for module in family.embedders)
-        calls_rope = family.rope is not None and (hooked or signature(family.rope) not in self._plain)
+        calls = hooked or any(signature(module) not in self._packable for module in family.embedders)
+        calls_rope = family.rope is not None and (hooked or signature(family.rope) not in self._packable)
         if calls or calls_rope:
             tokens, blocks, rotations = [], [], []
             cut = cut_sequences(
@@ -259,7 +259,7 @@ class MultiResolutionEncoder(nn.Module):
 
     def _normed(self, family: Family, packed: PackedTokens) -> Tensor:
         """The final norm, of all rows at once if it is what it was at construction."""
-        if not has_global_hooks() and signature(family.final_norm) in self._plain:
+        if not has_global_hooks() and signature(family.final_norm) in self._packable:
             return family.final_norm(packed.tokens)
         return torch.cat([family.final_norm(packed.block(s)).flatten(0, 1) for s in range(len(packed))])
 
@@ -297,9 +297,9 @@ def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **optio
     wanted = options.pop("verify", True)
     encoder = MultiResolutionEncoder(model, sizes, verify=wanted and verified is None, **options)
     if wanted and verified is not None:
-        encoder._plain = verified
+        encoder._packable = verified
     elif wanted:
-        _verified[model] = encoder._plain
+        _verified[model] = encoder._packable
     return encoder
 
 
