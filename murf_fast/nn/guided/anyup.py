@@ -38,6 +38,9 @@ class AnyUp(nn.Module):
     Without gradients the image's encoders run as passes over the pixels that read and write activations once per group
     norm; where gradients are needed, and in float64, they are plain PyTorch.
 
+    Raises:
+        ValueError: ``qk_dim``, ``windows`` or ``kernel_size_lfu`` is wrong; the message names it.
+
     Source: AnyUp (Wimmer et al., arXiv 2510.12764), ``AnyUp``; weights CC BY 4.0.
     """
 

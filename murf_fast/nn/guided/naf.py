@@ -37,6 +37,9 @@ class NAF(nn.Module):
         kernel_size: Rows and columns of a window, in features.
         blocks: Blocks of each of the two encoders.
 
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+
     Source: NAF (arXiv 2511.18452), github.com/valeoai/NAF.
     """
 
