@@ -129,9 +129,11 @@ class AnyUp(nn.Module):
             TypeError, ValueError: An argument is wrong, or a submodule has hooks or was replaced, whose weights alone
                 are read; the message names it.
 
-        Memory: without gradients the result, its queries (a third of it at 384 channels), and two maps of ``qk_dim``
-        channels at the image's size (three if ``output_size`` is another), which are gone when the result is made.
-        Features narrower than the parameters take a second result, in the parameters' dtype.
+        Memory: without gradients the result and its queries (a third of it at 384 channels), or, if that is more, two
+        maps of ``qk_dim`` channels at the image's size (three, and as many at the output's, if that is another), which
+        are gone when the result is made. Features narrower than the parameters take a second result, in the parameters'
+        dtype. Where gradients are needed, about fifty maps of ``qk_dim`` channels at the image's size are kept beside
+        the result.
         """
         _parts.refuse_peculiar("AnyUp", _parts.submodules_of(self), self._forms)
         weights = _parts.weights_of(self, self._names)

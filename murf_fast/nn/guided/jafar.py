@@ -119,7 +119,9 @@ class JAFAR(nn.Module):
             TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_attn``) has hooks; the
                 message names it.
 
-        Memory: a few maps of ``qk_dim`` channels at the size of the image, and of the output; no scores.
+        Memory: without gradients the result and its queries, or, if that is more, six maps of ``qk_dim`` channels at
+        the image's size, which are gone when the result is made; no scores. Where gradients are needed, about
+        fifty maps of ``qk_dim`` channels at the image's size are kept beside the result.
         """
         like = self.rope.freqs
         size = check_guided("JAFAR", image, features, output_size, like, reflects=self.kernel_size > 1)

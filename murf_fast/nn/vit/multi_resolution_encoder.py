@@ -90,8 +90,9 @@ class MultiResolutionEncoder(nn.Module):
             differs is named); in a call, before any work: images of another type or layout, smaller than a patch at
             some scale, or, normalized, more than 20 deviations from the mean, as floats in 0..255 are.
 
-    Memory (no gradients wanted): four to five times the tokens of all resolutions, beside one copy per chosen layer.
-    Beside a block that is called lives a copy of the tokens.
+    Memory: without gradients about five times the tokens of all resolutions, one copy more for every layer after the
+    first and beside a block that is called, and on CPUs the hidden layer of 512 tokens. Where gradients are needed what
+    the model itself keeps, about twenty times the tokens per block.
 
     Source: MuRF, section 3; SigLIP-HD, section 2.
     """
@@ -148,7 +149,7 @@ class MultiResolutionEncoder(nn.Module):
         return self._family(self.model)
 
     def at(self, sizes: Sequence[int | tuple[int, int]], tiles: Sequence[int] | None = None) -> MultiResolutionEncoder:
-        """This encoder at other resolutions; model, verification and the other options are shared."""
+        """This encoder at other ``sizes`` and ``tiles``, which are checked as by the class; all else is shared."""
         other = copy.copy(self)
         other._set_resolutions(sizes, None, tiles, "raise")
         return other
@@ -184,7 +185,19 @@ class MultiResolutionEncoder(nn.Module):
         return [patch * t for t in self.tiles or [1] * len(self.sizes or self.scales)]
 
     def forward(self, images: Tensor) -> MultiResolutionFeatures:
-        """Features of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; see :class:`PackedTokens`."""
+        """Features at every resolution.
+
+        Args:
+            images: (B, 3, H, W) or (B, H, W, 3) on the model's device; uint8 or any floating-point dtype. They get no
+                gradient, and must not want one.
+
+        Returns:
+            :class:`MultiResolutionFeatures` in the dtype of the model (under autocast, as its modules give them);
+            differentiable with respect to the model's parameters.
+
+        Raises:
+            TypeError, ValueError: As the class says; the message names the argument or the part of the model.
+        """
         family = self._checked_family()
         packed, rotations, owns = self._embed(family, images)
         seen: dict[int, Tensor] | None = {} if self.attentions else None
@@ -203,7 +216,7 @@ class MultiResolutionEncoder(nn.Module):
         )
 
     def embed(self, images: Tensor) -> PackedTokens:
-        """The tokens before the first block."""
+        """The tokens before the first block, of all resolutions; arguments and errors as for :meth:`forward`."""
         return self._embed(self._checked_family(), images)[0]
 
     def _embed(self, family: Family, images: Tensor) -> tuple[PackedTokens, list[Rotation | None], bool]:
