@@ -67,9 +67,9 @@ class _Patches:
 class MultiResolutionDetector:
     """Anomaly scores of an image from the distances of its patches to those of normal images (MRF-AD, MuRF).
 
-    ``map = blur(mean_b U_b d_b)``, where ``d_b(p)`` is the mean distance of patch p's feature to the ``rules.k`` nearest
-    rows of bank b, and ``U_b`` resizes to the image. One bank per scale and layer holds the patches of all training
-    images.
+    ``map = blur(mean_b U_b d_b)``, where ``d_b(p)`` is the mean distance of patch p's feature to the ``rules.k``
+    nearest rows of bank b, and ``U_b`` resizes to the image. One bank per scale and layer holds the patches of all
+    training images.
 
     Args:
         encoder: A frozen ViT that :class:`MultiResolutionEncoder` takes, in eval mode; or such an encoder, which then

@@ -98,7 +98,7 @@ def reweighted_score(
         index: The bank; of its rows only those of the neighbourhood are read.
         neighbors: b, at most the rows of the bank are taken; with 1 the score is the maximum.
 
-    Source: PatchCore (Roth et al. 2022), section 3.3; anomalib's ``compute_anomaly_score``.
+    Source: PatchCore (Roth et al. 2022), section 3.3, as in anomalib.
     """
     farthest = int(distances.argmax())
     largest = float(distances[farthest])

@@ -28,6 +28,10 @@ def anyup() -> None:
 
     Raises:
         ModuleNotFoundError: There is no package ``anyup``.
+
+    Memory: as :meth:`murf_fast.nn.AnyUp.forward`.
+
+    Source: github.com/wimmerth/anyup.
     """
     if importlib.util.find_spec("anyup") is None:
         raise ModuleNotFoundError("murf_fast.patch.anyup: the package anyup is not installed", name="anyup")
