@@ -22,7 +22,7 @@ from murf_fast.ops.resample_pos_embed import KEEPS
 
 ROUNDINGS = ("floor", "murf")
 
-# The verified parts of models, by class: no reference to a model.
+# The packable parts of models, as their first encoder found them: classes, no reference to a model.
 _verified: weakref.WeakKeyDictionary[nn.Module, frozenset] = weakref.WeakKeyDictionary()
 
 
