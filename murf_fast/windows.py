@@ -1,8 +1,11 @@
 """Which keys every query of a grid attends to: windows that are separable into rows and columns.
 
 A window rule names, for each output row, the key rows it reads (and likewise for columns); a query attends to all
-pairs. Rules are small frozen values, so that operations can be traced with them; the tables they stand for are built
-once per size by :func:`axis_window`.
+pairs. Rules are small frozen values, so that operations can be traced with them; the tables they stand for, four bytes
+per output and key of its window, are built once per size by :func:`axis_window`.
+
+Sizes ``out`` and ``grid`` are (height, width) in pixels of the output and in keys; one integer is a square. Wrong
+arguments raise TypeError or ValueError, which name them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from murf_fast import _arguments
 Pair = tuple[int, int]
 
 # Tables given by the user, by the digest that stands for them in a rule. A compiled graph may hold the digest for as
-# long as the process lives, so nothing is ever dropped; a table is a few kilobytes.
+# long as the process lives, so nothing is ever dropped.
 _given: dict[str, AxisWindow] = {}
 
 
@@ -29,7 +32,10 @@ _given: dict[str, AxisWindow] = {}
 class AxisWindow:
     """One axis: output i reads the keys ``index[i, :count[i]]`` of ``size`` ones; a key that repeats counts as often.
 
-    index: (out, taps) int32, padded with the row's first key. count: (out,) int32, at least 1.
+    Attributes:
+        index: (out, taps) int32, padded with the row's first key.
+        count: (out,) int32, at least 1.
+        size: Keys of the axis.
     """
 
     index: np.ndarray
@@ -38,10 +44,12 @@ class AxisWindow:
 
     @property
     def out_size(self) -> int:
+        """Outputs of the axis."""
         return len(self.count)
 
     @property
     def taps(self) -> int:
+        """Keys of the largest window."""
         return self.index.shape[1]
 
     def multiplicity(self) -> np.ndarray:
@@ -54,7 +62,12 @@ class AxisWindow:
 
 @dataclass(frozen=True)
 class Windows:
-    """A window rule of both axes, made by the functions of this module."""
+    """A window rule of both axes, made by the functions of this module.
+
+    Attributes:
+        rows, columns: What :func:`axis_window` makes each axis's table of.
+        out, grid: The sizes that the rule was made for; None: it fits any.
+    """
 
     rows: str
     columns: str
@@ -62,7 +75,11 @@ class Windows:
     grid: Pair | None = None
 
     def tables(self, out: Sequence[int] | None = None, grid: Sequence[int] | None = None) -> tuple[AxisWindow, ...]:
-        """The tables of rows and columns for an output (H, W) and a key grid (h, w); the rule's own sizes if it has."""
+        """The tables of rows and columns for an output (H, W) and a key grid (h, w); None: the rule's own.
+
+        Raises:
+            ValueError: A size is needed and not given, or the rule leaves an output without a key.
+        """
         out, grid = out or self.out, grid or self.grid
         if out is None or grid is None:
             raise ValueError("murf_fast.windows: this rule fits any size: `out` and `grid` must be given")
@@ -80,6 +97,8 @@ def ratio(out: int | Pair, grid: int | Pair, ratio: float = 0.1) -> Windows:
     With ``p = (i + 0.5) / out``: keys ``floor(clamp(p - ratio, 0, 1) n) .. ceil(clamp(p + ratio, 0, 1) n) - 1``, in
     float32 and in this order, because at some sizes the rounding decides. A ratio of zero or less is no restriction;
     one so small that a query would have no key raises ValueError where the rule is used.
+
+    Source: AnyUp (Wimmer et al., arXiv 2510.12764), the attention without ``use_natten``.
     """
     out, grid = _arguments.pair("windows.ratio", "out", out), _arguments.pair("windows.ratio", "grid", grid)
     ratio = _arguments.number("windows.ratio", "ratio", ratio)
@@ -102,6 +121,16 @@ def neighborhood(
     middle one. Where the keys have a grid of their own, a position stands for the key ``floor((i + 0.5) n / out)``
     (nearest-exact upsampling; at a ratio that is not an integer a key can repeat and then counts as often), and
     ``dilation`` is ``out // n`` unless given (AnyUp's ``use_natten``, NAF).
+
+    Args:
+        out: (height, width) of the output.
+        grid: (height, width) of the keys.
+        kernel_size: Keys of a window per axis, at least 1; with the dilation they must fit the output:
+            ``kernel_size * dilation <= out``.
+        stride: Queries that share a window, per axis, 1 to ``kernel_size``.
+        dilation: Outputs from one member of a window to the next, per axis.
+
+    Source: NATTEN (Hassani et al., Neighborhood Attention Transformer; Generalized Neighborhood Attention for strides).
     """
     op = "windows.neighborhood"
     out, grid = _arguments.pair(op, "out", out), _arguments.pair(op, "grid", grid)
@@ -131,7 +160,13 @@ def full() -> Windows:
 
 
 def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: int | Pair) -> Windows:
-    """Windows given as (start, end) int32 tables of the output's height and width; ``end`` is excluded."""
+    """Windows given by their first key and their end, which is excluded.
+
+    Args:
+        rows: (start, end), int32 tensors (H,) each, ``0 <= start < end <= h``; on any device, copied.
+        columns: The same of the output's width and the keys' columns.
+        grid: (height, width) of the keys.
+    """
     grid = _arguments.pair("windows.ranges", "grid", grid)
     axes = []
     for name, pair, n in (("rows", rows, grid[0]), ("columns", columns, grid[1])):
@@ -152,7 +187,13 @@ def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: in
 
 
 def tables(rows: Tensor, columns: Tensor, grid: int | Pair) -> Windows:
-    """Windows given as int32 index tables (output length, window); an index that repeats counts as often."""
+    """Windows given key by key; a key that repeats counts as often.
+
+    Args:
+        rows: (H, taps) int32, the key rows of every output row, in 0..h - 1; on any device, copied.
+        columns: (W, taps) int32, likewise; not necessarily as many taps.
+        grid: (height, width) of the keys.
+    """
     grid = _arguments.pair("windows.tables", "grid", grid)
     axes = []
     for name, table, n in (("rows", rows, grid[0]), ("columns", columns, grid[1])):
@@ -174,7 +215,15 @@ def tables(rows: Tensor, columns: Tensor, grid: int | Pair) -> Windows:
 
 @functools.lru_cache(256)
 def axis_window(spec: str, out: int, size: int) -> AxisWindow:
-    """The table that one axis of a rule stands for."""
+    """The table that one axis of a rule stands for; the 256 latest are kept.
+
+    Args:
+        spec: ``Windows.rows`` or ``Windows.columns``.
+        out, size: Outputs and keys of the axis.
+
+    Raises:
+        ValueError: The rule leaves an output without a key, or its table was given in another process.
+    """
     kind, *arguments = spec.split()
     if kind == "given":
         if arguments[0] not in _given:

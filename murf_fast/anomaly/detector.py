@@ -35,7 +35,12 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 @dataclasses.dataclass(frozen=True)
 class Anomaly:
-    """What :meth:`MultiResolutionDetector.score` returns: ``map`` (H, W) at the image's size, and the image's score."""
+    """What :meth:`MultiResolutionDetector.score` returns.
+
+    Attributes:
+        map: (H, W), float32, at the image's own size: the score of every pixel, larger where it is less like the banks.
+        score: The image's.
+    """
 
     map: Tensor
     score: float
@@ -62,8 +67,9 @@ class _Patches:
 class MultiResolutionDetector:
     """Anomaly scores of an image from the distances of its patches to those of normal images (MRF-AD, MuRF).
 
-    One bank per scale and layer holds the patches of all training images. A patch's score is the distance to its
-    nearest row; the maps of all banks are brought to the image and averaged.
+    ``map = blur(mean_b U_b d_b)``, where ``d_b(p)`` is the mean distance of patch p's feature to the ``rules.k``
+    nearest rows of bank b, and ``U_b`` resizes to the image. One bank per scale and layer holds the patches of all
+    training images.
 
     Args:
         encoder: A frozen ViT that :class:`MultiResolutionEncoder` takes, in eval mode; or such an encoder, which then
@@ -148,7 +154,7 @@ class MultiResolutionDetector:
         folder: str | Path | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> MultiResolutionDetector:
-        """Fills the banks with the patches of normal images; returns itself.
+        """Fills the banks with the patches of normal images.
 
         Args:
             images: Several, of any sizes, as a list or any iterable: tensors (3, H, W), arrays (H, W, 3), PIL images or
@@ -156,9 +162,15 @@ class MultiResolutionDetector:
             folder: Where the rows are kept; None: a temporary folder, removed with the detector.
             progress: Called with (images done, images in all or None) after every image.
 
+        Returns:
+            The detector itself.
+
         Raises:
             TypeError, ValueError: An image is none, or has no patch at a scale (see ``on_empty``); those that lie in
                 memory as a list are checked before the first is encoded. ``rules.k`` is more than the rows of a bank.
+
+        Memory: the features of one image, and what the encoder takes; rows go to files, which are mapped. A coreset
+        beside that the rows it keeps, and what :func:`k_center_greedy` takes for one bank.
         """
         place = None if folder is None else _files.folder_of(folder)
         if progress is not None and not callable(progress):
@@ -188,13 +200,28 @@ class MultiResolutionDetector:
         return self
 
     def score(self, image: object) -> Anomaly:
-        """The anomaly map of an image (as for :meth:`fit`), at its own size, and its score."""
+        """The anomaly map of an image, at its own size, and its score.
+
+        Args:
+            image: One, of any size: a tensor (3, H, W), an array (H, W, 3), a PIL image or the path of an image file;
+                uint8 or in [0, 1].
+
+        Raises:
+            TypeError, ValueError: It is no image, or has no patch at a scale (see ``on_empty``); or neither
+                :meth:`fit` nor :meth:`load` was called.
+
+        Memory: the features of the image, what the encoder takes, and a few maps of the image's size. The first call
+        prepares the banks for searches: a copy in ``precision`` where that is not float32 (with ``"ivf"`` always).
+        """
         self._fitted()
         image = _images.as_tensor(image)
         return self._anomaly(image, *self._distances(image))
 
     def score_each_scale(self, image: object) -> list[Anomaly]:
-        """What every scale says by itself and, last, what :meth:`score` says; from one encoding."""
+        """What every scale says by itself and, last, what :meth:`score` says; from one encoding.
+
+        Arguments, errors and memory are those of :meth:`score`.
+        """
         self._fitted()
         image = _images.as_tensor(image)
         maps, weighted = self._distances(image)
@@ -216,7 +243,13 @@ class MultiResolutionDetector:
         return [(h // patch, w // patch) for h, w in scaled]
 
     def save(self, folder: str | Path) -> None:
-        """Writes the banks (safetensors) and a description (JSON) with their checksums, which :meth:`load` reads."""
+        """Writes the banks (safetensors) and a description (JSON) with their checksums, which :meth:`load` reads.
+
+        Raises:
+            TypeError, ValueError: ``folder`` is no path or no folder, or there is nothing to save.
+
+        Memory: a few megabytes.
+        """
         self._fitted()
         folder = _files.folder_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -269,7 +302,10 @@ class MultiResolutionDetector:
                 checks their number, order, shapes and types.
 
         Raises:
+            TypeError: ``folder`` is no path, or ``encoder`` no supported model.
             ValueError: The folder holds no detector, one of another version or for another encoder, or damaged files.
+
+        Memory: the banks are mapped; a block of 4 MB while they are verified.
         """
         folder = _files.folder_of(folder)
         told = _description.told(folder)

@@ -27,6 +27,11 @@ class ScoringRules:
         border: As for :func:`gaussian_blur`.
         image_score: ``"max"`` of the patches, ``"top1%"``: mean of the largest hundredth of them, or ``"reweighted"``:
             PatchCore's weighted maximum.
+
+    Raises:
+        TypeError, ValueError: An attribute is wrong; the message names it.
+
+    Source: MRF-AD section 4, PatchCore, AnomalyDINO: the entries of ``PRESETS``.
     """
 
     metric: str = "l2"
@@ -67,7 +72,14 @@ def rules_of(rules: str | ScoringRules) -> ScoringRules:
 
 
 def mean_top(scores: Tensor, fraction: float = 0.01) -> float:
-    """Mean of the largest ``fraction`` of the scores; the maximum where that is less than one of them."""
+    """Mean of the largest ``fraction`` of the scores; the maximum where that is less than one of them.
+
+    Args:
+        scores: Floating point, any shape, not empty.
+        fraction: Share of the scores, rounded down to a number of them.
+
+    Source: AnomalyDINO's image score.
+    """
     count = max(1, int(scores.numel() * fraction))
     return float(scores.flatten().topk(count).values.mean())
 
@@ -84,7 +96,9 @@ def reweighted_score(
         query: (Q, D) patches of one image.
         distances, indices: (Q,) of their nearest rows.
         index: The bank; of its rows only those of the neighbourhood are read.
-        neighbors: b; with 1 the score is the maximum.
+        neighbors: b, at most the rows of the bank are taken; with 1 the score is the maximum.
+
+    Source: PatchCore (Roth et al. 2022), section 3.3, as in anomalib.
     """
     farthest = int(distances.argmax())
     largest = float(distances[farthest])

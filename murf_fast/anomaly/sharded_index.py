@@ -15,9 +15,16 @@ class ShardedIndex:
     Args:
         rows: (m, D), this rank's rows; at least one. Ranks may hold different numbers of rows.
         group: Process group (gloo, nccl); None is the default one.
-        **options: As for :class:`NearestIndex`.
+        options: As for :class:`NearestIndex`.
 
-    Rows are numbered by rank: rank 0's come first.
+    Rows are numbered by rank: rank 0's come first. Making one and searching are collective: all ranks of the group call
+    them.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong, rows are float64, or all ranks' are 2^32 and more; the message says
+            which.
+
+    Memory: as :class:`NearestIndex` for this rank's rows.
     """
 
     def __init__(self, rows: Tensor, *, group: dist.ProcessGroup | None = None, **options) -> None:
@@ -36,10 +43,15 @@ class ShardedIndex:
         return sum(self.counts)
 
     def search(self, query: Tensor, *, k: int = 1, metric: str = "l2") -> tuple[Tensor, Tensor]:
-        """As :func:`nearest_distance`; ``query`` must be the same on every rank.
+        """As :func:`nearest_distance`; ``query`` must be the same on every rank, and not float64.
 
         Distances are not negative, so their bits order as they do: distance and index travel as one integer, of which
         a minimum is exact and takes the lower index among equals.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or ``k`` is more than the rows of all ranks.
+
+        Memory: as :func:`nearest_distance`, and 8 bytes per query; for k > 1 a few times the results of every rank.
         """
         if query.dtype == torch.float64:
             raise TypeError("murf_fast.ShardedIndex: `query` must be float32, bfloat16 or float16, got torch.float64")

@@ -28,6 +28,10 @@ def anyup() -> None:
 
     Raises:
         ModuleNotFoundError: There is no package ``anyup``.
+
+    Memory: as :meth:`murf_fast.nn.AnyUp.forward`.
+
+    Source: github.com/wimmerth/anyup.
     """
     if importlib.util.find_spec("anyup") is None:
         raise ModuleNotFoundError("murf_fast.patch.anyup: the package anyup is not installed", name="anyup")
@@ -53,8 +57,8 @@ def _forward(
     weights = canonical(given)
     output_size = None if output_size is None else tuple(output_size)
     size = check(_Allowed, image, features, output_size, given["rope.freqs"], self.image_encoder[0].in_channels)
-    windows = "dense" if weights.keys() == given.keys() else "natten"
-    rule = window_rule(windows, self.window_ratio, size, features.shape[2:])
+    name = "dense" if weights.keys() == given.keys() else "natten"
+    rule = window_rule(name, self.window_ratio, size, features.shape[2:])
     return upsample(weights, image, features, size, rule, _heads(self.cross_decode.cross_attn))
 
 

@@ -29,6 +29,10 @@ def featup() -> None:
 
     Raises:
         ModuleNotFoundError: There is no package ``featup``.
+
+    Memory: as :func:`murf_fast.adaptive_conv` and :meth:`murf_fast.nn.JBUStack.forward`.
+
+    Source: github.com/mhamilton723/FeatUp.
     """
     if importlib.util.find_spec("featup") is None:
         raise ModuleNotFoundError("murf_fast.patch.featup: the package featup is not installed", name="featup")

@@ -16,13 +16,13 @@ from murf_fast.reference.anyup import encoder, mixed_with_positions, residual_bl
 
 _ATTENTION = "cross_decode.cross_attn"
 _OF_IMAGE = ("image_encoder", "key_encoder", "query_encoder")
-RULES = ("dense", "natten")
+WINDOWS = ("dense", "natten")
 
 
-def window_rule(rule: str, ratio: float, size: Sequence[int], grid: Sequence[int]) -> windows.Windows:
+def window_rule(name: str, ratio: float, size: Sequence[int], grid: Sequence[int]) -> windows.Windows:
     """The windows of AnyUp's attention (``"dense"``), or those it has with ``use_natten=True`` (``"natten"``)."""
     size, grid = tuple(size), tuple(grid)
-    if rule == "dense":
+    if name == "dense":
         return windows.ratio(size, grid, ratio)
     return windows.neighborhood(size, grid, tuple(_neighbors(n, ratio) for n in grid))
 

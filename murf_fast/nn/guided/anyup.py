@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from murf_fast.nn import _checkpoints, _parts
 from murf_fast.nn.guided import _anyup_checkpoint
-from murf_fast.nn.guided._anyup_forward import RULES, upsample, window_rule
+from murf_fast.nn.guided._anyup_forward import WINDOWS, upsample, window_rule
 from murf_fast.ops import _checks
 
 
@@ -38,6 +38,9 @@ class AnyUp(nn.Module):
     Without gradients the image's encoders run as passes over the pixels that read and write activations once per group
     norm; where gradients are needed, and in float64, they are plain PyTorch.
 
+    Raises:
+        ValueError: ``qk_dim``, ``windows`` or ``kernel_size_lfu`` is wrong; the message names it.
+
     Source: AnyUp (Wimmer et al., arXiv 2510.12764), ``AnyUp``; weights CC BY 4.0.
     """
 
@@ -54,8 +57,8 @@ class AnyUp(nn.Module):
         allow_bfloat16: bool = False,
     ) -> None:
         super().__init__()
-        if windows not in RULES:
-            raise ValueError(f"murf_fast.AnyUp: `windows` must be one of {RULES}, got {windows!r}")
+        if windows not in WINDOWS:
+            raise ValueError(f"murf_fast.AnyUp: `windows` must be one of {WINDOWS}, got {windows!r}")
         if qk_dim < 1 or qk_dim % 8 or qk_dim % (2 * num_heads):
             raise ValueError(
                 f"murf_fast.AnyUp: `qk_dim` must be a multiple of 8 and of {2 * num_heads}, twice the heads, "
@@ -126,9 +129,11 @@ class AnyUp(nn.Module):
             TypeError, ValueError: An argument is wrong, or a submodule has hooks or was replaced, whose weights alone
                 are read; the message names it.
 
-        Memory: without gradients the result, its queries (a third of it at 384 channels), and two maps of ``qk_dim``
-        channels at the image's size (three if ``output_size`` is another), which are gone when the result is made.
-        Features narrower than the parameters take a second result, in the parameters' dtype.
+        Memory: without gradients the result and its queries (a third of it at 384 channels), or, if that is more, two
+        maps of ``qk_dim`` channels at the image's size (three, and as many at the output's, if that is another), which
+        are gone when the result is made. Features narrower than the parameters take a second result, in the parameters'
+        dtype. Where gradients are needed, about fifty maps of ``qk_dim`` channels at the image's size are kept beside
+        the result.
         """
         _parts.refuse_peculiar("AnyUp", _parts.submodules_of(self), self._forms)
         weights = _parts.weights_of(self, self._names)

@@ -13,13 +13,16 @@ from murf_fast.ops import _checks
 class FeatSharpJBU(nn.Module):
     """Upsamples by any integer factor: one level per prime factor, smallest first, ``ups.0``, ``ups.1``, ...
 
-    Levels interpolate bilinearly, have no fix-up networks and no dropout. ``range_alpha`` and ``spatial_alpha`` are the
-    original's; they scale kernels that are normalized afterwards and do nothing, and are kept so that its state dicts
-    load and save.
+    A level is a :class:`JBULevel` that interpolates bilinearly, without a fix-up network and without dropout.
+    ``range_alpha`` and ``spatial_alpha`` are the original's; they scale kernels that are normalized afterwards and do
+    nothing, and are kept so that its state dicts load and save.
 
     Args:
         factor: Factor of both sides, at least 1.
         guides: Channels of the guidance.
+
+    Raises:
+        TypeError, ValueError: ``factor`` is no integer of at least 1.
 
     Source: FeatSharp (arXiv 2502.16025), its ``JBUStack`` and ``JBULevel``.
     """
@@ -36,9 +39,23 @@ class FeatSharpJBU(nn.Module):
                 level.register_buffer(name, torch.tensor(0.0))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-        """(B, C, factor * h, factor * w) of a source (B, C, h, w) and a guidance (B, guides, H, W) of any size.
+        """Upsamples ``source`` by ``factor``.
 
-        FeatSharp resizes the guidance to the output's size first, bilinearly; every level averages it to its own.
+        Args:
+            source: (B, C, h, w), floating point; the first level's output must have at least 4 rows and columns.
+            guidance: (B, guides, H, W) of any size; every level averages it over the pixels of its output. FeatSharp
+                resizes it to the output's size first, bilinearly. In the dtype of the source, or float32 beside a half
+                type.
+
+        Returns:
+            (B, C, factor * h, factor * w) in dtype and layout of the source; the source itself at a factor of 1.
+            Differentiable. Autocast changes nothing.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or a level or one of its parts has hooks or was replaced, whose
+                weights alone are read; the message names it.
+
+        Memory: as :meth:`JBUStack.forward`.
         """
         source = _checks.map_("FeatSharpJBU", "source", source)
         named = [(f"ups.{i}", level) for i, level in enumerate(self.ups)]

@@ -24,7 +24,7 @@ _DEAD = tuple(
     _ATTENTION + name
     for name in ("norm_v.weight", "attention.v_proj_weight", "attention.out_proj.weight", "attention.out_proj.bias")
 )
-# torch's rule for an RMSNorm without `eps`, in float32; kept in other dtypes, so that it is one function in all.
+# torch's `eps` of an RMSNorm that is given none, in float32; kept in other dtypes, so that it is one function in all.
 _EPS = torch.finfo(torch.float32).eps
 
 
@@ -43,6 +43,9 @@ class JAFAR(nn.Module):
         qk_dim: Channels of queries and keys, a multiple of 8 and of the heads.
         num_heads: Heads; contiguous groups of channels.
         kernel_size: Of the image encoder's first convolution, 1 or 3.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
 
     Source: JAFAR (arXiv 2506.11136), github.com/PaulCouairon/JAFAR.
     """
@@ -116,7 +119,9 @@ class JAFAR(nn.Module):
             TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_attn``) has hooks; the
                 message names it.
 
-        Memory: a few maps of ``qk_dim`` channels at the size of the image, and of the output; no scores.
+        Memory: without gradients the result and its queries, or, if that is more, six maps of ``qk_dim`` channels at
+        the image's size, which are gone when the result is made; no scores. Where gradients are needed, about
+        fifty maps of ``qk_dim`` channels at the image's size are kept beside the result.
         """
         like = self.rope.freqs
         size = check_guided("JAFAR", image, features, output_size, like, reflects=self.kernel_size > 1)

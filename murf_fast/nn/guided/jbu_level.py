@@ -15,8 +15,12 @@ from murf_fast.ops import BilateralParams, joint_bilateral_upsample
 class JBULevel(nn.Module):
     """Upsamples a map to the size of a guidance: :func:`murf_fast.joint_bilateral_upsample` with learned networks.
 
+    ``out(p) = sum_t K(p, t) up(source)(p + t)`` over the ``(2 radius + 1)^2`` pixels around p. The kernels of
+    :func:`murf_fast.bilateral_kernels` depend on the guidance alone: its projection ``range_proj``, the temperature
+    ``range_temp``, the width ``sigma_spatial`` and, if there is one, the correction ``fixup_proj``.
+
     Args:
-        radius: Half the width of the kernels.
+        radius: Half the width of the kernels, at least 0.
         guides, keys: Channels of the guidance and of its projection.
         mode: Interpolation of the source: ``"bicubic"`` (FeatUp) or ``"bilinear"`` (FeatSharp).
         fixup: Whether a network corrects the normalized kernels (FeatUp) or not (FeatSharp).
@@ -44,7 +48,22 @@ class JBULevel(nn.Module):
         self.sigma_spatial = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
-        """(B, C, H, W) of a source (B, C, h, w) and a guidance (B, guides, H, W)."""
+        """Upsamples ``source`` to the size of ``guidance``.
+
+        Args:
+            source: (B, C, h, w), floating point, any strides.
+            guidance: (B, guides, H, W) at the output's size, H, W > radius; in the dtype of the source, or float32
+                beside a half type.
+
+        Returns:
+            (B, C, H, W) in dtype and layout of the source; differentiable.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or one of the networks has hooks or was replaced, whose weights
+                alone are read; the message names it.
+
+        Memory: as :func:`murf_fast.joint_bilateral_upsample`.
+        """
         strange = strangeness(self)
         if strange is not None:
             raise ValueError(f"murf_fast.JBULevel: {strange}, which would do nothing: only its weights are read")

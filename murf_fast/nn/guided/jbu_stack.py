@@ -29,6 +29,9 @@ class JBUStack(nn.Module):
         norm: Normalize the source's channels first (the layer norm at the end of FeatUp's backbones).
         guides: Channels of the guidance.
 
+    Raises:
+        ValueError: ``norm=True`` without ``dim``.
+
     Source: FeatUp (arXiv 2403.10516), ``JBUStack``; SegEarth-OV, ``JBUOne``.
     """
 
@@ -77,6 +80,7 @@ class JBUStack(nn.Module):
 
     @property
     def levels(self) -> list[JBULevel]:
+        """The four levels, first to last; the same one four times if shared."""
         if self.shared:
             return [self.up] * len(SCALES)
         return [getattr(self, f"up{i + 1}") for i in range(len(SCALES))]
@@ -86,8 +90,8 @@ class JBUStack(nn.Module):
 
         Args:
             source: (B, dim, h, w), h, w >= 2 (at a radius of 3); or several of one size, which share the kernels.
-            guidance: (B, 3, H, W) of any size, usually the ImageNet-normalized image; every level takes its average
-                over the pixels of its output. In the dtype of the source, or float32.
+            guidance: (B, guides, H, W) of any size, usually the ImageNet-normalized image; every level averages it over
+                the pixels of its output. In the dtype of the source, or float32 beside a half type.
             scale: Factor of both sides.
 
         Returns:
@@ -97,6 +101,10 @@ class JBUStack(nn.Module):
         Raises:
             TypeError, ValueError: An argument is wrong, or a level or one of its parts has hooks or was replaced, whose
                 weights alone are read; the message names it.
+
+        Memory: the result, the map of half its size that it is made from, and kernels in bands, as
+        :func:`murf_fast.joint_bilateral_upsample`. Where gradients are needed also the maps between all levels,
+        together a third of the result, and the kernels of every level, (B, (2 radius + 1)^2, rows, columns) in float32.
         """
         sources = _checks.maps("JBUStack", source, same_channels=True, name="source")
         if self.dim is not None and sources[0].shape[1] != self.dim:

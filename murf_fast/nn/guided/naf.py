@@ -37,6 +37,9 @@ class NAF(nn.Module):
         kernel_size: Rows and columns of a window, in features.
         blocks: Blocks of each of the two encoders.
 
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+
     Source: NAF (arXiv 2511.18452), github.com/valeoai/NAF.
     """
 
@@ -101,8 +104,10 @@ class NAF(nn.Module):
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
 
-        Memory: a few maps of ``dim`` channels, at the size of the image (at most four times the output) and of the
-        output; no upsampled keys or values, no scores.
+        Memory: without gradients the result and its queries (a planar result: a copy of them, too), or, if that is
+        more, three to four maps of ``dim`` channels at the output's size or two to three at the image's (at most four
+        times the output's), which are gone when the result is made; no upsampled keys or values, no scores. Where
+        gradients are needed, about sixteen maps of ``dim`` channels at the image's size are kept beside the result.
         """
         like = self.image_encoder.rope.periods
         size = check_guided("NAF", image, features, output_size, like, reflects=True)

@@ -14,7 +14,7 @@ from murf_fast.ops import _checks, resize, upsample_expectation
 from murf_fast.ops.linear_head import low_resolution_logits
 from murf_fast.ops.upsample_expectation import NORMS
 
-RULES = ("midpoint", "linspace")
+SPACINGS = ("midpoint", "linspace")
 
 _OWN = Naming("murf_fast", "classifier", "batch_norm", norm_optional=True)
 _MURF = Naming("MuRF", "depth_estimation_head.head")
@@ -41,6 +41,9 @@ _CONVENTIONS = {
 class DepthHead(nn.Module):
     """A 1x1 convolution over concatenated maps to depth bins, their expectation, and that resized to the image.
 
+    ``depth = V sum_k p_k values_k`` with ``p = norm(conv(cat_s [U_s F_s, cls_s]))`` over the K bins; ``U_s`` resizes
+    map ``s`` to the head's grid and ``V`` depth from there to the image, both bilinear.
+
     The head ends where its distribution does: the expectation is taken on the head's grid and only depth goes to the
     image, as in every original. Whether the backbone's final norm was applied to the maps is the caller's choice.
 
@@ -56,6 +59,9 @@ class DepthHead(nn.Module):
         upsample: The head's grid is that many times the map's (DINOv2's hub: 4); every map goes straight there.
         clamp: Clamp the expectation to the range before the resize (DINOv2's hub).
         batch_norm: Whether there is a batch norm before the convolution.
+
+    Raises:
+        ValueError: An argument is none of its choices, or out of its range; the message names it.
 
     Source: MuRF's ``DINOv2DepthEstimationMRF``, DINOv2's ``BNHead`` and ``DepthEncoderDecoder``, DINOv3's
     ``LinearHead`` and ``FeaturesToDepth``.
@@ -77,8 +83,8 @@ class DepthHead(nn.Module):
         super().__init__()
         if bins < 2:
             raise ValueError(f"murf_fast.DepthHead: `bins` must be at least 2, got {bins}")
-        if rule not in RULES:
-            raise ValueError(f"murf_fast.DepthHead: `rule` must be one of {RULES}, got {rule!r}")
+        if rule not in SPACINGS:
+            raise ValueError(f"murf_fast.DepthHead: `rule` must be one of {SPACINGS}, got {rule!r}")
         if norm not in NORMS:
             raise ValueError(f"murf_fast.DepthHead: `norm` must be one of {NORMS}, got {norm!r}")
         if not 0 <= depth_range[0] < depth_range[1]:
@@ -130,10 +136,22 @@ class DepthHead(nn.Module):
     def forward(
         self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
     ) -> Tensor:
-        """Depth (B, height, width) of maps (B, C_s, h_s, w_s) and, if the head has columns for them, CLS tokens.
+        """Depth of the image.
 
-        In float32 (float64 for float64 maps); differentiable. No tensor has K channels at the resolution of the head's
-        grid or of the image.
+        Args:
+            features: Maps (B, C_s, h_s, w_s), floating point, one batch size, in the dtype of the head; any strides.
+            size: (height, width) of the result in pixels; one integer means a square.
+            cls: CLS tokens (B, C'_s), one entry per map, None where a map has none; None: none at all. The columns of
+                the head are, map by map, those of the map and of its CLS token.
+
+        Returns:
+            (B, height, width) in the unit of ``depth_range``, float32 (float64 for float64 maps); differentiable.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or the columns are not those of the head; the message names it.
+
+        Memory: the result, depth on the head's grid, and K channels per low-resolution pixel; no tensor has K channels
+        at the resolution of the head's grid or of the image, in the backward either.
         """
         features = _checks.maps("DepthHead.forward", features, same_channels=False)
         size = tuple(_checks.grid("DepthHead.forward", "size", size))
@@ -154,7 +172,11 @@ class DepthHead(nn.Module):
         *,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Depth before the last resize; ``size`` only matters to a head whose grid is the image's."""
+        """Depth on the head's grid, before the last resize: (B, rows, columns).
+
+        Arguments, dtype and errors as for :meth:`forward`; ``size`` only matters to a head whose grid is the image's,
+        and must be given there.
+        """
         features = _checks.maps("DepthHead.depth_on_head_grid", features, same_channels=False)
         if self.grid == "image" and size is None:
             raise ValueError('murf_fast.DepthHead.depth_on_head_grid: `size` must be given for grid="image"')

@@ -23,6 +23,9 @@ _DINOV3 = Naming("DINOv3", "conv", "batchnorm_layer", norm_optional=True)
 class SegmentationHead(nn.Module):
     """Batch norm and a 1x1 convolution over concatenated maps of several resolutions; logits or labels of the image.
 
+    ``logits = V conv(norm(cat_s [U_s F_s, cls_s]))``: ``U_s`` resizes map ``s`` to the head's grid, ``V`` the logits
+    from there to the image; both are bilinear. Neither resized maps nor their concatenation are made.
+
     Args:
         columns: Channels of all maps (and of their CLS tokens) together.
         classes: Number of classes K.
@@ -30,6 +33,9 @@ class SegmentationHead(nn.Module):
         grid: Where the maps are concatenated: on the ``"largest"`` grid (MuRF), on that of the ``"first"`` map (DINOv2,
             DINOv3) or on the ``"image"``'s. From there the logits are resized to the image.
         dropout: Probability with which training drops a channel of an image before the batch norm (DINOv3: 0.1).
+
+    Raises:
+        ValueError: ``grid`` is none of the three.
 
     Source: MuRF's ``DinoV2SegmentationModelMRF``, DINOv2's ``BNHead``, DINOv3's ``LinearHead``.
     """
@@ -75,7 +81,23 @@ class SegmentationHead(nn.Module):
     def forward(
         self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
     ) -> Tensor:
-        """Logits (B, K, height, width) of maps (B, C_s, h_s, w_s) and, if the head has columns for them, CLS tokens."""
+        """Logits of the image.
+
+        Args:
+            features: Maps (B, C_s, h_s, w_s), floating point, one batch size, in the dtype of the head; any strides.
+            size: (height, width) of the result in pixels; one integer means a square.
+            cls: CLS tokens (B, C'_s), one entry per map, None where a map has none; None: none at all. The columns of
+                the head are, map by map, those of the map and of its CLS token.
+
+        Returns:
+            (B, K, height, width) in the dtype and layout of the maps; differentiable. Autocast as for ``F.linear``.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or the columns are not those of the head; the message names it.
+
+        Memory: the result, and K channels per low-resolution pixel; in training as :func:`murf_fast.linear_head`, and
+        dropout copies the maps.
+        """
         features, size, cls, grid = self._prepare("forward", features, size, cls)
         via = None if self.grid == "image" else grid
         weight, bias = self.classifier.weight, self.classifier.bias
@@ -85,7 +107,13 @@ class SegmentationHead(nn.Module):
     def predict(
         self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
     ) -> Tensor:
-        """Labels (B, height, width) in the smallest integer type, as ``forward(...).argmax(1)``, without the logits."""
+        """``forward(...).argmax(1)`` without gradients and without the logits of the image; arguments as there.
+
+        Returns:
+            Labels (B, height, width): uint8 up to 256 classes, int16 up to 32768, int32 above.
+
+        Memory: the result, and K channels per low-resolution pixel.
+        """
         features, size, cls, grid = self._prepare("predict", features, size, cls)
         logits, bias = self._low_resolution(features, cls, grid)
         return upsample_argmax(logits, size, bias=bias, via=None if self.grid == "image" else grid)
@@ -93,10 +121,24 @@ class SegmentationHead(nn.Module):
     def loss(
         self, features: Sequence[Tensor], target: Tensor, cls: Sequence[Tensor | None] | None = None, **options
     ) -> Tensor:
-        """``F.cross_entropy(forward(...), target)`` for labels (B, height, width), without the logits of the image.
+        """``F.cross_entropy(forward(...), target)`` without the logits of the image.
 
-        ``options`` are those of :func:`murf_fast.upsample_cross_entropy`: ignore_index, weight, label_smoothing and
-        reduction.
+        Args:
+            features, cls: As for :meth:`forward`.
+            target: Labels (B, height, width), any integer dtype; their grid is the image's.
+            options: ``ignore_index``, ``weight``, ``label_smoothing`` and ``reduction`` of
+                :func:`murf_fast.upsample_cross_entropy`.
+
+        Returns:
+            A scalar, or (B, height, width) with ``reduction="none"``, in float32 (float64 for float64 maps);
+            differentiable.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it. Labels out of range: as for
+                :func:`murf_fast.upsample_cross_entropy`.
+
+        Memory: K channels per low-resolution pixel and three float32 maps (B, height, width); no logits of the image in
+        the backward either.
         """
         features, _, cls, grid = self._prepare("loss", features, tuple(target.shape[-2:]), cls)
         logits, bias = self._low_resolution(features, cls, grid)

@@ -33,43 +33,44 @@ def run(
     family: Family,
     rotations: Sequence[Rotation | None],
     wanted: Collection[int],
-    plain: Collection[Signature],
+    packable: Collection[Signature],
     attention: str = "sdpa",
     *,
     owns: bool = True,
-    attended: dict[int, Tensor] | None = None,
+    attentions: dict[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
     """Outputs (T, D) of the ``wanted`` blocks, by index.
 
-    A block whose signature is among the ``plain`` ones runs over the whole buffer, by its parts. Every other one, and
-    whatever calls the blocks if that is not plain, is called as the model does, once per resolution.
+    A block whose signature is among the ``packable`` ones runs over the whole buffer, by its parts. Every other one,
+    and whatever calls the blocks if that is not packable, is called as the model does, once per resolution.
 
-    With ``owns`` ``packed.tokens`` may be overwritten. ``attended`` receives what CLS attends to in the wanted blocks.
+    With ``owns`` ``packed.tokens`` may be overwritten. ``attentions`` receives what CLS attends to in the wanted
+    blocks.
     """
     hooked = has_global_hooks()
     container = family.container
-    if container is not None and (hooked or shell_of(container) not in plain):
-        if attended is not None:
+    if container is not None and (hooked or shell_of(container) not in packable):
+        if attentions is not None:
             raise ValueError(_NO_ATTENTIONS.format(type(container).__name__))
         return _through_container(packed, family, rotations, wanted)
     all_runs = _attention.runs(packed, rotations)
     cu_seqlens = packed.cu_seqlens.to(packed.tokens.device, non_blocking=True) if attention == "varlen" else None
     x, buffers, outputs = packed.tokens, _Buffers(), {}
     for i, block in enumerate(list(family.blocks)[: max(wanted) + 1]):
-        seen = attended if i in wanted else None
-        if hooked or not family.has_usual_attention or signature(block) not in plain:
-            if seen is not None:
+        into = attentions if i in wanted else None
+        if hooked or not family.has_usual_attention or signature(block) not in packable:
+            if into is not None:
                 raise ValueError(_NO_ATTENTIONS.format(f"{type(block).__name__} {i}"))
             x, owns = _called(packed.with_tokens(x), family, block, rotations), False
         elif _is_functional(x, block):
-            arguments = (x, family.layer(block), all_runs, cu_seqlens, i, seen)
+            arguments = (x, family.layer(block), all_runs, cu_seqlens, i, into)
             if family.checkpoints and torch.is_grad_enabled():
                 x = checkpoint(_functional, *arguments, use_reentrant=False)
             else:
                 x = _functional(*arguments)
         else:
             x, owns = x if owns else x.clone(), True
-            _in_place(x, family.layer(block), all_runs, cu_seqlens, buffers, i, seen)
+            _in_place(x, family.layer(block), all_runs, cu_seqlens, buffers, i, into)
         if i in wanted:
             outputs[i], owns = x, False
     return outputs
@@ -100,19 +101,19 @@ def _is_functional(x: Tensor, block: nn.Module) -> bool:
 
 
 def _functional(
-    x: Tensor, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, i: int, attended: dict[int, Tensor] | None
+    x: Tensor, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, i: int, into: dict[int, Tensor] | None
 ) -> Tensor:
     normed = layer.norm1(x)
     parts = _heads([p(normed) for p in layer.projections], layer.heads)
-    if attended is not None:
-        attended[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
+    if into is not None:
+        into[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
     y = layer.output(_attended(parts, all_runs, cu_seqlens, layer.scale).flatten(1))
     x = x + (y if layer.scale1 is None else layer.scale1(y))
     y = layer.mlp(layer.norm2(x))
     return x + (y if layer.scale2 is None else layer.scale2(y))
 
 
-def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, buffers: _Buffers, i, attended) -> None:
+def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, buffers: _Buffers, i, into) -> None:
     """The same block on ``x`` itself: beside it live q, k, v and the attention of one run (with varlen, of all)."""
     projected = []
     for key, project in enumerate(layer.projections):
@@ -122,8 +123,8 @@ def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, b
         for project, out in zip(layer.projections, projected, strict=True):
             _project_into(out[rows], normed, project)
     parts = _heads(projected, layer.heads)
-    if attended is not None:
-        attended[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
+    if into is not None:
+        into[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
     if cu_seqlens is not None:
         _finish(x, _attended(parts, all_runs, cu_seqlens, layer.scale).flatten(1), layer, 0)
         return

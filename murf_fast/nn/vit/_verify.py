@@ -39,27 +39,27 @@ class UninitializedError(Exception):
     """The model has no shapes or no buffers yet."""
 
 
-def plain_parts(make: Callable[[nn.Module], Family], model: nn.Module, verify: bool) -> frozenset[Signature]:
+def packable_parts(make: Callable[[nn.Module], Family], model: nn.Module, verify: bool) -> frozenset[Signature]:
     """Signatures of the blocks, embeddings and norms of a model whose calls a packed pass may leave out.
 
     Raises:
         ValueError: The model's own forward does otherwise than its family; the message names the part that differs.
     """
     family = make(model)
-    plain = set()
+    packable = set()
     for part in (family.container, family.final_norm, family.rope):
         if part is not None:
-            plain.add((shell_of if part is family.container else signature)(part, is_bare=True))
+            packable.add((shell_of if part is family.container else signature)(part, is_bare=True))
     embedders = [m for m in family.embedders if _holds_only(m, family.projection)]
     if len(embedders) == len(family.embedders):
-        plain |= {signature(m, is_bare=True) for m in embedders}
+        packable |= {signature(m, is_bare=True) for m in embedders}
     kinds = _kinds(family)
-    plain |= {kind[0] for kind, i in kinds.items() if _is_known(family, family.blocks[i])}
+    packable |= {kind[0] for kind, i in kinds.items() if _is_known(family, family.blocks[i])}
     if not verify:
-        return frozenset(plain)
+        return frozenset(packable)
     try:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-            return frozenset(plain - _refuted(make, model, list(kinds.values()), plain))
+            return frozenset(packable - _refuted(make, model, list(kinds.values()), packable))
     except DiffersError:
         raise
     except Exception as error:  # a model that cannot be stood in for is taken as its kind, and its owner told
@@ -69,11 +69,11 @@ def plain_parts(make: Callable[[nn.Module], Family], model: nn.Module, verify: b
                 f"{type(error).__name__}: {error}",
                 stacklevel=4,
             )
-        return frozenset(plain)
+        return frozenset(packable)
 
 
 def _refuted(
-    make: Callable[[nn.Module], Family], model: nn.Module, indices: list[int], plain: set[Signature]
+    make: Callable[[nn.Module], Family], model: nn.Module, indices: list[int], packable: set[Signature]
 ) -> set[Signature]:
     """Signatures whose modules do otherwise than their parts."""
     twin = _twin(model, {id(make(model).blocks): indices})
@@ -100,7 +100,7 @@ def _refuted(
     rotation = family.rotation(grid, torch.float32, torch.device("cpu"))
     for block in family.blocks:
         own = signature(block, is_bare=True)
-        if own in plain and not _is_block_near(family, block, packed, rotation):
+        if own in packable and not _is_block_near(family, block, packed, rotation):
             refuted.add(own)
     return refuted
 

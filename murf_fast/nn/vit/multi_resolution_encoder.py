@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from murf_fast.nn._signatures import has_global_hooks, is_customized, signature
 from murf_fast.nn.vit import _attention, _blocks, _images, _resolutions
-from murf_fast.nn.vit._verify import plain_parts
+from murf_fast.nn.vit._verify import packable_parts
 from murf_fast.nn.vit.families import family_of
 from murf_fast.nn.vit.families._family import Family, Rotation
 from murf_fast.ops import _checks
@@ -22,7 +22,7 @@ from murf_fast.ops.resample_pos_embed import KEEPS
 
 ROUNDINGS = ("floor", "murf")
 
-# The verified parts of models, by class: no reference to a model.
+# The packable parts of models, as their first encoder found them: classes, no reference to a model.
 _verified: weakref.WeakKeyDictionary[nn.Module, frozenset] = weakref.WeakKeyDictionary()
 
 
@@ -90,8 +90,9 @@ class MultiResolutionEncoder(nn.Module):
             differs is named); in a call, before any work: images of another type or layout, smaller than a patch at
             some scale, or, normalized, more than 20 deviations from the mean, as floats in 0..255 are.
 
-    Memory (no gradients wanted): four to five times the tokens of all resolutions, beside one copy per chosen layer.
-    Beside a block that is called lives a copy of the tokens.
+    Memory: without gradients about five times the tokens of all resolutions, one copy more for every layer after the
+    first and beside a block that is called, and on CPUs the hidden layer of 512 tokens. Where gradients are needed what
+    the model itself keeps, about twenty times the tokens per block.
 
     Source: MuRF, section 3; SigLIP-HD, section 2.
     """
@@ -140,7 +141,7 @@ class MultiResolutionEncoder(nn.Module):
         _checks.mode(what, mode, antialias)
         mean, std = _images.three_numbers(what, "mean", mean), _images.three_numbers(what, "std", std)
         self.resize = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
-        self._plain = plain_parts(self._family, model, verify)
+        self._packable = packable_parts(self._family, model, verify)
 
     @property
     def family(self) -> Family:
@@ -148,7 +149,7 @@ class MultiResolutionEncoder(nn.Module):
         return self._family(self.model)
 
     def at(self, sizes: Sequence[int | tuple[int, int]], tiles: Sequence[int] | None = None) -> MultiResolutionEncoder:
-        """This encoder at other resolutions; model, verification and the other options are shared."""
+        """This encoder at other ``sizes`` and ``tiles``, which are checked as by the class; all else is shared."""
         other = copy.copy(self)
         other._set_resolutions(sizes, None, tiles, "raise")
         return other
@@ -184,12 +185,24 @@ class MultiResolutionEncoder(nn.Module):
         return [patch * t for t in self.tiles or [1] * len(self.sizes or self.scales)]
 
     def forward(self, images: Tensor) -> MultiResolutionFeatures:
-        """Features of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; see :class:`PackedTokens`."""
+        """Features at every resolution.
+
+        Args:
+            images: (B, 3, H, W) or (B, H, W, 3) on the model's device; uint8 or any floating-point dtype. They get no
+                gradient, and must not want one.
+
+        Returns:
+            :class:`MultiResolutionFeatures` in the dtype of the model (under autocast, as its modules give them);
+            differentiable with respect to the model's parameters.
+
+        Raises:
+            TypeError, ValueError: As the class says; the message names the argument or the part of the model.
+        """
         family = self._checked_family()
         packed, rotations, owns = self._embed(family, images)
-        attended = {} if self.attentions else None
+        seen: dict[int, Tensor] | None = {} if self.attentions else None
         outputs = _blocks.run(
-            packed, family, rotations, set(self.layers), self._plain, self.attention, owns=owns, attended=attended
+            packed, family, rotations, set(self.layers), self._packable, self.attention, owns=owns, attentions=seen
         )
         if self.norm:
             outputs = {i: self._normed(family, packed.with_tokens(tokens)) for i, tokens in outputs.items()}
@@ -199,11 +212,11 @@ class MultiResolutionEncoder(nn.Module):
             maps=[t.map(s) for s in resolutions for t in tokens],
             cls=[t.prefix_tokens(s)[:, 0] if packed.prefix else None for s in resolutions for t in tokens],
             tokens=tokens,
-            attentions=attended and [packed.with_tokens(attended[i]).map(s) for s in resolutions for i in self.layers],
+            attentions=seen and [packed.with_tokens(seen[i]).map(s) for s in resolutions for i in self.layers],
         )
 
     def embed(self, images: Tensor) -> PackedTokens:
-        """The tokens before the first block."""
+        """The tokens before the first block, of all resolutions; arguments and errors as for :meth:`forward`."""
         return self._embed(self._checked_family(), images)[0]
 
     def _embed(self, family: Family, images: Tensor) -> tuple[PackedTokens, list[Rotation | None], bool]:
@@ -220,8 +233,8 @@ class MultiResolutionEncoder(nn.Module):
             )
         sizes = self.sizes_for(*self._check_images(family, images))
         hooked = has_global_hooks()
-        calls = hooked or any(signature(module) not in self._plain for module in family.embedders)
-        calls_rope = family.rope is not None and (hooked or signature(family.rope) not in self._plain)
+        calls = hooked or any(signature(module) not in self._packable for module in family.embedders)
+        calls_rope = family.rope is not None and (hooked or signature(family.rope) not in self._packable)
         if calls or calls_rope:
             tokens, blocks, rotations = [], [], []
             cut = cut_sequences(
@@ -259,7 +272,7 @@ class MultiResolutionEncoder(nn.Module):
 
     def _normed(self, family: Family, packed: PackedTokens) -> Tensor:
         """The final norm, of all rows at once if it is what it was at construction."""
-        if not has_global_hooks() and signature(family.final_norm) in self._plain:
+        if not has_global_hooks() and signature(family.final_norm) in self._packable:
             return family.final_norm(packed.tokens)
         return torch.cat([family.final_norm(packed.block(s)).flatten(0, 1) for s in range(len(packed))])
 
@@ -297,9 +310,9 @@ def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **optio
     wanted = options.pop("verify", True)
     encoder = MultiResolutionEncoder(model, sizes, verify=wanted and verified is None, **options)
     if wanted and verified is not None:
-        encoder._plain = verified
+        encoder._packable = verified
     elif wanted:
-        _verified[model] = encoder._plain
+        _verified[model] = encoder._packable
     return encoder
 
 

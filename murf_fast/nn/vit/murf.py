@@ -65,7 +65,10 @@ class MuRF(nn.Module):
         return self.features(images, grid, **options)
 
     def encode(self, images: Tensor) -> MultiResolutionFeatures:
-        """The maps of every resolution as they come, for what has no method here (a head's ``loss``, say)."""
+        """The maps of every resolution as they come, for what has no method here (a head's ``loss``, say).
+
+        Arguments, result, errors and memory are those of :meth:`MultiResolutionEncoder.forward`.
+        """
         return self.encoder(images)
 
     def features(
@@ -80,12 +83,22 @@ class MuRF(nn.Module):
         out: Tensor | None = None,
         backend: str | None = None,
     ) -> Tensor:
-        """(B, sum D, h, w) at ``grid``; None for the largest grid of the maps (MuRF), or the image's size (its paper).
+        """The maps of all resolutions and layers, on one grid and concatenated.
 
         Args:
             images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point.
-            grid: (height, width) of the result, or one integer for a square.
+            grid: (height, width) of the result, or one integer for a square. None: the largest grid of the maps, as in
+                MuRF's code; its paper takes the image's size.
             mode, antialias, via, memory_format, out, backend: As for :func:`murf_fast.upsample_concat`.
+
+        Returns:
+            (B, sum D, height, width), resolutions outermost and layers within; in the dtype of the model.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it.
+            BackendUnavailableError: ``backend`` cannot take this call.
+
+        Memory: what the encoder takes; then the maps and the result.
         """
         op, like = "MuRF.features", self.encoder.family.like
         size = _images.size_of(op, images)
@@ -109,24 +122,61 @@ class MuRF(nn.Module):
         )
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(B, N, sum D) for a language model's projector: N tokens of the largest grid, whatever the resolutions."""
+        """(B, N, sum D) for a language model's projector: N tokens of the largest grid, whatever the resolutions.
+
+        They are :meth:`features` on that grid, in raster order; arguments, errors and memory as there.
+        """
         grid = self._largest_grid(_images.size_of("MuRF.tokens", images))
         fused = upsample_concat(self.encoder(images).maps, grid, memory_format=torch.channels_last)
         return fused.permute(0, 2, 3, 1).flatten(1, 2)
 
     def segment(self, images: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
-        """Labels (B, height, width), of the image's size if ``size`` is None; no logits at that size exist."""
+        """Labels of the image by the segmentation head, without gradients; no logits at its size exist.
+
+        Args:
+            images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point.
+            size: (height, width) of the result, or one integer for a square; None: that of the images.
+
+        Returns:
+            (B, height, width), uint8 up to 256 classes, int16 up to 32768, int32 above.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or the head is of another kind, device, dtype or number of
+                columns; the message names it.
+
+        Memory: what the encoder takes; then the maps and what :meth:`SegmentationHead.predict` takes.
+        """
         return self._predict("segment", SegmentationHead, images, size)
 
     def depth(self, images: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
-        """Depth (B, height, width) in the unit of the head's range, of the image's size if ``size`` is None."""
+        """Depth of the image by the depth head, without gradients.
+
+        Arguments and errors as for :meth:`segment`.
+
+        Returns:
+            (B, height, width) in the unit of the head's range, float32 (float64 for a float64 model).
+
+        Memory: what the encoder takes; then the maps and what :meth:`DepthHead.forward` takes.
+        """
         return self._predict("depth", DepthHead, images, size)
 
     @torch.no_grad()
     def pca(self, images: Tensor, size: int | tuple[int, int] | None = None, components: int = 3) -> Tensor:
-        """(B, components, height, width): leading principal components of the fused features of the whole batch.
+        """The leading principal components of the fused features, of the whole batch together; without gradients.
 
-        At the image's size if ``size`` is None. Signs are arbitrary but reproducible.
+        Args:
+            images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point.
+            size: (height, width) of the result, or one integer for a square; None: that of the images.
+            components: How many, at most sum D.
+
+        Returns:
+            (B, components, height, width) in the dtype of the model. Signs are arbitrary but reproducible.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it.
+
+        Memory: what the encoder takes; then the fused map on the largest grid, two copies of it in float64, and a few
+        (sum D, sum D) matrices in float64.
         """
         components = _checks.integer("MuRF.pca", "components", components, 1, self._columns())
         size = _size("MuRF.pca", images, size)

@@ -80,13 +80,27 @@ class S2(nn.Module):
             self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, P + N, sum D): prefix tokens, then the patches of the pooled map in raster order."""
+        """Prefix tokens and patches of all scales, concatenated over channels.
+
+        Args:
+            images: (B, 3, H, W) or (B, H, W, 3); uint8 or floating point, for callables floating point.
+
+        Returns:
+            (B, P + N, sum D): the prefix tokens, then the patches of the pooled map in raster order.
+
+        Raises:
+            TypeError, ValueError: ``images`` are wrong, a scale leaves no pixel of them or cannot be cut into equal
+                tiles; or a callable gives tokens that are no grid of a tile's shape.
+
+        Memory: for supported models what :class:`MultiResolutionEncoder` takes, for callables the resized images, their
+        tiles, and what the model takes; then the maps and the result.
+        """
         maps, prefixes = self._encode(images)
         fused = self._fused(maps).permute(0, 2, 3, 1).flatten(1, 2)
         return fused if prefixes is None else torch.cat([torch.cat(prefixes, dim=-1), fused], dim=1)
 
     def maps(self, images: Tensor) -> Tensor:
-        """(B, sum D, h, w), channels_last by strides: the patches alone."""
+        """(B, sum D, h, w), channels_last by strides: the patches alone. All else is as for :meth:`forward`."""
         return self._fused(self._encode(images)[0])
 
     def _fused(self, maps: list[Tensor]) -> Tensor:

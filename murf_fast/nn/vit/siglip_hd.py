@@ -72,14 +72,20 @@ def multi_scale_target(
 
 
 def fine_to_coarse_loss(features: Tensor, target: Tensor) -> Tensor:
-    """``mean |F_s - F_t|``: the student's map at the base scale against :func:`multi_scale_target`; a scalar.
+    """``mean |F_s - F_t|``: the student's map at the base scale against :func:`multi_scale_target`.
 
     Args:
-        features: (B, D, h, w), the student's.
-        target: (B, D, h, w) in any floating dtype; no gradients go to it.
+        features: (B, D, h, w), the student's, floating point.
+        target: (B, D, h, w) in any floating dtype, which is converted to that of the features; no gradients go to it.
+
+    Returns:
+        A scalar in the dtype of the features.
 
     Raises:
         TypeError, ValueError: An argument is no map, or the shapes differ.
+
+    Memory: two maps of differences, a copy of a target of another dtype; in the backward four maps, the gradient among
+    them.
 
     Source: SigLIP-HD, section 3 and Table 8.
     """
