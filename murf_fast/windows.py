@@ -80,7 +80,10 @@ class Windows:
         Raises:
             ValueError: A size is needed and not given, or the rule leaves an output without a key.
         """
-        out, grid = out or self.out, grid or self.grid
+        out, grid = (
+            size if given is None else _arguments.pair("windows.Windows.tables", name, given)
+            for name, given, size in (("out", out, self.out), ("grid", grid, self.grid))
+        )
         if out is None or grid is None:
             raise ValueError("murf_fast.windows: this rule fits any size: `out` and `grid` must be given")
         return axis_window(self.rows, out[0], grid[0]), axis_window(self.columns, out[1], grid[1])

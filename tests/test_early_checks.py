@@ -222,3 +222,48 @@ def test_a_backend_of_the_environment(model, idle, monkeypatch):
 def test_components(model, idle, components):
     with pytest.raises(TypeError, match="`components` must be an integer"):
         murf_of(model).pca(IMAGES, components=components)
+
+
+# Right arguments of the constructors that take no model.
+CONSTRUCTORS = {
+    "AnyUp": {
+        "qk_dim": 32,
+        "num_heads": 4,
+        "input_dim": 3,
+        "kernel_size": 1,
+        "kernel_size_lfu": 5,
+        "window_ratio": 0.1,
+        "windows": "dense",
+    },
+    "NAF": {"dim": 64, "num_heads": 4, "kernel_size": 3, "blocks": 1},
+    "JAFAR": {"v_dim": 8, "qk_dim": 32, "num_heads": 4, "kernel_size": 1},
+    "JBULevel": {"radius": 2, "guides": 3, "keys": 4, "mode": "bicubic", "fixup": True, "dropout": 0.1},
+    "JBUStack": {"dim": 8, "shared": True, "radius": 2, "norm": False, "guides": 3},
+    "FeatSharpJBU": {"factor": 2, "guides": 3},
+    "SegmentationHead": {"columns": 8, "classes": 3, "norm": True, "grid": "largest", "dropout": 0.1},
+    "DepthHead": {
+        "columns": 8,
+        "bins": 4,
+        "depth_range": (0.1, 10.0),
+        "rule": "midpoint",
+        "upsample": 1,
+        "clamp": True,
+    },
+}
+WRONG = {
+    int: ("x", 1.5, -1, True, (1, 2), object()),
+    float: ("x", float("nan"), True, (1, 2), object()),
+    str: ("x", 3, True, object()),
+    bool: ("x", 3, object()),
+    tuple: ("x", 3, (1,), (1, "x")),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_constructors_name_the_argument(name):
+    right, kind = CONSTRUCTORS[name], getattr(murf_fast.nn, name)
+    kind(**right)
+    for argument, value in right.items():
+        for wrong in WRONG[type(value)]:
+            with pytest.raises((TypeError, ValueError), match=f"murf_fast.*`{argument}`"):
+                kind(**{**right, argument: wrong})

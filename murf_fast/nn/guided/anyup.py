@@ -9,6 +9,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
+from murf_fast import _arguments
 from murf_fast.nn import _checkpoints, _parts
 from murf_fast.nn.guided import _anyup_checkpoint
 from murf_fast.nn.guided._anyup_forward import WINDOWS, upsample, window_rule
@@ -57,9 +58,16 @@ class AnyUp(nn.Module):
         allow_bfloat16: bool = False,
     ) -> None:
         super().__init__()
-        if windows not in WINDOWS:
-            raise ValueError(f"murf_fast.AnyUp: `windows` must be one of {WINDOWS}, got {windows!r}")
-        if qk_dim < 1 or qk_dim % 8 or qk_dim % (2 * num_heads):
+        _arguments.choice("AnyUp", "windows", windows, WINDOWS)
+        window_ratio = _arguments.number("AnyUp", "window_ratio", window_ratio)
+        qk_dim = _arguments.integer("AnyUp", "qk_dim", qk_dim, 1)
+        num_heads = _arguments.integer("AnyUp", "num_heads", num_heads, 1)
+        input_dim = _arguments.integer("AnyUp", "input_dim", input_dim, 1)
+        for name, size in (("kernel_size", kernel_size), ("kernel_size_lfu", kernel_size_lfu)):
+            if _arguments.integer("AnyUp", name, size, 1) % 2 == 0:
+                raise ValueError(f"murf_fast.AnyUp: `{name}` must be odd, got {size}")
+        _arguments.flag("AnyUp", "allow_bfloat16", allow_bfloat16)
+        if qk_dim % 8 or qk_dim % (2 * num_heads):
             raise ValueError(
                 f"murf_fast.AnyUp: `qk_dim` must be a multiple of 8 and of {2 * num_heads}, twice the heads, "
                 f"got {qk_dim}"
@@ -194,8 +202,6 @@ class _Basis(nn.Module):
 
     def __init__(self, dim: int, kernel_size: int) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"murf_fast.AnyUp: `kernel_size_lfu` must be odd, got {kernel_size}")
         self.basis = nn.Parameter(torch.randn(dim, 1, kernel_size, kernel_size))
 
 

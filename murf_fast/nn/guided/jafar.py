@@ -58,7 +58,7 @@ class JAFAR(nn.Module):
             raise ValueError(
                 f"murf_fast.JAFAR: `qk_dim` must be a multiple of {GROUPS} and of the {num_heads} heads, got {qk_dim}"
             )
-        if kernel_size not in (1, 3):
+        if _checks.integer("JAFAR", "kernel_size", kernel_size) not in (1, 3):
             raise ValueError(f"murf_fast.JAFAR: `kernel_size` must be 1 or 3, got {kernel_size!r}")
         self.v_dim, self.qk_dim, self.num_heads, self.kernel_size = v_dim, qk_dim, num_heads, kernel_size
         options = {"block": 1, "blocks": 2, "bias": False, "residual": True}

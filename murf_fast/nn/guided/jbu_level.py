@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast import _arguments
 from murf_fast.nn._parts import unlike
 from murf_fast.ops import BilateralParams, joint_bilateral_upsample
+from murf_fast.ops.adaptive_conv import MODES
 
 
 class JBULevel(nn.Module):
@@ -40,10 +42,16 @@ class JBULevel(nn.Module):
         dropout: float | None = 0.1,
     ) -> None:
         super().__init__()
-        self.radius, self.mode = radius, mode
+        radius = _arguments.integer("JBULevel", "radius", radius, 0)
+        guides = _arguments.integer("JBULevel", "guides", guides, 1)
+        keys = _arguments.integer("JBULevel", "keys", keys, 1)
+        if dropout is not None and not 0 <= (dropout := _arguments.number("JBULevel", "dropout", dropout)) <= 1:
+            raise ValueError(f"murf_fast.JBULevel: `dropout` must be a probability or None, got {dropout}")
+        self.radius, self.mode = radius, _arguments.choice("JBULevel", "mode", mode, MODES)
         taps = (2 * radius + 1) ** 2
         self.range_temp = nn.Parameter(torch.tensor(0.0))
         self.range_proj = _network(guides, keys, dropout)
+        fixup = _arguments.flag("JBULevel", "fixup", fixup)
         self.fixup_proj = _network(taps + guides, taps, dropout) if fixup else None
         self.sigma_spatial = nn.Parameter(torch.tensor(1.0))
 

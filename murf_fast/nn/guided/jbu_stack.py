@@ -7,6 +7,7 @@ from os import PathLike
 
 from torch import Tensor, nn
 
+from murf_fast import _arguments
 from murf_fast.nn import _checkpoints
 from murf_fast.nn.guided import _jbu_checkpoint
 from murf_fast.nn.guided._jbu_levels import run_levels
@@ -45,6 +46,8 @@ class JBUStack(nn.Module):
         guides: int = 3,
     ) -> None:
         super().__init__()
+        dim = None if dim is None else _arguments.integer("JBUStack", "dim", dim, 1)
+        shared, norm = _arguments.flag("JBUStack", "shared", shared), _arguments.flag("JBUStack", "norm", norm)
         if norm and dim is None:
             raise ValueError("murf_fast.JBUStack: `norm=True` needs `dim`, the number of channels")
         self.dim, self.shared = dim, shared

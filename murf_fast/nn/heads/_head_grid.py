@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from murf_fast import _arguments
+
 GRIDS = ("largest", "first", "image")
 
 
 def check(what: str, grid: str) -> str:
-    if grid not in GRIDS:
-        raise ValueError(f"murf_fast.{what}: `grid` must be one of {GRIDS}, got {grid!r}")
-    return grid
+    return _arguments.choice(what, "grid", grid, GRIDS)
 
 
 def head_grid(grid: str, features: Sequence[Tensor], size: tuple[int, int], upsample: int = 1) -> tuple[int, int]:

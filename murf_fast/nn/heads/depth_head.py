@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from murf_fast import _arguments
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
 from murf_fast.nn.heads import _head_grid
@@ -81,17 +82,16 @@ class DepthHead(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if bins < 2:
-            raise ValueError(f"murf_fast.DepthHead: `bins` must be at least 2, got {bins}")
-        if rule not in SPACINGS:
-            raise ValueError(f"murf_fast.DepthHead: `rule` must be one of {SPACINGS}, got {rule!r}")
-        if norm not in NORMS:
-            raise ValueError(f"murf_fast.DepthHead: `norm` must be one of {NORMS}, got {norm!r}")
-        if not 0 <= depth_range[0] < depth_range[1]:
+        columns, bins = (_arguments.integer("DepthHead", *x) for x in (("columns", columns, 1), ("bins", bins, 2)))
+        _arguments.choice("DepthHead", "rule", rule, SPACINGS)
+        _arguments.choice("DepthHead", "norm", norm, NORMS)
+        nearest, farthest = _arguments.numbers("DepthHead", "depth_range", depth_range, 2)
+        upsample = _arguments.integer("DepthHead", "upsample", upsample, 1)
+        for name, value in (("clamp", clamp), ("batch_norm", batch_norm)):
+            _arguments.flag("DepthHead", name, value)
+        if not 0 <= nearest < farthest:
             raise ValueError(f"murf_fast.DepthHead: `depth_range` must be (nearest, farthest), got {depth_range!r}")
-        if upsample < 1:
-            raise ValueError(f"murf_fast.DepthHead: `upsample` must be at least 1, got {upsample}")
-        self.depth_range, self.rule, self.norm = tuple(depth_range), rule, norm
+        self.depth_range, self.rule, self.norm = (nearest, farthest), rule, norm
         self.grid, self.upsample, self.clamp = _head_grid.check("DepthHead", grid), upsample, clamp
         self.batch_norm = nn.BatchNorm2d(columns) if batch_norm else None
         self.classifier = nn.Conv2d(columns, bins, kernel_size=1)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast import _arguments
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
 from murf_fast.nn.heads import _head_grid
@@ -44,6 +45,11 @@ class SegmentationHead(nn.Module):
         self, columns: int, classes: int, *, norm: bool = True, grid: str = "largest", dropout: float = 0.0
     ) -> None:
         super().__init__()
+        columns = _arguments.integer("SegmentationHead", "columns", columns, 1)
+        classes = _arguments.integer("SegmentationHead", "classes", classes, 1)
+        if not 0 <= (dropout := _arguments.number("SegmentationHead", "dropout", dropout)) <= 1:
+            raise ValueError(f"murf_fast.SegmentationHead: `dropout` must be a probability, got {dropout}")
+        _arguments.flag("SegmentationHead", "norm", norm)
         self.grid = _head_grid.check("SegmentationHead", grid)
         self.dropout = dropout
         self.norm = nn.BatchNorm2d(columns) if norm else None
