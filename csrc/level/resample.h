@@ -2,6 +2,7 @@
 // low-resolution width (it stays in the caches), and every output pixel combines a few of its cells.
 #pragma once
 
+#include "launch.h"
 #include "rows.h"
 
 namespace murf {
@@ -107,9 +108,6 @@ class PixelTaps {
 inline const float* bias_row(Bias bias, int64_t b) {
   return bias.data == nullptr ? nullptr : bias.data + b * bias.stride_b;
 }
-
-// Full rows of this size leave the caches before anyone reads them.
-inline bool worth_streaming(int64_t bytes) { return bytes >= (int64_t(8) << 20); }
 
 // Collects finished pixels of one dense row in the caches and writes them out in long runs.
 template <class T>

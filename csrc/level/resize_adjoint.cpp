@@ -5,10 +5,11 @@
 
 namespace murf {
 namespace MURF_LEVEL {
+namespace {
 
 // channels_last: a full row is first reduced to low-resolution width, then added to the low-resolution rows it touches.
 template <class T>
-static void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out, int threads) {
+void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out, int threads) {
   const int64_t n = map.channels, row = map.x.in * n;
   const int64_t bands = adjoint_bands(threads, batch, map.y.in);
   const int64_t band_rows = (map.y.in + bands - 1) / bands;
@@ -39,7 +40,7 @@ static void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out,
 
 // planar: full rows are first added to the low-resolution rows they touch, then those are reduced in width.
 template <class T>
-static void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int threads) {
+void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int threads) {
   const int64_t planes = batch * map.channels, width = map.x.out;
   const int64_t bands = adjoint_bands(threads, planes, map.y.in);
   const int64_t band_rows = (map.y.in + bands - 1) / bands;
@@ -72,6 +73,8 @@ static void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int th
     }
   });
 }
+
+}  // namespace
 
 void resize_adjoint(DType dtype, Map map, int64_t batch, void* out, bool channels_last, int threads) {
   with_dtype(dtype, [&](auto tag) {
