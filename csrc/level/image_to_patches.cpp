@@ -18,13 +18,9 @@ void blend_rows(const Image& image, const Axis& axis, int64_t b, int64_t y, floa
   for (int64_t c = 0; c < (interleaved ? 1 : 3); ++c) {
     const int64_t length = interleaved ? 3 * width : width;
     float* dst = interleaved ? mixed : planar + c * planar_stride;
-    for (int64_t t = 0; t < axis.count[y]; ++t) {
-      const In* src = static_cast<const In*>(image.data) + b * image.stride_b + c * image.stride_c +
-                      (axis.first[y] + t) * image.stride_y;
-      const float w = axis.weights[y * axis.taps + t];
-      if (t == 0) scale_row(dst, src, w, length);
-      else add_scaled_row(dst, src, w, length);
-    }
+    const In* src = static_cast<const In*>(image.data) + b * image.stride_b + c * image.stride_c +
+                    axis.first[y] * image.stride_y;
+    combine_rows(dst, src, image.stride_y, axis.weights + y * axis.taps, axis.count[y], length);
   }
   if (!interleaved) return;
   for (int64_t c = 0; c < 3; ++c) {
@@ -43,13 +39,8 @@ void narrow_row(const Axis& axis, const float* __restrict src, float gain, float
     }
     return;
   }
-  for (int64_t x = 0; x < n; ++x) {
-    const float* w = axis.weights + x * axis.taps;
-    const float* s = src + axis.first[x];
-    float v = 0.f;
-    for (int64_t t = 0; t < axis.count[x]; ++t) v += w[t] * s[t];
-    dst[x] = gain * v + offset;
-  }
+  for (int64_t x = 0; x < n; ++x)
+    dst[x] = gain * weighted_sum(axis.weights + x * axis.taps, src + axis.first[x], axis.count[x]) + offset;
 }
 
 template <class In, class Out>

@@ -11,8 +11,12 @@
 namespace murf {
 namespace MURF_LEVEL {
 
-inline void fill_row(float* dst, float value, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) dst[i] = value;
+// Sums of more terms than this are taken in double: in float32 a million ones, a millionth each, are 1.009.
+constexpr int64_t kShortSum = 64;
+
+template <class Sum>
+inline void fill_row(Sum* dst, float value, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) dst[i] = Sum(value);
 }
 
 template <class T>
@@ -20,19 +24,22 @@ inline void load_row(float* __restrict dst, const T* __restrict src, int64_t n) 
   for (int64_t i = 0; i < n; ++i) dst[i] = to_float(src[i]);
 }
 
-template <class T>
-inline void store_row(T* __restrict dst, const float* __restrict src, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) from_float(src[i], dst[i]);
+template <class T, class Sum>
+inline void store_row(T* __restrict dst, const Sum* __restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) from_float(float(src[i]), dst[i]);
 }
 
-// dst = w * src, or dst += w * src
+// dst = w * src, or dst += w * src in the precision of dst
 template <class T>
 inline void scale_row(float* __restrict dst, const T* __restrict src, float w, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dst[i] = w * to_float(src[i]);
 }
-template <class T>
-inline void add_scaled_row(float* __restrict dst, const T* __restrict src, float w, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) dst[i] += w * to_float(src[i]);
+template <class Sum, class T>
+inline void add_scaled_row(Sum* __restrict dst, const T* __restrict src, float w, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) dst[i] += Sum(w) * Sum(to_float(src[i]));
+}
+inline void add_scaled_row(double* __restrict dst, const double* __restrict src, float w, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) dst[i] += double(w) * src[i];
 }
 
 template <int Taps, bool Accumulate>
@@ -53,7 +60,7 @@ inline void combine_fixed(float* __restrict dst, const float* const* src, const 
 }
 
 // dst (+)= sum_t w[t] * src[t], four rows at a time
-inline void combine(float* dst, const float* const* src, const float* w, int64_t taps, int64_t n, bool accumulate) {
+inline void combine_few(float* dst, const float* const* src, const float* w, int64_t taps, int64_t n, bool accumulate) {
   if (taps == 0 && !accumulate) fill_row(dst, 0.f, n);
   while (taps > 0) {
     const int64_t now = min64(taps, 4);
@@ -72,13 +79,61 @@ inline void combine(float* dst, const float* const* src, const float* w, int64_t
   }
 }
 
+// dst (+)= sum_t w[t] * row(t) for many taps: pairs of pairs of pairs in float32, and those in double.
+template <class Row>
+__attribute__((noinline)) void combine_many(float* __restrict dst, Row row, const float* w, int64_t taps, int64_t n,
+                                            bool accumulate) {
+  constexpr int64_t kColumns = 256;  // of a float32 row, whose sums stay in the first-level cache
+  double sum[kColumns];
+  for (int64_t begin = 0; begin < n; begin += kColumns) {
+    const int64_t columns = min64(kColumns, n - begin);
+    for (int64_t i = 0; i < columns; ++i) sum[i] = accumulate ? double(dst[begin + i]) : 0.;
+    int64_t t = 0;
+    for (; t + 8 <= taps; t += 8) {
+      const decltype(row(0)) src[8] = {row(t) + begin,     row(t + 1) + begin, row(t + 2) + begin, row(t + 3) + begin,
+                                       row(t + 4) + begin, row(t + 5) + begin, row(t + 6) + begin, row(t + 7) + begin};
+      for (int64_t i = 0; i < columns; ++i) {
+        const auto term = [&](int k) { return w[t + k] * to_float(src[k][i]); };
+        sum[i] += double(((term(0) + term(1)) + (term(2) + term(3))) + ((term(4) + term(5)) + (term(6) + term(7))));
+      }
+    }
+    for (; t < taps; ++t) add_scaled_row(sum, row(t) + begin, w[t], columns);
+    store_row(dst + begin, sum, columns);
+  }
+}
+
+inline void combine(float* dst, const float* const* src, const float* w, int64_t taps, int64_t n, bool accumulate) {
+  if (taps > kShortSum) combine_many(dst, [=](int64_t t) { return src[t]; }, w, taps, n, accumulate);
+  else combine_few(dst, src, w, taps, n, accumulate);
+}
+
 // The same for taps that lie `step` apart: dst = sum_t w[t] * src[t * step + i]
 inline void combine_strided(float* dst, const float* src, int64_t step, const float* w, int64_t taps, int64_t n) {
   if (taps == 0) fill_row(dst, 0.f, n);
+  if (taps > kShortSum) return combine_many(dst, [=](int64_t t) { return src + t * step; }, w, taps, n, false);
   for (int64_t t = 0; t < taps; t += 4) {
     const float* rows[4] = {src + t * step, src + (t + 1) * step, src + (t + 2) * step, src + (t + 3) * step};
-    combine(dst, rows, w + t, min64(taps - t, 4), n, t > 0);
+    combine_few(dst, rows, w + t, min64(taps - t, 4), n, t > 0);
   }
+}
+
+// The same from rows of any dtype, a row at a time
+template <class T>
+inline void combine_rows(float* dst, const T* src, int64_t step, const float* w, int64_t taps, int64_t n) {
+  if (taps == 0) fill_row(dst, 0.f, n);
+  if (taps > kShortSum) return combine_many(dst, [=](int64_t t) { return src + t * step; }, w, taps, n, false);
+  for (int64_t t = 0; t < taps; ++t) {
+    if (t == 0) scale_row(dst, src, w[0], n);
+    else add_scaled_row(dst, src + t * step, w[t], n);
+  }
+}
+
+// sum_t w[t] * src[t]
+inline float weighted_sum(const float* w, const float* src, int64_t taps) {
+  if (taps > kShortSum) return float(exact_dot_of(w, src, taps));
+  float v = 0.f;
+  for (int64_t t = 0; t < taps; ++t) v += w[t] * src[t];
+  return v;
 }
 
 // Full rows of this size leave the caches before anyone reads them.

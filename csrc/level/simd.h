@@ -129,6 +129,13 @@ inline double exact_sum_of(const float* v, int64_t n) {
   return total;
 }
 
+inline double exact_dot_of(const float* a, const float* b, int64_t n) {
+  double total = 0.;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) total += double(a[i]) * double(b[i]);
+  return total;
+}
+
 inline float dot_of(const float* a, const float* b, int64_t n) {
   float total = 0.f;
 #pragma omp simd reduction(+ : total)

@@ -43,14 +43,14 @@ Best best_lane(Vec16 values, IntVec16 indices) {
 
 // FixedTaps: how many cells a pixel combines, or 0 for any number.
 template <int FixedTaps>
-Best best_class(const PixelTaps& taps, const float* bias, int64_t classes) {
+Best best_class(const float* const* cells, const float* weights, int64_t taps, const float* bias, int64_t classes) {
   const IntVec16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const int64_t size = FixedTaps ? FixedTaps : taps.size();
+  const int64_t size = FixedTaps ? FixedTaps : taps;
   Vec16 best = {};
   IntVec16 index = lanes;
   for (int64_t k = 0; k < classes; k += kClasses) {
     Vec16 v = bias == nullptr ? Vec16{} : load_vec<Vec16>(bias + k);
-    for (int64_t t = 0; t < size; ++t) v += taps.weights()[t] * load_vec<Vec16>(taps.cells()[t] + k);
+    for (int64_t t = 0; t < size; ++t) v += weights[t] * load_vec<Vec16>(cells[t] + k);
     const IntVec16 at = lanes + int32_t(k);
     if (classes - k < kClasses) v = at < int32_t(classes) ? v : Vec16{} - __builtin_inff();
     if (k == 0) {
@@ -67,12 +67,13 @@ Best best_class(const PixelTaps& taps, const float* bias, int64_t classes) {
 template <class T, class Label>
 void argmax(Maps maps, Grid grid, Bias bias, Label* labels, T* values, int threads) {
   const int64_t rows_size = rows_floats(maps), bias_size = padded(grid.channels);
-  const int64_t share = rows_size + bias_size + PixelTaps::floats(maps);
+  const int64_t share = rows_size + 2 * bias_size + PixelTaps::floats(maps);
   Scratch scratch(share * threads);
   parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
     float* rows = scratch.data() + thread * share;
     float* padded_bias = rows + rows_size;
-    PixelTaps taps(maps, padded_bias + bias_size);
+    float* pixel = padded_bias + bias_size;
+    PixelTaps taps(maps, pixel + bias_size);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / grid.height;
       vertical_rows<T>(maps, b, task % grid.height, rows);
@@ -84,8 +85,17 @@ void argmax(Maps maps, Grid grid, Bias bias, Label* labels, T* values, int threa
       }
       for (int64_t x = 0; x < grid.width; ++x) {
         taps.select(rows, x);
-        const Best best = taps.size() == 2 ? best_class<2>(taps, bias_values, grid.channels)
-                                           : best_class<0>(taps, bias_values, grid.channels);
+        Best best;
+        if (taps.size() > kShortSum) {
+          const float* cell = pixel;
+          const float one = 1.f;
+          taps.sum(bias_row(bias, b), pixel);
+          best = best_class<0>(&cell, &one, 1, nullptr, grid.channels);
+        } else if (taps.size() == 2) {
+          best = best_class<2>(taps.cells(), taps.weights(), 2, bias_values, grid.channels);
+        } else {
+          best = best_class<0>(taps.cells(), taps.weights(), taps.size(), bias_values, grid.channels);
+        }
         labels[task * grid.width + x] = Label(best.index);
         if (values != nullptr) from_float(best.value, values[task * grid.width + x]);
       }

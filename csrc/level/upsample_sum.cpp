@@ -58,13 +58,8 @@ class WidenedRows {
     held_[slot] = int32_t(index);
     load_row(source_, plane + index * map_.stride_y, map_.x.in);
     const Axis& axis = map_.x;
-    for (int64_t x = 0; x < axis.out; ++x) {
-      const float* w = axis.weights + x * axis.taps;
-      const float* s = source_ + axis.first[x];
-      float v = 0.f;
-      for (int64_t t = 0; t < axis.count[x]; ++t) v += w[t] * s[t];
-      dst[x] = v;
-    }
+    for (int64_t x = 0; x < axis.out; ++x)
+      dst[x] = weighted_sum(axis.weights + x * axis.taps, source_ + axis.first[x], axis.count[x]);
     return dst;
   }
 
