@@ -22,52 +22,83 @@ inline Band adjoint_band(const Axis& axis, int64_t index, int64_t bands) {
   return {axis.in * index / bands, axis.in * (index + 1) / bands};
 }
 
+// Whether a low-resolution row or column takes part in so many full-resolution ones that its sum needs double. The
+// functions below sum in the type of their accumulators.
+inline bool has_long_sums(const Axis& axis) {
+  if (axis.out <= kShortSum) return false;
+  Scratch scratch(axis.in + 1);
+  int32_t* change = reinterpret_cast<int32_t*>(scratch.data());  // of the number of readers from one row to the next
+  for (int64_t i = 0; i <= axis.in; ++i) change[i] = 0;
+  for (int64_t i = 0; i < axis.out; ++i) ++change[axis.first[i]], --change[axis.first[i] + axis.count[i]];
+  int64_t readers = 0, most = 0;
+  for (int64_t i = 0; i < axis.in; ++i) most = max64(most, readers += change[i]);
+  return most > kShortSum;
+}
+inline bool has_long_sums(const Map& map) { return has_long_sums(map.y) || has_long_sums(map.x); }
+
+// Floats of scratch that hold `n` sums.
+template <class Sum>
+constexpr int64_t sum_floats(int64_t n) {
+  return n * int64_t(sizeof(Sum) / sizeof(float));
+}
+
 // reduced[x_t, c] += w_t * pixel[c], over the padded channel count
-inline void spread_pixel(const Map& map, int64_t x, const float* pixel, float* reduced) {
+template <class Sum>
+inline void spread_pixel(const Map& map, int64_t x, const float* pixel, Sum* reduced) {
   const int64_t stride = pixel_stride(map);
   for (int64_t t = 0; t < map.x.count[x]; ++t)
     add_scaled_row(reduced + (map.x.first[x] + t) * stride, pixel, map.x.weights[x * map.x.taps + t], stride);
 }
 
 // sums[y_t - band.begin, x, c] += w_t * reduced[x, c]; sums are dense
-inline void spread_row(const Map& map, int64_t y, Band band, const float* reduced, float* sums) {
+template <class Sum>
+inline void spread_row(const Map& map, int64_t y, Band band, const Sum* reduced, Sum* sums) {
   const int64_t n = map.channels, stride = pixel_stride(map), width = map.x.in;
   const int64_t runs = stride == n ? 1 : width, length = stride == n ? width * n : n;
   for (int64_t t = 0; t < map.y.count[y]; ++t) {
     const int64_t row = map.y.first[y] + t;
     if (row < band.begin || row >= band.end) continue;
-    float* sum = sums + (row - band.begin) * width * n;
+    Sum* sum = sums + (row - band.begin) * width * n;
     for (int64_t x = 0; x < runs; ++x)
       add_scaled_row(sum + x * n, reduced + x * stride, map.y.weights[y * map.y.taps + t], length);
   }
 }
 
-// Backward of everything that turns the summed, resized logits of a pixel into a scalar: for every pixel,
-// pixel_gradient(b, y, x, owned, logits) overwrites the logits by their gradients, which are spread over every map.
-// `owned` is true for exactly one visit of each pixel; returning false says that the gradients are zero. Gradients are
-// dense float32 channels_last maps.
-template <class T, class PixelGradient>
-inline void spread_pixel_gradients(Maps maps, Grid grid, Bias bias, float* const* gradients, int threads,
-                                   PixelGradient pixel_gradient) {
+template <class Sum, class T, class PixelGradient>
+inline void spread_pixel_gradients_in(Maps maps, Grid grid, Bias bias, float* const* gradients, int threads,
+                                      PixelGradient pixel_gradient) {
+  constexpr bool kInPlace = sizeof(Sum) == sizeof(float);
   const int64_t n = grid.channels, rows_size = rows_floats(maps), taps_size = PixelTaps::floats(maps);
   int64_t lowest = grid.height;
   for (int64_t m = 0; m < maps.size; ++m) lowest = min64(lowest, maps.data[m].y.in);
   const int64_t bands = adjoint_bands(threads, grid.batch, lowest);
-  const int64_t share = 2 * rows_size + padded(n) + taps_size;
+  int64_t sums_size = 0;
+  if (!kInPlace)
+    for (int64_t m = 0; m < maps.size; ++m)
+      sums_size += padded((maps.data[m].y.in + bands - 1) / bands * maps.data[m].x.in * n);
+  const int64_t share = rows_size + padded(n) + taps_size + sum_floats<Sum>(rows_size + sums_size);
   Scratch scratch(share * threads);
   parallel(threads, grid.batch * bands, [&](int thread, int64_t begin, int64_t end) {
     float* rows = scratch.data() + thread * share;
-    float* reduced = rows + rows_size;
-    float* pixel = reduced + rows_size;
+    float* pixel = rows + rows_size;
     PixelTaps taps(maps, pixel + padded(n));
+    Sum* reduced = reinterpret_cast<Sum*>(pixel + padded(n) + taps_size);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / bands, index = task % bands;
-      for (int64_t m = 0; m < maps.size; ++m) {
-        const Map& map = maps.data[m];
-        const Band band = adjoint_band(map.y, index, bands);
-        fill_row(gradients[m] + (b * map.y.in + band.begin) * map.x.in * n, 0.f,
-                 (band.end - band.begin) * map.x.in * n);
-      }
+      // visit(map, band, sums, gradient, size) for every map; the sums lie in the gradient where they can.
+      const auto each_band = [&](auto visit) {
+        Sum* sums = reduced + rows_size;
+        for (int64_t m = 0; m < maps.size; ++m) {
+          const Map& map = maps.data[m];
+          const Band band = adjoint_band(map.y, index, bands);
+          const int64_t size = (band.end - band.begin) * map.x.in * n;
+          float* gradient = gradients[m] + (b * map.y.in + band.begin) * map.x.in * n;
+          if constexpr (kInPlace) sums = gradient;
+          visit(map, band, sums, gradient, size);
+          sums += padded(size);
+        }
+      };
+      each_band([](const Map&, Band, Sum* sums, float*, int64_t size) { fill_row(sums, 0.f, size); });
       for (int64_t y = 0; y < grid.height; ++y) {
         const bool owned = y >= grid.height * index / bands && y < grid.height * (index + 1) / bands;
         bool touched = owned;
@@ -80,22 +111,35 @@ inline void spread_pixel_gradients(Maps maps, Grid grid, Bias bias, float* const
           taps.select(rows, x);
           taps.sum(bias_row(bias, b), pixel);
           if (!pixel_gradient(b, y, x, owned, pixel)) continue;
-          float* at = reduced;
+          Sum* at = reduced;
           for (int64_t m = 0; m < maps.size; ++m) {
             spread_pixel(maps.data[m], x, pixel, at);
             at += row_floats(maps.data[m]);
           }
         }
-        const float* at = reduced;
-        for (int64_t m = 0; m < maps.size; ++m) {
-          const Map& map = maps.data[m];
-          const Band band = adjoint_band(map.y, index, bands);
-          spread_row(map, y, band, at, gradients[m] + (b * map.y.in + band.begin) * map.x.in * n);
+        const Sum* at = reduced;
+        each_band([&](const Map& map, Band band, Sum* sums, float*, int64_t) {
+          spread_row(map, y, band, at, sums);
           at += row_floats(map);
-        }
+        });
       }
+      if constexpr (!kInPlace)
+        each_band([](const Map&, Band, Sum* sums, float* to, int64_t size) { store_row(to, sums, size); });
     }
   });
+}
+
+// Backward of everything that turns the summed, resized logits of a pixel into a scalar: for every pixel,
+// pixel_gradient(b, y, x, owned, logits) overwrites the logits by their gradients, which are spread over every map.
+// `owned` is true for exactly one visit of each pixel; returning false says that the gradients are zero. Gradients are
+// dense float32 channels_last maps.
+template <class T, class PixelGradient>
+inline void spread_pixel_gradients(Maps maps, Grid grid, Bias bias, float* const* gradients, int threads,
+                                   PixelGradient pixel_gradient) {
+  bool is_long = false;
+  for (int64_t m = 0; m < maps.size; ++m) is_long = is_long || has_long_sums(maps.data[m]);
+  if (is_long) spread_pixel_gradients_in<double, T>(maps, grid, bias, gradients, threads, pixel_gradient);
+  else spread_pixel_gradients_in<float, T>(maps, grid, bias, gradients, threads, pixel_gradient);
 }
 
 }  // namespace MURF_LEVEL

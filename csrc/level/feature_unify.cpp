@@ -1,11 +1,14 @@
 // AnyUp's feature-agnostic layer: every channel is correlated with every filter of a basis, one pixel at a time, so that
 // the channels x filters maps never exist.
+#include "activations.h"
 #include "gemm.h"
 #include "kernels.h"
-#include "softmax.h"
+#include "launch.h"
+#include "rows.h"
 
 namespace murf {
 namespace MURF_LEVEL {
+namespace {
 
 // What one pixel needs: its patches by channel, all responses in the order of the grouped convolution (channel, then
 // filter), the softmax's statistics, and its share of the gradients.
@@ -48,7 +51,7 @@ struct PixelScratch {
 
 // Visits the taps of pixel (y, x) that lie in the image; visit(tap, row, column). Returns how many do.
 template <class Visit>
-static int64_t each_tap(const FeatureUnify& f, int64_t y, int64_t x, Visit visit) {
+int64_t each_tap(const FeatureUnify& f, int64_t y, int64_t x, Visit visit) {
   const int64_t radius = f.kernel / 2;
   int64_t inside = 0;
   for (int64_t t = 0; t < f.kernel * f.kernel; ++t) {
@@ -62,7 +65,7 @@ static int64_t each_tap(const FeatureUnify& f, int64_t y, int64_t x, Visit visit
 
 // responses[c * filters + m], divided by the number of taps inside the image
 template <class T>
-static void respond(const FeatureUnify& f, int64_t b, int64_t y, int64_t x, PixelScratch& w) {
+void respond(const FeatureUnify& f, int64_t b, int64_t y, int64_t x, PixelScratch& w) {
   fill_row(w.patches, 0.f, f.channels * w.taps_row);
   const T* data = static_cast<const T*>(f.features.data) + b * f.features.stride_b;
   const int64_t inside = each_tap(f, y, x, [&](int64_t t, int64_t row, int64_t column) {
@@ -78,17 +81,8 @@ static void respond(const FeatureUnify& f, int64_t b, int64_t y, int64_t x, Pixe
       load_row(w.responses + c * f.filters, w.padded_responses + c * w.filters_row, f.filters);
 }
 
-// Means of many nearly equal weights: what tells them apart is in the digits that a float32 sum drops, and AnyUp's next
-// step, a group norm, blows just those up.
-static double exact_sum_of(const float* v, int64_t n) {
-  double total = 0.;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < n; ++i) total += double(v[i]);
-  return total;
-}
-
 // Responses become softmax weights over `rows` rows of `columns`; rows are the outputs.
-static void softmax_over_rows(float* v, int64_t rows, int64_t columns, float* largest, double* total) {
+void softmax_over_rows(float* v, int64_t rows, int64_t columns, float* largest, double* total) {
   load_row(largest, v, columns);
   for (int64_t i = 1; i < rows; ++i) {
     const float* __restrict r = v + i * columns;
@@ -110,7 +104,7 @@ static void softmax_over_rows(float* v, int64_t rows, int64_t columns, float* la
   }
 }
 
-static void softmax_in_rows(float* v, int64_t rows, int64_t columns) {
+void softmax_in_rows(float* v, int64_t rows, int64_t columns) {
   for (int64_t i = 0; i < rows; ++i) {
     float* r = v + i * columns;
     const float inverse = 1.f / exp_row(r, max_of(r, columns), columns);
@@ -121,14 +115,14 @@ static void softmax_in_rows(float* v, int64_t rows, int64_t columns) {
 // The responses' softmax. As released, the flat run of channels x filters values is read as filters rows of channels
 // ones, and the softmax goes over those rows; in the paper it goes over the filters of a channel.
 template <class T>
-static void weigh(const FeatureUnify& f, int64_t b, int64_t y, int64_t x, PixelScratch& w) {
+void weigh(const FeatureUnify& f, int64_t b, int64_t y, int64_t x, PixelScratch& w) {
   respond<T>(f, b, y, x, w);
   if (f.released) softmax_over_rows(w.responses, f.filters, f.channels, w.largest, w.sums);
   else softmax_in_rows(w.responses, f.channels, f.filters);
 }
 
 template <class T>
-static void unify(const FeatureUnify& f, const Strided& out, int threads) {
+void unify(const FeatureUnify& f, const Strided& out, int threads) {
   const int64_t share = PixelScratch::floats(f);
   Scratch scratch(share * threads);
   parallel(threads, f.batch * f.height * f.width, [&](int thread, int64_t begin, int64_t end) {
@@ -138,6 +132,8 @@ static void unify(const FeatureUnify& f, const Strided& out, int threads) {
       const int64_t b = task / f.width / f.height, y = task / f.width % f.height, x = task % f.width;
       weigh<T>(f, b, y, x, w);
       T* to = static_cast<T*>(out.data) + b * out.stride_b + y * out.stride_y + x * out.stride_x;
+      // Means of many nearly equal weights: what tells them apart is in the digits that a float32 sum drops, and AnyUp's
+      // next step, a group norm, blows just those up.
       double* __restrict sum = w.sums;
       for (int64_t m = 0; m < f.filters; ++m) sum[m] = 0.;
       if (f.released) {
@@ -154,8 +150,8 @@ static void unify(const FeatureUnify& f, const Strided& out, int threads) {
 // Rows of an image are cut into `shares` runs; each sums its gradients of features apart, with the rows around it, and
 // the runs are added in their order. Gradients of the basis: one part per run.
 template <class T>
-static void unify_backward(const FeatureUnify& f, const Strided& grad_out, const Strided& grad_features,
-                           float* grad_basis, int64_t shares, int threads) {
+void unify_backward(const FeatureUnify& f, const Strided& grad_out, const Strided& grad_features,
+                    float* grad_basis, int64_t shares, int threads) {
   const int64_t taps = f.kernel * f.kernel, radius = f.kernel / 2, line = f.width * f.channels;
   const int64_t longest = (f.height + shares - 1) / shares + 2 * radius;
   const bool wanted = grad_features.data != nullptr;
@@ -241,6 +237,8 @@ static void unify_backward(const FeatureUnify& f, const Strided& grad_out, const
     }
   });
 }
+
+}  // namespace
 
 void feature_unify(DType dtype, FeatureUnify f, Strided out, int threads) {
   with_dtype(dtype, [&](auto tag) { unify<decltype(tag)>(f, out, threads); });

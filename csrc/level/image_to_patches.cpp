@@ -2,29 +2,25 @@
 // patch projection. Neither the resized nor the normalized image exists. Normalization is affine per channel and the rows
 // of a resize sum to one, so it is applied to the finished pixel.
 #include "kernels.h"
+#include "launch.h"
 #include "rows.h"
 
 namespace murf {
 namespace MURF_LEVEL {
-
-inline float to_float(uint8_t v) { return float(v); }
+namespace {
 
 // dst[c][x] = sum_t w_t * image[b, c, y_t, x] for the three channels, planar
 template <class In>
-static void blend_rows(const Image& image, const Axis& axis, int64_t b, int64_t y, float* mixed, float* planar,
-                       int64_t planar_stride) {
+void blend_rows(const Image& image, const Axis& axis, int64_t b, int64_t y, float* mixed, float* planar,
+                int64_t planar_stride) {
   const int64_t width = image.width;
   const bool interleaved = image.stride_c == 1 && image.stride_x == 3;
   for (int64_t c = 0; c < (interleaved ? 1 : 3); ++c) {
     const int64_t length = interleaved ? 3 * width : width;
     float* dst = interleaved ? mixed : planar + c * planar_stride;
-    for (int64_t t = 0; t < axis.count[y]; ++t) {
-      const In* src = static_cast<const In*>(image.data) + b * image.stride_b + c * image.stride_c +
-                      (axis.first[y] + t) * image.stride_y;
-      const float w = axis.weights[y * axis.taps + t];
-      if (t == 0) scale_row(dst, src, w, length);
-      else add_scaled_row(dst, src, w, length);
-    }
+    const In* src = static_cast<const In*>(image.data) + b * image.stride_b + c * image.stride_c +
+                    axis.first[y] * image.stride_y;
+    combine_rows(dst, src, image.stride_y, axis.weights + y * axis.taps, axis.count[y], length);
   }
   if (!interleaved) return;
   for (int64_t c = 0; c < 3; ++c) {
@@ -34,8 +30,8 @@ static void blend_rows(const Image& image, const Axis& axis, int64_t b, int64_t 
 }
 
 // dst[x] = gain * sum_t w_t * src[x_t] + offset
-static void narrow_row(const Axis& axis, const float* __restrict src, float gain, float offset, int64_t n,
-                       float* __restrict dst) {
+void narrow_row(const Axis& axis, const float* __restrict src, float gain, float offset, int64_t n,
+                float* __restrict dst) {
   if (axis.taps == 2) {  // src has room behind it, and the weight of a missing second tap is zero
     for (int64_t x = 0; x < n; ++x) {
       const int64_t at = axis.first[x];
@@ -43,17 +39,12 @@ static void narrow_row(const Axis& axis, const float* __restrict src, float gain
     }
     return;
   }
-  for (int64_t x = 0; x < n; ++x) {
-    const float* w = axis.weights + x * axis.taps;
-    const float* s = src + axis.first[x];
-    float v = 0.f;
-    for (int64_t t = 0; t < axis.count[x]; ++t) v += w[t] * s[t];
-    dst[x] = gain * v + offset;
-  }
+  for (int64_t x = 0; x < n; ++x)
+    dst[x] = gain * weighted_sum(axis.weights + x * axis.taps, src + axis.first[x], axis.count[x]) + offset;
 }
 
 template <class In, class Out>
-static void patches(const Image& image, Axis axis_y, Axis axis_x, const PatchRows& rows, Out* out, int threads) {
+void patches(const Image& image, Axis axis_y, Axis axis_x, const PatchRows& rows, Out* out, int threads) {
   const int64_t p = rows.patch, grid_h = axis_y.out / p, grid_w = axis_x.out / p, width = grid_w * p;
   const int64_t planar_stride = padded(image.width + 1);
   const int64_t share = padded(3 * image.width) + 3 * planar_stride + 3 * padded(width);
@@ -86,6 +77,8 @@ static void patches(const Image& image, Axis axis_y, Axis axis_x, const PatchRow
     }
   });
 }
+
+}  // namespace
 
 void image_to_patches(bool is_uint8, DType in, DType out, Image image, Axis axis_y, Axis axis_x, PatchRows rows,
                       void* result, int threads) {

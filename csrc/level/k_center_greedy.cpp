@@ -2,15 +2,14 @@
 // reads rows as eight-bit codes; measured errors of the codes say which rows may have come nearer, and only those are
 // compared exactly.
 #include "kernels.h"
-#include "rows.h"
+#include "launch.h"
 
 namespace murf {
 namespace MURF_LEVEL {
-
-constexpr int64_t kDoubles = 8;
+namespace {
 
 template <class T>
-static void encode_rows(NearestRows x, const float* mean, KCenterCodes codes, int threads) {
+void encode_rows(NearestRows x, const float* mean, KCenterCodes codes, int threads) {
   parallel(threads, x.rows, [&](int, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T* row = static_cast<const T*>(x.data) + i * x.stride;
@@ -41,12 +40,8 @@ static void encode_rows(NearestRows x, const float* mean, KCenterCodes codes, in
   });
 }
 
-void k_center_encode(NearestRows x, const float* mean, KCenterCodes codes, int threads) {
-  with_dtype(x.dtype, [&](auto tag) { encode_rows<decltype(tag)>(x, mean, codes, threads); });
-}
-
 // Sums of products of codes are exact; `n` is a multiple of 64.
-static int64_t code_product(const int8_t* __restrict a, const int8_t* __restrict b, int64_t n) {
+int64_t code_product(const int8_t* __restrict a, const int8_t* __restrict b, int64_t n) {
   constexpr int64_t kExact = 1 << 16;  // columns whose products fit in 32 bits
   int64_t sum = 0;
   for (int64_t begin = 0; begin < n; begin += kExact) {
@@ -58,22 +53,6 @@ static int64_t code_product(const int8_t* __restrict a, const int8_t* __restrict
   return sum;
 }
 
-template <class T>
-static double squared_distance(const T* a, const T* b, int64_t dim) {
-  double sums[kDoubles] = {};
-  int64_t j = 0;
-  for (; j + kDoubles <= dim; j += kDoubles)
-    for (int64_t lane = 0; lane < kDoubles; ++lane) {
-      const double d = double(to_float(a[j + lane])) - double(to_float(b[j + lane]));
-      sums[lane] += d * d;
-    }
-  for (int64_t lane = 0; j < dim; ++j, ++lane) {
-    const double d = double(to_float(a[j])) - double(to_float(b[j]));
-    sums[lane] += d * d;
-  }
-  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-}
-
 struct Farthest {
   double squared;
   int64_t index;
@@ -81,8 +60,8 @@ struct Farthest {
 
 // Takes `center` in and returns the row that is then farthest from all centers, the lowest among equals.
 template <class T>
-static int64_t step(NearestRows x, KCenterCodes codes, double* nearest, int64_t center, Farthest* farthest,
-                    int threads) {
+int64_t step(NearestRows x, KCenterCodes codes, double* nearest, int64_t center, Farthest* farthest,
+             int threads) {
   const T* data = static_cast<const T*>(x.data);
   const int8_t* center_code = codes.data + center * codes.stride;
   const double center_scale = codes.scales[center], center_error = codes.errors[center];
@@ -97,7 +76,7 @@ static int64_t step(NearestRows x, KCenterCodes codes, double* nearest, int64_t 
       // nearest[i] is a squared distance; codes closer than its root plus both errors may hide a smaller one.
       const double reach = __builtin_sqrt(nearest[i]) + codes.errors[i] + center_error;
       if (squared <= reach * reach + norms * 0x1p-40) {
-        const double exact = squared_distance(data + i * x.stride, data + center * x.stride, x.dim);
+        const double exact = squared_distance(data + i * x.stride, 1., data + center * x.stride, 1., x.dim);
         if (exact < nearest[i]) nearest[i] = exact;
       }
       if (nearest[i] > best.squared) best = {nearest[i], i};
@@ -108,6 +87,12 @@ static int64_t step(NearestRows x, KCenterCodes codes, double* nearest, int64_t 
   for (int t = 1; t < threads; ++t)
     if (farthest[t].squared > best.squared) best = farthest[t];
   return best.index;
+}
+
+}  // namespace
+
+void k_center_encode(NearestRows x, const float* mean, KCenterCodes codes, int threads) {
+  with_dtype(x.dtype, [&](auto tag) { encode_rows<decltype(tag)>(x, mean, codes, threads); });
 }
 
 void k_center_steps(NearestRows x, KCenterCodes codes, double* nearest, int64_t* centers, int64_t given, int64_t begin,

@@ -1,35 +1,10 @@
-// Register-blocked products of small matrices, the inner loops of the bilateral kernels. Vectors are the compiler's own
-// (one register each at every level), so that accumulators stay in registers without intrinsics.
+// Register-blocked products of small matrices, the inner loops of the bilateral kernels and adaptive convolutions.
 #pragma once
 
-#include "rows.h"
+#include "simd.h"
 
 namespace murf {
 namespace MURF_LEVEL {
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kWide = 4;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8, kWide = 2;
-#else
-constexpr int kLanes = 4, kWide = 2;
-#endif
-typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
-
-inline Vec load_vec(const float* p) {
-  Vec v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-inline void store_vec(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-inline Vec splat(float v) { return v - Vec{}; }
-inline float sum_vec(Vec v) {
-  float lane[kLanes];
-  store_vec(lane, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
-}
 
 // The right-hand operand of a product: rows[n] + m * step is entry (n, m), a run of floats.
 struct Operand {

@@ -2,50 +2,42 @@
 // dtype with a measured error, blocks of the product are reduced at once to the rows that can still be among the k
 // nearest, and those are scored exactly.
 #include "kernels.h"
+#include "launch.h"
 #include "rows.h"
 
 namespace murf {
 namespace MURF_LEVEL {
+namespace {
 
-constexpr int64_t kDoubles = 8;
-constexpr int64_t kFloats = 16;
 constexpr int64_t kScan = 64;  // products tested at once
 constexpr double kInfinity = __builtin_inf();
 constexpr double kLargestFloat = 0x1.fffffep127;
 
-static double total(const double (&lanes)[kDoubles]) {
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
 // One value of the product's dtype; `left` keeps what the dtype could not hold.
 template <class Out>
-static void take(double& left, Out& out) {
+void take(double& left, Out& out) {
   from_float(float(left), out);
   left -= double(to_float(out));
 }
 
 template <class In, class Out>
-static void prepare_rows(NearestRows x, const float* mean, Out* out, int64_t out_stride, NearestRole role,
-                         double* squared_norms, double* errors, int threads) {
+void prepare_rows(NearestRows x, const float* mean, Out* out, int64_t out_stride, NearestRole role,
+                  double* squared_norms, double* errors, int threads) {
   parallel(threads, x.rows, [&](int, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const In* row = static_cast<const In*>(x.data) + i * x.stride;
       Out* dst = out + i * out_stride;
       const double scale = x.scale == nullptr ? 1. : x.scale[i];
-      double norm[kDoubles] = {}, error[kDoubles] = {};
-      const auto value = [&](int64_t j, int64_t lane) {
+      double norm[8] = {}, error[8] = {};
+      each_in_lanes<8>(x.dim, [&](int64_t j, int lane) {
         const double exact = double(to_float(row[j])) * scale - (mean == nullptr ? 0. : double(mean[j]));
         from_float(float(exact), dst[j]);
         const double rounded = double(to_float(dst[j]));
         norm[lane] += rounded * rounded;
         error[lane] += (exact - rounded) * (exact - rounded);
-      };
-      int64_t j = 0;
-      for (; j + kDoubles <= x.dim; j += kDoubles)
-        for (int64_t lane = 0; lane < kDoubles; ++lane) value(j + lane, lane);
-      for (int64_t lane = 0; j < x.dim; ++j, ++lane) value(j, lane);
-      squared_norms[i] = total(norm);
-      errors[i] = __builtin_sqrt(total(error));
+      });
+      squared_norms[i] = sum_lanes(norm);
+      errors[i] = __builtin_sqrt(sum_lanes(error));
       if (role == NearestRole::plain) continue;
       // q.b - |b|^2 / 2 - |q|^2 / 2 as one product: three columns hold a squared norm to 24 bits, three hold ones.
       Out* columns = dst + x.dim;
@@ -59,53 +51,6 @@ static void prepare_rows(NearestRows x, const float* mean, Out* out, int64_t out
       for (int64_t pad = x.dim + 6; pad < out_stride; ++pad) from_float(0.f, dst[pad]);
     }
   });
-}
-
-void nearest_prepare(NearestRows x, const float* mean, DType out_dtype, void* out, int64_t out_stride,
-                     NearestRole role, double* squared_norms, double* errors, int threads) {
-  with_dtype(x.dtype, [&](auto in) {
-    with_dtype(out_dtype, [&](auto tag) {
-      using Out = decltype(tag);
-      prepare_rows<decltype(in)>(x, mean, static_cast<Out*>(out), out_stride, role, squared_norms, errors, threads);
-    });
-  });
-}
-
-// Squared distance of a query to a bank row. In float32 by sixteen sums: the relative error stays below
-// (dim / 16 + 8) roundings, those of the scaling apart.
-template <class T>
-static float rough_distance(const float* q, float q_scale, const T* b, float b_scale, int64_t dim) {
-  float sums[kFloats] = {};
-  int64_t j = 0;
-  for (; j + kFloats <= dim; j += kFloats)
-    for (int64_t lane = 0; lane < kFloats; ++lane) {
-      const float d = q[j + lane] * q_scale - to_float(b[j + lane]) * b_scale;
-      sums[lane] += d * d;
-    }
-  float sum = 0.f;
-  for (; j < dim; ++j) {
-    const float d = q[j] * q_scale - to_float(b[j]) * b_scale;
-    sum += d * d;
-  }
-  for (int64_t half = kFloats / 2; half > 0; half /= 2)
-    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  return sum + sums[0];
-}
-
-template <class T>
-static double exact_distance(const float* q, double q_scale, const T* b, double b_scale, int64_t dim) {
-  double sums[kDoubles] = {};
-  int64_t j = 0;
-  for (; j + kDoubles <= dim; j += kDoubles)
-    for (int64_t lane = 0; lane < kDoubles; ++lane) {
-      const double d = double(q[j + lane]) * q_scale - double(to_float(b[j + lane])) * b_scale;
-      sums[lane] += d * d;
-    }
-  for (int64_t lane = 0; j < dim; ++j, ++lane) {
-    const double d = double(q[j]) * q_scale - double(to_float(b[j])) * b_scale;
-    sums[lane] += d * d;
-  }
-  return total(sums);
 }
 
 // What is known about one query: rows that can still be among the k nearest (`lower` bounds their distance), the k
@@ -180,12 +125,12 @@ class Search {
     // Scales of rows near the smallest numbers are beyond float32.
     if (exacts_ == k_ && scale_ <= kLargestFloat && b_scale <= kLargestFloat) {
       // Double precision is for those that float32 cannot tell from the k-th. Scaled rows have norm one.
-      const double rough = __builtin_sqrt(double(rough_distance(row_, float(scale_), b, float(b_scale), bank_.dim)));
-      const double relative = double(bank_.dim / kFloats + 8) * 0x1p-23;
+      const double rough = __builtin_sqrt(double(squared_distance(row_, float(scale_), b, float(b_scale), bank_.dim)));
+      const double relative = double(bank_.dim / 16 + 8) * 0x1p-23;
       const double slack = bank_.scale == nullptr ? 0. : 8 * 0x1p-23;
       if (rough * (1 - relative) - slack > __builtin_sqrt(exact_[k_ - 1])) return;
     }
-    const double d = exact_distance(row_, scale_, b, b_scale, bank_.dim);
+    const double d = squared_distance(row_, scale_, b, b_scale, bank_.dim);
     int64_t at = exacts_ < k_ ? exacts_ : k_ - 1;
     if (exacts_ == k_ && !before(d, j, at)) return;
     for (; at > 0 && before(d, j, at - 1); --at) {
@@ -237,8 +182,8 @@ struct Bounds {
 };
 
 template <class P, class T>
-static void scan_rows(const P* products, NearestBlock block, NearestRows query, NearestRows bank, NearestState state,
-                      int threads) {
+void scan_rows(const P* products, NearestBlock block, NearestRows query, NearestRows bank, NearestState state,
+               int threads) {
   const int64_t width = padded(query.dim);
   Scratch scratch(width * threads);
   parallel(threads, query.rows, [&](int thread, int64_t begin, int64_t end) {
@@ -269,6 +214,18 @@ static void scan_rows(const P* products, NearestBlock block, NearestRows query, 
         }
       }
     }
+  });
+}
+
+}  // namespace
+
+void nearest_prepare(NearestRows x, const float* mean, DType out_dtype, void* out, int64_t out_stride,
+                     NearestRole role, double* squared_norms, double* errors, int threads) {
+  with_dtype(x.dtype, [&](auto in) {
+    with_dtype(out_dtype, [&](auto tag) {
+      using Out = decltype(tag);
+      prepare_rows<decltype(in)>(x, mean, static_cast<Out*>(out), out_stride, role, squared_norms, errors, threads);
+    });
   });
 }
 

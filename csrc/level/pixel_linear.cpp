@@ -1,10 +1,14 @@
 // One layer of a pointwise network on rows of pixels: normalize, activate, multiply, add, and the statistics that the
 // next normalization needs, while the rows are in the cache.
+#include "activations.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "launch.h"
+#include "rows.h"
 
 namespace murf {
 namespace MURF_LEVEL {
+namespace {
 
 constexpr int64_t kTilePixels = 16 * kTileRows;
 // Inputs of a product that are summed in one run: the rounding of a sum grows with its length, and a chain of fifteen
@@ -14,7 +18,7 @@ constexpr int64_t kDepth = 32;
 // A thread's buffers: one tile of inputs and of results, and the weights in panels of the columns of one gemm tile, so
 // that a panel is one run of memory.
 struct TileBuffers {
-  static constexpr int64_t kPanel = kTileVectors * kLanes;
+  static constexpr int64_t kPanel = kWide * kLanes;
   int64_t columns;  // of the results, rounded up to lanes
   float *x, *y, *weight, *row;
 
@@ -39,7 +43,7 @@ struct TileBuffers {
   }
 };
 
-static void load_pixels(const PixelLinear& p, int64_t first, int64_t n, float* to) {
+void load_pixels(const PixelLinear& p, int64_t first, int64_t n, float* to) {
   if (p.x_stride_c == 1) {
     for (int64_t i = 0; i < n; ++i) load_row(to + i * p.in_channels, p.x + (first + i) * p.x_stride, p.in_channels);
   } else {
@@ -48,25 +52,22 @@ static void load_pixels(const PixelLinear& p, int64_t first, int64_t n, float* t
   }
 }
 
-static void silu_row(float* __restrict x, const float* __restrict gain, const float* __restrict offset, int64_t n) {
+void silu_row(float* __restrict x, const float* __restrict gain, const float* __restrict offset, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const float v = x[i] * gain[i] + offset[i];
     x[i] = v / (1.f + exp_row_element(-v));
   }
 }
 
-static void unit_row(float* x, float eps, int64_t n) {
-  float squares = 0.f;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < n; ++i) squares += x[i] * x[i];
-  const float inverse = 1.f / __builtin_sqrtf(squares / float(n) + eps);
+void unit_row(float* x, float eps, int64_t n) {
+  const float inverse = 1.f / __builtin_sqrtf(dot_of(x, x, n) / float(n) + eps);
   for (int64_t i = 0; i < n; ++i) x[i] *= inverse;
 }
 
 // row = row * cos(a) + turned(row) * sin(a), a = (angle of the image row) + (angle of the column); the table rows hold
 // cosines, then sines. turned = (-second half, first half).
-static void rotate_row(float* __restrict row, float* __restrict old, const float* __restrict by_row,
-                       const float* __restrict by_column, int64_t n) {
+void rotate_row(float* __restrict row, float* __restrict old, const float* __restrict by_row,
+                const float* __restrict by_column, int64_t n) {
   const int64_t half = n / 2;
   load_row(old, row, n);
   for (int64_t i = 0; i < half; ++i) {
@@ -82,8 +83,8 @@ static void rotate_row(float* __restrict row, float* __restrict old, const float
 }
 
 // Means and sums of squared differences from them, of the columns of a tile; `mean` and `spread` are of one tile.
-static void tile_statistics(const float* rows, int64_t stride, int64_t n, int64_t channels, float* __restrict mean,
-                            float* __restrict spread) {
+void tile_statistics(const float* rows, int64_t stride, int64_t n, int64_t channels, float* __restrict mean,
+                     float* __restrict spread) {
   fill_row(mean, 0.f, channels);
   for (int64_t i = 0; i < n; ++i) add_scaled_row(mean, rows + i * stride, 1.f, channels);
   for (int64_t c = 0; c < channels; ++c) mean[c] /= float(n);
@@ -98,8 +99,8 @@ static void tile_statistics(const float* rows, int64_t stride, int64_t n, int64_
 }
 
 // Joins a tile of n pixels to the `count` pixels before it (Chan, Golub and LeVeque): the mean, then the spread.
-static void join_statistics(double* __restrict joined, double count, const float* __restrict mean,
-                            const float* __restrict spread, double n, int64_t channels) {
+void join_statistics(double* __restrict joined, double count, const float* __restrict mean,
+                     const float* __restrict spread, double n, int64_t channels) {
   const double share = n / (count + n), weight = count * share;
   for (int64_t c = 0; c < channels; ++c) {
     const double d = double(mean[c]) - joined[c];
@@ -108,7 +109,7 @@ static void join_statistics(double* __restrict joined, double count, const float
   }
 }
 
-static void run_tile(const PixelLinear& p, int64_t first, int64_t n, TileBuffers& w) {
+void run_tile(const PixelLinear& p, int64_t first, int64_t n, TileBuffers& w) {
   load_pixels(p, first, n, w.x);
   if (p.gain != nullptr)
     for (int64_t i = 0; i < n; ++i) silu_row(w.x + i * p.in_channels, p.gain, p.offset, p.in_channels);
@@ -135,6 +136,8 @@ static void run_tile(const PixelLinear& p, int64_t first, int64_t n, TileBuffers
     load_row(p.out + (first + i) * p.out_channels, row, p.out_channels);
   }
 }
+
+}  // namespace
 
 void pixel_linear(PixelLinear p, int threads) {
   const int64_t share = TileBuffers::floats(p) + 2 * padded(p.out_channels);

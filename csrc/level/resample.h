@@ -2,6 +2,7 @@
 // low-resolution width (it stays in the caches), and every output pixel combines a few of its cells.
 #pragma once
 
+#include "launch.h"
 #include "rows.h"
 
 namespace murf {
@@ -19,15 +20,9 @@ inline void vertical_row(const Map& map, int64_t b, int64_t y, float* dst) {
   const int64_t count = map.y.count[y];
   const bool dense = map.stride_x == n && stride == n;
   const int64_t runs = dense ? 1 : width, length = dense ? width * n : n;
-  if (count == 0) fill_row(dst, 0.f, width * stride);
-  for (int64_t t = 0; t < count; ++t) {
-    const float w = map.y.weights[y * map.y.taps + t];
-    const T* src = static_cast<const T*>(map.data) + b * map.stride_b + (map.y.first[y] + t) * map.stride_y;
-    for (int64_t x = 0; x < runs; ++x) {
-      if (t == 0) scale_row(dst + x * stride, src + x * map.stride_x, w, length);
-      else add_scaled_row(dst + x * stride, src + x * map.stride_x, w, length);
-    }
-  }
+  const T* src = static_cast<const T*>(map.data) + b * map.stride_b + map.y.first[y] * map.stride_y;
+  for (int64_t x = 0; x < runs; ++x)
+    combine_rows(dst + x * stride, src + x * map.stride_x, map.stride_y, map.y.weights + y * map.y.taps, count, length);
   if (stride != n)
     for (int64_t x = 0; x < width; ++x) fill_row(dst + x * stride + n, 0.f, stride - n);
 }
@@ -107,9 +102,6 @@ class PixelTaps {
 inline const float* bias_row(Bias bias, int64_t b) {
   return bias.data == nullptr ? nullptr : bias.data + b * bias.stride_b;
 }
-
-// Full rows of this size leave the caches before anyone reads them.
-inline bool worth_streaming(int64_t bytes) { return bytes >= (int64_t(8) << 20); }
 
 // Collects finished pixels of one dense row in the caches and writes them out in long runs.
 template <class T>

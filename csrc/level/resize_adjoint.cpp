@@ -1,23 +1,25 @@
 // The adjoint of a resize: grad_map = U_h^T grad U_w. Every low-resolution row is owned by one task and sums the
-// full-resolution rows that read it in ascending order, so the result does not depend on the number of threads.
+// full-resolution rows that read it in ascending order, so the result does not depend on the number of threads. Long sums
+// are taken in double.
 #include "adjoint.h"
 #include "kernels.h"
 
 namespace murf {
 namespace MURF_LEVEL {
+namespace {
 
 // channels_last: a full row is first reduced to low-resolution width, then added to the low-resolution rows it touches.
-template <class T>
-static void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out, int threads) {
+template <class Sum, class T>
+void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out, int threads) {
   const int64_t n = map.channels, row = map.x.in * n;
   const int64_t bands = adjoint_bands(threads, batch, map.y.in);
   const int64_t band_rows = (map.y.in + bands - 1) / bands;
-  const int64_t share = row_floats(map) + padded(band_rows * row) + padded(n);
+  const int64_t share = sum_floats<Sum>(row_floats(map) + padded(band_rows * row)) + padded(n);
   Scratch scratch(share * threads);
   parallel(threads, batch * bands, [&](int thread, int64_t begin, int64_t end) {
-    float* reduced = scratch.data() + thread * share;
-    float* sums = reduced + row_floats(map);
-    float* pixel = sums + padded(band_rows * row);
+    float* pixel = scratch.data() + thread * share;
+    Sum* reduced = reinterpret_cast<Sum*>(pixel + padded(n));
+    Sum* sums = reduced + row_floats(map);
     fill_row(pixel, 0.f, padded(n));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / bands;
@@ -38,16 +40,16 @@ static void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out,
 }
 
 // planar: full rows are first added to the low-resolution rows they touch, then those are reduced in width.
-template <class T>
-static void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int threads) {
+template <class Sum, class T>
+void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int threads) {
   const int64_t planes = batch * map.channels, width = map.x.out;
   const int64_t bands = adjoint_bands(threads, planes, map.y.in);
   const int64_t band_rows = (map.y.in + bands - 1) / bands;
-  const int64_t share = padded(band_rows * width) + padded(map.x.in);
+  const int64_t share = sum_floats<Sum>(padded(band_rows * width) + padded(map.x.in));
   Scratch scratch(share * threads);
   parallel(threads, planes * bands, [&](int thread, int64_t begin, int64_t end) {
-    float* sums = scratch.data() + thread * share;
-    float* reduced = sums + padded(band_rows * width);
+    Sum* sums = reinterpret_cast<Sum*>(scratch.data() + thread * share);
+    Sum* reduced = sums + padded(band_rows * width);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t plane = task / bands;
       const T* source = grad + plane / map.channels * map.stride_b + plane % map.channels * map.stride_c;
@@ -62,23 +64,32 @@ static void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int th
         }
       }
       for (int64_t row = band.begin; row < band.end; ++row) {
-        const float* sum = sums + (row - band.begin) * width;
+        const Sum* sum = sums + (row - band.begin) * width;
         fill_row(reduced, 0.f, map.x.in);
         for (int64_t x = 0; x < width; ++x)
           for (int64_t t = 0; t < map.x.count[x]; ++t)
-            reduced[map.x.first[x] + t] += map.x.weights[x * map.x.taps + t] * sum[x];
+            reduced[map.x.first[x] + t] += Sum(map.x.weights[x * map.x.taps + t]) * sum[x];
         store_row(out + (plane * map.y.in + row) * map.x.in, reduced, map.x.in);
       }
     }
   });
 }
 
+template <class Sum, class T>
+void adjoint(const T* grad, Map map, int64_t batch, T* out, bool channels_last, int threads) {
+  if (channels_last) adjoint_channels_last<Sum>(grad, map, batch, out, threads);
+  else adjoint_planar<Sum>(grad, map, batch, out, threads);
+}
+
+}  // namespace
+
 void resize_adjoint(DType dtype, Map map, int64_t batch, void* out, bool channels_last, int threads) {
   with_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
     const T* grad = static_cast<const T*>(map.data);
-    if (channels_last) adjoint_channels_last(grad, map, batch, static_cast<T*>(out), threads);
-    else adjoint_planar(grad, map, batch, static_cast<T*>(out), threads);
+    T* to = static_cast<T*>(out);
+    if (has_long_sums(map)) adjoint<double>(grad, map, batch, to, channels_last, threads);
+    else adjoint<float>(grad, map, batch, to, channels_last, threads);
   });
 }
 

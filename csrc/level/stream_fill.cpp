@@ -1,5 +1,6 @@
 // The ceiling of every operation that writes a large result: non-temporal stores from a block in the first-level cache.
 #include "kernels.h"
+#include "launch.h"
 #include "rows.h"
 
 namespace murf {

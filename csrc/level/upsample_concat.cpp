@@ -4,9 +4,10 @@
 
 namespace murf {
 namespace MURF_LEVEL {
+namespace {
 
 template <class T>
-static void concat(Maps maps, Grid grid, T* out, int threads) {
+void concat(Maps maps, Grid grid, T* out, int threads) {
   const int64_t rows_size = rows_floats(maps);
   const int64_t share = rows_size + PixelWriter<T>::floats(grid.channels);
   Scratch scratch(share * threads);
@@ -31,6 +32,8 @@ static void concat(Maps maps, Grid grid, T* out, int threads) {
     if (stream) stream_fence();
   });
 }
+
+}  // namespace
 
 void upsample_concat(DType dtype, Maps maps, Grid grid, void* out, int threads) {
   with_dtype(dtype, [&](auto tag) { concat(maps, grid, static_cast<decltype(tag)*>(out), threads); });

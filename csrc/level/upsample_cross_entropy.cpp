@@ -6,17 +6,18 @@
 // their sum would have the digits of the largest logit only.
 #include <math.h>
 
+#include "activations.h"
 #include "adjoint.h"
 #include "kernels.h"
-#include "softmax.h"
 
 namespace murf {
 namespace MURF_LEVEL {
+namespace {
 
-static float weight_of(CrossEntropy ce, int64_t k) { return ce.weight == nullptr ? 1.f : ce.weight[k]; }
+float weight_of(CrossEntropy ce, int64_t k) { return ce.weight == nullptr ? 1.f : ce.weight[k]; }
 
 template <class T>
-static void forward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse, int threads) {
+void forward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse, int threads) {
   const int64_t n = grid.channels, rows_size = rows_floats(maps);
   const int64_t share = rows_size + padded(n) + PixelTaps::floats(maps);
   const float smooth = ce.label_smoothing / float(n);
@@ -53,8 +54,8 @@ static void forward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* los
 }
 
 template <class T>
-static void backward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, const float* lse, const float* grad_loss,
-                     float* const* gradients, int threads) {
+void backward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, const float* lse, const float* grad_loss,
+              float* const* gradients, int threads) {
   const int64_t n = grid.channels;
   const float smooth = ce.label_smoothing / float(n);
   const float weight_sum = ce.weight == nullptr ? float(n) : sum_of(ce.weight, n);
@@ -78,6 +79,8 @@ static void backward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, const flo
     return true;
   });
 }
+
+}  // namespace
 
 void upsample_cross_entropy(DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse,
                             int threads) {

@@ -1,25 +1,26 @@
 // upsample_expectation: per pixel, a distribution over channels made from the summed, resized logits (softmax, or
 // relu + 0.1 normalized) and dotted with one value per channel: the depth head of DINOv2 and MuRF.
+#include "activations.h"
 #include "adjoint.h"
 #include "kernels.h"
-#include "softmax.h"
 
 namespace murf {
 namespace MURF_LEVEL {
+namespace {
 
-static constexpr float kLinearFloor = 0.1f;
+constexpr float kLinearFloor = 0.1f;
 
-static float floored(float logit) { return (logit < 0.f ? 0.f : logit) + kLinearFloor; }
+float floored(float logit) { return (logit < 0.f ? 0.f : logit) + kLinearFloor; }
 
 // Turns logits into the unnormalized distribution in place and returns its sum.
-static float distribution(float* v, int64_t n, bool softmax) {
+float distribution(float* v, int64_t n, bool softmax) {
   if (softmax) return exp_row(v, max_of(v, n), n);
   for (int64_t i = 0; i < n; ++i) v[i] = floored(v[i]);
   return sum_of(v, n);
 }
 
 template <class T>
-static void forward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out, int threads) {
+void forward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out, int threads) {
   const int64_t n = grid.channels, rows_size = rows_floats(maps);
   const int64_t share = rows_size + padded(n) + PixelTaps::floats(maps);
   Scratch scratch(share * threads);
@@ -42,8 +43,8 @@ static void forward(Maps maps, Grid grid, Bias bias, const float* values, bool s
 
 // d out / d logit_k = p_k (value_k - out) for the softmax; for the linear norm p_k is 1 / sum where the logit is > 0.
 template <class T>
-static void backward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax, const float* grad_out,
-                     float* const* gradients, float* row_value_gradients, int threads) {
+void backward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax, const float* grad_out,
+              float* const* gradients, float* row_value_gradients, int threads) {
   const int64_t n = grid.channels;
   spread_pixel_gradients<T>(maps, grid, bias, gradients, threads,
                             [&](int64_t b, int64_t y, int64_t x, bool owned, float* v) {
@@ -71,6 +72,8 @@ static void backward(Maps maps, Grid grid, Bias bias, const float* values, bool 
     return true;
   });
 }
+
+}  // namespace
 
 void upsample_expectation(DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out,
                           int threads) {

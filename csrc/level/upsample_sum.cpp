@@ -4,9 +4,10 @@
 
 namespace murf {
 namespace MURF_LEVEL {
+namespace {
 
 template <class T>
-static void sum_channels_last(Maps maps, Grid grid, Bias bias, T* out, int threads) {
+void sum_channels_last(Maps maps, Grid grid, Bias bias, T* out, int threads) {
   const int64_t rows_size = rows_floats(maps);
   const int64_t share = rows_size + PixelTaps::floats(maps) + PixelWriter<T>::floats(grid.channels);
   Scratch scratch(share * threads);
@@ -57,13 +58,8 @@ class WidenedRows {
     held_[slot] = int32_t(index);
     load_row(source_, plane + index * map_.stride_y, map_.x.in);
     const Axis& axis = map_.x;
-    for (int64_t x = 0; x < axis.out; ++x) {
-      const float* w = axis.weights + x * axis.taps;
-      const float* s = source_ + axis.first[x];
-      float v = 0.f;
-      for (int64_t t = 0; t < axis.count[x]; ++t) v += w[t] * s[t];
-      dst[x] = v;
-    }
+    for (int64_t x = 0; x < axis.out; ++x)
+      dst[x] = weighted_sum(axis.weights + x * axis.taps, source_ + axis.first[x], axis.count[x]);
     return dst;
   }
 
@@ -75,7 +71,7 @@ class WidenedRows {
 };
 
 template <class T>
-static void sum_planar(Maps maps, Grid grid, Bias bias, T* out, int64_t out_stride_b, int threads) {
+void sum_planar(Maps maps, Grid grid, Bias bias, T* out, int64_t out_stride_b, int threads) {
   int64_t taps = 0, rings = 0;
   for (int64_t m = 0; m < maps.size; ++m) {
     taps += maps.data[m].y.taps;
@@ -128,6 +124,8 @@ static void sum_planar(Maps maps, Grid grid, Bias bias, T* out, int64_t out_stri
     if (stream) stream_fence();
   });
 }
+
+}  // namespace
 
 void upsample_sum(DType dtype, Maps maps, Grid grid, Bias bias, void* out, bool channels_last, int64_t out_stride_b,
                   int threads) {
