@@ -86,7 +86,9 @@ def taps_of(axes: Axes) -> Taps:
     """Bilinear cells (2 x 2) and bicubic runs (4) are unrolled. Sixteen bicubic cells at once spilled registers when
     compiled for sm_90; anything longer would only cost code and compilations.
     """
-    return Taps(_walk(max(y.taps for y, _ in axes), UNROLLED_ROWS), _walk(max(x.taps for _, x in axes), UNROLLED_COLUMNS))
+    return Taps(
+        _walk(max(y.taps for y, _ in axes), UNROLLED_ROWS), _walk(max(x.taps for _, x in axes), UNROLLED_COLUMNS)
+    )
 
 
 def _walk(taps: int, unrolled: int) -> int:

@@ -119,7 +119,9 @@ def _upsample_expectation_backward(maps, bias, bias_stride, values, expectations
                 part = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
         t += 1
     cells = (row.to(tl.int64) * map_width + cell_x) * channels
-    tl.store(gradient + cells[:, None] + c[None, :], total.to(tl.float32), mask=cell_inside[:, None] & c_inside[None, :])
+    tl.store(
+        gradient + cells[:, None] + c[None, :], total.to(tl.float32), mask=cell_inside[:, None] & c_inside[None, :]
+    )
 
 
 @triton.jit

@@ -27,7 +27,8 @@ def write_tile(channels: int, width: int, channels_last: bool) -> Tile:
 
 @triton.jit
 def _upsample_sum(maps, bias, bias_stride, out, channels, height, width, CHANNELS_LAST: tl.constexpr,
-                  BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
+                  BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
+                  TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
     x_tiles = tl.cdiv(width, BLOCK_X)
     c_tiles = tl.cdiv(channels, BLOCK_C)
