@@ -105,7 +105,8 @@ def _similarity(projected, top, held, temperature, spatial, b, y, x, height, wid
 
 @triton.jit
 def _bilateral_kernels(projected, top, held, temperature, spatial, out, height, width, keys, row, rows,
-                       RADIUS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+                       RADIUS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr,
+                       BLOCK_K: tl.constexpr):  # fmt: skip
     """Normalized kernels of a band's pixels, before the fix-up."""
     line, x = line_of(width, BLOCK_X)
     b, y = line // rows, line % rows

@@ -72,7 +72,7 @@ def _upsample_cross_entropy(maps, bias, bias_stride, target, weight, weight_sum,
     log_total = tl.log(total)
     result = hard * _label_weight(weight, label, channels) * (log_total - (chosen - shift))
     if SMOOTHED:
-        all_weights = tl.load(weight_sum) if weight is not None else channels.to(tl.float32)
+        all_weights = tl.load(weight_sum) if weight is not None else channels
         result += soft * (all_weights * log_total - smoothing)
     tl.store(loss + at, tl.where(counts, result, 0.0), mask=x_inside)
     tl.store(lse + at, tl.where(counts, shift, 0.0), mask=x_inside)
@@ -125,7 +125,7 @@ def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, we
                 if weight is not None:
                     scale += upstream * soft * tl.load(weight_sum)
                 else:
-                    scale += upstream * soft * channels.to(tl.float32)
+                    scale += upstream * soft * channels
             slope = scale[:, None] * tl.exp((logits - shift[:, None]) - log_total[:, None])
             slope -= tl.where(c[None, :] == label[:, None], on_label[:, None], 0.0)
             if SMOOTHED:
