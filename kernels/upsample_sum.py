@@ -7,22 +7,24 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch, resample
-from murf_fast.kernels.resample import Axes, Tile, resampled_sum
+from murf_fast.kernels.resample import LONG, Axes, Taps, Tile, resampled_sum
 
 __all__ = ["upsample_sum"]
 
 
-def write_tile(channels: int, width: int, channels_last: bool) -> Tile:
+def write_tile(channels: int, width: int, channels_last: bool, taps: Taps) -> Tile:
     """Long runs along the contiguous dimension, 16 values a thread.
 
     256 channels (or 256 pixels of a planar row) are 512 bytes of a half dtype, four full sectors of a warp's store;
-    2048 float32 sums leave registers for the loads of four taps in flight.
+    2048 float32 sums leave registers for the loads of four taps in flight. Long sums need three registers a value more:
+    2048 of them spilled when compiled for sm_90.
     """
+    values = 1024 if LONG.value in (taps.y, taps.x) else 2048
     if channels_last:
         block = min(launch.power_of_two(channels), 256)
-        return Tile(min(launch.power_of_two(width), 2048 // block), block, 4, 168)
+        return Tile(min(launch.power_of_two(width), values // block), block, 4, 168)
     block = min(launch.power_of_two(width), 256)
-    return Tile(block, min(launch.power_of_two(channels), 2048 // block), 4, 168)
+    return Tile(block, min(launch.power_of_two(channels), values // block), 4, 168)
 
 
 @triton.jit
@@ -54,7 +56,8 @@ def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: T
     """``out = sum_s U_s features[s] + bias``; any strides of ``out``: tiles follow its contiguous dimension."""
     batch, channels, height, width = out.shape
     channels_last = launch.is_channels_last(out)
-    tile, taps = write_tile(channels, width, channels_last), resample.taps_of(axes)
+    taps = resample.taps_of(axes)
+    tile = write_tile(channels, width, channels_last, taps)
     grid = (batch * height * triton.cdiv(width, tile.pixels) * triton.cdiv(channels, tile.channels),)
     with launch.on_device_of(out):
         _upsample_sum[grid](

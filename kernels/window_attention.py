@@ -35,8 +35,8 @@ __all__ = ["window_attention"]
 def _window_softmax(attention, softmax, lse, queries, keys, y_tiles, x_tiles, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """First pass: one tile of queries, one head, KEYS keys at a time; the softmax's numbers, and ``lse`` if wanted."""
-    head = tl.program_id(0) % attention.heads
-    b, i, j = tile_of(tl.program_id(0) // attention.heads, y_tiles, x_tiles)
+    head = tl.program_id(0) % attention.heads.count
+    b, i, j = tile_of(tl.program_id(0) // attention.heads.count, y_tiles, x_tiles)
     mine = cells_of(queries, i, j, 0, QUERIES)
     largest = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((QUERIES,), dtype=tl.float32)
@@ -62,11 +62,11 @@ def _window_attention(attention, out, softmax, queries, keys, y_tiles, x_tiles, 
                       KEYS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
                       PRECISION: tl.constexpr):  # fmt: skip
     """Second pass: one tile of queries, BLOCK_C channels of one group, KEYS keys at a time."""
-    width = attention.channels // attention.groups
+    width = attention.heads.channels // attention.heads.groups
     c_tiles = tl.cdiv(width, BLOCK_C)
     c_tile, rest = tl.program_id(0) % c_tiles, tl.program_id(0) // c_tiles
-    group = rest % attention.groups
-    b, i, j = tile_of(rest // attention.groups, y_tiles, x_tiles)
+    group = rest % attention.heads.groups
+    b, i, j = tile_of(rest // attention.heads.groups, y_tiles, x_tiles)
     first, end = group * width + c_tile * BLOCK_C, group * width + width
     mine = cells_of(queries, i, j, 0, QUERIES)
     total = tl.zeros((QUERIES, BLOCK_C), dtype=tl.float32)
@@ -84,7 +84,7 @@ def _window_attention(attention, out, softmax, queries, keys, y_tiles, x_tiles, 
 def softmax_of(call: Call, lse: Tensor | None = None) -> Softmax:
     """Runs the first pass."""
     softmax = Softmax(call.statistic(), call.statistic())
-    _window_softmax[(call.query_tiles * call.attention.heads,)](
+    _window_softmax[(call.query_tiles * call.attention.heads.count,)](
         call.attention, softmax, lse, call.queries, call.keys, *call.tiles, **call.options()
     )
     return softmax
@@ -107,7 +107,7 @@ def window_attention(
     call = Call(q, k, v, bias_y, bias_x, rule, heads, mean, scale)
     with launch.on_device_of(out):
         softmax = softmax_of(call, lse)
-        _window_attention[(call.query_tiles * call.attention.groups * call.c_tiles,)](
+        _window_attention[(call.query_tiles * call.attention.heads.groups * call.c_tiles,)](
             call.attention, map_of(out), softmax, call.queries, call.keys, *call.tiles, BLOCK_C=call.tile.channels,
             **call.options(),
         )  # fmt: skip

@@ -27,7 +27,6 @@ from murf_fast.kernels.window_weights import (
     Call,
     Cells,
     Lists,
-    Softmax,
     cells_of,
     count_of,
     load_cells,
@@ -46,81 +45,84 @@ __all__ = ["window_attention_backward"]
 KEYS = 16
 
 
-class Upstream(NamedTuple):
-    """What a gradient of the scores needs beside the attention's arguments."""
+class Statistics(NamedTuple):
+    """Numbers per query and head: the softmax's, ``delta``, and gradients of the log-sum-exp, if there are any."""
 
-    grad: Map
-    grad_lse: Tensor | None
-    softmax: Softmax
+    largest: Tensor
+    total: Tensor
     delta: Tensor
+    grad_lse: Tensor | None
 
 
 @triton.jit
 def _weight_gradients(attention, grad, b, head, queries, keys, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                       BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gradients of one head's weights, (QUERIES, KEYS) float32."""
-    width, share = attention.channels // attention.groups, attention.heads // attention.groups
+    width, share = attention.heads.channels // attention.heads.groups, attention.heads.count // attention.heads.groups
     first = head // share * width
     products = products_of(grad, attention.v, b, queries, keys, first, first + width, QUERIES, KEYS, BLOCK_C, PRECISION)
     return products / share
 
 
 @triton.jit
-def _score_gradients(attention, upstream, b, head, queries, keys, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+def _score_gradients(attention, grad, statistics, b, head, queries, keys, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                      BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gradients of one head's scores, (QUERIES, KEYS) float32."""
-    p = weights_of(attention, upstream.softmax, b, head, queries, keys, QUERIES, KEYS, BLOCK_D, PRECISION)
-    dp = _weight_gradients(attention, upstream.grad, b, head, queries, keys, QUERIES, KEYS, BLOCK_C, PRECISION)
+    p = weights_of(attention, statistics, b, head, queries, keys, QUERIES, KEYS, BLOCK_D, PRECISION)
+    dp = _weight_gradients(attention, grad, b, head, queries, keys, QUERIES, KEYS, BLOCK_C, PRECISION)
     at = statistic_at(attention, b, head, queries)
-    dp -= tl.load(upstream.delta + at, mask=queries.inside, other=0.0)[:, None]
-    if upstream.grad_lse is not None:
-        dp += tl.load(upstream.grad_lse + at, mask=queries.inside, other=0.0)[:, None]
+    dp -= tl.load(statistics.delta + at, mask=queries.inside, other=0.0)[:, None]
+    if statistics.grad_lse is not None:
+        dp += tl.load(statistics.grad_lse + at, mask=queries.inside, other=0.0)[:, None]
     return p * dp
 
 
 @triton.jit
-def _window_delta(attention, upstream, queries, keys, y_tiles, x_tiles, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-                  BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _window_delta(attention, grad, statistics, queries, keys, y_tiles, x_tiles, QUERIES: tl.constexpr,
+                  KEYS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+                  PRECISION: tl.constexpr):  # fmt: skip
     """One tile of queries, one head: what a softmax subtracts from its weights' gradients, their mean under the
     weights.
     """
-    head = tl.program_id(0) % attention.heads
-    b, i, j = tile_of(tl.program_id(0) // attention.heads, y_tiles, x_tiles)
+    head = tl.program_id(0) % attention.heads.count
+    b, i, j = tile_of(tl.program_id(0) // attention.heads.count, y_tiles, x_tiles)
     mine = cells_of(queries, i, j, 0, QUERIES)
     total = tl.zeros((QUERIES,), dtype=tl.float32)
     count = count_of(keys, i, j)
     start = 0
     while start < count:
         read = cells_of(keys, i, j, start, KEYS)
-        p = weights_of(attention, upstream.softmax, b, head, mine, read, QUERIES, KEYS, BLOCK_D, PRECISION)
-        dp = _weight_gradients(attention, upstream.grad, b, head, mine, read, QUERIES, KEYS, BLOCK_C, PRECISION)
+        p = weights_of(attention, statistics, b, head, mine, read, QUERIES, KEYS, BLOCK_D, PRECISION)
+        dp = _weight_gradients(attention, grad, b, head, mine, read, QUERIES, KEYS, BLOCK_C, PRECISION)
         total += tl.sum(p * dp, axis=1)
         start += KEYS
-    tl.store(upstream.delta + statistic_at(attention, b, head, mine), total, mask=mine.inside)
+    tl.store(statistics.delta + statistic_at(attention, b, head, mine), total, mask=mine.inside)
 
 
 @triton.jit
-def _window_grad_q(attention, upstream, result, queries, keys, y_tiles, x_tiles, QUERIES: tl.constexpr,
+def _window_grad_q(attention, grad, statistics, result, queries, keys, y_tiles, x_tiles, QUERIES: tl.constexpr,
                    KEYS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
                    PRECISION: tl.constexpr):  # fmt: skip
     """One tile of queries, BLOCK_D channels of one head, KEYS keys at a time."""
-    d_tiles = tl.cdiv(attention.head_dim, BLOCK_D)
+    d_tiles = tl.cdiv(attention.heads.dim, BLOCK_D)
     d_tile, rest = tl.program_id(0) % d_tiles, tl.program_id(0) // d_tiles
-    head = rest % attention.heads
-    b, i, j = tile_of(rest // attention.heads, y_tiles, x_tiles)
-    first, end = head * attention.head_dim + d_tile * BLOCK_D, (head + 1) * attention.head_dim
+    head = rest % attention.heads.count
+    b, i, j = tile_of(rest // attention.heads.count, y_tiles, x_tiles)
+    first, end = head * attention.heads.dim + d_tile * BLOCK_D, (head + 1) * attention.heads.dim
     mine = cells_of(queries, i, j, 0, QUERIES)
     total = tl.zeros((QUERIES, BLOCK_D), dtype=tl.float32)
     count = count_of(keys, i, j)
     start = 0
     while start < count:
         read = cells_of(keys, i, j, start, KEYS)
-        ds = _score_gradients(attention, upstream, b, head, mine, read, QUERIES, KEYS, BLOCK_D, BLOCK_C, PRECISION)
+        ds = _score_gradients(
+            attention, grad, statistics, b, head, mine, read, QUERIES, KEYS, BLOCK_D, BLOCK_C, PRECISION
+        )
         # In float32: gradients may be too small for half precision.
         right = load_cells(attention.k, b, read, first, end, BLOCK_D).to(tl.float32)
         total = tl.dot(ds, right, total, input_precision=PRECISION)
         start += KEYS
-    store_cells(result, b, mine, first, end, total * attention.scale, BLOCK_D)
+    store_cells(result, b, mine, first, end, total * attention.heads.scale, BLOCK_D)
 
 
 @triton.jit
@@ -131,36 +133,42 @@ def _own_keys(attention, row, tile, KEYS: tl.constexpr):
 
 
 @triton.jit
-def _window_grad_k(attention, upstream, result, readers, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+def _window_grad_k(attention, grad, statistics, result, readers, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """KEYS keys of a row, BLOCK_D channels of one head, QUERIES of their readers at a time."""
-    d_tiles = tl.cdiv(attention.head_dim, BLOCK_D)
+    d_tiles = tl.cdiv(attention.heads.dim, BLOCK_D)
     d_tile, rest = tl.program_id(0) % d_tiles, tl.program_id(0) // d_tiles
-    head = rest % attention.heads
-    b, i, j = tile_of(rest // attention.heads, attention.terms.key_height, tl.cdiv(attention.terms.key_width, KEYS))
-    first, end = head * attention.head_dim + d_tile * BLOCK_D, (head + 1) * attention.head_dim
+    head = rest % attention.heads.count
+    b, i, j = tile_of(
+        rest // attention.heads.count, attention.terms.key_height, tl.cdiv(attention.terms.key_width, KEYS)
+    )
+    first, end = head * attention.heads.dim + d_tile * BLOCK_D, (head + 1) * attention.heads.dim
     mine = _own_keys(attention, i, j, KEYS)
     total = tl.zeros((KEYS, BLOCK_D), dtype=tl.float32)
     count = count_of(readers, i, j)
     start = 0
     while start < count:
         those = cells_of(readers, i, j, start, QUERIES)
-        ds = _score_gradients(attention, upstream, b, head, those, mine, QUERIES, KEYS, BLOCK_D, BLOCK_C, PRECISION)
+        ds = _score_gradients(
+            attention, grad, statistics, b, head, those, mine, QUERIES, KEYS, BLOCK_D, BLOCK_C, PRECISION
+        )
         right = load_cells(attention.q, b, those, first, end, BLOCK_D).to(tl.float32)
         total = tl.dot(tl.trans(ds), right, total, input_precision=PRECISION)
         start += QUERIES
-    store_cells(result, b, mine, first, end, total * attention.scale, BLOCK_D)
+    store_cells(result, b, mine, first, end, total * attention.heads.scale, BLOCK_D)
 
 
 @triton.jit
-def _window_grad_v(attention, grad, softmax, result, readers, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+def _window_grad_v(attention, grad, statistics, result, readers, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """KEYS keys of a row, BLOCK_C channels of one group, QUERIES of their readers at a time."""
-    width = attention.channels // attention.groups
+    width = attention.heads.channels // attention.heads.groups
     c_tiles = tl.cdiv(width, BLOCK_C)
     c_tile, rest = tl.program_id(0) % c_tiles, tl.program_id(0) // c_tiles
-    group = rest % attention.groups
-    b, i, j = tile_of(rest // attention.groups, attention.terms.key_height, tl.cdiv(attention.terms.key_width, KEYS))
+    group = rest % attention.heads.groups
+    b, i, j = tile_of(
+        rest // attention.heads.groups, attention.terms.key_height, tl.cdiv(attention.terms.key_width, KEYS)
+    )
     first, end = group * width + c_tile * BLOCK_C, group * width + width
     mine = _own_keys(attention, i, j, KEYS)
     total = tl.zeros((KEYS, BLOCK_C), dtype=tl.float32)
@@ -168,7 +176,7 @@ def _window_grad_v(attention, grad, softmax, result, readers, QUERIES: tl.conste
     start = 0
     while start < count:
         those = cells_of(readers, i, j, start, QUERIES)
-        weights = mean_weights(attention, softmax, b, group, those, mine, QUERIES, KEYS, BLOCK_D, PRECISION)
+        weights = mean_weights(attention, statistics, b, group, those, mine, QUERIES, KEYS, BLOCK_D, PRECISION)
         right = load_cells(grad, b, those, first, end, BLOCK_C).to(tl.float32)
         total = tl.dot(tl.trans(weights), right, total, input_precision=PRECISION)
         start += QUERIES
@@ -176,7 +184,7 @@ def _window_grad_v(attention, grad, softmax, result, readers, QUERIES: tl.conste
 
 
 @triton.jit
-def _window_grad_bias(attention, upstream, result, tiles, keys, batch, other_tiles, ROWS: tl.constexpr,
+def _window_grad_bias(attention, grad, statistics, result, tiles, keys, batch, other_tiles, ROWS: tl.constexpr,
                       QUERIES: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
                       PRECISION: tl.constexpr):  # fmt: skip
     """One entry of a bias' gradient: one query row (or column), one key row (or column), all pairs across them.
@@ -206,8 +214,8 @@ def _window_grad_bias(attention, upstream, result, tiles, keys, batch, other_til
                     read = cells_of(keys, at_key, other, start, KEYS)
                 else:
                     read = cells_of(keys, other, at_key, start, KEYS)
-                total += _score_gradients(attention, upstream, b, head, mine, read, QUERIES, KEYS, BLOCK_D, BLOCK_C,
-                                          PRECISION)  # fmt: skip
+                total += _score_gradients(attention, grad, statistics, b, head, mine, read, QUERIES, KEYS, BLOCK_D,
+                                          BLOCK_C, PRECISION)  # fmt: skip
                 start += KEYS
             other += 1
         b += 1
@@ -243,25 +251,27 @@ def window_attention_backward(
     key_tiles = call.batch * call.grid[0] * triton.cdiv(call.grid[1], KEYS)
     grad_q, grad_k, grad_v, *grad_biases = results
     with launch.on_device_of(q):
-        upstream = Upstream(map_of(grad_out), grad_lse, softmax_of(call), call.statistic())
+        grad, statistics = map_of(grad_out), Statistics(*softmax_of(call), call.statistic(), grad_lse)
         if any(wanted.numel() for wanted in (grad_q, grad_k, *grad_biases)):
-            _window_delta[(call.query_tiles * heads,)](attention, upstream, *by_query, **options)
+            _window_delta[(call.query_tiles * heads,)](attention, grad, statistics, *by_query, **options)
         if grad_q.numel():
             _window_grad_q[(call.query_tiles * heads * call.d_tiles,)](
-                attention, upstream, map_of(grad_q), *by_query, **options
+                attention, grad, statistics, map_of(grad_q), *by_query, **options
             )
         if grad_k.numel():
-            _window_grad_k[(key_tiles * heads * call.d_tiles,)](attention, upstream, map_of(grad_k), readers, **by_key)
+            _window_grad_k[(key_tiles * heads * call.d_tiles,)](
+                attention, grad, statistics, map_of(grad_k), readers, **by_key
+            )
         if grad_v.numel():
-            _window_grad_v[(key_tiles * attention.groups * call.c_tiles,)](
-                attention, upstream.grad, upstream.softmax, map_of(grad_v), readers, **by_key
+            _window_grad_v[(key_tiles * attention.heads.groups * call.c_tiles,)](
+                attention, grad, statistics, map_of(grad_v), readers, **by_key
             )
         for axis, result in enumerate(grad_biases):
             if result.numel():
-                _bias_gradient(call, upstream, axis, result, by_key)
+                _bias_gradient(call, grad, statistics, axis, result, by_key)
 
 
-def _bias_gradient(call: Call, upstream: Upstream, axis: int, result: Tensor, options: dict) -> None:
+def _bias_gradient(call: Call, grad: Map, statistics: Statistics, axis: int, result: Tensor, options: dict) -> None:
     queries, keys = _singles(call.out[axis], call.device), _singles(call.grid[axis], call.device)
     if axis == 0:
         lists = Lists(*queries, *call.queries[2:]), Lists(*keys, *call.keys[2:])
@@ -269,7 +279,7 @@ def _bias_gradient(call: Call, upstream: Upstream, axis: int, result: Tensor, op
         lists = Lists(*call.queries[:2], *queries), Lists(*call.keys[:2], *keys)
     total = result if result.dtype == torch.float32 else result.new_empty(result.shape, dtype=torch.float32)
     _window_grad_bias[(result.numel(),)](
-        call.attention, upstream, total, *lists, call.batch, call.tiles[1 - axis], ROWS=axis == 0,
+        call.attention, grad, statistics, total, *lists, call.batch, call.tiles[1 - axis], ROWS=axis == 0,
         **options | {"QUERIES": 16, "num_warps": 4},
     )  # fmt: skip
     if total is not result:

@@ -53,18 +53,26 @@ class Terms(NamedTuple):
     key_width: int
 
 
+class Heads(NamedTuple):
+    """How channels divide. ``dim``: channels of q and k of a head; ``channels``: of v; ``groups``: 1 when every head
+    weighs all channels of v, else the number of heads; ``scale``: of the scores.
+    """
+
+    count: int
+    dim: int
+    channels: int
+    groups: int
+    scale: float
+
+
 class Attention(NamedTuple):
-    """The arguments of every pass. ``groups``: 1 when every head weighs all channels, else the number of heads."""
+    """The arguments of every pass."""
 
     q: Map
     k: Map
     v: Map
     terms: Terms
-    scale: float
-    heads: int
-    head_dim: int
-    channels: int
-    groups: int
+    heads: Heads
 
 
 class Softmax(NamedTuple):
@@ -128,7 +136,8 @@ class Call:
         logs = [log_multiplicity(spec, o, n, q.device) for spec, o, n in zip(rule, self.out, self.grid, strict=True)]
         terms = Terms(*logs, bias_y, bias_x, *self.out, *self.grid)
         head_dim, channels, groups = q.shape[1] // heads, v.shape[1], 1 if mean else heads
-        self.attention = Attention(map_of(q), map_of(k), map_of(v), terms, scale, heads, head_dim, channels, groups)
+        sizes = Heads(heads, head_dim, channels, groups, scale)
+        self.attention = Attention(map_of(q), map_of(k), map_of(v), terms, sizes)
         self.tile = attention_tile(rows.max_members * columns.max_members, head_dim, channels // groups)
         self.batch, self.tiles = q.shape[0], (len(rows), len(columns))
         # Programs of launches: tiles of queries in all images; blocks of a head's channels; blocks of a group's.
@@ -139,7 +148,7 @@ class Call:
     def statistic(self) -> Tensor:
         """Room for a number per query and head."""
         like = self.attention.q.data
-        return like.new_empty((self.batch, self.attention.heads, *self.out), dtype=torch.float32)
+        return like.new_empty((self.batch, self.attention.heads.count, *self.out), dtype=torch.float32)
 
     def options(self, keys: int | None = None) -> dict:
         """Options of a launch; ``keys`` at a time where the tile's number does not suit."""
@@ -227,16 +236,16 @@ def scores_of(attention, b, head, queries, keys, QUERIES: tl.constexpr, KEYS: tl
         columns = attention.terms.bias_columns + head.to(tl.int64) * attention.terms.width * attention.terms.key_width
         bias = tl.load(rows + at_y, mask=valid, other=0.0) + tl.load(columns + at_x, mask=valid, other=0.0)
         term = tl.where(term == float("-inf"), term, term + bias)
-    first = head * attention.head_dim
-    products = products_of(attention.q, attention.k, b, queries, keys, first, first + attention.head_dim,
+    first = head * attention.heads.dim
+    products = products_of(attention.q, attention.k, b, queries, keys, first, first + attention.heads.dim,
                            QUERIES, KEYS, BLOCK_D, PRECISION)  # fmt: skip
-    return tl.where(term == float("-inf"), float("-inf"), products * attention.scale + term)
+    return tl.where(term == float("-inf"), float("-inf"), products * attention.heads.scale + term)
 
 
 @triton.jit
 def statistic_at(attention, b, head, cells):
     """Where the number of a query and a head lies in (B, heads, H, W)."""
-    row = (b * attention.heads + head).to(tl.int64) * attention.terms.height + cells.y
+    row = (b * attention.heads.count + head).to(tl.int64) * attention.terms.height + cells.y
     return row * attention.terms.width + cells.x
 
 
@@ -256,7 +265,7 @@ def weights_of(attention, softmax, b, head, queries, keys, QUERIES: tl.constexpr
 def mean_weights(attention, softmax, b, group, queries, keys, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                  BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """The weights that a group's channels get, the mean of its heads': (QUERIES, KEYS) float32."""
-    share = attention.heads // attention.groups
+    share = attention.heads.count // attention.heads.groups
     total = tl.zeros((QUERIES, KEYS), dtype=tl.float32)
     head = group * share
     while head < (group + 1) * share:
