@@ -1,5 +1,5 @@
-"""Every Triton kernel compiles for the supported GPUs, keeps its values in registers, fits the shared memory, and puts its
-products on the tensor cores where their dtype and torch's switch for TF32 allow it.
+"""Every Triton kernel compiles for the supported GPUs, keeps its values in registers, fits the shared memory, and puts
+its products on the tensor cores where their dtype and torch's switch for TF32 allow it.
 """
 
 from __future__ import annotations

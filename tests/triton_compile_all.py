@@ -19,21 +19,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import registry
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-import registry
-
 from murf_fast import backends, kernels  # noqa: F401  before the variable below, which would make them interpreted
 
 # What lets the ops hand CPU tensors to Triton.
 os.environ["TRITON_INTERPRET"] = "1"
-
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -74,7 +72,8 @@ def facts(kernel) -> dict:
     mma = any(word in kernel.asm["ptx"] for word in ("mma.sync", "wgmma", "tcgen05.mma"))
     dots = re.findall(r"tt\.dot .*?(?:inputPrecision = (\w+))? *: *tensor<\d+x\d+x(\w+)>", kernel.asm["ttir"])
     products = sorted({(element, precision or "ieee") for precision, element in dots})
-    return {"name": kernel.name, "shared": kernel.metadata.shared, "mma": mma, "products": products, **resources(kernel)}
+    found = {"name": kernel.name, "shared": kernel.metadata.shared, "mma": mma, "products": products}
+    return found | resources(kernel)
 
 
 def resources(kernel) -> dict[str, int]:

@@ -118,7 +118,7 @@ def tiny(device: str) -> None:
 
 @configurations("window_attention")
 def shapes(device: str, dtype: torch.dtype) -> None:
-    """Blocks of 64 queries, with many channels: averages of heads; a share for each, with a bias and the normalizers."""
+    """Blocks of 64 queries, with many channels: averages of heads; a share for each, with a bias and log-sum-exps."""
     q, k, v = (
         torch.zeros(1, c, n, n, device=device, dtype=dtype).contiguous(memory_format=CL).requires_grad_()
         for c, n in ((128, 42), (128, 6), (384, 6))
