@@ -2,8 +2,8 @@
 
 A case builds its data on a device and names its contenders: ours, and what people run today at its best (both memory
 layouts where the layout is free, ``torch.compile`` of the plain graph). Cases live in ``ops/<op>.py`` and
-``models/<model>.py``, which register them when :func:`load` imports them; so do the smallest calls of every kernel,
-for tools under which a large one would take hours.
+``models/<model>.py``, which register them when :func:`load` imports them. So they do the smallest calls of every
+kernel, for tools under which a large one would take hours, and the calls that compile it in every way that ships.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Case:
 
 _cases: list[Case] = []
 _smallest: dict[str, Callable[[str], object]] = {}
+_configurations: dict[str, Callable[[str, torch.dtype], object]] = {}
 
 
 def case(op: str, name: str, **options):
@@ -82,6 +83,18 @@ def smallest(op: str):
     return register
 
 
+def configurations(op: str):
+    """Registers the function below it, of a device and a dtype: calls of ``op``, forward and backward, in all that
+    changes what its Triton kernels are compiled to (widths, layouts, options). Their results mean nothing.
+    """
+
+    def register(calls):
+        _configurations[op] = calls
+        return calls
+
+    return register
+
+
 def suites() -> list[str]:
     """Names of operations and models that have cases: those of the files, none of which is imported."""
     return sorted(path.stem for path in _files())
@@ -97,6 +110,12 @@ def smallest_calls() -> dict[str, Callable[[str], object]]:
     """The smallest call of every operation and model, by name."""
     _load()
     return dict(sorted(_smallest.items()))
+
+
+def all_configurations() -> dict[str, Callable[[str, torch.dtype], object]]:
+    """The calls that compile the kernels of every operation and model that has some, by name."""
+    _load()
+    return dict(sorted(_configurations.items()))
 
 
 def _files() -> list[Path]:

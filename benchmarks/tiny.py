@@ -1,11 +1,15 @@
-"""Inputs of a few pixels, for the smallest calls of the kernels."""
+"""Inputs of a few pixels: for the smallest calls of the kernels, and with many channels for their configurations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from inputs import CL
 from torch import Tensor
+
+PLANAR = torch.contiguous_format
+SIZE = (23, 300)  # more pixels than a tile has
 
 
 def maps(device: str, gradient: bool = False) -> list[Tensor]:
@@ -25,3 +29,28 @@ def attention(device: str, function: Callable, size: tuple[int, int]) -> None:
     q, k, v = (torch.randn(1, 20, *grid, device=device, requires_grad=True) for grid in (size, (3, 4), (3, 4)))
     function(q, k, v).square().sum().backward()
     assert all(t.grad.isfinite().all() for t in (q, k, v))
+
+
+def wide_maps(device: str, dtype: torch.dtype, memory_format: torch.memory_format) -> list[Tensor]:
+    """Two maps of 768 channels, which want a gradient."""
+    maps = [torch.zeros(1, 768, n, n, device=device, dtype=dtype) for n in (5, 9)]
+    return [m.contiguous(memory_format=memory_format).requires_grad_() for m in maps]
+
+
+def class_maps(device: str, dtype: torch.dtype) -> Iterator[tuple[list[Tensor], dict]]:
+    """Maps of classes, and how to resize them: what changes the kernels that reduce the channels of a pixel. What they
+    do with a layout does not depend on the dtype, and what they do with many classes not on the layout.
+    """
+    wide = wide_maps(device, dtype, CL)
+    few, bias = [m[:, :19] for m in wide], torch.zeros(768, device=device)
+    yield few, {"size": SIZE}
+    if dtype == torch.float32:
+        yield [m[:, :19] for m in wide_maps(device, dtype, PLANAR)], {"size": SIZE}
+    else:
+        yield wide, {"size": SIZE, "mode": "bicubic", "bias": bias}
+        yield few, {"size": (3, 3), "mode": "area", "bias": bias[:19]}
+
+
+def backward(result: Tensor) -> None:
+    """Gradients of all that the result was made of."""
+    result.sum().backward()

@@ -8,11 +8,16 @@ products: each is a gather, so nothing depends on the order of programs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import folded, launch
+from murf_fast.kernels.folded import Folded
+from murf_fast.kernels.launch import map_of
 from murf_fast.tables.folded import FoldedAxis
 
 __all__ = ["adaptive_conv", "adaptive_conv_backward_kernels", "adaptive_conv_backward_source"]
@@ -20,8 +25,40 @@ __all__ = ["adaptive_conv", "adaptive_conv_backward_kernels", "adaptive_conv_bac
 Axes = tuple[FoldedAxis, FoldedAxis]
 
 
+@dataclass(frozen=True)
+class ConvTile:
+    """One program: rows x columns of pixels, channels, and cells of the region they read that are multiplied at a time;
+    its warps and registers a thread at most.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    cells: int
+    warps: int
+    registers: int
+
+
+def conv_tile(out: Tensor) -> ConvTile:
+    """64 pixels, square where the channels are contiguous: 8 x 8 pixels of a bicubic doubling read 10 x 10 cells. A
+    planar result is written in runs of sixteen pixels. float32 products run outside the tensor cores, where operands
+    wait in registers: they get fewer cells at a time. Eight warps share the addresses of pixels times cells.
+    """
+    rows, columns = (8, 8) if launch.is_channels_last(out) else (4, 16)
+    block = max(16, min(launch.power_of_two(out.shape[1]), 64))
+    return ConvTile(rows, columns, block, 16 if out.dtype == torch.float32 else 32, 8, 128)
+
+
+def products_tile(grad: Tensor) -> ConvTile:
+    """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels. float32 at 128
+    registers spilled when compiled for sm_100.
+    """
+    block, registers = (16, 168) if grad.dtype == torch.float32 else (64, 128)
+    return ConvTile(8, 8, max(16, min(launch.power_of_two(grad.shape[1]), block)), 64, 8, registers)
+
+
 @triton.jit
-def _tile(programs_before, height, width, begin_y, end_y, begin_x, end_x, row, rows,
+def _tile(programs_before, height, width, regions, row, rows,
           TILE_Y: tl.constexpr, TILE_X: tl.constexpr):  # fmt: skip
     """(image in the band, y, x, which exist, and the (top, left, height, width) of what they read) of one tile."""
     x_tiles, y_tiles = tl.cdiv(width, TILE_X), tl.cdiv(rows, TILE_Y)
@@ -30,42 +67,45 @@ def _tile(programs_before, height, width, begin_y, end_y, begin_x, end_x, row, r
     y = row + (programs_before // x_tiles % y_tiles) * TILE_Y + pixel // TILE_X
     x = (programs_before % x_tiles) * TILE_X + pixel % TILE_X
     inside = (y < tl.minimum(row + rows, height)) & (x < width)
-    top = tl.min(tl.load(begin_y + y, mask=inside, other=2147483647))
-    left = tl.min(tl.load(begin_x + x, mask=inside, other=2147483647))
-    bottom = tl.max(tl.load(end_y + y, mask=inside, other=0))
-    right = tl.max(tl.load(end_x + x, mask=inside, other=0))
+    top = tl.min(tl.load(regions.y_first + y, mask=inside, other=2147483647))
+    left = tl.min(tl.load(regions.x_first + x, mask=inside, other=2147483647))
+    bottom = tl.max(tl.load(regions.y_end + y, mask=inside, other=0))
+    right = tl.max(tl.load(regions.x_end + x, mask=inside, other=0))
     return image, y, x, inside, top, left, tl.maximum(bottom - top, 0), tl.maximum(right - left, 0)
 
 
 @triton.jit
-def _share(weights, stride_n, stride_m, stride_y, stride_x, first_row, y, x, n, m, inside, y_first, y_end, x_first,
-           x_end):  # fmt: skip
-    """What window cell (n, m) gives to output (y, x), which exist where ``inside``; and which pairs belong together."""
-    top = tl.load(y_first + y, mask=inside, other=0)
-    left = tl.load(x_first + x, mask=inside, other=0)
-    used = inside & (n >= top) & (n < tl.load(y_end + y, mask=inside, other=0))
-    used &= (m >= left) & (m < tl.load(x_end + x, mask=inside, other=0))
-    at = (y - first_row).to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
-    at += (n - top).to(tl.int64) * stride_n + (m - left).to(tl.int64) * stride_m
-    return tl.load(weights + at, mask=used, other=0.0), used
+def _share(data, weights, first_row, y, x, n, m, inside, windows):
+    """What window cell (n, m) gives to output (y, x), which exist where ``inside``; and which pairs belong together.
+
+    ``data``: the image's folded kernels; their first row is row ``first_row`` of the output.
+    """
+    top = tl.load(windows.y_first + y, mask=inside, other=0)
+    left = tl.load(windows.x_first + x, mask=inside, other=0)
+    used = inside & (n >= top) & (n < tl.load(windows.y_end + y, mask=inside, other=0))
+    used &= (m >= left) & (m < tl.load(windows.x_end + x, mask=inside, other=0))
+    at = (y - first_row).to(tl.int64) * weights.stride_y + x.to(tl.int64) * weights.stride_x
+    at += (n - top).to(tl.int64) * weights.stride_n + (m - left).to(tl.int64) * weights.stride_m
+    return tl.load(data + at, mask=used, other=0.0), used
 
 
 @triton.jit
-def _adaptive_conv(source, source_b, source_c, source_y, source_x,
-                   weights, weights_b, weights_n, weights_m, weights_y, weights_x,
-                   bias, out, out_b, out_c, out_y, out_x, y_first, y_end, x_first, x_end, begin_y, stop_y, begin_x,
-                   stop_x, channels, height, width, first_image, first_row, row, rows,
-                   ADJOINT: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BLOCK_C: tl.constexpr,
-                   BLOCK_R: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """A tile of pixels of ``out`` times a block of channels. ADJOINT gathers the outputs that read a source pixel."""
+def _adaptive_conv(source, weights, bias, out, windows, regions, channels, height, width, first_image, first_row, row,
+                   rows, ADJOINT: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
+                   BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """A tile of pixels of ``out`` times a block of channels.
+
+    ``windows``: source cells that every output reads. ``regions``: what a pixel of ``out`` reads. That is the same, but
+    with ADJOINT ``out`` is the gradient of the source, and its pixels gather from the outputs that read them.
+    """
     c_tiles = tl.cdiv(channels, BLOCK_C)
     image, y, x, inside, top, left, region_height, region_width = _tile(
-        tl.program_id(0) // c_tiles, height, width, begin_y, stop_y, begin_x, stop_x, row, rows, TILE_Y, TILE_X
+        tl.program_id(0) // c_tiles, height, width, regions, row, rows, TILE_Y, TILE_X
     )
     c = (tl.program_id(0) % c_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
-    weights += image.to(tl.int64) * weights_b
+    shares = weights.data + image.to(tl.int64) * weights.stride_b
     b = (first_image + image).to(tl.int64)
-    source += b * source_b
+    data = source.data + b * source.stride_b
     total = tl.zeros((TILE_Y * TILE_X, BLOCK_C), dtype=tl.float32)
     cells = region_height * region_width
     start = 0
@@ -75,26 +115,26 @@ def _adaptive_conv(source, source_b, source_c, source_y, source_x,
         if ADJOINT:
             # Cells outermost: neighbouring pixels of a tile are neighbours in the cell's folded kernel.
             share, _ = _share(
-                weights, weights_n, weights_m, weights_y, weights_x, first_row, n[:, None], m[:, None], y[None, :],
-                x[None, :], exists[:, None] & inside[None, :], y_first, y_end, x_first, x_end
+                shares, weights, first_row, n[:, None], m[:, None], y[None, :],
+                x[None, :], exists[:, None] & inside[None, :], windows
             )  # fmt: skip
             share = tl.trans(share)
         else:
             share, _ = _share(
-                weights, weights_n, weights_m, weights_y, weights_x, first_row, y[:, None], x[:, None], n[None, :],
-                m[None, :], inside[:, None] & exists[None, :], y_first, y_end, x_first, x_end
+                shares, weights, first_row, y[:, None], x[:, None], n[None, :],
+                m[None, :], inside[:, None] & exists[None, :], windows
             )  # fmt: skip
-        pixels = source + n.to(tl.int64) * source_y + m.to(tl.int64) * source_x
-        pointers = pixels[:, None] + (c.to(tl.int64) * source_c)[None, :]
+        pixels = data + n.to(tl.int64) * source.stride_y + m.to(tl.int64) * source.stride_x
+        pointers = pixels[:, None] + (c.to(tl.int64) * source.stride_c)[None, :]
         value = tl.load(pointers, mask=exists[:, None] & (c < channels)[None, :], other=0.0)
-        if source.dtype.element_ty == tl.float32:
+        if source.data.dtype.element_ty == tl.float32:
             total = tl.dot(share, value, total, input_precision=PRECISION)
         else:
             # The tensor cores take half precision: float32 weights go in two parts.
-            high = share.to(source.dtype.element_ty)
+            high = share.to(source.data.dtype.element_ty)
             total = tl.dot(high, value, total)
             if share.dtype == tl.float32:
-                low = (share - high.to(tl.float32)).to(source.dtype.element_ty)
+                low = (share - high.to(tl.float32)).to(source.data.dtype.element_ty)
                 total = tl.dot(low, value, total)
         start += BLOCK_R
     # The product multiplies pixels by the zeros of kernels that do not read them. If that was not nothing (0 * inf), or
@@ -106,73 +146,75 @@ def _adaptive_conv(source, source_b, source_c, source_y, source_x,
             n, m = tl.zeros_like(y) + (top + start // region_width), tl.zeros_like(x) + (left + start % region_width)
             if ADJOINT:
                 share, used = _share(
-                    weights, weights_n, weights_m, weights_y, weights_x, first_row, n, m, y, x, inside,
-                    y_first, y_end, x_first, x_end
+                    shares, weights, first_row, n, m, y, x, inside, windows
                 )  # fmt: skip
             else:
                 share, used = _share(
-                    weights, weights_n, weights_m, weights_y, weights_x, first_row, y, x, n, m, inside,
-                    y_first, y_end, x_first, x_end
+                    shares, weights, first_row, y, x, n, m, inside, windows
                 )  # fmt: skip
-            pixels = source + n.to(tl.int64) * source_y + m.to(tl.int64) * source_x
-            pointers = pixels[:, None] + (c.to(tl.int64) * source_c)[None, :]
+            pixels = data + n.to(tl.int64) * source.stride_y + m.to(tl.int64) * source.stride_x
+            pointers = pixels[:, None] + (c.to(tl.int64) * source.stride_c)[None, :]
             value = tl.load(pointers, mask=used[:, None] & (c < channels)[None, :], other=0.0).to(tl.float32)
             total += share.to(tl.float32)[:, None] * value
             start += 1
     if bias is not None:
         total += tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
-    pixels = out + b * out_b + y.to(tl.int64) * out_y + x.to(tl.int64) * out_x
-    pointers = pixels[:, None] + (c.to(tl.int64) * out_c)[None, :]
-    tl.store(pointers, total.to(out.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
+    pixels = out.data + b * out.stride_b + y.to(tl.int64) * out.stride_y + x.to(tl.int64) * out.stride_x
+    pointers = pixels[:, None] + (c.to(tl.int64) * out.stride_c)[None, :]
+    tl.store(pointers, total.to(out.data.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
 
 
 @triton.jit
 def _adaptive_conv_backward_kernels(
-        grad, grad_b, grad_c, grad_y, grad_x, source, source_b, source_c, source_y, source_x,
-        weights, weights_b, weights_n, weights_m, weights_y, weights_x, y_first, y_end, x_first, x_end,
-        channels, height, width, first_image, row, rows,
+        grad, source, weights, windows, channels, height, width, first_image, row, rows,
         TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
         PRECISION: tl.constexpr):  # fmt: skip
     """Products of a tile's gradients with the region that the tile reads; each pixel keeps those of its window."""
     image, y, x, inside, top, left, region_height, region_width = _tile(
-        tl.program_id(0), height, width, y_first, y_end, x_first, x_end, row, rows, TILE_Y, TILE_X
+        tl.program_id(0), height, width, windows, row, rows, TILE_Y, TILE_X
     )
     b = (first_image + image).to(tl.int64)
-    weights += image.to(tl.int64) * weights_b
-    source += b * source_b
-    gradients = grad + b * grad_b + y.to(tl.int64) * grad_y + x.to(tl.int64) * grad_x
-    window_top, window_left = tl.load(y_first + y, mask=inside, other=0), tl.load(x_first + x, mask=inside, other=0)
-    window_bottom, window_right = tl.load(y_end + y, mask=inside, other=0), tl.load(x_end + x, mask=inside, other=0)
-    outputs = weights + (y - row).to(tl.int64) * weights_y + x.to(tl.int64) * weights_x
+    data = source.data + b * source.stride_b
+    gradients = grad.data + b * grad.stride_b + y.to(tl.int64) * grad.stride_y + x.to(tl.int64) * grad.stride_x
+    window_top, window_left = (
+        tl.load(windows.y_first + y, mask=inside, other=0),
+        tl.load(windows.x_first + x, mask=inside, other=0),
+    )
+    window_bottom, window_right = (
+        tl.load(windows.y_end + y, mask=inside, other=0),
+        tl.load(windows.x_end + x, mask=inside, other=0),
+    )
+    outputs = weights.data + image.to(tl.int64) * weights.stride_b
+    outputs += (y - row).to(tl.int64) * weights.stride_y + x.to(tl.int64) * weights.stride_x
     cells = region_height * region_width
     start = 0
     while start < cells:
         r = start + tl.arange(0, BLOCK_R)
         n, m, exists = top + r // region_width, left + r % region_width, r < cells
-        pixels = source + n.to(tl.int64) * source_y + m.to(tl.int64) * source_x
+        pixels = data + n.to(tl.int64) * source.stride_y + m.to(tl.int64) * source.stride_x
         total = tl.zeros((TILE_Y * TILE_X, BLOCK_R), dtype=tl.float32)
         begin = 0
         while begin < channels:
             c = begin + tl.arange(0, BLOCK_C)
             mask = inside[:, None] & (c < channels)[None, :]
-            upstream = tl.load(gradients[:, None] + (c.to(tl.int64) * grad_c)[None, :], mask=mask, other=0.0)
+            upstream = tl.load(gradients[:, None] + (c.to(tl.int64) * grad.stride_c)[None, :], mask=mask, other=0.0)
             mask = exists[:, None] & (c < channels)[None, :]
-            value = tl.load(pixels[:, None] + (c.to(tl.int64) * source_c)[None, :], mask=mask, other=0.0)
+            value = tl.load(pixels[:, None] + (c.to(tl.int64) * source.stride_c)[None, :], mask=mask, other=0.0)
             total = tl.dot(upstream, tl.trans(value), total, input_precision=PRECISION)
             begin += BLOCK_C
         used = inside[:, None] & exists[None, :]
         used &= (n[None, :] >= window_top[:, None]) & (n[None, :] < window_bottom[:, None])
         used &= (m[None, :] >= window_left[:, None]) & (m[None, :] < window_right[:, None])
-        at = (n[None, :] - window_top[:, None]).to(tl.int64) * weights_n
-        at += (m[None, :] - window_left[:, None]).to(tl.int64) * weights_m
-        tl.store(outputs[:, None] + at, total.to(weights.dtype.element_ty), mask=used)
+        at = (n[None, :] - window_top[:, None]).to(tl.int64) * weights.stride_n
+        at += (m[None, :] - window_left[:, None]).to(tl.int64) * weights.stride_m
+        tl.store(outputs[:, None] + at, total.to(weights.data.dtype.element_ty), mask=used)
         start += BLOCK_R
 
 
 def adaptive_conv(source: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, out: Tensor) -> None:
     """``out = bias + sum of folded kernels times source pixels``; any strides of ``out``."""
     batch, _, height, _ = out.shape
-    for band in folded.bands(batch, height, folded.row_bytes(*axes), launch.window_tile(out).rows):
+    for band in folded.bands(batch, height, folded.row_bytes(*axes), conv_tile(out).rows):
         adaptive_conv_band(source, folded.rows_of(kernels, band), bias, axes, out, band)
 
 
@@ -181,21 +223,19 @@ def adaptive_conv_band(
 ) -> None:
     """The band of ``out``, whose kernels are all that ``kernels`` (images, D * D, rows, width) holds."""
     with launch.on_device_of(out):
-        tables = [axis.on(out.device) for axis in axes]
-        windows = (*tables[0][:2], *tables[1][:2])
+        windows, _ = folded.windows_of(axes, out.device)
         weights = _folded(kernels, axes, band)
-        _launch(source, weights, bias, out, windows, windows, band, band.row, launch.window_tile(out), adjoint=False)
+        _launch(source, weights, bias, out, windows, windows, band, band.row, conv_tile(out), adjoint=False)
 
 
 def adaptive_conv_backward_source(grad: Tensor, kernels: Tensor, axes: Axes, out: Tensor) -> None:
     """``out`` gathers, for every pixel of the source, the gradients of the outputs that read it."""
     y_axis = axes[0]
-    tile = launch.window_tile(out)
+    tile = conv_tile(out)
     # A band of source rows folds all rows of kernels that read it.
     bytes_of_a_row = triton.cdiv(folded.row_bytes(*axes) * y_axis.out_size, y_axis.in_size)
     with launch.on_device_of(out):
-        tables = [axis.on(out.device) for axis in axes]
-        windows, readers = (*tables[0][:2], *tables[1][:2]), (*tables[0][3:], *tables[1][3:])
+        windows, readers = folded.windows_of(axes, out.device)
         for band in folded.bands(out.shape[0], y_axis.in_size, bytes_of_a_row, tile.rows):
             rows = slice(band.row, band.row + band.rows)
             first, end = int(y_axis.reader_begin[rows].min()), int(y_axis.reader_end[rows].max())
@@ -208,23 +248,19 @@ def adaptive_conv_backward_kernels(grad: Tensor, source: Tensor, axes: Axes, out
     """``out = A_y (products of gradients with source windows) A_x^T``."""
     y_axis, x_axis = axes
     batch, channels, height, width = grad.shape
-    tile = launch.products_tile(grad)
+    tile = products_tile(grad)
     with launch.on_device_of(out):
-        tables = [axis.on(out.device) for axis in axes]
+        windows, _ = folded.windows_of(axes, out.device)
         for band in folded.bands(batch, height, folded.row_bytes(*axes), tile.rows):
             direct = y_axis.is_shift and x_axis.is_shift
             rows = folded.rows_of(out, band)
             weights = _as_windows(rows, axes) if direct else folded.empty(band, *axes, out.device)
             grid = (band.images * triton.cdiv(band.rows, tile.rows) * triton.cdiv(width, tile.columns),)
             _adaptive_conv_backward_kernels[grid](
-                grad,
-                *grad.stride(),
-                source,
-                *source.stride(),
-                weights,
-                *weights.stride(),
-                *tables[0][:2],
-                *tables[1][:2],
+                map_of(grad),
+                map_of(source),
+                Folded(weights, *weights.stride()),
+                windows,
                 channels,
                 height,
                 width,
@@ -261,15 +297,12 @@ def _launch(source, weights, bias, out, windows, regions, band, first_row, tile,
     channels, height, width = out.shape[1:]
     tiles = triton.cdiv(band.rows, tile.rows) * triton.cdiv(width, tile.columns)
     _adaptive_conv[(band.images * tiles * triton.cdiv(channels, tile.channels),)](
-        source,
-        *source.stride(),
-        weights,
-        *weights.stride(),
+        map_of(source),
+        Folded(weights, *weights.stride()),
         bias,
-        out,
-        *out.stride(),
-        *windows,
-        *regions,
+        map_of(out),
+        windows,
+        regions,
         channels,
         height,
         width,

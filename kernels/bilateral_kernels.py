@@ -8,6 +8,8 @@ by the logits' gradients for the pixel in the middle, and its adjoint for the pi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -26,11 +28,28 @@ from murf_fast.kernels.bilateral_network import (
     without_autocast,
 )
 from murf_fast.kernels.folded import line_of, taps_of_pixels
+from murf_fast.kernels.launch import Map, map_of
 from murf_fast.tables.folded import folded_axis
 
 __all__ = ["bilateral_kernels", "bilateral_kernels_backward"]
 
 SHARE = 0.1  # of the fix-up in the result
+
+
+@dataclass(frozen=True)
+class SimilarityTile:
+    """One program of the range softmax: pixels of a row, taps along an axis, and keys at a time."""
+
+    pixels: int
+    taps: int
+    keys: int
+    warps: int
+
+
+def similarity_tile(diameter: int, keys: int) -> SimilarityTile:
+    """At most 8192 products of keys for one row of taps at a time, 64 a thread in flight."""
+    taps, block = launch.power_of_two(diameter), min(launch.power_of_two(keys), 32)
+    return SimilarityTile(max(1, min(32, 8192 // (taps * max(block, taps)))), taps, block, 4)
 
 
 @triton.jit
@@ -85,9 +104,9 @@ def _similarity(projected, top, held, temperature, spatial, b, y, x, height, wid
 
 
 @triton.jit
-def _bilateral_kernels(projected, top, held, temperature, spatial, out, stride_b, stride_t, stride_y, stride_x,
-                       height, width, keys, row, rows, RADIUS: tl.constexpr,
-                       BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+def _bilateral_kernels(projected, top, held, temperature, spatial, out, height, width, keys, row, rows,
+                       RADIUS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr,
+                       BLOCK_K: tl.constexpr):  # fmt: skip
     """Normalized kernels of a band's pixels, before the fix-up."""
     line, x = line_of(width, BLOCK_X)
     b, y = line // rows, line % rows
@@ -97,16 +116,13 @@ def _bilateral_kernels(projected, top, held, temperature, spatial, out, stride_b
     )  # fmt: skip
     weighted = similarity * gaussian
     result = weighted / tl.maximum(_sum_taps(weighted), 1e-7)
-    pointers, inside = taps_of_pixels(
-        out, stride_b, stride_t, stride_y, stride_x, b, y, x, width, 2 * RADIUS + 1, BLOCK_T
-    )
-    tl.store(pointers, result.to(out.dtype.element_ty), mask=inside)
+    pointers, inside = taps_of_pixels(out, b, y, x, width, 2 * RADIUS + 1, BLOCK_T)
+    tl.store(pointers, result.to(out.data.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _bilateral_kernels_backward(projected, top, held, temperature, spatial, distance, grad, grad_logits, grad_scalars,
-                                stride_b, stride_t, stride_y, stride_x,
-                                logits_b, logits_t, logits_y, logits_x, height, width, keys, row, rows,
+                                height, width, keys, row, rows,
                                 RADIUS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr,
                                 BLOCK_K: tl.constexpr):  # fmt: skip
     """From gradients of normalized kernels to those of the logits, and this program's part of the two scalars'."""
@@ -116,9 +132,7 @@ def _bilateral_kernels_backward(projected, top, held, temperature, spatial, dist
         projected, top, held, temperature, spatial, b, row + y, x, height, width, keys,
         RADIUS, BLOCK_X, BLOCK_T, BLOCK_K
     )  # fmt: skip
-    pointers, inside = taps_of_pixels(
-        grad, stride_b, stride_t, stride_y, stride_x, b, y, x, width, 2 * RADIUS + 1, BLOCK_T
-    )
+    pointers, inside = taps_of_pixels(grad, b, y, x, width, 2 * RADIUS + 1, BLOCK_T)
     upstream = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     # kernels = similarity * spatial / total, unless the clamp holds
     weighted = similarity * gaussian
@@ -135,9 +149,7 @@ def _bilateral_kernels_backward(projected, top, held, temperature, spatial, dist
     slope *= gaussian
     slope = (slope - _sum_taps(slope * similarity)) * similarity
     of_temperature = tl.sum(_sum_taps(slope * relative))
-    pointers, inside = taps_of_pixels(
-        grad_logits, logits_b, logits_t, logits_y, logits_x, b, y, x, width, 2 * RADIUS + 1, BLOCK_T
-    )
+    pointers, inside = taps_of_pixels(grad_logits, b, y, x, width, 2 * RADIUS + 1, BLOCK_T)
     tl.store(pointers, slope * scale, mask=inside)
     tl.store(grad_scalars + 2 * tl.program_id(0), of_temperature)
     tl.store(grad_scalars + 2 * tl.program_id(0) + 1, of_spatial)
@@ -163,7 +175,7 @@ def kernels_of_band(net: Network, band: folded.Band, out: Tensor) -> None:
     top, end = max(0, band.row - net.radius), min(net.guidance.shape[2], band.row + band.rows + net.radius)
     projected = net.project(folded.Band(band.image, band.images, top, end - top))
     if not net.has_fixup:
-        _launch(_bilateral_kernels, net, band, projected, top, out, strides=out.stride())
+        _launch(_bilateral_kernels, net, band, projected, top, map_of(out))
         return
     inputs = _fixup_inputs(net, band, projected, top)
     hidden = net.activated(net.layer(FIXUP0, inputs), net.fixup_mask, band)
@@ -215,10 +227,8 @@ def _to_logits(net: Network, grad: Tensor, projected: Tensor, grads: list[Tensor
             upstream = _as_map(upstream + of_inputs[:, : net.taps], band)
         logits = _band(grad_logits, band).permute(0, 3, 1, 2)
         parts = projected.new_empty(_programs(net, band), 2)
-        strides = (*upstream.stride(), *logits.stride())
-        _launch(
-            _bilateral_kernels_backward, net, band, images, 0, net.distance, upstream, logits, parts, strides=strides
-        )
+        maps = map_of(upstream), map_of(logits)
+        _launch(_bilateral_kernels_backward, net, band, images, 0, net.distance, *maps, parts)
         scalars += parts.sum(0, dtype=torch.float64)
     raw, sigma = net.params[0].double().exp(), net.params[1].double()
     grads[0].copy_(torch.where((raw >= 1e-4) & (raw <= 1e4), scalars[0] * raw, 0.0))
@@ -252,16 +262,14 @@ def _fixup_inputs(net: Network, band: folded.Band, projected: Tensor, top: int) 
     guides = net.guides(band)
     inputs = projected.new_empty(guides.shape[0], net.taps + guides.shape[1])
     inputs[:, net.taps :] = guides
-    _launch(_bilateral_kernels, net, band, projected, top, inputs, strides=_as_map(inputs, band).stride())
+    _launch(_bilateral_kernels, net, band, projected, top, map_of(_as_map(inputs[:, : net.taps], band)))
     return inputs
 
 
-def _launch(
-    kernel, net: Network, band: folded.Band, projected: Tensor, top: int, *tensors: Tensor, strides: tuple
-) -> None:
+def _launch(kernel, net: Network, band: folded.Band, projected: Tensor, top: int, *tensors: Tensor | Map) -> None:
     """``projected`` holds rows from ``top`` on of the band's images."""
     _, _, height, width = net.guidance.shape
-    tile = launch.similarity_tile(net.diameter, net.keys)
+    tile = similarity_tile(net.diameter, net.keys)
     kernel[(_programs(net, band),)](
         projected,
         top,
@@ -269,7 +277,6 @@ def _launch(
         net.temperature,
         net.spatial,
         *tensors,
-        *strides,
         height,
         width,
         net.keys,
@@ -284,7 +291,7 @@ def _launch(
 
 
 def _programs(net: Network, band: folded.Band) -> int:
-    tile = launch.similarity_tile(net.diameter, net.keys)
+    tile = similarity_tile(net.diameter, net.keys)
     return band.images * band.rows * triton.cdiv(net.guidance.shape[3], tile.pixels)
 
 

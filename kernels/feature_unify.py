@@ -7,14 +7,50 @@ filter i of channel j.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.launch import map_of
 
 __all__ = ["feature_unify", "feature_unify_backward"]
+
+
+@dataclass(frozen=True)
+class UnifyTile:
+    """Filters and channels of one pixel worked on at a time, warps, and registers a thread at most."""
+
+    filters: int
+    channels: int
+    warps: int
+    registers: int
+
+
+def unify_tile(filters: int) -> UnifyTile:
+    """All filters, for the softmax goes over them, and 2048 responses: 16 values a thread."""
+    block = launch.power_of_two(filters)
+    return UnifyTile(block, max(2048 // block, 1), 4, 168)
+
+
+class Columns(NamedTuple):
+    """What gradients need of every column's softmax, (B, h, w, C) float32; ``delta`` is the mean of the result's
+    gradients under its weights.
+    """
+
+    largest: Tensor
+    total: Tensor
+    delta: Tensor
+
+
+@triton.jit
+def _pixel(map, b, y, x):
+    """Pointer to channel 0."""
+    return map.data + b.to(tl.int64) * map.stride_b + y.to(tl.int64) * map.stride_y + x.to(tl.int64) * map.stride_x
 
 
 @triton.jit
@@ -22,8 +58,8 @@ def _patch(features, b, y, x, c, c_inside, t, height, width, KERNEL: tl.constexp
     """Tap t (tensors of one shape) of channels c of a pixel; 0 outside the image."""
     row, column = y + t // KERNEL - KERNEL // 2, x + t % KERNEL - KERNEL // 2
     inside = c_inside & (t < KERNEL * KERNEL) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    pointers = features[0] + b.to(tl.int64) * features[1] + c.to(tl.int64) * features[2]
-    pointers += row.to(tl.int64) * features[3] + column.to(tl.int64) * features[4]
+    pointers = features.data + b.to(tl.int64) * features.stride_b + c.to(tl.int64) * features.stride_c
+    pointers += row.to(tl.int64) * features.stride_y + column.to(tl.int64) * features.stride_x
     return tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -35,7 +71,7 @@ def _taps_inside(y, x, height, width, KERNEL: tl.constexpr):
 
 
 @triton.jit
-def _feature_unify(features, basis, out, grad, largest, total, delta, channels, height, width, filters,
+def _feature_unify(features, basis, out, grad, columns, channels, height, width, filters,
                    RELEASED: tl.constexpr, KERNEL: tl.constexpr, FILTERS: tl.constexpr,
                    BLOCK: tl.constexpr):  # fmt: skip
     """The layer at one pixel; with ``grad`` instead what its gradients need of every column (B, h, w, C)."""
@@ -46,8 +82,8 @@ def _feature_unify(features, basis, out, grad, largest, total, delta, channels, 
     share = _taps_inside(y, x, height, width, KERNEL)
     mean = tl.zeros((FILTERS,), dtype=tl.float32)
     if grad is not None:
-        at = grad[0] + b.to(tl.int64) * grad[1] + y.to(tl.int64) * grad[3] + x.to(tl.int64) * grad[4]
-        upstream = tl.load(at + i.to(tl.int64) * grad[2], mask=i_inside, other=0.0).to(tl.float32)
+        at = _pixel(grad, b, y, x)
+        upstream = tl.load(at + i.to(tl.int64) * grad.stride_c, mask=i_inside, other=0.0).to(tl.float32)
     start = 0
     while start < channels:
         j = start + tl.arange(0, BLOCK)
@@ -72,18 +108,18 @@ def _feature_unify(features, basis, out, grad, largest, total, delta, channels, 
             mean += tl.sum(weights, axis=1)
         else:
             at_j = program.to(tl.int64) * channels + j
-            tl.store(largest + at_j, peak, mask=j < channels)
-            tl.store(total + at_j, sums, mask=j < channels)
-            tl.store(delta + at_j, tl.sum(weights * upstream[:, None], axis=0), mask=j < channels)
+            tl.store(columns.largest + at_j, peak, mask=j < channels)
+            tl.store(columns.total + at_j, sums, mask=j < channels)
+            tl.store(columns.delta + at_j, tl.sum(weights * upstream[:, None], axis=0), mask=j < channels)
         start += BLOCK
     if grad is None:
-        at = out[0] + b.to(tl.int64) * out[1] + y.to(tl.int64) * out[3] + x.to(tl.int64) * out[4]
-        result = mean / channels.to(tl.float32)
-        tl.store(at + i.to(tl.int64) * out[2], result.to(out[0].dtype.element_ty), mask=i_inside)
+        at = _pixel(out, b, y, x)
+        result = mean / channels
+        tl.store(at + i.to(tl.int64) * out.stride_c, result.to(out.data.dtype.element_ty), mask=i_inside)
 
 
 @triton.jit
-def _response_gradients(features, basis, grad, largest, total, delta, b, y, x, c, m, inside, channels, height, width,
+def _response_gradients(features, basis, grad, columns, b, y, x, c, m, inside, channels, height, width,
                         filters, RELEASED: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr,
                         COLUMNS: tl.constexpr):  # fmt: skip
     """Gradients of the correlations of channels c with filters m at one pixel, (ROWS, COLUMNS)."""
@@ -100,16 +136,16 @@ def _response_gradients(features, basis, grad, largest, total, delta, b, y, x, c
     else:
         i, j = m, c
     at = ((b * height + y).to(tl.int64) * width + x) * channels + j
-    peak = tl.load(largest + at, mask=inside, other=0.0)
-    p = tl.exp(responses / share - peak) / tl.load(total + at, mask=inside, other=1.0)
-    pointers = grad[0] + b.to(tl.int64) * grad[1] + y.to(tl.int64) * grad[3] + x.to(tl.int64) * grad[4]
-    upstream = tl.load(pointers + i.to(tl.int64) * grad[2], mask=inside, other=0.0).to(tl.float32)
-    upstream -= tl.load(delta + at, mask=inside, other=0.0)
-    return tl.where(inside, p * upstream / (share * channels.to(tl.float32)), 0.0)
+    peak = tl.load(columns.largest + at, mask=inside, other=0.0)
+    p = tl.exp(responses / share - peak) / tl.load(columns.total + at, mask=inside, other=1.0)
+    pointers = _pixel(grad, b, y, x)
+    upstream = tl.load(pointers + i.to(tl.int64) * grad.stride_c, mask=inside, other=0.0).to(tl.float32)
+    upstream -= tl.load(columns.delta + at, mask=inside, other=0.0)
+    return tl.where(inside, p * upstream / (share * channels), 0.0)
 
 
 @triton.jit
-def _feature_unify_grad_features(features, basis, grad, largest, total, delta, result, channels, height, width,
+def _feature_unify_grad_features(features, basis, grad, columns, result, channels, height, width,
                                  filters, RELEASED: tl.constexpr, KERNEL: tl.constexpr, FILTERS: tl.constexpr,
                                  BLOCK: tl.constexpr):  # fmt: skip
     """Channels of one pixel gather from the pixels whose patches hold it, in their order: deterministic."""
@@ -126,19 +162,19 @@ def _feature_unify_grad_features(features, basis, grad, largest, total, delta, r
     while t < KERNEL * KERNEL:
         row, column = y - t // KERNEL + KERNEL // 2, x - t % KERNEL + KERNEL // 2
         if (row >= 0) & (row < height) & (column >= 0) & (column < width):
-            ds = _response_gradients(features, basis, grad, largest, total, delta, b, row, column, c, m, inside,
+            ds = _response_gradients(features, basis, grad, columns, b, row, column, c, m, inside,
                                      channels, height, width, filters, RELEASED, KERNEL, BLOCK, FILTERS)  # fmt: skip
             weight = tl.load(basis + m * KERNEL * KERNEL + t, mask=inside, other=0.0)
             sums += tl.sum(ds * weight, axis=1)
         t += 1
-    at = result[0] + b.to(tl.int64) * result[1] + y.to(tl.int64) * result[3] + x.to(tl.int64) * result[4]
-    tl.store(at + own.to(tl.int64) * result[2], sums.to(result[0].dtype.element_ty), mask=own < channels)
+    at = _pixel(result, b, y, x)
+    tl.store(at + own.to(tl.int64) * result.stride_c, sums.to(result.data.dtype.element_ty), mask=own < channels)
 
 
 @triton.jit
-def _feature_unify_grad_basis(features, basis, grad, largest, total, delta, result, channels, height, width, filters,
+def _feature_unify_grad_basis(features, basis, grad, columns, result, channels, height, width, filters,
                               RELEASED: tl.constexpr, KERNEL: tl.constexpr, BLOCK_M: tl.constexpr,
-                              BLOCK: tl.constexpr, TAPS: tl.constexpr):  # fmt: skip
+                              BLOCK: tl.constexpr, TAPS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """One image row's part of the gradient of a tile of filters: result (B h, M, TAPS)."""
     m_tiles = tl.cdiv(filters, BLOCK_M)
     line = tl.program_id(0) // m_tiles
@@ -154,28 +190,25 @@ def _feature_unify_grad_basis(features, basis, grad, largest, total, delta, resu
             inside = (filter < filters)[:, None] & (own < channels)[None, :]
             c = tl.zeros_like(filter)[:, None] + own[None, :]
             m = filter[:, None] + tl.zeros_like(own)[None, :]
-            ds = _response_gradients(features, basis, grad, largest, total, delta, b, y, x, c, m, inside, channels,
+            ds = _response_gradients(features, basis, grad, columns, b, y, x, c, m, inside, channels,
                                      height, width, filters, RELEASED, KERNEL, BLOCK_M, BLOCK)  # fmt: skip
             rows = own[:, None] + tl.zeros_like(tap)[None, :]
             taps = tl.zeros_like(own)[:, None] + tap[None, :]
             patches = _patch(features, b, y, x, rows, rows < channels, taps, height, width, KERNEL)
-            sums = tl.dot(ds, patches, sums, input_precision="ieee")
+            sums = tl.dot(ds, patches, sums, input_precision=PRECISION)
             start += BLOCK
         x += 1
     at = (line.to(tl.int64) * filters + filter)[:, None] * TAPS + tap[None, :]
     tl.store(result + at, sums, mask=(filter < filters)[:, None] & (tap < TAPS)[None, :])
 
 
-def _map(x: Tensor) -> tuple:
-    return (x, *x.stride())
-
-
 def feature_unify(features: Tensor, basis: Tensor, released: bool, out: Tensor) -> None:
+    """``out`` (B, M, h, w) of the ``features`` (B, C, h, w) and the ``basis`` (M, 1, K, K), float32; see the op."""
     batch, channels, height, width = features.shape
-    tile = launch.unify_tile(len(basis))
+    tile = unify_tile(len(basis))
     with launch.on_device_of(out):
         _feature_unify[(batch * height * width,)](
-            _map(features), basis, _map(out), None, None, None, None, channels, height, width, len(basis),
+            map_of(features), basis, map_of(out), None, None, channels, height, width, len(basis),
             RELEASED=released, KERNEL=basis.shape[-1], FILTERS=tile.filters, BLOCK=tile.channels,
             num_warps=tile.warps, maxnreg=tile.registers,
         )  # fmt: skip
@@ -187,27 +220,25 @@ def feature_unify_backward(
     """``results``: gradients of features and (float32) basis; an empty one is not wanted."""
     batch, channels, height, width = features.shape
     filters, kernel = len(basis), basis.shape[-1]
-    tile = launch.unify_tile(filters)
-    largest, total, delta = (
-        features.new_empty((batch, height, width, channels), dtype=torch.float32) for _ in range(3)
-    )
+    tile = unify_tile(filters)
+    columns = Columns(*(features.new_empty((batch, height, width, channels), dtype=torch.float32) for _ in range(3)))
     sizes = (channels, height, width, filters)
     options = {"RELEASED": released, "KERNEL": kernel, "num_warps": tile.warps, "maxnreg": tile.registers}
-    inputs = (_map(features), basis, _map(grad), largest, total, delta)
+    inputs = (map_of(features), basis, map_of(grad), columns)
     with launch.on_device_of(grad):
         _feature_unify[(batch * height * width,)](
-            _map(features), basis, None, _map(grad), largest, total, delta, *sizes, FILTERS=tile.filters,
+            map_of(features), basis, None, map_of(grad), columns, *sizes, FILTERS=tile.filters,
             BLOCK=tile.channels, **options,
         )  # fmt: skip
         if results[0].numel():
             programs = batch * height * width * triton.cdiv(channels, tile.channels)
             _feature_unify_grad_features[(programs,)](
-                *inputs, _map(results[0]), *sizes, FILTERS=tile.filters, BLOCK=tile.channels, **options
+                *inputs, map_of(results[0]), *sizes, FILTERS=tile.filters, BLOCK=tile.channels, **options
             )
         if results[1].numel():
             taps = max(triton.next_power_of_2(kernel * kernel), 16)
             parts = features.new_empty((batch * height, filters, taps), dtype=torch.float32)
             _feature_unify_grad_basis[(batch * height * triton.cdiv(filters, 16),)](
-                *inputs, parts, *sizes, BLOCK_M=16, BLOCK=16, TAPS=taps, **options
+                *inputs, parts, *sizes, BLOCK_M=16, BLOCK=16, TAPS=taps, PRECISION=launch.dot_precision(), **options
             )
             results[1].copy_(parts.sum(0)[:, : kernel * kernel].reshape(basis.shape))

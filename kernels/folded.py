@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,6 +19,52 @@ from murf_fast.tables.folded import FoldedAxis
 # Folded kernels are written by one launch and read by the next, band by band: a band stays in the L2 cache (50 MB on an
 # H100) and bounds the memory.
 BAND_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class FoldTile:
+    """One program of the folds: pixels of a row, taps along an axis, window cells at a time."""
+
+    pixels: int
+    taps: int
+    window: int
+    warps: int
+
+
+def fold_tile(taps: int, window: int) -> FoldTile:
+    """At most 4096 products of taps with cells at a time, 32 a thread."""
+    block, cells = launch.power_of_two(taps), min(launch.power_of_two(window), 16)
+    return FoldTile(max(1, min(32, 4096 // (block * max(block, cells)))), block, cells, 4)
+
+
+class Windows(NamedTuple):
+    """Rows and columns of one side of the tables by those of the other: from ``first`` up to and without ``end``."""
+
+    y_first: Tensor
+    y_end: Tensor
+    x_first: Tensor
+    x_end: Tensor
+
+
+class Folded(NamedTuple):
+    """Folded kernels (images, window, window, rows, width) as kernels take them, by window row n and column m."""
+
+    data: Tensor
+    stride_b: int
+    stride_n: int
+    stride_m: int
+    stride_y: int
+    stride_x: int
+
+
+class Axis(NamedTuple):
+    """A :class:`FoldedAxis` on a device: ``weights`` (out_size, taps, stride), of which ``window`` cells count."""
+
+    first: Tensor
+    end: Tensor
+    weights: Tensor
+    stride: int
+    window: int
 
 
 @dataclass(frozen=True)
@@ -73,24 +120,13 @@ def unfold(folded: Tensor, y_axis: FoldedAxis, x_axis: FoldedAxis, band: Band, o
 def _launch(kernel, kernels: Tensor, folded: Tensor, y_axis: FoldedAxis, x_axis: FoldedAxis, band: Band) -> None:
     if not band.rows:
         return
-    tile = launch.fold_tile(y_axis.taps, x_axis.window)
-    y_first, y_end, y_weights, _, _ = y_axis.on(kernels.device)
-    x_first, x_end, x_weights, _, _ = x_axis.on(kernels.device)
+    tile = fold_tile(y_axis.taps, x_axis.window)
     grid = (band.images * band.rows * triton.cdiv(x_axis.out_size, tile.pixels),)
     kernel[grid](
-        kernels,
-        *kernels.stride(),
+        launch.map_of(kernels),
         folded,
-        y_first,
-        y_end,
-        y_weights,
-        y_weights.shape[2],
-        x_first,
-        x_end,
-        x_weights,
-        x_weights.shape[2],
-        y_axis.window,
-        x_axis.window,
+        _axis(y_axis, kernels.device),
+        _axis(x_axis, kernels.device),
         band.row,
         band.rows,
         x_axis.out_size,
@@ -102,6 +138,17 @@ def _launch(kernel, kernels: Tensor, folded: Tensor, y_axis: FoldedAxis, x_axis:
     )
 
 
+def windows_of(axes: tuple[FoldedAxis, FoldedAxis], device: torch.device) -> tuple[Windows, Windows]:
+    """Cells that every output reads, and outputs that read every cell."""
+    y, x = (axis.on(device) for axis in axes)
+    return Windows(*y[:2], *x[:2]), Windows(*y[3:], *x[3:])
+
+
+def _axis(axis: FoldedAxis, device: torch.device) -> Axis:
+    first, end, weights, _, _ = axis.on(device)
+    return Axis(first, end, weights, weights.shape[2], axis.window)
+
+
 @triton.jit
 def line_of(width, BLOCK_X: tl.constexpr):
     """This program's line of the band and columns."""
@@ -111,78 +158,74 @@ def line_of(width, BLOCK_X: tl.constexpr):
 
 
 @triton.jit
-def taps_of_pixels(kernels, stride_b, stride_t, stride_y, stride_x, b, y, x, width,
-                    TAPS: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
+def taps_of_pixels(kernels, b, y, x, width, TAPS: tl.constexpr, BLOCK_T: tl.constexpr):
     """Pointers (x, i, j) to the kernels' taps of some pixels, and which of them exist."""
     i = tl.arange(0, BLOCK_T)[:, None]
     j = tl.arange(0, BLOCK_T)[None, :]
-    taps = (i * TAPS + j).to(tl.int64) * stride_t
-    pixels = kernels + b.to(tl.int64) * stride_b + y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
+    taps = (i * TAPS + j).to(tl.int64) * kernels.stride_c
+    pixels = kernels.data + b.to(tl.int64) * kernels.stride_b + y.to(tl.int64) * kernels.stride_y
+    pixels += x.to(tl.int64) * kernels.stride_x
     inside = (x < width)[:, None, None] & ((i < TAPS) & (j < TAPS))[None, :, :]
     return pixels[:, None, None] + taps[None, :, :], inside
 
 
 @triton.jit
-def _x_shares(x_weights, x_window, x, m, width, count, TAPS: tl.constexpr, BLOCK_T: tl.constexpr):
+def _x_shares(axis, x, m, width, count, TAPS: tl.constexpr, BLOCK_T: tl.constexpr):
     """(x, j, m): the share that tap j of pixel x gives to cell m of its window."""
     j = tl.arange(0, BLOCK_T)[None, :, None]
     inside = (x < width)[:, None, None] & (j < TAPS) & (m[None, None, :] < count[:, None, None])
-    return tl.load(x_weights + (x[:, None, None] * TAPS + j) * x_window + m[None, None, :], mask=inside, other=0.0)
+    return tl.load(
+        axis.weights + (x[:, None, None] * TAPS + j) * axis.stride + m[None, None, :], mask=inside, other=0.0
+    )
 
 
 @triton.jit
-def _fold(kernels, stride_b, stride_t, stride_y, stride_x, folded, y_first, y_end, y_weights, y_row, x_first, x_end,
-          x_weights, x_row, y_window, x_window, row, rows, width,
+def _fold(kernels, folded, y_axis, x_axis, row, rows, width,
           TAPS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
     line, x = line_of(width, BLOCK_X)
     y = row + line % rows
-    pointers, inside = taps_of_pixels(
-        kernels, stride_b, stride_t, stride_y, stride_x, line // rows, line % rows, x, width, TAPS, BLOCK_T
-    )
+    pointers, inside = taps_of_pixels(kernels, line // rows, line % rows, x, width, TAPS, BLOCK_T)
     taps = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-    count = tl.load(x_end + x, mask=x < width, other=0) - tl.load(x_first + x, mask=x < width, other=0)
-    count_y = tl.load(y_end + y) - tl.load(y_first + y)
+    count = tl.load(x_axis.end + x, mask=x < width, other=0) - tl.load(x_axis.first + x, mask=x < width, other=0)
+    count_y = tl.load(y_axis.end + y) - tl.load(y_axis.first + y)
     i = tl.arange(0, BLOCK_T)
-    pixels = folded + (line.to(tl.int64) * width + x) * y_window * x_window
+    pixels = folded + (line.to(tl.int64) * width + x) * y_axis.window * x_axis.window
     start = 0
-    while start < x_window:
+    while start < x_axis.window:
         m = start + tl.arange(0, BLOCK_M)
-        shares = _x_shares(x_weights, x_row, x, m, width, count, TAPS, BLOCK_T)
+        shares = _x_shares(x_axis, x, m, width, count, TAPS, BLOCK_T)
         n = 0
         while n < count_y:
-            share = tl.load(y_weights + (y * TAPS + i) * y_row + n, mask=i < TAPS, other=0.0)
+            share = tl.load(y_axis.weights + (y * TAPS + i) * y_axis.stride + n, mask=i < TAPS, other=0.0)
             row_of_taps = tl.sum(taps * share[None, :, None], axis=1)
             cells = tl.sum(row_of_taps[:, :, None] * shares, axis=1)
-            tl.store(pixels[:, None] + (n * x_window + m)[None, :], cells, mask=m[None, :] < count[:, None])
+            tl.store(pixels[:, None] + (n * x_axis.window + m)[None, :], cells, mask=m[None, :] < count[:, None])
             n += 1
         start += BLOCK_M
 
 
 @triton.jit
-def _unfold(kernels, stride_b, stride_t, stride_y, stride_x, folded, y_first, y_end, y_weights, y_row, x_first, x_end,
-            x_weights, x_row, y_window, x_window, row, rows, width,
+def _unfold(kernels, folded, y_axis, x_axis, row, rows, width,
             TAPS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
     line, x = line_of(width, BLOCK_X)
     y = row + line % rows
-    pointers, inside = taps_of_pixels(
-        kernels, stride_b, stride_t, stride_y, stride_x, line // rows, line % rows, x, width, TAPS, BLOCK_T
-    )
-    count = tl.load(x_end + x, mask=x < width, other=0) - tl.load(x_first + x, mask=x < width, other=0)
-    count_y = tl.load(y_end + y) - tl.load(y_first + y)
+    pointers, inside = taps_of_pixels(kernels, line // rows, line % rows, x, width, TAPS, BLOCK_T)
+    count = tl.load(x_axis.end + x, mask=x < width, other=0) - tl.load(x_axis.first + x, mask=x < width, other=0)
+    count_y = tl.load(y_axis.end + y) - tl.load(y_axis.first + y)
     i = tl.arange(0, BLOCK_T)
-    pixels = folded + (line.to(tl.int64) * width + x) * y_window * x_window
+    pixels = folded + (line.to(tl.int64) * width + x) * y_axis.window * x_axis.window
     taps = tl.zeros((BLOCK_X, BLOCK_T, BLOCK_T), dtype=tl.float32)
     start = 0
-    while start < x_window:
+    while start < x_axis.window:
         m = start + tl.arange(0, BLOCK_M)
-        shares = _x_shares(x_weights, x_row, x, m, width, count, TAPS, BLOCK_T)
+        shares = _x_shares(x_axis, x, m, width, count, TAPS, BLOCK_T)
         n = 0
         while n < count_y:
-            share = tl.load(y_weights + (y * TAPS + i) * y_row + n, mask=i < TAPS, other=0.0)
+            share = tl.load(y_axis.weights + (y * TAPS + i) * y_axis.stride + n, mask=i < TAPS, other=0.0)
             used = m[None, :] < count[:, None]
-            cells = tl.load(pixels[:, None] + (n * x_window + m)[None, :], mask=used, other=0.0)
+            cells = tl.load(pixels[:, None] + (n * x_axis.window + m)[None, :], mask=used, other=0.0)
             row_of_taps = tl.sum(cells[:, None, :] * shares, axis=2)
             taps += share[None, :, None] * row_of_taps[:, None, :]
             n += 1
         start += BLOCK_M
-    tl.store(pointers, taps.to(kernels.dtype.element_ty), mask=inside)
+    tl.store(pointers, taps.to(kernels.data.dtype.element_ty), mask=inside)

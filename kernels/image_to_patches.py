@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from murf_fast.kernels.launch import on_device_of
+from murf_fast.kernels.launch import map_of, on_device_of
+from murf_fast.kernels.resample import table_of
 from murf_fast.tables.resize import AxisTable
 
 __all__ = ["image_to_patches"]
@@ -16,35 +17,8 @@ BLOCK = 256
 
 
 @triton.jit
-def _image_to_patches(
-    image,
-    out,
-    first_y,
-    count_y,
-    weights_y,
-    first_x,
-    count_x,
-    weights_x,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
-    out_stride_b,
-    out_stride_row,
-    patch,
-    grid_w,
-    patches,
-    taps_y,
-    taps_x,
-    gain_0,
-    gain_1,
-    gain_2,
-    offset_0,
-    offset_1,
-    offset_2,
-    CHANNELS_FIRST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _image_to_patches(image, out, out_stride_b, out_stride_row, y_table, x_table, patch, grid_w, patches, gain, offset,
+                      CHANNELS_FIRST: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     b = row // patches
     n = row % patches
@@ -60,28 +34,29 @@ def _image_to_patches(
         xx = e // 3 % patch
     y = (n // grid_w) * patch + yy
     x = (n % grid_w) * patch + xx
-    from_y = tl.load(first_y + y, mask=inside, other=0).to(tl.int64)
-    from_x = tl.load(first_x + x, mask=inside, other=0).to(tl.int64)
-    rows = tl.load(count_y + y, mask=inside, other=0)
-    columns = tl.load(count_x + x, mask=inside, other=0)
-    base = image + b * stride_b + c.to(tl.int64) * stride_c + from_y * stride_y + from_x * stride_x
+    from_y = tl.load(y_table.first + y, mask=inside, other=0).to(tl.int64)
+    from_x = tl.load(x_table.first + x, mask=inside, other=0).to(tl.int64)
+    rows = tl.load(y_table.count + y, mask=inside, other=0)
+    columns = tl.load(x_table.count + x, mask=inside, other=0)
+    base = image.data + b * image.stride_b + c.to(tl.int64) * image.stride_c
+    base += from_y * image.stride_y + from_x * image.stride_x
     total = tl.zeros([BLOCK], dtype=tl.float32)
     ty = 0
-    while ty < taps_y:
+    while ty < y_table.taps:
         line = tl.zeros([BLOCK], dtype=tl.float32)
         tx = 0
-        while tx < taps_x:
+        while tx < x_table.taps:
             used = inside & (ty < rows) & (tx < columns)
-            w = tl.load(weights_x + x * taps_x + tx, mask=used, other=0.0)
-            value = tl.load(base + ty * stride_y + tx * stride_x, mask=used, other=0).to(tl.float32)
+            w = tl.load(x_table.weights + x * x_table.taps + tx, mask=used, other=0.0)
+            value = tl.load(base + ty * image.stride_y + tx * image.stride_x, mask=used, other=0).to(tl.float32)
             line += w * value
             tx += 1
-        total += tl.load(weights_y + y * taps_y + ty, mask=inside & (ty < rows), other=0.0) * line
+        total += tl.load(y_table.weights + y * y_table.taps + ty, mask=inside & (ty < rows), other=0.0) * line
         ty += 1
     # Scalars arrive as float32 from Python but as float64 from a compiled graph.
-    gain = tl.where(c == 0, gain_0, tl.where(c == 1, gain_1, gain_2)).to(tl.float32)
-    offset = tl.where(c == 0, offset_0, tl.where(c == 1, offset_1, offset_2)).to(tl.float32)
-    result = total * gain + offset
+    factor = tl.where(c == 0, gain[0], tl.where(c == 1, gain[1], gain[2])).to(tl.float32)
+    shift = tl.where(c == 0, offset[0], tl.where(c == 1, offset[1], offset[2])).to(tl.float32)
+    result = total * factor + shift
     tl.store(out + b * out_stride_b + n * out_stride_row + e, result.to(out.dtype.element_ty), mask=inside)
 
 
@@ -100,20 +75,17 @@ def image_to_patches(
     grid = (image.shape[0] * patches, triton.cdiv(3 * patch_size * patch_size, BLOCK))
     with on_device_of(image):
         _image_to_patches[grid](
-            image,
+            map_of(image),
             out,
-            *axis_y.on(image.device),
-            *axis_x.on(image.device),
-            *image.stride(),
             out.stride(0),
             out.stride(1),
+            table_of(axis_y, image.device),
+            table_of(axis_x, image.device),
             patch_size,
             grid_w,
             patches,
-            axis_y.taps,
-            axis_x.taps,
-            *gain,
-            *offset,
+            tuple(gain),
+            tuple(offset),
             CHANNELS_FIRST=channels_first,
             BLOCK=BLOCK,
         )

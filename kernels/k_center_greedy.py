@@ -25,7 +25,7 @@ PROGRAMS = 1024
 PIECE = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def _k_center_step(x, stride, nearest, centers, step, given, values_in, places_in, values_out, places_out, rows,
                    share, DIM: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
                    BLOCK_COLUMNS: tl.constexpr):  # fmt: skip

@@ -8,6 +8,8 @@ queries are searched again, row by row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -20,13 +22,44 @@ __all__ = ["index_layout", "nearest_distance", "nearest_index"]
 
 # Bits of a distance that give way to the tile's number. Rounding down by them is part of the bound.
 TILE_BITS = 10
-INFINITY = 0x7F800000  # float32's, as an integer
+INFINITY = tl.constexpr(0x7F800000)  # float32's, as an integer
 QUERIES = 16384
 # Candidates per query that are scored exactly.
 CANDIDATES = 32
 # Elements of temporary float64 matrices: 64 MB.
 ELEMENTS = 1 << 23
 LARGEST_SQUARED_NORM = 1e36
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """Queries times bank rows, ``depth`` columns at a time; warps, stages, and registers a thread at most."""
+
+    queries: int
+    rows: int
+    depth: int
+    warps: int
+    stages: int
+    registers: int
+
+
+def product_tile(dtype: torch.dtype) -> ProductTile:
+    """Half dtypes: 128 x 128 products and as many minima are 64 + 64 registers of each of 256 threads, which leaves
+    room for the epilogue; three stages of 64 columns are 96 KB of shared memory. float32 runs without tensor cores.
+    """
+    if dtype == torch.float32:
+        return ProductTile(64, 64, 32, 8, 2, 168)
+    return ProductTile(128, 128, 64, 8, 3, 255)
+
+
+def splits_of(queries: int, rows: int, tile: ProductTile) -> int:
+    """Parts of the bank that are searched independently: enough programs for several waves on 132 multiprocessors,
+    none with more tiles than their numbers have bits for, few enough that candidates stay few.
+    """
+    programs = -(-queries // tile.queries)
+    tiles = -(-rows // tile.rows)
+    wanted = max(-(-4 * 132 // programs), -(-tiles // (1 << TILE_BITS)))
+    return max(1, min(wanted, tiles))
 
 
 @triton.jit
@@ -41,8 +74,8 @@ def _nearest_distance(query, query_norms, bank, bank_norms, best_out, rest_out, 
     q_norm = tl.load(query_norms + q, mask=q_inside, other=0.0)
     begin = split.to(tl.int64) * split_rows
     end = tl.minimum(begin + split_rows, rows)
-    best = tl.full([BLOCK_Q, BLOCK_M], 0x7F800000, dtype=tl.int32)
-    rest = tl.full([BLOCK_Q], 0x7F800000, dtype=tl.int32)
+    best = tl.full([BLOCK_Q, BLOCK_M], INFINITY, dtype=tl.int32)
+    rest = tl.full([BLOCK_Q], INFINITY, dtype=tl.int32)
     tile = 0
     while begin + tile * BLOCK_M < end:
         m = begin + tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -53,11 +86,13 @@ def _nearest_distance(query, query_norms, bank, bank_norms, best_out, rest_out, 
             c = d + tl.arange(0, BLOCK_D)
             a = tl.load(query + (q * query_stride)[:, None] + c[None, :], mask=q_inside[:, None], other=0.0)
             b = tl.load(bank + (m * bank_stride)[None, :] + c[:, None], mask=m_inside[None, :], other=0.0)
+            # Whatever torch allows: the bound that proves an answer counts the roundings of float32 sums
+            # and no others. Who wants fewer digits asks for an index of bfloat16.
             products = tl.dot(a, b, products, input_precision="ieee")
         m_norm = tl.load(bank_norms + m, mask=m_inside, other=0.0)
         squared = tl.maximum(q_norm[:, None] + m_norm[None, :] - 2.0 * products, 0.0)
         packed = ((squared.to(tl.int32, bitcast=True) >> TILE_BITS) << TILE_BITS) | tile
-        packed = tl.where(m_inside[None, :], packed, 0x7F800000)
+        packed = tl.where(m_inside[None, :], packed, INFINITY)
         rest = tl.minimum(rest, tl.min(tl.maximum(best, packed), axis=1))
         best = tl.minimum(best, packed)
         tile += 1
@@ -163,8 +198,8 @@ class _Bounds:
 
 
 def launch_nearest(query: Tensor, query_norms: Tensor, rows: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-    tile = launch.nearest_tile(query.dtype)
-    splits = launch.nearest_splits(len(query), len(rows), tile, 1 << TILE_BITS)
+    tile = product_tile(query.dtype)
+    splits = splits_of(len(query), len(rows), tile)
     split_rows = triton.cdiv(triton.cdiv(len(rows), splits), tile.rows) * tile.rows
     best = torch.empty(len(query), splits, tile.rows, dtype=torch.int32, device=query.device)
     rest = torch.empty(len(query), splits, dtype=torch.int32, device=query.device)

@@ -6,6 +6,9 @@ reads all that it needs of its pixels before it writes, so the result may replac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -17,12 +20,40 @@ from murf_fast.tables.moments import join
 __all__ = ["pixel_linear"]
 
 
+class Rows(NamedTuple):
+    """Pixels by inputs, of any strides."""
+
+    data: Tensor
+    stride_pixel: int
+    stride_input: int
+
+
+@dataclass(frozen=True)
+class PixelTile:
+    """One program makes all outputs of some pixels: pixels, inputs at a time, warps, registers a thread at most."""
+
+    pixels: int
+    depth: int
+    warps: int
+    registers: int
+
+
+def pixel_tile(dtype: torch.dtype, rotates: bool) -> PixelTile:
+    """Sums of 64 pixels x 128 channels are 32 registers of each of 256 threads. Angles need as many again, and spilled
+    at 64 pixels. float32 products run outside the tensor cores, where operands wait in registers: half the pixels, and
+    fewer inputs at a time.
+    """
+    if dtype == torch.float32:
+        return PixelTile(32, 16, 8, 168)
+    return PixelTile(32 if rotates else 64, 32, 8, 255)
+
+
 @triton.jit
 def _inputs(x, gain, offset, p, p_inside, i, i_inside):
     """Inputs i of pixels p, float32, normalized and activated if there is a ``gain``; 0 outside."""
     inside = p_inside[:, None] & i_inside[None, :]
-    v = tl.load(x[0] + p.to(tl.int64)[:, None] * x[1] + i.to(tl.int64)[None, :] * x[2], mask=inside, other=0.0)
-    v = v.to(tl.float32)
+    pointers = x.data + p.to(tl.int64)[:, None] * x.stride_pixel + i.to(tl.int64)[None, :] * x.stride_input
+    v = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     if gain is not None:
         v = v * tl.load(gain + i, mask=i_inside, other=0.0)[None, :]
         v = v + tl.load(offset + i, mask=i_inside, other=0.0)[None, :]
@@ -92,7 +123,7 @@ def _pixel_linear(x, gain, offset, weight, bias, residual, rotate_rows, rotate_c
             second = tl.dot(v, right, second, input_precision=PRECISION)
             begin += DEPTH
         if UNIT:
-            inverse = 1.0 / tl.sqrt(squares / inputs.to(tl.float32) + unit_eps)
+            inverse = 1.0 / tl.sqrt(squares / inputs + unit_eps)
             first, second = first * inverse[:, None], second * inverse[:, None]
     first = _finished(first, bias, residual, p, inside, c, c_inside, channels)
     second = _finished(second, bias, residual, p, inside, c + half, c_inside, channels)
@@ -120,14 +151,14 @@ def pixel_linear(
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     pixels, channels = out.shape
-    tile = launch.pixel_tile(out.dtype, rotation is not None)
+    tile = pixel_tile(out.dtype, rotation is not None)
     programs = triton.cdiv(pixels, tile.pixels)
     parts = out.new_empty((programs, 2, channels), dtype=torch.float32) if statistics else None
     gain, offset = norm or (None, None)
     rows, columns = rotation or (None, None)
     with launch.on_device_of(out):
         _pixel_linear[(programs,)](
-            (x, *x.stride()),
+            Rows(x, *x.stride()),
             gain,
             offset,
             weight,

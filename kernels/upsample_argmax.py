@@ -6,9 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from murf_fast.kernels import launch
-from murf_fast.kernels.resample import resampled_sum
-from murf_fast.tables.resize import AxisTable
+from murf_fast.kernels import launch, resample
+from murf_fast.kernels.resample import Axes, resampled_sum
 
 __all__ = ["upsample_argmax"]
 
@@ -51,7 +50,7 @@ def _upsample_argmax(maps, bias, bias_stride, labels, values, channels, height, 
 
 def upsample_argmax(
     features: list[Tensor],
-    axes: list[tuple[AxisTable, AxisTable]],
+    axes: Axes,
     bias: Tensor | None,
     labels: Tensor,
     values: Tensor | None,
@@ -59,12 +58,12 @@ def upsample_argmax(
     """``labels = argmax_c(sum_s U_s features[s] + bias)``, and the maxima in ``values``; both dense (B, H, W)."""
     batch, height, width = labels.shape
     channels = features[0].shape[1]
-    tile, taps = launch.reduce_tile(channels, width), launch.unrolled(axes)
+    tile, taps = resample.reduce_tile(channels, width), resample.taps_of(axes)
     with launch.on_device_of(labels):
         _upsample_argmax[(batch * height * triton.cdiv(width, tile.pixels),)](
-            launch.map_arguments(features, axes),
+            resample.resized_maps(features, axes),
             bias,
-            launch.bias_stride(bias),
+            resample.bias_stride(bias),
             labels,
             values,
             channels,

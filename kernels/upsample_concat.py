@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from murf_fast.kernels.resample import Axes
 from murf_fast.kernels.upsample_sum import upsample_sum
-from murf_fast.tables.resize import AxisTable
 
 __all__ = ["upsample_concat"]
 
 
-def upsample_concat(features: list[Tensor], axes: list[tuple[AxisTable, AxisTable]], out: Tensor) -> None:
+def upsample_concat(features: list[Tensor], axes: Axes, out: Tensor) -> None:
     """``out[:, c_s : c_s + C_s] = U_s features[s]``.
 
     A launch per map keeps tiles of one shape per map, and a result worth a GPU takes longer to write than to launch.

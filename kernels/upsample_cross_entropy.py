@@ -11,13 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from murf_fast.kernels import launch
-from murf_fast.kernels.resample import resampled_sum
-from murf_fast.tables.resize import AxisTable
+from murf_fast.kernels import launch, resample
+from murf_fast.kernels.resample import SHORT_SUM, Axes, resampled_sum
 
 __all__ = ["upsample_cross_entropy", "upsample_cross_entropy_backward"]
-
-Axes = list[tuple[AxisTable, AxisTable]]
 
 
 @triton.jit
@@ -75,7 +72,7 @@ def _upsample_cross_entropy(maps, bias, bias_stride, target, weight, weight_sum,
     log_total = tl.log(total)
     result = hard * _label_weight(weight, label, channels) * (log_total - (chosen - shift))
     if SMOOTHED:
-        all_weights = tl.load(weight_sum) if weight is not None else channels.to(tl.float32)
+        all_weights = tl.load(weight_sum) if weight is not None else channels
         result += soft * (all_weights * log_total - smoothing)
     tl.store(loss + at, tl.where(counts, result, 0.0), mask=x_inside)
     tl.store(lse + at, tl.where(counts, shift, 0.0), mask=x_inside)
@@ -85,7 +82,7 @@ def _upsample_cross_entropy(maps, bias, bias_stride, target, weight, weight_sum,
 @triton.jit
 def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, weight_sum, ignore_index, hard, soft,
                                      lse, all_pixels, grad_loss, gradient,
-                                     y_first, y_count, y_weights, y_taps, x_first, x_count, x_weights, x_taps,
+                                     y_table, x_table,
                                      channels, height, width, map_height, map_width, SMOOTHED: tl.constexpr,
                                      BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                                      TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
@@ -97,23 +94,25 @@ def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, we
     cell_x = (program // c_tiles % x_tiles) * BLOCK_X + tl.arange(0, BLOCK_X)
     c = (program % c_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
     cell_inside, c_inside = cell_x < map_width, c < channels
-    first = tl.load(x_first + cell_x, mask=cell_inside, other=0)
-    count = tl.load(x_count + cell_x, mask=cell_inside, other=0)
-    first_y = tl.load(y_first + cell_y)
-    total = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
-    count_y = tl.load(y_count + cell_y)
+    first = tl.load(x_table.first + cell_x, mask=cell_inside, other=0)
+    count = tl.load(x_table.count + cell_x, mask=cell_inside, other=0)
+    first_y = tl.load(y_table.first + cell_y)
+    # A cell may gather a million pixels: float32 sums of a few of them, joined in float64.
+    total = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float64)
+    part = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
+    count_y = tl.load(y_table.count + cell_y)
     t = 0
-    while t < y_taps:
+    while t < y_table.taps:
         y = tl.minimum(first_y + t, height - 1)
-        weight_y = tl.load(y_weights + cell_y * y_taps + t, mask=t < count_y, other=0.0)
+        weight_y = tl.load(y_table.weights + cell_y * y_table.taps + t, mask=t < count_y, other=0.0)
         pixels = (b * height + y).to(tl.int64) * width
         s = 0
-        while s < x_taps:
+        while s < x_table.taps:
             used = cell_inside & (tl.zeros_like(count) + t < count_y) & (s < count)
             x = first + s
             label = tl.load(target + pixels + x, mask=used, other=ignore_index)
             counts = used & (label != ignore_index)
-            tap = weight_y * tl.load(x_weights + cell_x * x_taps + s, mask=used, other=0.0)
+            tap = weight_y * tl.load(x_table.weights + cell_x * x_table.taps + s, mask=used, other=0.0)
             upstream = tap * tl.load(grad_loss + pixels + x, mask=counts, other=0.0)
             shift = tl.load(lse + pixels + x, mask=counts, other=0.0)
             log_total = tl.load(lse + all_pixels + pixels + x, mask=counts, other=0.0)
@@ -126,7 +125,7 @@ def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, we
                 if weight is not None:
                     scale += upstream * soft * tl.load(weight_sum)
                 else:
-                    scale += upstream * soft * channels.to(tl.float32)
+                    scale += upstream * soft * channels
             slope = scale[:, None] * tl.exp((logits - shift[:, None]) - log_total[:, None])
             slope -= tl.where(c[None, :] == label[:, None], on_label[:, None], 0.0)
             if SMOOTHED:
@@ -134,11 +133,16 @@ def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, we
                     slope -= (upstream * soft)[:, None] * tl.load(weight + c, mask=c_inside, other=0.0)[None, :]
                 else:
                     slope -= (upstream * soft)[:, None]
-            total += tl.where(counts[:, None], slope, 0.0)
+            part += tl.where(counts[:, None], slope, 0.0)
             s += 1
+            if (s % SHORT_SUM == 0) | (s == x_table.taps):
+                total += part.to(tl.float64)
+                part = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
         t += 1
     cells = (row.to(tl.int64) * map_width + cell_x) * channels
-    tl.store(gradient + cells[:, None] + c[None, :], total, mask=cell_inside[:, None] & c_inside[None, :])
+    tl.store(
+        gradient + cells[:, None] + c[None, :], total.to(tl.float32), mask=cell_inside[:, None] & c_inside[None, :]
+    )
 
 
 def upsample_cross_entropy(
@@ -157,12 +161,12 @@ def upsample_cross_entropy(
     """
     batch, height, width = target.shape
     channels = features[0].shape[1]
-    tile, taps = launch.reduce_tile(channels, width), launch.unrolled(axes)
+    tile, taps = resample.reduce_tile(channels, width), resample.taps_of(axes)
     with launch.on_device_of(loss):
         _upsample_cross_entropy[(batch * height * triton.cdiv(width, tile.pixels),)](
-            launch.map_arguments(features, axes),
+            resample.resized_maps(features, axes),
             bias,
-            launch.bias_stride(bias),
+            resample.bias_stride(bias),
             target,
             weight,
             _weight_sum(weight, label_smoothing),
@@ -204,16 +208,16 @@ def upsample_cross_entropy_backward(
     """
     batch, height, width = target.shape
     channels = features[0].shape[1]
-    taps, maps = launch.unrolled(axes), launch.map_arguments(features, axes)
+    taps, maps = resample.taps_of(axes), resample.resized_maps(features, axes)
     with launch.on_device_of(lse):
         weight_sum = _weight_sum(weight, label_smoothing)
         for gradient, (y, x) in zip(gradients, axes, strict=True):
-            tile = launch.gather_tile(channels, x.in_size)
+            tile = resample.gather_tile(channels, x.in_size)
             programs = batch * y.in_size * triton.cdiv(x.in_size, tile.pixels) * triton.cdiv(channels, tile.channels)
             _upsample_cross_entropy_backward[(programs,)](
                 maps,
                 bias,
-                launch.bias_stride(bias),
+                resample.bias_stride(bias),
                 target,
                 weight,
                 weight_sum,
@@ -224,8 +228,8 @@ def upsample_cross_entropy_backward(
                 target.numel(),
                 grad_loss,
                 gradient,
-                *launch.table_arguments(y.transposed, lse.device),
-                *launch.table_arguments(x.transposed, lse.device),
+                resample.table_of(y.transposed, lse.device),
+                resample.table_of(x.transposed, lse.device),
                 channels,
                 height,
                 width,

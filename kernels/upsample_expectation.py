@@ -7,13 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from murf_fast.kernels import launch
-from murf_fast.kernels.resample import resampled_sum
-from murf_fast.tables.resize import AxisTable
+from murf_fast.kernels import launch, resample
+from murf_fast.kernels.resample import SHORT_SUM, Axes, resampled_sum
 
 __all__ = ["upsample_expectation", "upsample_expectation_backward"]
-
-Axes = list[tuple[AxisTable, AxisTable]]
 
 LINEAR_FLOOR = tl.constexpr(0.1)
 
@@ -74,7 +71,7 @@ def _upsample_expectation(maps, bias, bias_stride, values, out, scales, channels
 
 @triton.jit
 def _upsample_expectation_backward(maps, bias, bias_stride, values, expectations, scales, grad_out, gradient,
-                                   y_first, y_count, y_weights, y_taps, x_first, x_count, x_weights, x_taps,
+                                   y_table, x_table,
                                    channels, height, width, map_height, map_width,
                                    SOFTMAX: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                                    TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
@@ -87,21 +84,23 @@ def _upsample_expectation_backward(maps, bias, bias_stride, values, expectations
     c = (program % c_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
     cell_inside, c_inside = cell_x < map_width, c < channels
     value = tl.load(values + c, mask=c_inside, other=0.0)
-    first = tl.load(x_first + cell_x, mask=cell_inside, other=0)
-    count = tl.load(x_count + cell_x, mask=cell_inside, other=0)
-    first_y = tl.load(y_first + cell_y)
-    total = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
-    count_y = tl.load(y_count + cell_y)
+    first = tl.load(x_table.first + cell_x, mask=cell_inside, other=0)
+    count = tl.load(x_table.count + cell_x, mask=cell_inside, other=0)
+    first_y = tl.load(y_table.first + cell_y)
+    # A cell may gather a million pixels: float32 sums of a few of them, joined in float64.
+    total = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float64)
+    part = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
+    count_y = tl.load(y_table.count + cell_y)
     t = 0
-    while t < y_taps:
+    while t < y_table.taps:
         y = tl.minimum(first_y + t, height - 1)
-        weight_y = tl.load(y_weights + cell_y * y_taps + t, mask=t < count_y, other=0.0)
+        weight_y = tl.load(y_table.weights + cell_y * y_table.taps + t, mask=t < count_y, other=0.0)
         pixels = (b * height + y).to(tl.int64) * width
         s = 0
-        while s < x_taps:
+        while s < x_table.taps:
             used = cell_inside & (tl.zeros_like(count) + t < count_y) & (s < count)
             x = first + s
-            weight = weight_y * tl.load(x_weights + cell_x * x_taps + s, mask=used, other=0.0)
+            weight = weight_y * tl.load(x_table.weights + cell_x * x_table.taps + s, mask=used, other=0.0)
             logits = resampled_sum(
                 maps, bias, bias_stride, b, y, x, c, used, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
             )
@@ -113,11 +112,16 @@ def _upsample_expectation_backward(maps, bias, bias_stride, values, expectations
                 slope *= _mass(logits, scale[:, None], True)
             else:
                 slope = tl.where(logits > 0.0, slope / scale[:, None], 0.0)
-            total += tl.where(used[:, None], slope, 0.0)
+            part += tl.where(used[:, None], slope, 0.0)
             s += 1
+            if (s % SHORT_SUM == 0) | (s == x_table.taps):
+                total += part.to(tl.float64)
+                part = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
         t += 1
     cells = (row.to(tl.int64) * map_width + cell_x) * channels
-    tl.store(gradient + cells[:, None] + c[None, :], total, mask=cell_inside[:, None] & c_inside[None, :])
+    tl.store(
+        gradient + cells[:, None] + c[None, :], total.to(tl.float32), mask=cell_inside[:, None] & c_inside[None, :]
+    )
 
 
 @triton.jit
@@ -173,22 +177,22 @@ def upsample_expectation_backward(
     channels = features[0].shape[1]
     expectations, scales = torch.empty_like(grad_out), torch.empty_like(grad_out)
     _expectation(features, axes, bias, values, softmax, expectations, scales)
-    taps, maps = launch.unrolled(axes), launch.map_arguments(features, axes)
+    taps, maps = resample.taps_of(axes), resample.resized_maps(features, axes)
     with launch.on_device_of(grad_out):
         for gradient, (y, x) in zip(gradients, axes, strict=True):
-            tile = launch.gather_tile(channels, x.in_size)
+            tile = resample.gather_tile(channels, x.in_size)
             programs = batch * y.in_size * triton.cdiv(x.in_size, tile.pixels) * triton.cdiv(channels, tile.channels)
             _upsample_expectation_backward[(programs,)](
                 maps,
                 bias,
-                launch.bias_stride(bias),
+                resample.bias_stride(bias),
                 values,
                 expectations,
                 scales,
                 grad_out,
                 gradient,
-                *launch.table_arguments(y.transposed, grad_out.device),
-                *launch.table_arguments(x.transposed, grad_out.device),
+                resample.table_of(y.transposed, grad_out.device),
+                resample.table_of(x.transposed, grad_out.device),
                 channels,
                 height,
                 width,
@@ -203,11 +207,11 @@ def upsample_expectation_backward(
                 maxnreg=tile.registers,
             )
         if row_value_gradients is not None:
-            tile = launch.reduce_tile(channels, width)
+            tile = resample.reduce_tile(channels, width)
             _row_value_gradients[(batch * height * triton.cdiv(channels, tile.channels),)](
                 maps,
                 bias,
-                launch.bias_stride(bias),
+                resample.bias_stride(bias),
                 scales,
                 grad_out,
                 row_value_gradients,
@@ -235,12 +239,12 @@ def _expectation(
 ) -> None:
     batch, height, width = out.shape
     channels = features[0].shape[1]
-    tile, taps = launch.reduce_tile(channels, width), launch.unrolled(axes)
+    tile, taps = resample.reduce_tile(channels, width), resample.taps_of(axes)
     with launch.on_device_of(out):
         _upsample_expectation[(batch * height * triton.cdiv(width, tile.pixels),)](
-            launch.map_arguments(features, axes),
+            resample.resized_maps(features, axes),
             bias,
-            launch.bias_stride(bias),
+            resample.bias_stride(bias),
             values,
             out,
             scales,

@@ -6,16 +6,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from murf_fast.kernels import launch
-from murf_fast.kernels.resample import resampled_sum
-from murf_fast.tables.resize import AxisTable
+from murf_fast.kernels import launch, resample
+from murf_fast.kernels.resample import LONG, Axes, Taps, Tile, resampled_sum
 
 __all__ = ["upsample_sum"]
 
 
+def write_tile(channels: int, width: int, channels_last: bool, taps: Taps) -> Tile:
+    """Long runs along the contiguous dimension, 16 values a thread.
+
+    256 channels (or 256 pixels of a planar row) are 512 bytes of a half dtype, four full sectors of a warp's store;
+    2048 float32 sums leave registers for the loads of four taps in flight. Long sums need three registers a value more:
+    2048 of them spilled when compiled for sm_90.
+    """
+    values = 1024 if LONG.value in (taps.y, taps.x) else 2048
+    if channels_last:
+        block = min(launch.power_of_two(channels), 256)
+        return Tile(min(launch.power_of_two(width), values // block), block, 4, 168)
+    block = min(launch.power_of_two(width), 256)
+    return Tile(block, min(launch.power_of_two(channels), values // block), 4, 168)
+
+
 @triton.jit
-def _upsample_sum(maps, bias, bias_stride, out, out_stride_b, out_stride_c, out_stride_y, out_stride_x,
-                  channels, height, width, CHANNELS_LAST: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
+def _upsample_sum(maps, bias, bias_stride, out, channels, height, width, CHANNELS_LAST: tl.constexpr,
+                  BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                   TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
     x_tiles = tl.cdiv(width, BLOCK_X)
@@ -33,26 +47,24 @@ def _upsample_sum(maps, bias, bias_stride, out, out_stride_b, out_stride_c, out_
     c = c_tile * BLOCK_C + tl.arange(0, BLOCK_C)
     x_inside, c_inside = x < width, c < channels
     total = resampled_sum(maps, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X)
-    row = out + b.to(tl.int64) * out_stride_b + y.to(tl.int64) * out_stride_y
-    pointers = row + (x.to(tl.int64) * out_stride_x)[:, None] + (c.to(tl.int64) * out_stride_c)[None, :]
-    tl.store(pointers, total.to(out.dtype.element_ty), mask=x_inside[:, None] & c_inside[None, :])
+    row = out.data + b.to(tl.int64) * out.stride_b + y.to(tl.int64) * out.stride_y
+    pointers = row + (x.to(tl.int64) * out.stride_x)[:, None] + (c.to(tl.int64) * out.stride_c)[None, :]
+    tl.store(pointers, total.to(out.data.dtype.element_ty), mask=x_inside[:, None] & c_inside[None, :])
 
 
-def upsample_sum(
-    features: list[Tensor], axes: list[tuple[AxisTable, AxisTable]], bias: Tensor | None, out: Tensor
-) -> None:
+def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Tensor) -> None:
     """``out = sum_s U_s features[s] + bias``; any strides of ``out``: tiles follow its contiguous dimension."""
     batch, channels, height, width = out.shape
-    channels_last = out.stride(1) == 1 and not out.is_contiguous()
-    tile, taps = launch.write_tile(channels, width, channels_last), launch.unrolled(axes)
+    channels_last = launch.is_channels_last(out)
+    taps = resample.taps_of(axes)
+    tile = write_tile(channels, width, channels_last, taps)
     grid = (batch * height * triton.cdiv(width, tile.pixels) * triton.cdiv(channels, tile.channels),)
     with launch.on_device_of(out):
         _upsample_sum[grid](
-            launch.map_arguments(features, axes),
+            resample.resized_maps(features, axes),
             bias,
-            launch.bias_stride(bias),
-            out,
-            *out.stride(),
+            resample.bias_stride(bias),
+            launch.map_of(out),
             channels,
             height,
             width,

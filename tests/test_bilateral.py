@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from suite import DTYPES, LAYOUTS
+from suite import DTYPES, HAS_GPU, KERNELS, LAYOUTS, TRITON_DTYPES, every_kernel
 from util import assert_gradient_within_budget, assert_within_budget, layouts
 
 import murf_fast
-from murf_fast import BilateralParams
+from murf_fast import BilateralParams, backends
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("range_temp", "sigma_spatial", "range_proj.0.weight", "range_proj.0.bias")
@@ -25,8 +25,9 @@ FEATUP = (
     *(f"fixup_proj.{n}" for n in ("0.weight", "0.bias", "3.weight", "3.bias")),
 )
 FEATSHARP = (*NAMES, "range_proj.2.weight", "range_proj.2.bias")
-DIRECTIONS = 20
-ORDERS = 4
+# The interpreter affords few directions, which more orders make up for.
+DIRECTIONS = {"native": 20, "triton": 20 if HAS_GPU else 2}
+ORDERS = {"native": 4, "triton": 8}
 
 
 def draw(*shape, seed=0, scale=1.0):
@@ -64,8 +65,25 @@ def reordered(tensors, order):
     ]
 
 
-def orders_of(keys, count=ORDERS):
-    return [torch.randperm(keys, generator=torch.Generator().manual_seed(seed)) for seed in range(count)]
+def orders_of(keys, backend="native"):
+    return [torch.randperm(keys, generator=torch.Generator().manual_seed(seed)) for seed in range(ORDERS[backend])]
+
+
+def on(device, call, tensors):
+    return call, [t.to(device) for t in tensors]
+
+
+def runs(cases, small, small_half):
+    """(case, dtype, backend, device): all cases; small ones in the interpreter, a few of them in half precision."""
+    triton = [(case, dtype) for dtype in TRITON_DTYPES for case in (*small, *cases)]
+    if not HAS_GPU:
+        triton = [(c, torch.float32) for c in small] + [(c, torch.float16) for c in small_half]
+    of = {"native": [(case, dtype) for dtype in DTYPES for case in cases], "triton": triton}
+    return [
+        pytest.param(case, dtype, *kernel.values, id=f"{kernel.id}-{dtype}-{case}", marks=kernel.marks)
+        for kernel in KERNELS
+        for case, dtype in of[kernel.id]
+    ]
 
 
 def evaluated(call, tensors, dtype, backend, directions):
@@ -79,7 +97,7 @@ def evaluated(call, tensors, dtype, backend, directions):
     return [out.detach(), *(torch.stack(g) for g in zip(*gradients, strict=True))]
 
 
-def assert_parity(call, tensors, dtype, name="result", orders=(), backend="native", directions=DIRECTIONS):
+def assert_parity(call, tensors, dtype, name="result", orders=(), backend="native"):
     """`call(tensors, backend)` within the budget of the reference in the same dtype, forward and every gradient.
 
     Gradients are taken in many directions and judged together: the reference's error in a single scalar may be any
@@ -87,7 +105,7 @@ def assert_parity(call, tensors, dtype, name="result", orders=(), backend="nativ
     the softmax magnifies and which a sum over the pixels may cancel or add up by chance. ``orders`` of the keys, which
     mean nothing, draw from the reference's error: its worst counts.
     """
-    tensors = [t.to(dtype) for t in tensors]
+    tensors, directions = [t.to(dtype) for t in tensors], DIRECTIONS[backend]
     oracle = evaluated(call, tensors, torch.float64, "reference", directions)
     theirs = [evaluated(call, tensors, dtype, "reference", directions)]
     for order in orders:
@@ -110,6 +128,16 @@ KERNEL_CASES = (
     (5, True, 3, 32, 1, 7, 6),
     (0, True, 2, 4, 1, 3, 1),
 )
+# The interpreter's: FeatUp, FeatSharp, SimFeatUp, one under and over a tile of pixels and a block of keys.
+SMALL_KERNELS = (
+    (3, True, 3, 32, 2, 4, 4),
+    (3, False, 3, 32, 1, 5, 4),
+    (3, True, 3, 33, 1, 4, 33),
+    (5, True, 3, 32, 1, 6, 6),
+    (2, False, 1, 5, 1, 3, 31),
+    (1, True, 3, 8, 2, 2, 2),
+    (0, True, 2, 4, 1, 3, 1),
+)
 
 
 def kernels_of(case):
@@ -124,10 +152,9 @@ def kernels_of(case):
     ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
-def test_kernels(case, dtype):
-    assert_parity(*kernels_of(case), dtype, str(case), orders_of(case[3]))
+@pytest.mark.parametrize(("case", "dtype", "backend", "device"), runs(KERNEL_CASES, SMALL_KERNELS, SMALL_KERNELS[1::4]))
+def test_kernels(case, dtype, backend, device):
+    assert_parity(*on(device, *kernels_of(case)), dtype, str(case), orders_of(case[3], backend), backend)
 
 
 def test_kernels_every_level(level):
@@ -142,10 +169,11 @@ def test_kernels_layouts(layout):
     assert torch.equal(murf_fast.bilateral_kernels(layouts(guidance)[layout], params), expected)
 
 
-def test_kernels_masks():
-    call, tensors = kernels_of(KERNEL_CASES[0])
-    range_mask = (draw(2, 32) > 0).float() / 0.9
-    fixup_mask = (draw(2, 49) > 0).float() / 0.9
+@every_kernel
+def test_kernels_masks(backend, device):
+    call, tensors = on(device, *kernels_of(SMALL_KERNELS[0] if backend == "triton" else KERNEL_CASES[0]))
+    range_mask = (draw(2, 32) > 0).float().to(device) / 0.9
+    fixup_mask = (draw(2, 49) > 0).float().to(device) / 0.9
 
     def masked(leaves, backend):
         params = BilateralParams(*leaves[1:])
@@ -154,15 +182,15 @@ def test_kernels_masks():
         )
 
     # Orders under which the mask stays what it is: of the keys with equal columns of it.
-    orders = [torch.arange(32) for _ in range(ORDERS)]
+    orders = [torch.arange(32) for _ in range(ORDERS[backend])]
     for seed, order in enumerate(orders):
         generator = torch.Generator().manual_seed(seed)
         for column in range_mask.unique(dim=1).T:
-            keys = (range_mask == column[:, None]).all(0).nonzero().flatten()
+            keys = (range_mask == column[:, None]).all(0).nonzero().flatten().cpu()
             order[keys] = keys[torch.randperm(len(keys), generator=generator)]
         assert torch.equal(range_mask[:, order], range_mask)
-    assert_parity(masked, tensors, torch.float32, orders=orders)
-    assert not torch.equal(masked(tensors, "native"), call(tensors, "native"))
+    assert_parity(masked, tensors, torch.float32, orders=orders, backend=backend)
+    assert not torch.equal(masked(tensors, backend), call(tensors, backend))
 
 
 # (radius, source size, size, mode, padding): FeatUp, FeatSharp by 2 and 3, the drop-in, odd and non-integer ratios.
@@ -181,6 +209,19 @@ CONV_CASES = (
     (0, (3, 4), (5, 9), "bilinear", None),
     (1, (4, 6), (9, 14), "bilinear", None),
 )
+# The interpreter's: FeatUp, FeatSharp by 2 and 3, the drop-in, one under and over a tile, the smallest grids.
+SMALL_CONVS = (
+    (3, (4, 5), (8, 10), "bicubic", "reflect"),
+    (3, (3, 2), (6, 4), "bilinear", "reflect"),
+    (3, (3, 2), (9, 6), "bilinear", "reflect"),
+    (3, (11, 9), (5, 3), None, None),
+    (3, (4, 9), (4, 9), None, "reflect"),
+    (5, (3, 4), (6, 8), "bicubic", "reflect"),
+    (2, (5, 7), (4, 17), "bicubic", "replicate"),
+    (2, (9, 11), (4, 5), "bilinear", "constant"),
+    (1, (1, 1), (2, 3), "bicubic", "reflect"),
+    (0, (2, 3), (3, 5), "bilinear", None),
+)
 
 
 def conv_of(case, channels=19, batch=2):
@@ -194,10 +235,10 @@ def conv_of(case, channels=19, batch=2):
     return call, [draw(batch, channels, *source), draw(batch, (2 * radius + 1) ** 2, *size), draw(channels)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CONV_CASES, ids=str)
-def test_conv(case, dtype):
-    assert_parity(*conv_of(case), dtype, str(case))
+@pytest.mark.parametrize(("case", "dtype", "backend", "device"), runs(CONV_CASES, SMALL_CONVS, SMALL_CONVS[:4]))
+def test_conv(case, dtype, backend, device):
+    tensors = conv_of(case, batch=1 if backend == "triton" else 2)
+    assert_parity(*on(device, *tensors), dtype, str(case), backend=backend)
 
 
 @pytest.mark.parametrize("channels", [1, 16, 65, 150])
@@ -213,6 +254,46 @@ def test_conv_layouts(layout, kernel_layout):
     expected = call([source, kernels, bias], "native")
     actual = call([layouts(source)[layout], layouts(kernels)[kernel_layout], bias], "native")
     assert torch.equal(actual, expected)
+
+
+@every_kernel
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("channels_last", DTYPES[0]), ("tokens", TRITON_DTYPES[1]), ("sliced", TRITON_DTYPES[-1])]
+)
+def test_conv_tiles(layout, dtype, backend, device):
+    """More channels than a block, more pixels than a tile in both directions, and tiles of every layout."""
+    call, (source, kernels, bias) = conv_of((3, (5, 6), (10, 18), "bicubic", "reflect"), 70, 1)
+    tensors = [layouts(source)[layout], layouts(kernels)[layout], bias]
+    assert_parity(*on(device, call, tensors), dtype, layout, backend=backend)
+
+
+@every_kernel
+def test_conv_with_float32_kernels(backend, device):
+    """Half-precision maps lose nothing of float32 kernels: what is left is the rounding of the result."""
+    call, tensors = on(device, *conv_of(SMALL_CONVS[0], 19, 1))
+    source, bias = tensors[0].half(), tensors[2].half()
+    actual = call([source, tensors[1], bias], backend)
+    oracle = call([source.double(), tensors[1].double(), bias.double()], "reference")
+    assert_within_budget(actual, oracle, oracle.half())
+
+
+@every_kernel
+def test_what_is_not_finite_stays_in_the_windows_that_read_it(backend, device):
+    """Also weights beyond half precision, whose products are within."""
+    call, (source, kernels, bias) = on(device, *conv_of((1, (6, 8), (4, 6), None, None), 19, 1))
+    source[0, 3, 1, 2], source[0, 7, 4, 6] = torch.nan, torch.inf
+    actual, expected = (call([source, kernels, bias], b) for b in (backend, "reference"))
+    assert torch.equal(actual.isfinite(), expected.isfinite())
+    assert 0 < actual.isfinite().logical_not().sum() <= 2 * 9
+    expected_grad, actual_grad = (
+        torch.autograd.grad(call([source.requires_grad_(), kernels, bias], b).sum(), source)[0]
+        for b in ("reference", backend)
+    )
+    assert torch.equal(actual_grad.isfinite(), expected_grad.isfinite())
+
+    large = [source.detach().nan_to_num(0, 0, 0).half() * 1e-3, kernels * 1e5, bias.half()]
+    oracle = call([t.double() for t in large], "reference")
+    assert_within_budget(call(large, backend), oracle, oracle.half())
 
 
 @given(
@@ -267,6 +348,58 @@ def test_without_gradients_bands_give_the_same(case, three_threads, monkeypatch)
     for b, w in zip(banded, whole, strict=True):
         assert w.requires_grad
         assert torch.equal(b, w)
+
+
+@pytest.mark.parametrize("fixup", [True, False])
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+def test_level_in_bands_and_in_two_passes(dtype, fixup, device):
+    """In bands without gradients and in two passes with them; two sources share the kernels."""
+    sources = [draw(2, c, 3, 4).to(device, dtype) for c in (21, 7)]
+    guidance, params = draw(2, 3, 6, 8).to(device, dtype), make_params(fixup=fixup)
+    params = BilateralParams(*(p if p is None else p.to(device) for p in params))
+
+    def level(maps, guidance, backend):
+        return murf_fast.joint_bilateral_upsample(maps, guidance, params, backend=backend)
+
+    oracle = level([s.double() for s in sources], guidance.double(), "reference")
+    same = level(sources, guidance, "reference")
+    for banded, o, s in zip(level(sources, guidance, "triton"), oracle, same, strict=True):
+        assert_within_budget(banded, o, s)
+    leaves = [s.detach().requires_grad_() for s in sources]
+    for banded, whole in zip(level(sources, guidance, "triton"), level(leaves, guidance, "triton"), strict=True):
+        assert whole.requires_grad
+        assert torch.equal(banded, whole)
+
+
+@pytest.mark.parametrize("row_bytes", [1, 3000])
+def test_bands(row_bytes, device, monkeypatch):
+    """Bands of a tile's rows, and of several images, give what one band gives."""
+    from murf_fast.kernels import folded
+
+    monkeypatch.setattr(folded, "BAND_BYTES", row_bytes)
+    pieces = list(folded.bands(3, 10, 100, 4))
+    assert sum(band.images * band.rows for band in pieces) == 30
+    assert len(pieces) == (9 if row_bytes == 1 else 1)
+    case = (1, (9, 2), (18, 4), "bicubic", "reflect")
+    assert_parity(*on(device, *conv_of(case, 3, 2)), torch.float32, str(case), backend="triton")
+    case = (1, True, 3, 8, 2, 5, 2)
+    assert_parity(*on(device, *kernels_of(case)), torch.float32, str(case), orders_of(8, "triton"), "triton")
+    params = BilateralParams(*(p.to(device) for p in make_params(1, keys=8)))
+
+    def level(tensors, backend):
+        return murf_fast.joint_bilateral_upsample(*tensors, params, radius=1, backend=backend)
+
+    tensors = [draw(2, 5, 9, 2).to(device), draw(2, 3, 18, 4).to(device)]
+    oracle = level([t.double() for t in tensors], "reference")
+    assert_within_budget(level(tensors, "triton"), oracle, level(tensors, "reference"))
+
+
+@every_kernel
+def test_autocast_changes_nothing(backend, device):
+    call, tensors = on(device, *kernels_of(SMALL_KERNELS[0]))
+    expected = call(tensors, backend)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert torch.equal(call(tensors, backend), expected)
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
@@ -341,6 +474,17 @@ def test_registration(needs_gradient):
         )
 
 
+def test_registration_of_triton(device):
+    _, (guidance, *params) = on(device, *kernels_of(SMALL_KERNELS[5]))
+    ops = torch.ops.murf_fast
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    arguments = (guidance, params, None, None, 1, torch.float32, "triton")
+    torch.library.opcheck(ops.bilateral_kernels.default, arguments, test_utils=checks)
+    _, tensors = on(device, *conv_of(SMALL_CONVS[8]))
+    arguments = (*tensors, "bicubic", "reflect", True, "triton")
+    torch.library.opcheck(ops.adaptive_conv.default, arguments, test_utils=checks)
+
+
 def level_and_gradients(leaves):
     leaves = [t.detach().requires_grad_() for t in leaves]
     result = murf_fast.joint_bilateral_upsample(leaves[0], leaves[1], BilateralParams(*leaves[2:]), backend="native")
@@ -385,9 +529,12 @@ def test_compile():
         assert torch.equal(a, e)
 
 
+@every_kernel
 @pytest.mark.parametrize("batch", [0, 1])
-def test_empty_batch(batch):
-    result = murf_fast.joint_bilateral_upsample(draw(batch, 5, 4, 4), draw(batch, 3, 8, 8), make_params())
+def test_empty_batch(batch, backend, device):
+    params = BilateralParams(*(p.to(device) for p in make_params()))
+    source, guidance = draw(batch, 5, 4, 4).to(device), draw(batch, 3, 8, 8).to(device)
+    result = murf_fast.joint_bilateral_upsample(source, guidance, params, backend=backend)
     assert result.shape == (batch, 5, 8, 8)
     assert not result.isnan().any()
 
@@ -441,3 +588,67 @@ def test_bad_input_of_a_conv(change, error, words):
     arguments = {"source": torch.ones(1, 5, 4, 4), "kernels": torch.ones(1, 49, 8, 8), **change}
     with pytest.raises(error, match=words):
         murf_fast.adaptive_conv(**arguments)
+
+
+def test_requests_that_cannot_be_met(device, monkeypatch):
+    params = BilateralParams(*(p.to(device) for p in make_params()))
+    source, guidance = draw(1, 5, 4, 4).to(device), draw(1, 3, 8, 8).to(device)
+    with pytest.raises(backends.BackendUnavailableError, match="float64 runs through the reference only"):
+        murf_fast.joint_bilateral_upsample(source.double(), guidance.double(), params, backend="triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(backends.BackendUnavailableError, match="only in its interpreter"):
+        murf_fast.bilateral_kernels(guidance.cpu(), make_params(), backend="triton")
+    with pytest.raises(backends.BackendUnavailableError, match="only in its interpreter"):
+        murf_fast.adaptive_conv(source.cpu(), draw(1, 49, 8, 8), backend="triton")
+
+
+def test_more_than_2_31_elements(gpu):
+    if torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("needs 40 GiB of GPU memory")
+    size = (1500, 1501)
+    source = torch.randn(1, 1024, 20, 20, device=gpu, dtype=torch.bfloat16).contiguous(
+        memory_format=torch.channels_last
+    )
+    kernels = torch.randn(1, 49, *size, device=gpu)
+    out = murf_fast.adaptive_conv(source, kernels, backend="triton")
+    assert out.numel() > 2**31
+    last = source[:, -1:]
+    oracle = murf_fast.adaptive_conv(last.double(), kernels.double(), backend="reference")
+    same = murf_fast.adaptive_conv(last, kernels, backend="reference")
+    assert_within_budget(out[:, -1:, -4:], oracle[:, :, -4:], same[:, :, -4:])
+    back = torch.ops.murf_fast.adaptive_conv_backward_source(
+        out, kernels, [20, 20], "bicubic", "reflect", True, "triton"
+    )
+    leaf = last.double().requires_grad_()
+    whole = murf_fast.adaptive_conv(leaf, kernels.double(), backend="reference")
+    (oracle,) = torch.autograd.grad(whole, leaf, out[:, -1:].double())
+    assert_within_budget(back[:, -1:], oracle, oracle.bfloat16())
+
+
+def test_repeats_other_stream_and_graph_capture(gpu):
+    leaves = [draw(1, 21, 33, 9).to(gpu), draw(1, 3, 66, 18).to(gpu), *(p.to(gpu) for p in make_params())]
+
+    def everything():
+        tensors = [t.detach().requires_grad_() for t in leaves]
+        out = murf_fast.joint_bilateral_upsample(tensors[0], tensors[1], BilateralParams(*tensors[2:]))
+        return [out.detach(), *torch.autograd.grad(out, tensors, torch.ones_like(out))]
+
+    def level():
+        return murf_fast.joint_bilateral_upsample(leaves[0], leaves[1], BilateralParams(*leaves[2:]))
+
+    expected = everything()
+    assert all(torch.equal(a, e) for a, e in zip(everything(), expected, strict=True))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        other = [level(), everything()]
+    torch.cuda.synchronize()
+    assert torch.equal(other[0], expected[0])
+    assert all(torch.equal(a, e) for a, e in zip(other[1], expected, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = level()
+    captured.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, expected[0])

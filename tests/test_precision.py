@@ -79,3 +79,28 @@ def test_a_large_bias_is_added_last(backend, offset, dtype):
     # Half a step of the sum in float32, and for a half result half a step of that.
     steps = sum(torch.finfo(d).eps / 2 for d in {torch.float32, dtype})
     assert float((actual.double() - exact).abs().max()) <= 2 * float(own) + steps * float(exact.abs().max())
+
+
+@pytest.mark.parametrize("shape", [(3001, 1), (1, 3001)], ids=str)
+@pytest.mark.parametrize("backend", ["triton"])
+def test_a_mean_of_many_pixels(backend, shape):
+    """Thousands of float32 terms one by one would be wrong in the fifth digit."""
+    result = mf.resize(torch.ones(1, 1, *shape), (1, 1), mode="area", backend=backend)
+    assert abs(float(result) - 1) <= 4 * torch.finfo(torch.float32).eps
+
+
+def test_tf32_where_torch_allows_it():
+    """By its older switch, and by its newer one, after which torch refuses to read the older."""
+    launch = pytest.importorskip("murf_fast.kernels.launch")
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, expected in (("high", "tf32"), ("highest", "ieee")):
+            torch.set_float32_matmul_precision(precision)
+            assert launch.dot_precision() == expected
+        if hasattr(matmul, "fp32_precision"):
+            for precision in ("tf32", "ieee"):
+                matmul.fp32_precision = precision
+                assert launch.dot_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from inputs import CL, randn
-from registry import Contenders, Target, case, classes, side, smallest
+from registry import Contenders, Target, case, classes, configurations, side, smallest
 from tiny import maps
 from torch import Tensor
 
@@ -137,3 +137,12 @@ def anyup_2048(device, dtype):
 @smallest("anyup_model")
 def tiny_anyup(device: str):
     return AnyUp(qk_dim=32).to(device).requires_grad_(False)(torch.randn(1, 3, 9, 8, device=device), maps(device)[0])
+
+
+@configurations("anyup_model")
+def layers(device: str, dtype: torch.dtype) -> None:
+    """Every layer of the encoders: keys of pooled pixels, and of more than there are."""
+    model = AnyUp(allow_bfloat16=True).to(device, dtype).requires_grad_(False)
+    for height, width in ((12, 20), (4, 5)):
+        features = torch.zeros(1, 384, height, width, device=device, dtype=dtype)
+        model(torch.zeros(1, 3, 10, 30, device=device, dtype=dtype), features)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from bilateral import jbu_params, tiny_bilateral
 from inputs import compiled, guidance_of
-from registry import Contenders, case, side, smallest
+from registry import Contenders, case, configurations, side, smallest
+from tiny import backward
 
 import murf_fast
 
@@ -35,3 +37,15 @@ def jbu_kernels(device, dtype):
 @smallest("bilateral_kernels")
 def tiny(device: str) -> None:
     tiny_bilateral(device, lambda _, g, p: murf_fast.bilateral_kernels(g, p, radius=1))
+
+
+@configurations("bilateral_kernels")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    """FeatUp's level, FeatSharp's without a fix-up, and SimFeatUp's radius."""
+    guidance = torch.zeros(2, 3, 24, 24, device=device, dtype=dtype)
+    for radius, fixup in ((3, True), (3, False), (5, True)):
+        params = jbu_params(device, torch.float32, radius)
+        if not fixup:
+            params = params._replace(fixup_weight0=None, fixup_bias0=None, fixup_weight1=None, fixup_bias1=None)
+        params = params._replace(range_temp=params.range_temp.requires_grad_())
+        backward(murf_fast.bilateral_kernels(guidance, params, radius=radius))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from inputs import compiled, randn
-from registry import Contenders, Target, case, classes, side, smallest
-from tiny import differentiated
+from registry import Contenders, Target, case, classes, configurations, side, smallest
+from tiny import backward, differentiated
 
 import murf_fast
 
@@ -43,3 +43,11 @@ def unify(device, dtype):
 @smallest("feature_unify")
 def tiny(device: str) -> None:
     differentiated(device, lambda m: murf_fast.feature_unify(m[0], torch.randn(8, 1, 3, 3, device=device)))
+
+
+@configurations("feature_unify")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    features = torch.zeros(1, 384, 3, 4, device=device, dtype=dtype, requires_grad=True)
+    basis = torch.zeros(128, 1, 5, 5, device=device, requires_grad=True)
+    for variant in ("released", "paper"):
+        backward(murf_fast.feature_unify(features, basis, variant))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from inputs import MEAN, STD, compiled, up
-from registry import Contenders, Rows, case, side, smallest
+from registry import Contenders, Rows, case, configurations, side, smallest
 from torch import Tensor
 
 import murf_fast
@@ -48,3 +48,10 @@ def patches(device, dtype):
 @smallest("image_to_patches")
 def tiny(device: str) -> None:
     murf_fast.image_to_patches(torch.zeros(1, 3, 9, 8, dtype=torch.uint8, device=device), [(6, 7)], 3)
+
+
+@configurations("image_to_patches")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    for images in (torch.zeros(2, 3, 20, 30, dtype=d, device=device) for d in (torch.uint8, dtype)):
+        for layout in ("cyx", "yxc"):
+            murf_fast.image_to_patches(images, [(28, 42)], 14, layout=layout, dtype=dtype)

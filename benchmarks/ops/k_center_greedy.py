@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from inputs import features
-from registry import Contenders, Target, case, classes, side, smallest
+from registry import Contenders, Target, case, classes, configurations, side, smallest
 from torch import Tensor
 
 import murf_fast
@@ -36,3 +36,10 @@ def k_center(device, dtype):
 @smallest("k_center_greedy")
 def tiny(device: str) -> None:
     murf_fast.k_center_greedy(torch.randn(37, 19, device=device), count=5)
+
+
+@configurations("k_center_greedy")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    """As wide as a projection makes rows, and not projected."""
+    for width in (384, 768, 1024, 64):
+        murf_fast.k_center_greedy(torch.ones(300, width, device=device, dtype=dtype), count=2)

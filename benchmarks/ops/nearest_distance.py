@@ -6,7 +6,7 @@ import importlib.util
 
 import torch
 from inputs import features
-from registry import Contenders, Target, case, classes, side, smallest
+from registry import Contenders, Target, case, classes, configurations, side, smallest
 
 import murf_fast
 
@@ -69,3 +69,12 @@ def nearest_float32(device, dtype):
 def tiny(device: str) -> None:
     bank = murf_fast.NearestIndex(torch.randn(37, 19, device=device))
     murf_fast.nearest_distance(torch.randn(5, 19, device=device), bank, k=3)
+
+
+@configurations("nearest_distance")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    """The widths of ViT-S, B and L, and the narrowest."""
+    for width in (384, 768, 1024, 64):
+        rows = torch.ones(300, width, device=device)
+        index = murf_fast.NearestIndex(rows, precision=str(dtype).removeprefix("torch."))
+        murf_fast.nearest_distance(rows[:200], index)

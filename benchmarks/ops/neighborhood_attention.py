@@ -7,8 +7,8 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 from inputs import coordinates, randn
-from registry import Contenders, Target, case, side, smallest
-from tiny import attention
+from registry import Contenders, Target, case, configurations, side, smallest
+from tiny import attention, backward
 from torch import Tensor
 
 import murf_fast
@@ -68,3 +68,12 @@ def tiny(device: str) -> None:
         return x.unflatten(1, (2, -1)).permute(0, 3, 4, 1, 2)
 
     attention(device, lambda *x: murf_fast.neighborhood_attention(*map(tokens, x), kernel_size=3), (3, 4))
+
+
+@configurations("neighborhood_attention")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    """Blocks of 16 queries, with few channels."""
+    q, k, v = (torch.zeros(1, 12, 12, 2, d, device=device, dtype=dtype, requires_grad=True) for d in (16, 16, 16))
+    slopes = tuple(torch.zeros(2, device=device, requires_grad=True) for _ in range(2))
+    for bias in (None, slopes):
+        backward(murf_fast.neighborhood_attention(q, k, v, kernel_size=3, bias=bias))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from inputs import CL, randn, up
-from registry import Contenders, case, classes, side, smallest
+from registry import Contenders, case, classes, configurations, side, smallest
 from tiny import differentiated
 
 import murf_fast
@@ -31,3 +32,11 @@ def position_embedding(device, dtype):
 @smallest("resize")
 def tiny(device: str) -> None:
     differentiated(device, lambda m: murf_fast.resize(m[0], (7, 9), mode="bicubic"))
+
+
+@configurations("resize")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    """Unrolled taps come with the other operations; these are loops of a few taps, and of many."""
+    for height, width in ((9, 9), (3, 200), (200, 3)):
+        x = torch.zeros(1, 768, height, width, device=device, dtype=dtype).contiguous(memory_format=CL)
+        murf_fast.resize(x, (1, 1), mode="area")

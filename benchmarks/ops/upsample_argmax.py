@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from inputs import CL, compiled, randn, up
-from registry import Contenders, Target, case, classes, side, smallest
-from tiny import maps
+from registry import Contenders, Target, case, classes, configurations, side, smallest
+from tiny import class_maps, maps
 
 import murf_fast
 
@@ -41,3 +42,10 @@ def argmax(device, dtype):
 @smallest("upsample_argmax")
 def tiny(device: str) -> None:
     murf_fast.upsample_argmax(maps(device), (7, 9))
+
+
+@configurations("upsample_argmax")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    for logits, options in class_maps(device, dtype):
+        for return_values in (False, True):
+            murf_fast.upsample_argmax([m.detach() for m in logits], **options, return_values=return_values)

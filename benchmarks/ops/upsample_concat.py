@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from inputs import CL, compiled, feature_maps, up
-from registry import Contenders, Target, case, side, smallest
-from tiny import differentiated
+from registry import Contenders, Target, case, configurations, side, smallest
+from tiny import PLANAR, SIZE, backward, differentiated, wide_maps
 
 import murf_fast
 
@@ -63,3 +63,9 @@ def concat_bfloat16(device, dtype):
 @smallest("upsample_concat")
 def tiny(device: str) -> None:
     differentiated(device, lambda m: murf_fast.upsample_concat(m, (7, 9)))
+
+
+@configurations("upsample_concat")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    for layout in (CL, PLANAR):
+        backward(murf_fast.upsample_concat(wide_maps(device, dtype, layout), SIZE))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from inputs import CL, randn, up
-from registry import Contenders, Target, case, classes, side, smallest
-from tiny import differentiated
+from registry import Contenders, Target, case, classes, configurations, side, smallest
+from tiny import backward, class_maps, differentiated
 from torch import Tensor
 
 import murf_fast
@@ -51,3 +51,12 @@ def cross_entropy(device, dtype):
 def tiny(device: str) -> None:
     target = torch.tensor([[[0, 18, -100, 7, 3], [5, 5, 5, 1, 2], [9, 9, 0, 0, 0]]], device=device)
     differentiated(device, lambda m: murf_fast.upsample_cross_entropy(m, target))
+
+
+@configurations("upsample_cross_entropy")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    for maps, options in class_maps(device, dtype):
+        target = torch.zeros(1, *options.pop("size"), dtype=torch.int64, device=device)
+        weight = torch.ones(maps[0].shape[1], device=device)
+        for more in ({}, {"weight": weight, "label_smoothing": 0.1}):
+            backward(murf_fast.upsample_cross_entropy(maps, target, **options, **more))

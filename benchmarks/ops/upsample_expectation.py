@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from inputs import CL, compiled, randn, up
-from registry import Contenders, case, classes, side, smallest
-from tiny import differentiated
+from registry import Contenders, case, classes, configurations, side, smallest
+from tiny import backward, class_maps, differentiated
 
 import murf_fast
 
@@ -37,3 +37,12 @@ def expectation(device, dtype):
 @smallest("upsample_expectation")
 def tiny(device: str) -> None:
     differentiated(device, lambda m: murf_fast.upsample_expectation(m, (7, 9), torch.linspace(0, 1, 19, device=device)))
+
+
+@configurations("upsample_expectation")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    for maps, options in class_maps(device, dtype):
+        values = torch.ones(maps[0].shape[1], device=device, requires_grad=True)
+        for norm in ("softmax", "linear"):
+            murf_fast.upsample_expectation([m.detach() for m in maps], values=values.detach(), norm=norm, **options)
+            backward(murf_fast.upsample_expectation(maps, values=values, norm=norm, **options))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import reduce
 
 import torch
-from inputs import compiled, feature_maps, up
-from registry import Contenders, case, side, smallest
-from tiny import differentiated
+from inputs import CL, compiled, feature_maps, up
+from registry import Contenders, case, configurations, side, smallest
+from tiny import PLANAR, SIZE, differentiated, wide_maps
 
 import murf_fast
 
@@ -39,3 +39,10 @@ def sum_logits(device, dtype):
 @smallest("upsample_sum")
 def tiny(device: str) -> None:
     differentiated(device, lambda m: murf_fast.upsample_sum(m, (7, 9)))
+
+
+@configurations("upsample_sum")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    bias = torch.zeros(768, device=device)
+    for layout in (CL, PLANAR):
+        murf_fast.upsample_sum(wide_maps(device, dtype, layout), SIZE, bias=bias, mode="bicubic")

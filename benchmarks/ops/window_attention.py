@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from inputs import CL, coordinates, randn
-from registry import Contenders, Target, case, classes, side, smallest
-from tiny import attention
+from registry import Contenders, Target, case, classes, configurations, side, smallest
+from tiny import attention, backward
 from torch import Tensor
 
 import murf_fast
@@ -114,3 +114,19 @@ def window_attention_flex(device, dtype):
 def tiny(device: str) -> None:
     rule = murf_fast.windows.ratio((7, 9), (3, 4), 0.3)
     attention(device, lambda q, k, v: murf_fast.window_attention(q, k, v, windows=rule, num_heads=2), (7, 9))
+
+
+@configurations("window_attention")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    """Blocks of 64 queries, with many channels: averages of heads; a share for each, with a bias and log-sum-exps."""
+    q, k, v = (
+        torch.zeros(1, c, n, n, device=device, dtype=dtype).contiguous(memory_format=CL).requires_grad_()
+        for c, n in ((128, 42), (128, 6), (384, 6))
+    )
+    bias = tuple(torch.zeros(4, 42, 6, device=device, requires_grad=True) for _ in range(2))
+    rule = murf_fast.windows.ratio((42, 42), (6, 6), 0.1)
+    for values, biases in (("mean", None), ("split", bias)):
+        out, *lse = murf_fast.window_attention(
+            q, k, v, windows=rule, num_heads=4, values=values, bias=biases, return_lse=biases is not None
+        )
+        backward(sum(x.sum() for x in (out, *lse)))
