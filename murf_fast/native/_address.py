@@ -1,0 +1,94 @@
+"""Where tensors lie, for kernels: the last word about dtype, device and shape before an address is taken."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from murf_fast._extension import module
+
+# Bytes from which a result is worth a system call about its pages.
+_LARGE = 8 << 20
+
+
+def address(x: Tensor | None, dtype: torch.dtype, elements: int) -> int:
+    """Where the dense ``x`` begins, which has so many elements or more; 0 for None."""
+    if x is None:
+        return 0
+    if x.dtype is not dtype or not x.is_cpu or x.numel() < elements or not x.is_contiguous():
+        refuse(x, dtype, f"contiguous with {elements} elements or more")
+    return x.data_ptr() or no_memory(x)
+
+
+def dense(x: Tensor, dtype: torch.dtype) -> int:
+    """Where a map begins that is dense in one of the two layouts."""
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    if x.dtype is not dtype or not x.is_cpu or not dense:
+        refuse(x, dtype, "contiguous or channels_last")
+    return x.data_ptr() or no_memory(x)
+
+
+def strided(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> tuple[int, tuple[int, ...]]:
+    """Where ``x`` begins and its strides, which are any; ``shape`` is what the kernel walks."""
+    if x.dtype is not dtype or not x.is_cpu or (shape is not None and x.shape != shape):
+        refuse(x, dtype, shape)
+    return x.data_ptr() or no_memory(x), x.stride()
+
+
+def wanted(result: Tensor, like: Tensor) -> tuple[int, tuple[int, ...]]:
+    """A gradient's strided map; zeros for one that is empty because nobody wants it."""
+    return strided(result, like.dtype, like.shape) if result.numel() else (0, (0, 0, 0, 0))
+
+
+def rows_of(x: Tensor, scale: Tensor | None = None) -> tuple:
+    """Rows as the kernels of searches take them; their entries are contiguous. An empty scale stands for ones."""
+    rows, dim = x.shape
+    if not x.is_cpu or x.is_neg() or (x.stride(1) != 1 and dim > 1):
+        refuse(x, x.dtype, "contiguous rows without a negative bit")
+    scaled = scale is not None and scale.numel() > 0
+    scales = address(scale, torch.float64, rows) if scaled else 0
+    return x.data_ptr() or no_memory(x), dtype_tag(x), rows, dim, x.stride(0), scales
+
+
+def same_shape(x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        refuse(x, x.dtype, tuple(shape))
+
+
+def no_memory(x: Tensor) -> int:
+    """The address of nothing; a fake tensor has no other."""
+    if x.numel():
+        raise ValueError(f"murf_fast: a kernel was to be given a tensor without memory, {type(x).__name__}")
+    return 0
+
+
+def refuse(x: Tensor, dtype: torch.dtype, expected: object) -> None:
+    raise (TypeError if x.dtype is not dtype else ValueError)(
+        f"murf_fast: a kernel was to be given {dtype} on the CPU, {expected}, and got {x.dtype} on {x.device}, shape "
+        f"{tuple(x.shape)}, strides {x.stride() if x.layout is torch.strided else x.layout}"
+    )
+
+
+@functools.cache
+def dtype_tags() -> dict:
+    names = module().DType
+    return {torch.float32: names.f32, torch.bfloat16: names.bf16, torch.float16: names.f16}
+
+
+def dtype_tag(x: Tensor):
+    tag = dtype_tags().get(x.dtype)
+    if tag is None:
+        raise TypeError(f"murf_fast: a kernel takes float32, bfloat16 or float16, got {x.dtype}")
+    return tag
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for a kernel: of a named dtype on the CPU, whatever the process's defaults are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def prefer_huge_pages(out: Tensor) -> None:
+    if out.numel() * out.element_size() >= _LARGE:
+        module().prefer_huge_pages(out.data_ptr(), out.numel() * out.element_size())

@@ -1,0 +1,80 @@
+"""A convolution with a kernel of its own for every pixel, through the composed window."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from murf_fast import _fork
+from murf_fast._extension import module
+from murf_fast.native._address import address, dtype_tag, prefer_huge_pages, strided
+from murf_fast.native._maps import channels_contiguous
+from murf_fast.tables.folded import FoldedAxis
+
+__all__ = ["adaptive_conv", "adaptive_conv_backward_kernels", "adaptive_conv_backward_source"]
+
+Axes = tuple[FoldedAxis, FoldedAxis]
+
+
+def adaptive_conv(source: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, out: Tensor) -> None:
+    """``out = bias + sum of folded kernels times source pixels``: source (B, C, h, w), kernels (B, D * D, H, W), bias
+    (C,) float32, result (B, C, H, W); any strides.
+    """
+    adaptive_conv_band(source, kernels, bias, axes, out, (0, axes[0].out_size))
+
+
+def adaptive_conv_band(
+    source: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, out: Tensor, rows: tuple[int, int]
+) -> None:
+    """The band ``rows``, (begin, end), of ``out``, whose kernels are all that ``kernels`` holds."""
+    prefer_huge_pages(out)
+    (batch, channels), (y, x) = source.shape[:2], axes
+    module().adaptive_conv(
+        dtype_tag(source),
+        dtype_tag(kernels),
+        _conv(source, axes, rows),
+        strided(source, source.dtype, (batch, channels, y.in_size, x.in_size)),
+        strided(kernels, kernels_dtype(kernels, source), (batch, y.taps * x.taps, rows[1] - rows[0], x.out_size)),
+        address(bias, torch.float32, channels),
+        strided(out, source.dtype, (batch, channels, y.out_size, x.out_size)),
+        _fork.threads(),
+    )
+
+
+def adaptive_conv_backward_source(grad: Tensor, kernels: Tensor, axes: Axes, out: Tensor) -> None:
+    """``out`` (B, C, h, w) gathers, for every pixel of the source, the gradients of the outputs that read it."""
+    grad = channels_contiguous(grad)  # its pixels are read once for every source row of their windows
+    (batch, channels), (y, x) = grad.shape[:2], axes
+    module().adaptive_conv_backward_source(
+        dtype_tag(grad),
+        dtype_tag(kernels),
+        _conv(grad, axes),
+        strided(grad, grad.dtype, (batch, channels, y.out_size, x.out_size)),
+        strided(kernels, kernels_dtype(kernels, grad), (batch, y.taps * x.taps, y.out_size, x.out_size)),
+        strided(out, grad.dtype, (batch, channels, y.in_size, x.in_size)),
+        _fork.threads(),
+    )
+
+
+def adaptive_conv_backward_kernels(grad: Tensor, source: Tensor, axes: Axes, out: Tensor) -> None:
+    """``out`` (B, D * D, H, W): products of gradients with the source pixels that a tap reads."""
+    (batch, channels), (y, x) = grad.shape[:2], axes
+    module().adaptive_conv_backward_kernels(
+        dtype_tag(source),
+        dtype_tag(out),
+        _conv(grad, axes),
+        strided(grad, source.dtype, (batch, channels, y.out_size, x.out_size)),
+        strided(source, source.dtype, (batch, channels, y.in_size, x.in_size)),
+        strided(out, kernels_dtype(out, source), (batch, y.taps * x.taps, y.out_size, x.out_size)),
+        _fork.threads(),
+    )
+
+
+def _conv(like: Tensor, axes: Axes, rows: tuple[int, int] | None = None):
+    y, x = axes
+    return (*like.shape[:2], y.native, x.native, rows or (0, y.out_size))
+
+
+def kernels_dtype(kernels: Tensor, maps: Tensor) -> torch.dtype:
+    """Kernels have the dtype of the maps or are float32."""
+    return torch.float32 if kernels.dtype is torch.float32 else maps.dtype
