@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import importlib
 import os
-import sys
 import threading
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def test_rounding_along_the_difference(dim, precision):
 
 def test_several_blocks_of_queries_and_rows(monkeypatch):
     for name, value in (("BANK_BLOCK", 100), ("QUERY_BLOCK", 7), ("QUERIES", 30)):
-        monkeypatch.setattr(sys.modules["murf_fast.native.nearest_distance"], name, value)
+        monkeypatch.setattr(importlib.import_module("murf_fast.native.nearest_distance"), name, value)
     bank, query = split(clustered(1001, 20), 65)
     for precision in PRECISIONS:
         for metric in ("l2", "cosine"):
