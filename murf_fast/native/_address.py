@@ -1,16 +1,20 @@
-"""Where tensors lie, for kernels: the last word about dtype, device and shape before an address is taken."""
+"""Where tensors lie, for kernels: the last word about dtype, device and shape before an address is taken.
+
+Calls of the extension and its structs (csrc/types.h) take keywords only: a swapped field is an error.
+"""
 
 from __future__ import annotations
-
-import functools
 
 import torch
 from torch import Tensor
 
 from murf_fast._extension import module
 
+extension = module()
+
 # Bytes from which a result is worth a system call about its pages.
 _LARGE = 8 << 20
+_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 def address(x: Tensor | None, dtype: torch.dtype, elements: int) -> int:
@@ -22,34 +26,49 @@ def address(x: Tensor | None, dtype: torch.dtype, elements: int) -> int:
     return x.data_ptr() or no_memory(x)
 
 
-def dense(x: Tensor, dtype: torch.dtype) -> int:
-    """Where a map begins that is dense in one of the two layouts."""
-    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    if x.dtype is not dtype or not x.is_cpu or not dense:
+def dense(x: Tensor, dtype: torch.dtype) -> tuple[int, bool]:
+    """Where a map begins that is dense in one of the two layouts, and whether that is channels_last and not both."""
+    channels_last = not x.is_contiguous()
+    if x.dtype is not dtype or not x.is_cpu:
         refuse(x, dtype, "contiguous or channels_last")
+    if channels_last and not x.is_contiguous(memory_format=torch.channels_last):
+        refuse(x, dtype, "contiguous or channels_last")
+    return x.data_ptr() or no_memory(x), channels_last
+
+
+def place(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> int:
+    """Where ``x`` of any strides begins; ``shape`` is what the kernel walks."""
+    if x.dtype is not dtype or not x.is_cpu or (shape is not None and x.shape != shape):
+        refuse(x, dtype, shape)
     return x.data_ptr() or no_memory(x)
 
 
-def strided(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> tuple[int, tuple[int, ...]]:
-    """Where ``x`` begins and its strides, which are any; ``shape`` is what the kernel walks."""
-    if x.dtype is not dtype or not x.is_cpu or (shape is not None and x.shape != shape):
-        refuse(x, dtype, shape)
-    return x.data_ptr() or no_memory(x), x.stride()
+def strided(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None):
+    """A map (B, C, H, W) of any strides, see :func:`place`."""
+    return extension.Strided(data=place(x, dtype, shape), strides=x.stride())
 
 
-def wanted(result: Tensor, like: Tensor) -> tuple[int, tuple[int, ...]]:
-    """A gradient's strided map; zeros for one that is empty because nobody wants it."""
-    return strided(result, like.dtype, like.shape) if result.numel() else (0, (0, 0, 0, 0))
+def wanted(result: Tensor, like: Tensor):
+    """A gradient's strided map; nowhere for one that is empty because nobody wants it."""
+    if result.numel():
+        return strided(result, like.dtype, like.shape)
+    return extension.Strided(data=0, strides=(0, 0, 0, 0))
 
 
-def rows_of(x: Tensor, scale: Tensor | None = None) -> tuple:
+def rows_of(x: Tensor, scale: Tensor | None = None):
     """Rows as the kernels of searches take them; their entries are contiguous. An empty scale stands for ones."""
-    rows, dim = x.shape
-    if not x.is_cpu or x.is_neg() or (x.stride(1) != 1 and dim > 1):
+    (rows, dim), (stride, step) = x.shape, x.stride()
+    if not x.is_cpu or x.is_neg() or (step != 1 and dim > 1):
         refuse(x, x.dtype, "contiguous rows without a negative bit")
     scaled = scale is not None and scale.numel() > 0
-    scales = address(scale, torch.float64, rows) if scaled else 0
-    return x.data_ptr() or no_memory(x), dtype_tag(x), rows, dim, x.stride(0), scales
+    return extension.NearestRows(
+        data=x.data_ptr() or no_memory(x),
+        dtype=dtype_tag(x),
+        rows=rows,
+        dim=dim,
+        stride=stride,
+        scale=address(scale, torch.float64, rows) if scaled else 0,
+    )
 
 
 def same_shape(x: Tensor, shape: tuple[int, ...]) -> None:
@@ -71,14 +90,9 @@ def refuse(x: Tensor, dtype: torch.dtype, expected: object) -> None:
     )
 
 
-@functools.cache
-def dtype_tags() -> dict:
-    names = module().DType
-    return {torch.float32: names.f32, torch.bfloat16: names.bf16, torch.float16: names.f16}
-
-
-def dtype_tag(x: Tensor):
-    tag = dtype_tags().get(x.dtype)
+def dtype_tag(x: Tensor) -> str:
+    """The extension's name of a dtype."""
+    tag = _DTYPES.get(x.dtype)
     if tag is None:
         raise TypeError(f"murf_fast: a kernel takes float32, bfloat16 or float16, got {x.dtype}")
     return tag
@@ -90,5 +104,5 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def prefer_huge_pages(out: Tensor) -> None:
-    if out.numel() * out.element_size() >= _LARGE:
-        module().prefer_huge_pages(out.data_ptr(), out.numel() * out.element_size())
+    if out.nbytes >= _LARGE:
+        extension.prefer_huge_pages(out.data_ptr(), out.nbytes)

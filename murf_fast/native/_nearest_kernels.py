@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import address, dtype_tag, empty, rows_of
+from murf_fast.native._address import address, dtype_tag, empty, extension, rows_of
 
 
 def prepare(x: Tensor, mean: Tensor | None, scale: Tensor, out: Tensor, role: str) -> tuple[Tensor, Tensor]:
@@ -20,16 +19,16 @@ def prepare(x: Tensor, mean: Tensor | None, scale: Tensor, out: Tensor, role: st
     width = dim if role == "plain" else dim + 6
     if out.ndim != 2 or len(out) != rows or out.shape[1] < width:
         raise ValueError(f"murf_fast: prepared rows must be ({rows}, {width} or more), got {tuple(out.shape)}")
-    module().nearest_prepare(
-        rows_of(x, scale),
-        address(mean, torch.float32, dim),
-        dtype_tag(out),
-        address(out, out.dtype, out.numel()),
-        out.stride(0),
-        getattr(module().NearestRole, role),
-        address(squares, torch.float64, rows),
-        address(errors, torch.float64, rows),
-        _fork.threads(),
+    extension.nearest_prepare(
+        x=rows_of(x, scale),
+        mean=address(mean, torch.float32, dim),
+        out_dtype=dtype_tag(out),
+        out=address(out, out.dtype, out.numel()),
+        out_stride=out.stride(0),
+        role=role,
+        squared_norms=address(squares, torch.float64, rows),
+        errors=address(errors, torch.float64, rows),
+        threads=_fork.threads(),
     )
     return squares, errors
 
@@ -39,30 +38,36 @@ class State:
 
     def __init__(self, queries: int, k: int, capacity: int) -> None:
         self.k, self.capacity = k, capacity
-        self.tensors = [
-            empty((queries, width), dtype).zero_() if dtype == torch.int32 else empty((queries, width), dtype)
-            for dtype, width in self._arrays
-        ]
+        self.tensors = {name: empty((queries, width), dtype) for name, (dtype, width) in self._arrays.items()}
+        for name in ("count", "uppers", "exacts"):
+            self.tensors[name].zero_()
 
     @property
-    def _arrays(self) -> tuple[tuple[torch.dtype, int], ...]:
-        """Dtype and entries per query, in the order of the struct; 32-bit integers are counts."""
-        count = (torch.int32, 1)
-        candidates = ((torch.float32, self.capacity), (torch.int64, self.capacity), count)
-        bounds, exact = (torch.float32, self.k), ((torch.float64, self.k), (torch.int64, self.k))
-        return (*candidates, bounds, count, *exact, count)
+    def _arrays(self) -> dict[str, tuple[torch.dtype, int]]:
+        """Dtype and entries per query."""
+        return {
+            "lower": (torch.float32, self.capacity),
+            "index": (torch.int64, self.capacity),
+            "count": (torch.int32, 1),
+            "upper": (torch.float32, self.k),
+            "uppers": (torch.int32, 1),
+            "exact": (torch.float64, self.k),
+            "exact_index": (torch.int64, self.k),
+            "exacts": (torch.int32, 1),
+        }
 
     def part(self, rows: slice) -> State:
         part = State.__new__(State)
-        part.k, part.capacity, part.tensors = self.k, self.capacity, [t[rows] for t in self.tensors]
+        part.k, part.capacity = self.k, self.capacity
+        part.tensors = {name: x[rows] for name, x in self.tensors.items()}
         return part
 
-    def native(self, queries: int) -> tuple:
+    def native(self, queries: int):
         """For the kernels, which walk so many queries."""
-        addresses = tuple(
-            address(t, dtype, queries * width) for t, (dtype, width) in zip(self.tensors, self._arrays, strict=True)
-        )
-        return self.k, self.capacity, addresses
+        addresses = {
+            name: address(self.tensors[name], dtype, queries * width) for name, (dtype, width) in self._arrays.items()
+        }
+        return extension.NearestState(k=self.k, capacity=self.capacity, **addresses)
 
 
 def scan(
@@ -77,27 +82,28 @@ def scan(
     state: State,
 ) -> None:
     """Reduces a block of products to candidates. ``queries``: errors, squared norms; ``block``: the largest of each."""
-    errors, squares = queries
+    (errors, squares), (error, squared_norm) = queries, block
     count, columns = len(query[0]), product.shape[1]
     if first + columns > len(bank[0]):
         raise ValueError(f"murf_fast: products end at row {first + columns} of a bank of {len(bank[0])}")
-    module().nearest_scan(
-        dtype_tag(product),
-        rows_of(product)[0],
-        (
-            product.stride(0),
-            first,
-            columns,
-            address(errors, torch.float64, count),
-            address(squares, torch.float64, count),
-            *block,
-            absolute,
-            relative,
+    extension.nearest_scan(
+        product_dtype=dtype_tag(product),
+        products=rows_of(product).data,
+        block=extension.NearestBlock(
+            stride=product.stride(0),
+            first=first,
+            columns=columns,
+            query_errors=address(errors, torch.float64, count),
+            query_squared_norms=address(squares, torch.float64, count),
+            error=error,
+            squared_norm=squared_norm,
+            absolute=absolute,
+            relative=relative,
         ),
-        rows_of(*query),
-        rows_of(*bank),
-        state.native(max(count, len(product))),
-        _fork.threads(),
+        query=rows_of(*query),
+        bank=rows_of(*bank),
+        state=state.native(max(count, len(product))),
+        threads=_fork.threads(),
     )
 
 
@@ -110,12 +116,12 @@ def finish(
     indices: Tensor,
 ) -> None:
     count = len(query[0])
-    module().nearest_finish(
-        rows_of(*query),
-        rows_of(*bank),
-        state.native(count),
-        getattr(module().NearestMetric, metric),
-        address(distances, torch.float32, count * state.k),
-        address(indices, torch.int64, count * state.k),
-        _fork.threads(),
+    extension.nearest_finish(
+        query=rows_of(*query),
+        bank=rows_of(*bank),
+        state=state.native(count),
+        metric=metric,
+        distances=address(distances, torch.float32, count * state.k),
+        indices=address(indices, torch.int64, count * state.k),
+        threads=_fork.threads(),
     )

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import address, dtype_tag, prefer_huge_pages, strided
+from murf_fast.native._address import address, dtype_tag, extension, prefer_huge_pages, strided
 from murf_fast.native._maps import channels_contiguous
 from murf_fast.tables.folded import FoldedAxis
 
@@ -29,15 +28,16 @@ def adaptive_conv_band(
     """The band ``rows``, (begin, end), of ``out``, whose kernels are all that ``kernels`` holds."""
     prefer_huge_pages(out)
     (batch, channels), (y, x) = source.shape[:2], axes
-    module().adaptive_conv(
-        dtype_tag(source),
-        dtype_tag(kernels),
-        _conv(source, axes, rows),
-        strided(source, source.dtype, (batch, channels, y.in_size, x.in_size)),
-        strided(kernels, kernels_dtype(kernels, source), (batch, y.taps * x.taps, rows[1] - rows[0], x.out_size)),
-        address(bias, torch.float32, channels),
-        strided(out, source.dtype, (batch, channels, y.out_size, x.out_size)),
-        _fork.threads(),
+    begin, end = rows
+    extension.adaptive_conv(
+        dtype=dtype_tag(source),
+        kernels_dtype=dtype_tag(kernels),
+        conv=_conv(source, axes, rows),
+        source=strided(source, source.dtype, (batch, channels, y.in_size, x.in_size)),
+        kernels=strided(kernels, kernels_dtype(kernels, source), (batch, y.taps * x.taps, end - begin, x.out_size)),
+        bias=address(bias, torch.float32, channels),
+        out=strided(out, source.dtype, (batch, channels, y.out_size, x.out_size)),
+        threads=_fork.threads(),
     )
 
 
@@ -45,34 +45,34 @@ def adaptive_conv_backward_source(grad: Tensor, kernels: Tensor, axes: Axes, out
     """``out`` (B, C, h, w) gathers, for every pixel of the source, the gradients of the outputs that read it."""
     grad = channels_contiguous(grad)  # its pixels are read once for every source row of their windows
     (batch, channels), (y, x) = grad.shape[:2], axes
-    module().adaptive_conv_backward_source(
-        dtype_tag(grad),
-        dtype_tag(kernels),
-        _conv(grad, axes),
-        strided(grad, grad.dtype, (batch, channels, y.out_size, x.out_size)),
-        strided(kernels, kernels_dtype(kernels, grad), (batch, y.taps * x.taps, y.out_size, x.out_size)),
-        strided(out, grad.dtype, (batch, channels, y.in_size, x.in_size)),
-        _fork.threads(),
+    extension.adaptive_conv_backward_source(
+        dtype=dtype_tag(grad),
+        kernels_dtype=dtype_tag(kernels),
+        conv=_conv(grad, axes),
+        grad=strided(grad, grad.dtype, (batch, channels, y.out_size, x.out_size)),
+        kernels=strided(kernels, kernels_dtype(kernels, grad), (batch, y.taps * x.taps, y.out_size, x.out_size)),
+        out=strided(out, grad.dtype, (batch, channels, y.in_size, x.in_size)),
+        threads=_fork.threads(),
     )
 
 
 def adaptive_conv_backward_kernels(grad: Tensor, source: Tensor, axes: Axes, out: Tensor) -> None:
     """``out`` (B, D * D, H, W): products of gradients with the source pixels that a tap reads."""
     (batch, channels), (y, x) = grad.shape[:2], axes
-    module().adaptive_conv_backward_kernels(
-        dtype_tag(source),
-        dtype_tag(out),
-        _conv(grad, axes),
-        strided(grad, source.dtype, (batch, channels, y.out_size, x.out_size)),
-        strided(source, source.dtype, (batch, channels, y.in_size, x.in_size)),
-        strided(out, kernels_dtype(out, source), (batch, y.taps * x.taps, y.out_size, x.out_size)),
-        _fork.threads(),
+    extension.adaptive_conv_backward_kernels(
+        dtype=dtype_tag(source),
+        kernels_dtype=dtype_tag(out),
+        conv=_conv(grad, axes),
+        grad=strided(grad, source.dtype, (batch, channels, y.out_size, x.out_size)),
+        source=strided(source, source.dtype, (batch, channels, y.in_size, x.in_size)),
+        out=strided(out, kernels_dtype(out, source), (batch, y.taps * x.taps, y.out_size, x.out_size)),
+        threads=_fork.threads(),
     )
 
 
 def _conv(like: Tensor, axes: Axes, rows: tuple[int, int] | None = None):
-    y, x = axes
-    return (*like.shape[:2], y.native, x.native, rows or (0, y.out_size))
+    (batch, channels, *_), (y, x) = like.shape, axes
+    return extension.AdaptiveConv(batch=batch, channels=channels, y=y.native, x=x.native, rows=rows or (0, y.out_size))
 
 
 def kernels_dtype(kernels: Tensor, maps: Tensor) -> torch.dtype:

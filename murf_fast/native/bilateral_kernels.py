@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import address, dtype_tag, empty, strided
+from murf_fast.native._address import address, dtype_tag, empty, extension, strided
 from murf_fast.native.adaptive_conv import kernels_dtype
 
 __all__ = ["bilateral_kernels", "bilateral_kernels_backward"]
@@ -30,13 +29,13 @@ def bilateral_kernels(
 
 def kernels_of_rows(network: Network, guidance: Tensor, rows: tuple[int, int], out: Tensor) -> None:
     batch, _, _, width = guidance.shape
-    module().bilateral_kernels(
-        dtype_tag(guidance),
-        dtype_tag(out),
-        (*network.tuple, rows),
-        strided(guidance, guidance.dtype),
-        strided(out, kernels_dtype(out, guidance), (batch, network.taps, rows[1] - rows[0], width)),
-        _fork.threads(),
+    extension.bilateral_kernels(
+        dtype=dtype_tag(guidance),
+        out_dtype=dtype_tag(out),
+        net=network.of_rows(*rows),
+        guidance=strided(guidance, guidance.dtype),
+        out=strided(out, kernels_dtype(out, guidance), (batch, network.taps, rows[1] - rows[0], width)),
+        threads=_fork.threads(),
     )
 
 
@@ -56,17 +55,17 @@ def bilateral_kernels_backward(
     grad_logits = empty((batch, height, network.taps, width), torch.float32)
     grad_guidance = empty((batch, height, guides, width), torch.float32)
     grad_params = empty((batch * bands, network.params.numel()), torch.float32)
-    module().bilateral_kernels_backward(
-        dtype_tag(guidance),
-        dtype_tag(grad),
-        (*network.tuple, (0, height)),
-        strided(guidance, guidance.dtype),
-        strided(grad, kernels_dtype(grad, guidance), (batch, network.taps, height, width)),
-        bands,
-        address(grad_logits, torch.float32, grad_logits.numel()),
-        address(grad_guidance, torch.float32, grad_guidance.numel()),
-        address(grad_params, torch.float32, grad_params.numel()),
-        _fork.threads(),
+    extension.bilateral_kernels_backward(
+        dtype=dtype_tag(guidance),
+        grad_dtype=dtype_tag(grad),
+        net=network.of_rows(0, height),
+        guidance=strided(guidance, guidance.dtype),
+        grad=strided(grad, kernels_dtype(grad, guidance), (batch, network.taps, height, width)),
+        bands=bands,
+        grad_logits=address(grad_logits, torch.float32, grad_logits.numel()),
+        grad_guidance=address(grad_guidance, torch.float32, grad_guidance.numel()),
+        grad_params=address(grad_params, torch.float32, grad_params.numel()),
+        threads=_fork.threads(),
     )
     return grad_guidance.transpose(1, 2), grad_params.sum(0)
 
@@ -82,9 +81,20 @@ class Network:
         inputs, fixup = self.taps + guides, len(params) > 6
         count = 2 + keys * (guides + 1) + keys * (keys + 1)
         count += self.taps * (inputs + 1) + self.taps * (self.taps + 1) if fixup else 0
-        self.tuple = (
-            (batch, height, width, guides, keys, radius),
-            fixup,
-            address(self.params, torch.float32, count),
-            *(address(m, torch.float32, batch * n) for m, n in zip(self.masks, (keys, self.taps), strict=True)),
-        )
+        range_mask, fixup_mask = self.masks
+        self._fields = {
+            "batch": batch,
+            "height": height,
+            "width": width,
+            "guides": guides,
+            "key": keys,
+            "radius": radius,
+            "fixup": fixup,
+            "params": address(self.params, torch.float32, count),
+            "range_mask": address(range_mask, torch.float32, batch * keys),
+            "fixup_mask": address(fixup_mask, torch.float32, batch * self.taps),
+        }
+
+    def of_rows(self, begin: int, end: int):
+        """For the kernels of these rows."""
+        return extension.Bilateral(**self._fields, rows=(begin, end))

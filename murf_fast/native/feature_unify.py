@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import address, dtype_tag, strided, wanted
+from murf_fast.native._address import address, dtype_tag, extension, strided, wanted
 
 __all__ = ["feature_unify", "feature_unify_backward"]
 
 
 def feature_unify(features: Tensor, basis: Tensor, released: bool, out: Tensor) -> None:
     """``features`` (B, C, H, W) and ``out`` (B, M, H, W) of any strides; ``basis`` (M, k, k) float32."""
-    shape = (len(features), len(basis), *features.shape[2:])
-    module().feature_unify(
-        dtype_tag(features), _unify(features, basis, released), strided(out, features.dtype, shape), _fork.threads()
+    extension.feature_unify(
+        dtype=dtype_tag(features),
+        unify=_unify(features, basis, released),
+        out=strided(out, features.dtype, (len(features), len(basis), *features.shape[2:])),
+        threads=_fork.threads(),
     )
 
 
@@ -27,21 +28,26 @@ def feature_unify_backward(
     here from parts (B * shares, M, k, k) float32.
     """
     parts = basis.new_empty((len(features) * shares, *basis.shape)) if results[1].numel() else None
-    module().feature_unify_backward(
-        dtype_tag(features),
-        _unify(features, basis, released),
-        strided(grad, features.dtype, (len(features), len(basis), *features.shape[2:])),
-        wanted(results[0], features),
-        address(parts, torch.float32, 0),
-        shares,
-        _fork.threads(),
+    extension.feature_unify_backward(
+        dtype=dtype_tag(features),
+        unify=_unify(features, basis, released),
+        grad_out=strided(grad, features.dtype, (len(features), len(basis), *features.shape[2:])),
+        grad_features=wanted(results[0], features),
+        grad_basis=address(parts, torch.float32, 0),
+        shares=shares,
+        threads=_fork.threads(),
     )
     if parts is not None:
         results[1].copy_(parts.sum(0))
 
 
-def _unify(features: Tensor, basis: Tensor, released: bool) -> tuple:
-    shape, kernel = tuple(features.shape), basis.shape[-1]
-    filters = len(basis)
-    basis = address(basis, torch.float32, filters * kernel**2)
-    return shape, filters, kernel, released, strided(features, features.dtype), basis
+def _unify(features: Tensor, basis: Tensor, released: bool):
+    filters, kernel = len(basis), basis.shape[-1]
+    return extension.FeatureUnify(
+        shape=features.shape,
+        filters=filters,
+        kernel=kernel,
+        released=released,
+        features=strided(features, features.dtype),
+        basis=address(basis, torch.float32, filters * kernel**2),
+    )

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import dtype_tag, prefer_huge_pages, same_shape, strided
+from murf_fast.native._address import dtype_tag, extension, place, prefer_huge_pages, same_shape
 from murf_fast.tables.resize import AxisTable
 
 __all__ = ["image_to_patches"]
@@ -32,14 +31,27 @@ def image_to_patches(
     same_shape(out, (batch, patches, 3 * patch_size**2))
     if out.stride(2) != 1:
         raise ValueError(f"murf_fast: rows of patches must be contiguous for a kernel, got strides {out.stride()}")
-    module().image_to_patches(
-        is_uint8,
-        dtype_tag(out) if is_uint8 else dtype_tag(image),
-        dtype_tag(out),
-        (strided(image, image.dtype, (batch, 3, height, width))[0], (batch, height, width), tuple(image.stride())),
-        y.native,
-        x.native,
-        (patch_size, out.stride(0), out.stride(1), channels_first, gain, offset),
-        strided(out, out.dtype)[0],
-        _fork.threads(),
+    extension.image_to_patches(
+        is_uint8=is_uint8,
+        dtype=dtype_tag(out) if is_uint8 else dtype_tag(image),
+        out_dtype=dtype_tag(out),
+        image=extension.Image(
+            data=place(image, image.dtype, (batch, 3, height, width)),
+            batch=batch,
+            height=height,
+            width=width,
+            strides=image.stride(),
+        ),
+        y=y.native,
+        x=x.native,
+        rows=extension.PatchRows(
+            patch=patch_size,
+            stride_b=out.stride(0),
+            stride_row=out.stride(1),
+            channels_first=channels_first,
+            gain=gain,
+            offset=offset,
+        ),
+        out=place(out, out.dtype),
+        threads=_fork.threads(),
     )

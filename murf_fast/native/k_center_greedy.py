@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import address, empty, rows_of
+from murf_fast.native._address import address, empty, extension, rows_of
 
 __all__ = ["k_center_greedy"]
 
@@ -47,28 +46,37 @@ class _Codes:
         mean = sum(part.sum(0, dtype=torch.float64) for part in features.split(4096)).div(rows).float()
         self.codes = empty((rows, (dim + 63) // 64 * 64), torch.int8)
         self.numbers = empty((3, rows), torch.float64)
-        module().k_center_encode(
-            rows_of(features), address(mean, torch.float32, dim), self.native(features), _fork.threads()
+        extension.k_center_encode(
+            x=rows_of(features),
+            mean=address(mean, torch.float32, dim),
+            codes=self.native(features),
+            threads=_fork.threads(),
         )
 
-    def native(self, features: Tensor) -> tuple:
+    def native(self, features: Tensor):
         """For the kernels, which walk the codes of these rows."""
         (rows, dim), width = features.shape, self.codes.shape[1]
         if width < dim:
             raise ValueError(f"murf_fast: codes of {width} columns stand for no rows of {dim}")
-        numbers = (address(row, torch.float64, rows) for row in self.numbers)
-        return address(self.codes, torch.int8, rows * width), width, *numbers
+        scales, squared_norms, errors = self.numbers
+        return extension.KCenterCodes(
+            data=address(self.codes, torch.int8, rows * width),
+            stride=width,
+            scales=address(scales, torch.float64, rows),
+            squared_norms=address(squared_norms, torch.float64, rows),
+            errors=address(errors, torch.float64, rows),
+        )
 
 
 def _steps(features: Tensor, codes: _Codes, nearest: Tensor, centers: Tensor, given: int, begin: int, end: int) -> None:
     """Steps ``begin`` to ``end``: takes in ``centers[step]`` and, beyond the ``given`` ones, finds the next."""
-    module().k_center_steps(
-        rows_of(features),
-        codes.native(features),
-        address(nearest, torch.float64, len(features)),
-        address(centers, torch.int64, max(end + 1, given)),
-        given,
-        begin,
-        end,
-        _fork.threads(),
+    extension.k_center_steps(
+        x=rows_of(features),
+        codes=codes.native(features),
+        nearest=address(nearest, torch.float64, len(features)),
+        centers=address(centers, torch.int64, max(end + 1, given)),
+        given=given,
+        begin=begin,
+        end=end,
+        threads=_fork.threads(),
     )

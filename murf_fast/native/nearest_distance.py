@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
 from murf_fast.native import _nearest_kernels as kernels
-from murf_fast.native._address import empty
+from murf_fast.native._address import empty, extension
 
 __all__ = ["has_bf16_products", "index_layout", "nearest_distance", "nearest_index"]
 
@@ -31,7 +30,7 @@ BFLOAT16_ROUNDING = 2.0**-7
 
 def has_bf16_products() -> bool:
     """Whether this processor multiplies matrices in bfloat16 faster than in float32."""
-    return module().has_bf16_products()
+    return extension.has_bf16_products()
 
 
 def _resolved(precision: str) -> torch.dtype:

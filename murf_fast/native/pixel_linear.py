@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import address, empty, prefer_huge_pages, strided
+from murf_fast.native._address import address, empty, extension, place, prefer_huge_pages
 from murf_fast.tables.moments import join
 
 __all__ = ["pixel_linear"]
@@ -41,19 +40,25 @@ def pixel_linear(
     width = 0 if columns is None else len(columns)
     if weight is None and inputs != channels:
         raise ValueError(f"murf_fast: without a weight a layer keeps its {inputs} channels, got {channels}")
-    layer = (
-        (pixels, inputs, channels, PIXEL_CHUNK, width),
-        *strided(x, single, (pixels, inputs)),
-        address(gain, single, inputs),
-        address(shift, single, inputs),
-        (unit_eps is not None, unit_eps or 0.0),
-        address(weight, single, inputs * channels),
-        address(bias, single, channels),
-        address(residual, single, pixels * channels),
-        address(rows, single, pixels // max(width, 1) * 2 * channels),
-        address(columns, single, width * 2 * channels),
-        address(out, single, pixels * channels),
-        address(parts, torch.float64, chunks * 2 * channels),
+    layer = extension.PixelLinear(
+        pixels=pixels,
+        in_channels=inputs,
+        out_channels=channels,
+        chunk=PIXEL_CHUNK,
+        width=width,
+        x=place(x, single, (pixels, inputs)),
+        x_strides=x.stride(),
+        gain=address(gain, single, inputs),
+        offset=address(shift, single, inputs),
+        unit=unit_eps is not None,
+        eps=unit_eps or 0.0,
+        weight=address(weight, single, inputs * channels),
+        bias=address(bias, single, channels),
+        residual=address(residual, single, pixels * channels),
+        rotate_rows=address(rows, single, pixels // max(width, 1) * 2 * channels),
+        rotate_columns=address(columns, single, width * 2 * channels),
+        out=address(out, single, pixels * channels),
+        statistics=address(parts, torch.float64, chunks * 2 * channels),
     )
-    module().pixel_linear(layer, _fork.threads())
+    extension.pixel_linear(layer=layer, threads=_fork.threads())
     return None if parts is None else join(parts, PIXEL_CHUNK, pixels)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import dense, dtype_tag, prefer_huge_pages
-from murf_fast.native._maps import Axes, Maps, is_channels_last
-from murf_fast.native.upsample_sum import sum_planar
+from murf_fast.native._address import dense, dtype_tag, extension, prefer_huge_pages
+from murf_fast.native._maps import Axes, maps_of, walkable
 
 __all__ = ["upsample_concat"]
 
@@ -16,11 +14,7 @@ __all__ = ["upsample_concat"]
 def upsample_concat(features: list[Tensor], axes: Axes, out: Tensor) -> None:
     """``out[:, c_s : c_s + C_s] = U_s features[s]``: maps (B, C_s, h_s, w_s), result (B, sum C_s, H, W)."""
     prefer_huge_pages(out)
-    if is_channels_last(out):
-        maps = Maps(features, axes, channels_last=True)
-        module().upsample_concat(dtype_tag(out), maps.tuples, tuple(out.shape), dense(out, maps.dtype), _fork.threads())
-        return
-    begin = 0
-    for feature, pair in zip(features, axes, strict=True):
-        sum_planar([feature], [pair], None, out[:, begin : begin + feature.shape[1]])
-        begin += feature.shape[1]
+    data, channels_last = dense(out, features[0].dtype)
+    features = walkable(features, channels_last)
+    kernel = extension.upsample_concat if channels_last else extension.upsample_concat_planar
+    kernel(dtype=dtype_tag(out), maps=maps_of(features, axes), grid=out.shape, out=data, threads=_fork.threads())

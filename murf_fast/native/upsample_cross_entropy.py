@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import address, dtype_tag
-from murf_fast.native._maps import Axes, Maps, bias_of, pixel_gradients, result_shape
+from murf_fast.native._address import address, dtype_tag, extension
+from murf_fast.native._maps import Axes, bias_of, maps_of, pixel_gradients, result_shape, walkable
 
 __all__ = ["upsample_cross_entropy", "upsample_cross_entropy_backward"]
 
@@ -28,17 +27,17 @@ def upsample_cross_entropy(
     int64, ``weight``: (C,) float32. ``lse``: (2, B, H, W), the largest logit and the logarithm of the sum of
     ``exp(z - largest)``, apart because together they lose the latter.
     """
-    maps = Maps(features, axes, channels_last=True)
+    features = walkable(features, channels_last=True)
     shape, pixels = result_shape(features, target), target.numel()
-    module().upsample_cross_entropy(
-        dtype_tag(features[0]),
-        maps.tuples,
-        shape,
-        bias_of(bias, shape),
-        _loss(target, weight, shape, ignore_index, label_smoothing),
-        address(loss, torch.float32, pixels),
-        address(lse, torch.float32, 2 * pixels),
-        _fork.threads(),
+    extension.upsample_cross_entropy(
+        dtype=dtype_tag(features[0]),
+        maps=maps_of(features, axes),
+        grid=shape,
+        bias=bias_of(bias, shape),
+        ce=_loss(target, weight, shape, ignore_index, label_smoothing),
+        loss=address(loss, torch.float32, pixels),
+        lse=address(lse, torch.float32, 2 * pixels),
+        threads=_fork.threads(),
     )
 
 
@@ -55,22 +54,25 @@ def upsample_cross_entropy_backward(
     gradients: list[Tensor],
 ) -> None:
     """``gradients`` of the maps: float32, channels_last, overwritten; ``grad_loss`` (B, H, W) float32."""
-    maps = Maps(features, axes, channels_last=True)
+    features = walkable(features, channels_last=True)
     shape, pixels = result_shape(features, target), target.numel()
-    module().upsample_cross_entropy_backward(
-        dtype_tag(features[0]),
-        maps.tuples,
-        shape,
-        bias_of(bias, shape),
-        _loss(target, weight, shape, ignore_index, label_smoothing),
-        address(lse, torch.float32, 2 * pixels),
-        address(grad_loss, torch.float32, pixels),
-        pixel_gradients(features, gradients),
-        _fork.threads(),
+    extension.upsample_cross_entropy_backward(
+        dtype=dtype_tag(features[0]),
+        maps=maps_of(features, axes),
+        grid=shape,
+        bias=bias_of(bias, shape),
+        ce=_loss(target, weight, shape, ignore_index, label_smoothing),
+        lse=address(lse, torch.float32, 2 * pixels),
+        grad_loss=address(grad_loss, torch.float32, pixels),
+        gradients=pixel_gradients(features, gradients),
+        threads=_fork.threads(),
     )
 
 
-def _loss(target: Tensor, weight: Tensor | None, shape: tuple, ignore_index: int, smoothing: float) -> tuple:
-    pixels = shape[0] * shape[2] * shape[3]
-    weights = address(weight, torch.float32, shape[1])
-    return address(target, torch.int64, pixels), weights, ignore_index, smoothing
+def _loss(target: Tensor, weight: Tensor | None, shape: tuple[int, ...], ignore_index: int, label_smoothing: float):
+    return extension.CrossEntropy(
+        target=address(target, torch.int64, shape[0] * shape[2] * shape[3]),
+        weight=address(weight, torch.float32, shape[1]),
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+    )

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast._extension import module
-from murf_fast.native._address import address, dtype_tag
-from murf_fast.native._maps import Axes, Maps, bias_of, pixel_gradients, result_shape
+from murf_fast.native._address import address, dtype_tag, extension
+from murf_fast.native._maps import Axes, bias_of, maps_of, pixel_gradients, result_shape, walkable
 
 __all__ = ["upsample_expectation", "upsample_expectation_backward"]
 
@@ -19,17 +18,17 @@ def upsample_expectation(
     """``out = sum_k p_k values_k``, (B, H, W) float32, of ``values`` (C,) float32; p the softmax or the normalized
     relu + 0.1 of the logits ``sum_s U_s features[s] + bias``.
     """
-    maps = Maps(features, axes, channels_last=True)
+    features = walkable(features, channels_last=True)
     shape = result_shape(features, out)
-    module().upsample_expectation(
-        dtype_tag(features[0]),
-        maps.tuples,
-        shape,
-        bias_of(bias, shape),
-        address(values, torch.float32, shape[1]),
-        softmax,
-        address(out, torch.float32, out.numel()),
-        _fork.threads(),
+    extension.upsample_expectation(
+        dtype=dtype_tag(features[0]),
+        maps=maps_of(features, axes),
+        grid=shape,
+        bias=bias_of(bias, shape),
+        values=address(values, torch.float32, shape[1]),
+        softmax=softmax,
+        out=address(out, torch.float32, out.numel()),
+        threads=_fork.threads(),
     )
 
 
@@ -46,17 +45,17 @@ def upsample_expectation_backward(
     """``gradients`` of the maps: float32, channels_last, overwritten. ``row_value_gradients`` of the values: one sum
     (B, H, C) float32 per output row.
     """
-    maps = Maps(features, axes, channels_last=True)
+    features = walkable(features, channels_last=True)
     shape = result_shape(features, grad_out)
-    module().upsample_expectation_backward(
-        dtype_tag(features[0]),
-        maps.tuples,
-        shape,
-        bias_of(bias, shape),
-        address(values, torch.float32, shape[1]),
-        softmax,
-        address(grad_out, torch.float32, grad_out.numel()),
-        pixel_gradients(features, gradients),
-        address(row_value_gradients, torch.float32, shape[0] * shape[1] * shape[2]),
-        _fork.threads(),
+    extension.upsample_expectation_backward(
+        dtype=dtype_tag(features[0]),
+        maps=maps_of(features, axes),
+        grid=shape,
+        bias=bias_of(bias, shape),
+        values=address(values, torch.float32, shape[1]),
+        softmax=softmax,
+        grad_out=address(grad_out, torch.float32, grad_out.numel()),
+        gradients=pixel_gradients(features, gradients),
+        row_value_gradients=address(row_value_gradients, torch.float32, shape[0] * shape[1] * shape[2]),
+        threads=_fork.threads(),
     )
