@@ -11,213 +11,48 @@ namespace {
 template <class T>
 struct Fields;
 
-template <>
-struct Fields<Strided> {
-  static constexpr std::tuple list{
-      field("data", &Strided::data),
-      field("strides", &Strided::stride_b, &Strided::stride_c, &Strided::stride_y, &Strided::stride_x),
+#define DESCRIBE(T, ...)                         \
+  template <>                                    \
+  struct Fields<T> {                             \
+    using Struct = T;                            \
+    static constexpr std::tuple list{__VA_ARGS__}; \
   };
-};
+#define FIELD(name) field(#name, &Struct::name)
+#define STRIDES field("strides", &Struct::stride_b, &Struct::stride_c, &Struct::stride_y, &Struct::stride_x)
+#define SHAPE field("shape", &Struct::batch, &Struct::channels, &Struct::height, &Struct::width)
+#define ROWS field("rows", &Struct::row_begin, &Struct::row_end)
 
-template <>
-struct Fields<Map> {
-  static constexpr std::tuple list{
-      field("data", &Map::data),
-      field("shape", &Map::batch, &Map::channels, &Map::height, &Map::width),
-      field("strides", &Map::stride_b, &Map::stride_c, &Map::stride_y, &Map::stride_x),
-      field("y", &Map::y),
-      field("x", &Map::x),
-  };
-};
+DESCRIBE(Strided, FIELD(data), STRIDES)
+DESCRIBE(Map, FIELD(data), SHAPE, STRIDES, FIELD(y), FIELD(x))
+DESCRIBE(Bias, FIELD(data), FIELD(stride_b))
+DESCRIBE(CrossEntropy, FIELD(target), FIELD(weight), FIELD(ignore_index), FIELD(label_smoothing))
+DESCRIBE(Image, FIELD(data), FIELD(batch), FIELD(height), FIELD(width), STRIDES)
+DESCRIBE(PatchRows, FIELD(patch), FIELD(stride_b), FIELD(stride_row), FIELD(channels_first), FIELD(gain),
+         FIELD(offset))
+DESCRIBE(WindowAttention, FIELD(batch), FIELD(heads), FIELD(head_dim), FIELD(channels), FIELD(mean), FIELD(scale),
+         FIELD(q), FIELD(k), FIELD(v), FIELD(y), FIELD(x), FIELD(bias_y), FIELD(bias_x))
+DESCRIBE(WindowGradients, FIELD(grad_out), FIELD(grad_lse), FIELD(q), FIELD(k), FIELD(v), FIELD(bias_y),
+         FIELD(bias_x), FIELD(shares))
+DESCRIBE(FeatureUnify, SHAPE, FIELD(filters), FIELD(kernel), FIELD(released), FIELD(features), FIELD(basis))
+DESCRIBE(PixelLinear, FIELD(pixels), FIELD(in_channels), FIELD(out_channels), FIELD(chunk), FIELD(width), FIELD(x),
+         field("x_strides", &Struct::x_stride, &Struct::x_stride_c), FIELD(gain), FIELD(offset), FIELD(unit),
+         FIELD(eps), FIELD(weight), FIELD(bias), FIELD(residual), FIELD(rotate_rows), FIELD(rotate_columns),
+         FIELD(out), FIELD(statistics))
+DESCRIBE(AdaptiveConv, FIELD(batch), FIELD(channels), FIELD(y), FIELD(x), ROWS)
+DESCRIBE(Bilateral, FIELD(batch), FIELD(height), FIELD(width), FIELD(guides), FIELD(key), FIELD(radius), FIELD(fixup),
+         FIELD(params), FIELD(range_mask), FIELD(fixup_mask), ROWS)
+DESCRIBE(NearestRows, FIELD(data), FIELD(dtype), FIELD(rows), FIELD(dim), FIELD(stride), FIELD(scale))
+DESCRIBE(NearestBlock, FIELD(stride), FIELD(first), FIELD(columns), FIELD(query_errors), FIELD(query_squared_norms),
+         FIELD(error), FIELD(squared_norm), FIELD(absolute), FIELD(relative))
+DESCRIBE(NearestState, FIELD(k), FIELD(capacity), FIELD(lower), FIELD(index), FIELD(count), FIELD(upper),
+         FIELD(uppers), FIELD(exact), FIELD(exact_index), FIELD(exacts))
+DESCRIBE(KCenterCodes, FIELD(data), FIELD(stride), FIELD(scales), FIELD(squared_norms), FIELD(errors))
 
-template <>
-struct Fields<Bias> {
-  static constexpr std::tuple list{field("data", &Bias::data), field("stride_b", &Bias::stride_b)};
-};
-
-template <>
-struct Fields<CrossEntropy> {
-  static constexpr std::tuple list{
-      field("target", &CrossEntropy::target),
-      field("weight", &CrossEntropy::weight),
-      field("ignore_index", &CrossEntropy::ignore_index),
-      field("label_smoothing", &CrossEntropy::label_smoothing),
-  };
-};
-
-template <>
-struct Fields<Image> {
-  static constexpr std::tuple list{
-      field("data", &Image::data),
-      field("batch", &Image::batch),
-      field("height", &Image::height),
-      field("width", &Image::width),
-      field("strides", &Image::stride_b, &Image::stride_c, &Image::stride_y, &Image::stride_x),
-  };
-};
-
-template <>
-struct Fields<PatchRows> {
-  static constexpr std::tuple list{
-      field("patch", &PatchRows::patch),
-      field("stride_b", &PatchRows::stride_b),
-      field("stride_row", &PatchRows::stride_row),
-      field("channels_first", &PatchRows::channels_first),
-      field("gain", &PatchRows::gain),
-      field("offset", &PatchRows::offset),
-  };
-};
-
-template <>
-struct Fields<WindowAttention> {
-  static constexpr std::tuple list{
-      field("batch", &WindowAttention::batch),
-      field("heads", &WindowAttention::heads),
-      field("head_dim", &WindowAttention::head_dim),
-      field("channels", &WindowAttention::channels),
-      field("mean", &WindowAttention::mean),
-      field("scale", &WindowAttention::scale),
-      field("q", &WindowAttention::q),
-      field("k", &WindowAttention::k),
-      field("v", &WindowAttention::v),
-      field("y", &WindowAttention::y),
-      field("x", &WindowAttention::x),
-      field("bias_y", &WindowAttention::bias_y),
-      field("bias_x", &WindowAttention::bias_x),
-  };
-};
-
-template <>
-struct Fields<WindowGradients> {
-  static constexpr std::tuple list{
-      field("grad_out", &WindowGradients::grad_out),
-      field("grad_lse", &WindowGradients::grad_lse),
-      field("q", &WindowGradients::q),
-      field("k", &WindowGradients::k),
-      field("v", &WindowGradients::v),
-      field("bias_y", &WindowGradients::bias_y),
-      field("bias_x", &WindowGradients::bias_x),
-      field("shares", &WindowGradients::shares),
-  };
-};
-
-template <>
-struct Fields<FeatureUnify> {
-  static constexpr std::tuple list{
-      field("shape", &FeatureUnify::batch, &FeatureUnify::channels, &FeatureUnify::height, &FeatureUnify::width),
-      field("filters", &FeatureUnify::filters),
-      field("kernel", &FeatureUnify::kernel),
-      field("released", &FeatureUnify::released),
-      field("features", &FeatureUnify::features),
-      field("basis", &FeatureUnify::basis),
-  };
-};
-
-template <>
-struct Fields<PixelLinear> {
-  static constexpr std::tuple list{
-      field("pixels", &PixelLinear::pixels),
-      field("in_channels", &PixelLinear::in_channels),
-      field("out_channels", &PixelLinear::out_channels),
-      field("chunk", &PixelLinear::chunk),
-      field("width", &PixelLinear::width),
-      field("x", &PixelLinear::x),
-      field("x_strides", &PixelLinear::x_stride, &PixelLinear::x_stride_c),
-      field("gain", &PixelLinear::gain),
-      field("offset", &PixelLinear::offset),
-      field("unit", &PixelLinear::unit),
-      field("eps", &PixelLinear::eps),
-      field("weight", &PixelLinear::weight),
-      field("bias", &PixelLinear::bias),
-      field("residual", &PixelLinear::residual),
-      field("rotate_rows", &PixelLinear::rotate_rows),
-      field("rotate_columns", &PixelLinear::rotate_columns),
-      field("out", &PixelLinear::out),
-      field("statistics", &PixelLinear::statistics),
-  };
-};
-
-template <>
-struct Fields<AdaptiveConv> {
-  static constexpr std::tuple list{
-      field("batch", &AdaptiveConv::batch),
-      field("channels", &AdaptiveConv::channels),
-      field("y", &AdaptiveConv::y),
-      field("x", &AdaptiveConv::x),
-      field("rows", &AdaptiveConv::row_begin, &AdaptiveConv::row_end),
-  };
-};
-
-template <>
-struct Fields<Bilateral> {
-  static constexpr std::tuple list{
-      field("batch", &Bilateral::batch),
-      field("height", &Bilateral::height),
-      field("width", &Bilateral::width),
-      field("guides", &Bilateral::guides),
-      field("key", &Bilateral::key),
-      field("radius", &Bilateral::radius),
-      field("fixup", &Bilateral::fixup),
-      field("params", &Bilateral::params),
-      field("range_mask", &Bilateral::range_mask),
-      field("fixup_mask", &Bilateral::fixup_mask),
-      field("rows", &Bilateral::row_begin, &Bilateral::row_end),
-  };
-};
-
-template <>
-struct Fields<NearestRows> {
-  static constexpr std::tuple list{
-      field("data", &NearestRows::data),
-      field("dtype", &NearestRows::dtype),
-      field("rows", &NearestRows::rows),
-      field("dim", &NearestRows::dim),
-      field("stride", &NearestRows::stride),
-      field("scale", &NearestRows::scale),
-  };
-};
-
-template <>
-struct Fields<NearestBlock> {
-  static constexpr std::tuple list{
-      field("stride", &NearestBlock::stride),
-      field("first", &NearestBlock::first),
-      field("columns", &NearestBlock::columns),
-      field("query_errors", &NearestBlock::query_errors),
-      field("query_squared_norms", &NearestBlock::query_squared_norms),
-      field("error", &NearestBlock::error),
-      field("squared_norm", &NearestBlock::squared_norm),
-      field("absolute", &NearestBlock::absolute),
-      field("relative", &NearestBlock::relative),
-  };
-};
-
-template <>
-struct Fields<NearestState> {
-  static constexpr std::tuple list{
-      field("k", &NearestState::k),
-      field("capacity", &NearestState::capacity),
-      field("lower", &NearestState::lower),
-      field("index", &NearestState::index),
-      field("count", &NearestState::count),
-      field("upper", &NearestState::upper),
-      field("uppers", &NearestState::uppers),
-      field("exact", &NearestState::exact),
-      field("exact_index", &NearestState::exact_index),
-      field("exacts", &NearestState::exacts),
-  };
-};
-
-template <>
-struct Fields<KCenterCodes> {
-  static constexpr std::tuple list{
-      field("data", &KCenterCodes::data),
-      field("stride", &KCenterCodes::stride),
-      field("scales", &KCenterCodes::scales),
-      field("squared_norms", &KCenterCodes::squared_norms),
-      field("errors", &KCenterCodes::errors),
-  };
-};
+#undef DESCRIBE
+#undef FIELD
+#undef STRIDES
+#undef SHAPE
+#undef ROWS
 
 template <class T>
 using RecordOf = Record<T, Fields<T>::list>;

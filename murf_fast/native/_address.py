@@ -44,8 +44,10 @@ def place(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -
 
 
 def strided(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None):
-    """A map (B, C, H, W) of any strides, see :func:`place`."""
-    return extension.Strided(data=place(x, dtype, shape), strides=x.stride())
+    """A map (B, C, H, W) of any strides; ``shape`` is what the kernel walks."""
+    if x.dtype is not dtype or not x.is_cpu or (shape is not None and x.shape != shape):
+        refuse(x, dtype, shape)
+    return extension.Strided(data=x.data_ptr() or no_memory(x), strides=x.stride())
 
 
 def wanted(result: Tensor, like: Tensor):
@@ -63,7 +65,7 @@ def rows_of(x: Tensor, scale: Tensor | None = None):
     scaled = scale is not None and scale.numel() > 0
     return extension.NearestRows(
         data=x.data_ptr() or no_memory(x),
-        dtype=dtype_tag(x),
+        dtype=dtype_tag(x.dtype),
         rows=rows,
         dim=dim,
         stride=stride,
@@ -90,11 +92,11 @@ def refuse(x: Tensor, dtype: torch.dtype, expected: object) -> None:
     )
 
 
-def dtype_tag(x: Tensor) -> str:
+def dtype_tag(dtype: torch.dtype) -> str:
     """The extension's name of a dtype."""
-    tag = _DTYPES.get(x.dtype)
+    tag = _DTYPES.get(dtype)
     if tag is None:
-        raise TypeError(f"murf_fast: a kernel takes float32, bfloat16 or float16, got {x.dtype}")
+        raise TypeError(f"murf_fast: a kernel takes float32, bfloat16 or float16, got {dtype}")
     return tag
 
 

@@ -13,30 +13,23 @@ Axes = list[tuple[AxisTable, AxisTable]]
 _NO_BIAS = extension.Bias(data=0, stride_b=0)
 
 
-def walkable(features: list[Tensor], channels_last: bool) -> list[Tensor]:
-    """The maps, or copies whose strides a kernel can walk; to be held until its call is over."""
-    return [channels_contiguous(f) if channels_last else _rows_contiguous(f) for f in features]
-
-
-def channels_contiguous(x: Tensor) -> Tensor:
-    if x.stride()[1] == 1 or x.shape[1] == 1:
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _rows_contiguous(x: Tensor) -> Tensor:
-    return x if x.stride()[3] == 1 or x.shape[3] == 1 else x.contiguous()
-
-
-def maps_of(features: list[Tensor], axes: Axes) -> list:
-    """Maps of one dtype with their tables."""
-    dtype, maps = features[0].dtype, []
+def maps_of(features: list[Tensor], axes: Axes, channels_last: bool) -> tuple[list, list[Tensor]]:
+    """Maps of one dtype with their tables; and copies of those whose strides a kernel cannot walk, to be held until its
+    call is over.
+    """
+    dtype, maps, copies = features[0].dtype, [], []
+    contiguous = 1 if channels_last else 3
     for f, (y, x) in zip(features, axes, strict=True):
+        shape, strides = f.shape, f.stride()
+        if strides[contiguous] != 1 and shape[contiguous] != 1:
+            f = f.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+            strides = f.stride()
+            copies.append(f)
         if f.dtype is not dtype or not f.is_cpu:
             refuse(f, dtype, "any")
         data = f.data_ptr() or no_memory(f)
-        maps.append(extension.Map(data=data, shape=f.shape, strides=f.stride(), y=y.native, x=x.native))
-    return maps
+        maps.append(extension.Map(data=data, shape=shape, strides=strides, y=y.native, x=x.native))
+    return maps, copies
 
 
 def result_shape(features: list[Tensor], full: Tensor) -> tuple[int, int, int, int]:

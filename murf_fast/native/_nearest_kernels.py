@@ -22,7 +22,7 @@ def prepare(x: Tensor, mean: Tensor | None, scale: Tensor, out: Tensor, role: st
     extension.nearest_prepare(
         x=rows_of(x, scale),
         mean=address(mean, torch.float32, dim),
-        out_dtype=dtype_tag(out),
+        out_dtype=dtype_tag(out.dtype),
         out=address(out, out.dtype, out.numel()),
         out_stride=out.stride(0),
         role=role,
@@ -87,7 +87,7 @@ def scan(
     if first + columns > len(bank[0]):
         raise ValueError(f"murf_fast: products end at row {first + columns} of a bank of {len(bank[0])}")
     extension.nearest_scan(
-        product_dtype=dtype_tag(product),
+        product_dtype=dtype_tag(product.dtype),
         products=rows_of(product).data,
         block=extension.NearestBlock(
             stride=product.stride(0),

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from murf_fast import _fork
 from murf_fast.native._address import address, dtype_tag, extension, prefer_huge_pages, strided
-from murf_fast.native._maps import channels_contiguous
 from murf_fast.tables.folded import FoldedAxis
 
 __all__ = ["adaptive_conv", "adaptive_conv_backward_kernels", "adaptive_conv_backward_source"]
@@ -30,9 +29,9 @@ def adaptive_conv_band(
     (batch, channels), (y, x) = source.shape[:2], axes
     begin, end = rows
     extension.adaptive_conv(
-        dtype=dtype_tag(source),
-        kernels_dtype=dtype_tag(kernels),
-        conv=_conv(source, axes, rows),
+        dtype=dtype_tag(source.dtype),
+        kernels_dtype=dtype_tag(kernels.dtype),
+        conv=extension.AdaptiveConv(batch=batch, channels=channels, y=y.native, x=x.native, rows=rows),
         source=strided(source, source.dtype, (batch, channels, y.in_size, x.in_size)),
         kernels=strided(kernels, kernels_dtype(kernels, source), (batch, y.taps * x.taps, end - begin, x.out_size)),
         bias=address(bias, torch.float32, channels),
@@ -43,12 +42,13 @@ def adaptive_conv_band(
 
 def adaptive_conv_backward_source(grad: Tensor, kernels: Tensor, axes: Axes, out: Tensor) -> None:
     """``out`` (B, C, h, w) gathers, for every pixel of the source, the gradients of the outputs that read it."""
-    grad = channels_contiguous(grad)  # its pixels are read once for every source row of their windows
+    if grad.stride(1) != 1 and grad.shape[1] != 1:  # its pixels are read once for every source row of their windows
+        grad = grad.contiguous(memory_format=torch.channels_last)
     (batch, channels), (y, x) = grad.shape[:2], axes
     extension.adaptive_conv_backward_source(
-        dtype=dtype_tag(grad),
-        kernels_dtype=dtype_tag(kernels),
-        conv=_conv(grad, axes),
+        dtype=dtype_tag(grad.dtype),
+        kernels_dtype=dtype_tag(kernels.dtype),
+        conv=extension.AdaptiveConv(batch=batch, channels=channels, y=y.native, x=x.native, rows=(0, y.out_size)),
         grad=strided(grad, grad.dtype, (batch, channels, y.out_size, x.out_size)),
         kernels=strided(kernels, kernels_dtype(kernels, grad), (batch, y.taps * x.taps, y.out_size, x.out_size)),
         out=strided(out, grad.dtype, (batch, channels, y.in_size, x.in_size)),
@@ -60,19 +60,14 @@ def adaptive_conv_backward_kernels(grad: Tensor, source: Tensor, axes: Axes, out
     """``out`` (B, D * D, H, W): products of gradients with the source pixels that a tap reads."""
     (batch, channels), (y, x) = grad.shape[:2], axes
     extension.adaptive_conv_backward_kernels(
-        dtype=dtype_tag(source),
-        kernels_dtype=dtype_tag(out),
-        conv=_conv(grad, axes),
+        dtype=dtype_tag(source.dtype),
+        kernels_dtype=dtype_tag(out.dtype),
+        conv=extension.AdaptiveConv(batch=batch, channels=channels, y=y.native, x=x.native, rows=(0, y.out_size)),
         grad=strided(grad, source.dtype, (batch, channels, y.out_size, x.out_size)),
         source=strided(source, source.dtype, (batch, channels, y.in_size, x.in_size)),
         out=strided(out, kernels_dtype(out, source), (batch, y.taps * x.taps, y.out_size, x.out_size)),
         threads=_fork.threads(),
     )
-
-
-def _conv(like: Tensor, axes: Axes, rows: tuple[int, int] | None = None):
-    (batch, channels, *_), (y, x) = like.shape, axes
-    return extension.AdaptiveConv(batch=batch, channels=channels, y=y.native, x=x.native, rows=rows or (0, y.out_size))
 
 
 def kernels_dtype(kernels: Tensor, maps: Tensor) -> torch.dtype:

@@ -30,8 +30,8 @@ def bilateral_kernels(
 def kernels_of_rows(network: Network, guidance: Tensor, rows: tuple[int, int], out: Tensor) -> None:
     batch, _, _, width = guidance.shape
     extension.bilateral_kernels(
-        dtype=dtype_tag(guidance),
-        out_dtype=dtype_tag(out),
+        dtype=dtype_tag(guidance.dtype),
+        out_dtype=dtype_tag(out.dtype),
         net=network.of_rows(*rows),
         guidance=strided(guidance, guidance.dtype),
         out=strided(out, kernels_dtype(out, guidance), (batch, network.taps, rows[1] - rows[0], width)),
@@ -56,8 +56,8 @@ def bilateral_kernels_backward(
     grad_guidance = empty((batch, height, guides, width), torch.float32)
     grad_params = empty((batch * bands, network.params.numel()), torch.float32)
     extension.bilateral_kernels_backward(
-        dtype=dtype_tag(guidance),
-        grad_dtype=dtype_tag(grad),
+        dtype=dtype_tag(guidance.dtype),
+        grad_dtype=dtype_tag(grad.dtype),
         net=network.of_rows(0, height),
         guidance=strided(guidance, guidance.dtype),
         grad=strided(grad, kernels_dtype(grad, guidance), (batch, network.taps, height, width)),

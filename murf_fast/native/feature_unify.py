@@ -14,7 +14,7 @@ __all__ = ["feature_unify", "feature_unify_backward"]
 def feature_unify(features: Tensor, basis: Tensor, released: bool, out: Tensor) -> None:
     """``features`` (B, C, H, W) and ``out`` (B, M, H, W) of any strides; ``basis`` (M, k, k) float32."""
     extension.feature_unify(
-        dtype=dtype_tag(features),
+        dtype=dtype_tag(features.dtype),
         unify=_unify(features, basis, released),
         out=strided(out, features.dtype, (len(features), len(basis), *features.shape[2:])),
         threads=_fork.threads(),
@@ -29,7 +29,7 @@ def feature_unify_backward(
     """
     parts = basis.new_empty((len(features) * shares, *basis.shape)) if results[1].numel() else None
     extension.feature_unify_backward(
-        dtype=dtype_tag(features),
+        dtype=dtype_tag(features.dtype),
         unify=_unify(features, basis, released),
         grad_out=strided(grad, features.dtype, (len(features), len(basis), *features.shape[2:])),
         grad_features=wanted(results[0], features),

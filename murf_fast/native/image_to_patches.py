@@ -33,8 +33,8 @@ def image_to_patches(
         raise ValueError(f"murf_fast: rows of patches must be contiguous for a kernel, got strides {out.stride()}")
     extension.image_to_patches(
         is_uint8=is_uint8,
-        dtype=dtype_tag(out) if is_uint8 else dtype_tag(image),
-        out_dtype=dtype_tag(out),
+        dtype=dtype_tag(out.dtype) if is_uint8 else dtype_tag(image.dtype),
+        out_dtype=dtype_tag(out.dtype),
         image=extension.Image(
             data=place(image, image.dtype, (batch, 3, height, width)),
             batch=batch,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from murf_fast import _fork
 from murf_fast.native._address import address, dtype_tag, extension
-from murf_fast.native._maps import Axes, bias_of, maps_of, pixel_gradients, result_shape, walkable
+from murf_fast.native._maps import Axes, bias_of, maps_of, pixel_gradients, result_shape
 
 __all__ = ["upsample_cross_entropy", "upsample_cross_entropy_backward"]
 
@@ -27,11 +27,11 @@ def upsample_cross_entropy(
     int64, ``weight``: (C,) float32. ``lse``: (2, B, H, W), the largest logit and the logarithm of the sum of
     ``exp(z - largest)``, apart because together they lose the latter.
     """
-    features = walkable(features, channels_last=True)
+    maps, _copies = maps_of(features, axes, channels_last=True)
     shape, pixels = result_shape(features, target), target.numel()
     extension.upsample_cross_entropy(
-        dtype=dtype_tag(features[0]),
-        maps=maps_of(features, axes),
+        dtype=dtype_tag(features[0].dtype),
+        maps=maps,
         grid=shape,
         bias=bias_of(bias, shape),
         ce=_loss(target, weight, shape, ignore_index, label_smoothing),
@@ -54,11 +54,11 @@ def upsample_cross_entropy_backward(
     gradients: list[Tensor],
 ) -> None:
     """``gradients`` of the maps: float32, channels_last, overwritten; ``grad_loss`` (B, H, W) float32."""
-    features = walkable(features, channels_last=True)
+    maps, _copies = maps_of(features, axes, channels_last=True)
     shape, pixels = result_shape(features, target), target.numel()
     extension.upsample_cross_entropy_backward(
-        dtype=dtype_tag(features[0]),
-        maps=maps_of(features, axes),
+        dtype=dtype_tag(features[0].dtype),
+        maps=maps,
         grid=shape,
         bias=bias_of(bias, shape),
         ce=_loss(target, weight, shape, ignore_index, label_smoothing),

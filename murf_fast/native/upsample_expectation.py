@@ -7,7 +7,7 @@ from torch import Tensor
 
 from murf_fast import _fork
 from murf_fast.native._address import address, dtype_tag, extension
-from murf_fast.native._maps import Axes, bias_of, maps_of, pixel_gradients, result_shape, walkable
+from murf_fast.native._maps import Axes, bias_of, maps_of, pixel_gradients, result_shape
 
 __all__ = ["upsample_expectation", "upsample_expectation_backward"]
 
@@ -18,11 +18,11 @@ def upsample_expectation(
     """``out = sum_k p_k values_k``, (B, H, W) float32, of ``values`` (C,) float32; p the softmax or the normalized
     relu + 0.1 of the logits ``sum_s U_s features[s] + bias``.
     """
-    features = walkable(features, channels_last=True)
+    maps, _copies = maps_of(features, axes, channels_last=True)
     shape = result_shape(features, out)
     extension.upsample_expectation(
-        dtype=dtype_tag(features[0]),
-        maps=maps_of(features, axes),
+        dtype=dtype_tag(features[0].dtype),
+        maps=maps,
         grid=shape,
         bias=bias_of(bias, shape),
         values=address(values, torch.float32, shape[1]),
@@ -45,11 +45,11 @@ def upsample_expectation_backward(
     """``gradients`` of the maps: float32, channels_last, overwritten. ``row_value_gradients`` of the values: one sum
     (B, H, C) float32 per output row.
     """
-    features = walkable(features, channels_last=True)
+    maps, _copies = maps_of(features, axes, channels_last=True)
     shape = result_shape(features, grad_out)
     extension.upsample_expectation_backward(
-        dtype=dtype_tag(features[0]),
-        maps=maps_of(features, axes),
+        dtype=dtype_tag(features[0].dtype),
+        maps=maps,
         grid=shape,
         bias=bias_of(bias, shape),
         values=address(values, torch.float32, shape[1]),

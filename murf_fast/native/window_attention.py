@@ -32,7 +32,7 @@ def window_attention(
     prefer_huge_pages(out)
     grid = tuple(q.shape[2:])
     extension.window_attention(
-        dtype=dtype_tag(q),
+        dtype=dtype_tag(q.dtype),
         attention=_attention(q, k, v, bias_y, bias_x, rule, heads, mean, scale),
         out=strided(out, q.dtype, (len(q), v.shape[1], *grid)),
         lse=address(lse, torch.float32, len(q) * heads * grid[0] * grid[1]),
@@ -63,7 +63,7 @@ def window_attention_backward(
         parts.append(q.new_empty((q.shape[0] * shares, *bias.shape), dtype=torch.float32) if result.numel() else None)
     grid = tuple(q.shape[2:])
     extension.window_attention_backward(
-        dtype=dtype_tag(q),
+        dtype=dtype_tag(q.dtype),
         attention=_attention(q, k, v, bias_y, bias_x, rule, heads, mean, scale),
         gradients=extension.WindowGradients(
             grad_out=strided(grad_out, q.dtype, (len(q), v.shape[1], *grid)),
