@@ -23,11 +23,11 @@ struct Axis {
   const float* weights;
 };
 
-// A low-resolution map (batch, channels, y.in, x.in) and the two axes that bring it to the output grid.
-// Strides are in elements.
+// A low-resolution map (batch, channels, y.in, x.in) and the two axes that bring it to the output grid; where a resize is
+// transposed, a gradient (batch, channels, y.out, x.out). Strides are in elements.
 struct Map {
   const void* data;
-  int64_t channels;
+  int64_t batch, channels, height, width;
   int64_t stride_b, stride_c, stride_y, stride_x;
   Axis y, x;
 };

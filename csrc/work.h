@@ -84,4 +84,6 @@ inline double nearest_scan(const NearestRows& query, const NearestBlock& block) 
 
 inline double nearest_finish(const NearestRows& query, const NearestState& state) { return rows(query) * double(state.k); }
 
+inline double fill(int64_t bytes) { return double(bytes / int64_t(sizeof(float))); }
+
 }  // namespace murf::work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from pathlib import Path
 
@@ -338,7 +339,8 @@ BANDED = (
 @pytest.mark.parametrize("case", BANDED, ids=str)
 def test_without_gradients_bands_give_the_same(case, three_threads, monkeypatch):
     batch, channels, source, size, radius, mode, fixup, dtype, guidance_dtype = case
-    monkeypatch.setattr(murf_fast.native, "_KERNEL_BYTES", 1)  # as few rows at a time as ever
+    launcher = importlib.import_module("murf_fast.native.joint_bilateral_upsample")
+    monkeypatch.setattr(launcher, "_KERNEL_BYTES", 1)  # as few rows at a time as ever
     maps = [draw(batch, channels, *source).to(dtype), draw(batch, 7, *source, seed=1).to(dtype)]
     guidance, params = draw(batch, 3, *size).to(guidance_dtype), make_params(radius, fixup=fixup)
     options = {"radius": radius, "mode": mode, "range_mask": (draw(batch, 32) > 0).float()}

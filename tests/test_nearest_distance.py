@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from pathlib import Path
@@ -114,10 +115,8 @@ def test_rounding_along_the_difference(dim, precision):
 
 
 def test_several_blocks_of_queries_and_rows(monkeypatch):
-    from murf_fast import _nearest
-
     for name, value in (("BANK_BLOCK", 100), ("QUERY_BLOCK", 7), ("QUERIES", 30)):
-        monkeypatch.setattr(_nearest, name, value)
+        monkeypatch.setattr(importlib.import_module("murf_fast.native.nearest_distance"), name, value)
     bank, query = split(clustered(1001, 20), 65)
     for precision in PRECISIONS:
         for metric in ("l2", "cosine"):

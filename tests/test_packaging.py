@@ -161,7 +161,7 @@ def test_a_failed_build_packs_nothing_of_an_earlier_one(source_tree):
     )
     assert result.returncode == 0, result.stderr
     assert "was NOT built" in result.stderr
-    assert (library / "murf_fast" / "native.py").is_file()
+    assert (library / "murf_fast" / "native" / "upsample_sum.py").is_file()
     assert not [p.name for p in library.rglob("*") if p.suffix == ".so" or p in stale]
 
 

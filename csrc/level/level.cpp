@@ -5,7 +5,7 @@ namespace murf {
 namespace MURF_LEVEL {
 
 const Kernels kernels = {
-#define MURF_ENTRY(name, arguments) name,
+#define MURF_ENTRY(name, arguments, work) name,
     MURF_KERNELS(MURF_ENTRY)
 #undef MURF_ENTRY
 };

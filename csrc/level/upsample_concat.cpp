@@ -39,5 +39,18 @@ void upsample_concat(DType dtype, Maps maps, Grid grid, void* out, int threads) 
   with_dtype(dtype, [&](auto tag) { concat(maps, grid, static_cast<decltype(tag)*>(out), threads); });
 }
 
+void upsample_concat_planar(DType dtype, Maps maps, Grid grid, void* out, int threads) {
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const int64_t plane = grid.height * grid.width, stride_b = grid.channels * plane;
+    T* dst = static_cast<T*>(out);
+    for (const Map* map = maps.data; map != maps.data + maps.size; ++map) {
+      const Grid own{grid.batch, map->channels, grid.height, grid.width};
+      upsample_sum(dtype, {map, 1}, own, {nullptr, 0}, dst, false, stride_b, threads);
+      dst += map->channels * plane;
+    }
+  });
+}
+
 }  // namespace MURF_LEVEL
 }  // namespace murf

@@ -1,7 +1,7 @@
 """The CPU search behind ``nearest_distance``: blocks of one matrix product, each reduced before the next is made.
 
 A prepared row is rounded to the product's dtype and followed by six columns that hold its squared norm, so that the
-product itself is ``-d^2 / 2`` between rounded rows. The kernels in csrc/nearest_distance.cpp say what happens to it.
+product itself is ``-d^2 / 2`` between rounded rows. csrc/level/nearest_distance.cpp says what happens to it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from murf_fast import native
+from murf_fast import _fork
+from murf_fast.native import _nearest_kernels as kernels
+from murf_fast.native._address import empty, extension
+
+__all__ = ["has_bf16_products", "index_layout", "nearest_distance", "nearest_index"]
 
 # A block of products is 4 MB in bfloat16 and 8 MB in float32: it is read again at once, from the last-level cache.
 # Larger blocks did not raise the rate of the products.
@@ -24,29 +28,41 @@ LARGEST_SQUARED_NORM = 1e36
 BFLOAT16_ROUNDING = 2.0**-7
 
 
-def resolve_precision(precision: str) -> torch.dtype:
+def has_bf16_products() -> bool:
+    """Whether this processor multiplies matrices in bfloat16 faster than in float32."""
+    return extension.has_bf16_products()
+
+
+def _resolved(precision: str) -> torch.dtype:
     """The dtype of the bank's copy; float32 stands for none."""
     if precision == "auto":
-        return torch.bfloat16 if native.has_bf16_products() else torch.float32
+        return torch.bfloat16 if has_bf16_products() else torch.float32
     return getattr(torch, precision)
 
 
-def prepare(bank: Tensor, cosine: bool, precision: str) -> list[Tensor]:
-    """[mean, row scales, low-precision rows, errors per block, squared norms per block]; unused ones are empty."""
-    dtype = resolve_precision(precision)
+def nearest_index(bank: Tensor, cosine: bool, precision: str, device: torch.device) -> list[Tensor]:
+    """[mean (D,), row scales (R,), low-precision rows (R, D or more), errors per block, squared norms per block];
+    unused ones are empty. The device is the bank's.
+    """
+    with _fork.calling_thread_only():
+        return _prepared(bank, cosine, precision)
+
+
+def _prepared(bank: Tensor, cosine: bool, precision: str) -> list[Tensor]:
+    dtype = _resolved(precision)
     rows, dim = bank.shape
     mean, scale = _statistics(bank, cosine)
     blocks = -(-rows // BANK_BLOCK)
     errors, squares = _zeros(blocks), _zeros(blocks)
-    low = native.empty((0, 0), dtype)
+    low = empty((0, 0), dtype)
     if dtype != torch.float32:
         # Only rows that go into a product as they are carry its columns.
-        product_ready = dtype == torch.bfloat16 and native.has_bf16_products()
-        low = native.empty((rows, _width(dim) if product_ready else dim), dtype)
+        product_ready = dtype == torch.bfloat16 and has_bf16_products()
+        low = empty((rows, _width(dim) if product_ready else dim), dtype)
         role = "bank" if product_ready else "plain"
         for i, begin in enumerate(range(0, rows, BANK_BLOCK)):
             part = slice(begin, begin + BANK_BLOCK)
-            norm, error = native.nearest_prepare(bank[part], mean, _part(scale, part), low[part], role)
+            norm, error = kernels.prepare(bank[part], mean, _part(scale, part), low[part], role)
             if not bool(norm.isfinite().all()):
                 raise ValueError(
                     f"murf_fast.nearest_distance: `bank` has entries that {precision} cannot hold; "
@@ -56,16 +72,19 @@ def prepare(bank: Tensor, cosine: bool, precision: str) -> list[Tensor]:
     return [mean, scale, low, errors, squares]
 
 
-def layout(rows: int, dim: int) -> tuple[list, list]:
-    """(dtype, shape) that the low-precision rows may have, and (shape, dtype) of the errors and norms."""
+def index_layout(rows: int, dim: int) -> tuple[list, list]:
+    """(dtype, shape) that the low-precision rows of an index may have, and (shape, dtype) of the errors and norms."""
     half = (torch.bfloat16, torch.float16)
     lows = [(torch.float32, (0, 0)), (torch.bfloat16, (rows, _width(dim))), *((d, (rows, dim)) for d in half)]
     return lows, [((-(-rows // BANK_BLOCK),), torch.float64)] * 2
 
 
-def search(
+def nearest_distance(
     query: Tensor, bank: Tensor, index: list[Tensor], k: int, metric: str, distances: Tensor, indices: Tensor
 ) -> None:
+    """The ``k`` rows of ``bank`` (R, D) nearest to every row of ``query`` (Q, D): ``distances`` (Q, k) float32 and
+    ``indices`` (Q, k) int64.
+    """
     cosine = metric == "cosine"
     for begin in range(0, len(query), QUERIES):
         part = slice(begin, begin + QUERIES)
@@ -78,13 +97,13 @@ def _search(query, query_scale, query_begin, bank, index, k, metric, distances, 
     width = _width(bank.shape[1])
     product_ready = low.shape[1] == width
     rows_dtype = torch.bfloat16 if product_ready or not _float32_products_are_exact() else torch.float32
-    prepared = native.empty((len(query), width), rows_dtype)
-    query_squares, query_errors = native.nearest_prepare(query, mean, query_scale, prepared, "query")
+    prepared = empty((len(query), width), rows_dtype)
+    query_squares, query_errors = kernels.prepare(query, mean, query_scale, prepared, "query")
     _check_rows("query", query_squares, query_begin)
-    state = native.NearestState(len(query), k, max(CANDIDATES, 4 * k))
+    state = kernels.State(len(query), k, max(CANDIDATES, 4 * k))
     rows_at_a_time = min(BANK_BLOCK, len(bank))
-    block = None if product_ready else native.empty((rows_at_a_time, width), rows_dtype)
-    product = native.empty((min(QUERY_BLOCK, len(query)), rows_at_a_time), rows_dtype)
+    block = None if product_ready else empty((rows_at_a_time, width), rows_dtype)
+    product = empty((min(QUERY_BLOCK, len(query)), rows_at_a_time), rows_dtype)
     for i, begin in enumerate(range(0, len(bank), BANK_BLOCK)):
         part = slice(begin, begin + BANK_BLOCK)
         if product_ready:
@@ -92,14 +111,14 @@ def _search(query, query_scale, query_begin, bank, index, k, metric, distances, 
         else:
             rows = block[: len(bank[part])]
             if low.numel():
-                norm, own = native.nearest_prepare(low[part], None, _empty(), rows, "bank")
+                norm, own = kernels.prepare(low[part], None, _empty(), rows, "bank")
             else:
-                norm, own = native.nearest_prepare(bank[part], mean, _part(bank_scale, part), rows, "bank")
+                norm, own = kernels.prepare(bank[part], mean, _part(bank_scale, part), rows, "bank")
             error, square = float(errors[i] + own.max()), float(norm.max())
         for first in range(0, len(query), QUERY_BLOCK):
             some = slice(first, first + QUERY_BLOCK)
             out = _product(prepared[some], rows, product)
-            native.nearest_scan(
+            kernels.scan(
                 out,
                 begin,
                 (query_errors[some], query_squares[some]),
@@ -111,7 +130,7 @@ def _search(query, query_scale, query_begin, bank, index, k, metric, distances, 
                 bank=(bank, bank_scale),
                 state=state.part(some),
             )
-    native.nearest_finish((query, query_scale), (bank, bank_scale), state, metric, distances, indices)
+    kernels.finish((query, query_scale), (bank, bank_scale), state, metric, distances, indices)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -152,11 +171,11 @@ def _statistics(bank: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
 
 def _squared_norms(x: Tensor, name: str, first: int, nonzero: bool) -> Tensor:
     """Checks the rows."""
-    squares = native.empty((len(x),), torch.float64)
-    block = native.empty((min(BANK_BLOCK, len(x)), x.shape[1]), torch.float32)
+    squares = empty((len(x),), torch.float64)
+    block = empty((min(BANK_BLOCK, len(x)), x.shape[1]), torch.float32)
     for begin in range(0, len(x), BANK_BLOCK):
         part = slice(begin, begin + BANK_BLOCK)
-        squares[part] = native.nearest_prepare(x[part], None, _empty(), block[: len(x[part])], "plain")[0]
+        squares[part] = kernels.prepare(x[part], None, _empty(), block[: len(x[part])], "plain")[0]
     _check_rows(name, squares, first)
     if nonzero and bool((squares == 0).any()):
         zero = (squares == 0).nonzero().flatten()[:5] + first
@@ -193,4 +212,4 @@ def _empty() -> Tensor:
 
 
 def _zeros(count: int) -> Tensor:
-    return native.empty((count,), torch.float64).zero_()
+    return empty((count,), torch.float64).zero_()

@@ -1,0 +1,64 @@
+"""One layer on rows of pixels; see :mod:`murf_fast.ops._pixel_linear`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from murf_fast import _fork
+from murf_fast.native._address import address, empty, extension, place, prefer_huge_pages
+from murf_fast.tables.moments import join
+
+__all__ = ["pixel_linear"]
+
+# Pixels whose statistics are summed apart: a multiple of every level's tiles, enough parts for many threads. The sums
+# must not depend on the threads.
+PIXEL_CHUNK = 1536
+
+
+def pixel_linear(
+    x: Tensor,
+    out: Tensor,
+    *,
+    norm: tuple[Tensor, Tensor] | None = None,
+    unit_eps: float | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    rotation: tuple[Tensor, Tensor] | None = None,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor] | None:
+    """``x`` (P, I) and ``out`` (P, C), float32; the other arguments and the result are those of
+    :mod:`murf_fast.ops._pixel_linear`.
+    """
+    prefer_huge_pages(out)
+    (pixels, channels), inputs, single = out.shape, x.shape[1], torch.float32
+    chunks = -(-pixels // PIXEL_CHUNK)
+    parts = empty((chunks, 2, channels), torch.float64) if statistics else None
+    gain, shift = norm or (None, None)
+    rows, columns = rotation or (None, None)
+    width = 0 if columns is None else len(columns)
+    if weight is None and inputs != channels:
+        raise ValueError(f"murf_fast: without a weight a layer keeps its {inputs} channels, got {channels}")
+    layer = extension.PixelLinear(
+        pixels=pixels,
+        in_channels=inputs,
+        out_channels=channels,
+        chunk=PIXEL_CHUNK,
+        width=width,
+        x=place(x, single, (pixels, inputs)),
+        x_strides=x.stride(),
+        gain=address(gain, single, inputs),
+        offset=address(shift, single, inputs),
+        unit=unit_eps is not None,
+        eps=unit_eps or 0.0,
+        weight=address(weight, single, inputs * channels),
+        bias=address(bias, single, channels),
+        residual=address(residual, single, pixels * channels),
+        rotate_rows=address(rows, single, pixels // max(width, 1) * 2 * channels),
+        rotate_columns=address(columns, single, width * 2 * channels),
+        out=address(out, single, pixels * channels),
+        statistics=address(parts, torch.float64, chunks * 2 * channels),
+    )
+    extension.pixel_linear(layer=layer, threads=_fork.threads())
+    return None if parts is None else join(parts, PIXEL_CHUNK, pixels)
