@@ -35,7 +35,12 @@ def test_the_same_arguments(name):
 
 @pytest.mark.parametrize("name", sorted(TRITON))
 def test_the_same_files(name):
-    assert Path(inspect.getfile(NATIVE[name])).name == Path(inspect.getfile(TRITON[name])).name
+    """A backward may have a file of its own."""
+
+    def file(launcher) -> str:
+        return Path(inspect.getfile(launcher)).stem.removesuffix("_backward")
+
+    assert file(NATIVE[name]) == file(TRITON[name])
 
 
 @pytest.mark.parametrize("name", sorted(NATIVE))
