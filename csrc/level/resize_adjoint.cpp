@@ -1,6 +1,6 @@
 // The adjoint of a resize: grad_map = U_h^T grad U_w. Every low-resolution row is owned by one task and sums the
-// full-resolution rows that read it in ascending order, so the result does not depend on the number of threads. Long sums
-// are taken in double.
+// full-resolution rows that read it in ascending order, so the result does not depend on the number of threads. Long
+// sums are taken in double.
 #include "adjoint.h"
 #include "kernels.h"
 

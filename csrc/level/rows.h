@@ -59,7 +59,7 @@ inline void combine_fixed(float* __restrict dst, const float* const* src, const 
   }
 }
 
-// dst (+)= sum_t w[t] * src[t], four rows at a time
+// dst (+)= sum_t w[t] * src[t] for few taps, four rows at a time
 inline void combine_few(float* dst, const float* const* src, const float* w, int64_t taps, int64_t n, bool accumulate) {
   if (taps == 0 && !accumulate) fill_row(dst, 0.f, n);
   while (taps > 0) {
@@ -102,6 +102,7 @@ __attribute__((noinline)) void combine_many(float* __restrict dst, Row row, cons
   }
 }
 
+// dst (+)= sum_t w[t] * src[t]
 inline void combine(float* dst, const float* const* src, const float* w, int64_t taps, int64_t n, bool accumulate) {
   if (taps > kShortSum) combine_many(dst, [=](int64_t t) { return src[t]; }, w, taps, n, accumulate);
   else combine_few(dst, src, w, taps, n, accumulate);

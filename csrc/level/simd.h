@@ -1,6 +1,6 @@
-// Numbers, the compiler's own vectors of them, and their sums: all that depends on the registers of a level. Multiply-adds
-// are contracted by the compiler. Everything under csrc/level lives in the level's own namespace, and no std:: template is
-// instantiated, so that the linker can never merge code built for one instruction set into another.
+// Numbers, the compiler's own vectors of them, and their sums: all that depends on the registers of a level.
+// Multiply-adds are contracted by the compiler. Everything under csrc/level lives in the level's own namespace, and no
+// std:: template is instantiated, so that the linker can never merge code built for one instruction set into another.
 #pragma once
 
 #include <cstdint>
