@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from murf_fast import backends, reference
+from murf_fast import reference
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.image_to_patches import image_to_patches
@@ -161,7 +161,7 @@ def patch_embed(
     patch_size = _checks.integer(op, "patch_size", patch_size, 1)
     weight, batches, grids, tiles = _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder)
     _checks.mode(op, mode, antialias)
-    backend_name = backends.resolve(backend, weight.device.type, weight.dtype)
+    backend_name = _checks.backend(backend, weight)
     count = 0 if prefix is None else len(prefix)
     blocks, start = [], 0
     for batch, its_sizes in zip(batches, grids, strict=True):
@@ -190,14 +190,14 @@ def patch_embed(
     functional = backend_name == "reference" or writes_nothing([*trainable, *batches])
     buffer = weight[:0] if functional else weight.new_empty((start, weight.shape[0]))
     packed = PackedTokens(buffer, tuple(blocks), count)
-    rule = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
-    rule |= {"dtype": weight.dtype, "backend": backend}
+    options = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
+    options |= {"dtype": weight.dtype, "backend": backend}
     pairs = [(batch, size) for batch, its_sizes in zip(batches, grids, strict=True) for size in its_sizes]
     pieces = []
     for i, ((batch, size), block, table) in enumerate(zip(pairs, blocks, tables, strict=True)):
         head, positions = _split_positions(prefix, table, num_prefix_tokens)
         if functional:
-            (patches,) = image_to_patches(batch, [size], patch_size, **rule)
+            (patches,) = image_to_patches(batch, [size], patch_size, **options)
             tokens = reference.patch_embed(_cut(patches, block), weight, None, None, None)
             added = _added(bias, positions, weight.dtype)
             tokens = tokens if added is None else tokens + added
@@ -211,7 +211,7 @@ def patch_embed(
         rows = out[:, count:].unflatten(0, (block.tiles**2, block.batch))
         added = _added(bias, positions, weight.dtype)
         for images_at_a_time in _groups(block, weight):
-            (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **rule)
+            (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **options)
             patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
             _project(rows[:, images_at_a_time], patches, weight, added)
     return packed.with_tokens(torch.cat(pieces)) if functional else packed
@@ -226,11 +226,11 @@ def cut_sequences(
     dtype: torch.dtype,
     tiles: Sequence[int] | None = None,
     remainder: str = "raise",
-    **rule,
+    **options,
 ) -> Iterator[tuple[Block, Tensor]]:
     """The patches (t t B, h w, 3 p p) of each resolution's sequences, for embeddings that are called as modules.
 
-    ``prefix`` counts the tokens before the patches of every sequence, ``rule`` holds the options of
+    ``prefix`` counts the tokens before the patches of every sequence, ``options`` are those of
     :func:`image_to_patches`; the rest is as for :func:`patch_embed`.
     """
     weight = torch.empty((1, 3 * patch_size * patch_size), dtype=dtype, device="meta")
@@ -241,7 +241,7 @@ def cut_sequences(
         t = 1 if tiles is None else tiles[s]
         block = Block(start, len(batch), (size[0] // patch_size // t, size[1] // patch_size // t), t)
         start += block.sequences * block.length(prefix)
-        (patches,) = image_to_patches(batch, [size], patch_size, dtype=dtype, **rule)
+        (patches,) = image_to_patches(batch, [size], patch_size, dtype=dtype, **options)
         yield block, _cut(patches, block)
 
 
