@@ -64,7 +64,7 @@ def image_to_patches(
     patch_size = _checks.integer(op, "patch_size", patch_size, 1)
     for i, size in enumerate(grids):
         if min(size) < patch_size:
-            raise ValueError(f"murf_fast.{op}: `sizes[{i}]` must hold a patch of {patch_size} pixels, got {size}")
+            raise ValueError(f"murf_fast.{op}: `sizes[{i}]` must hold a patch of {patch_size} pixels, got {list(size)}")
     _checks.mode(op, mode, antialias)
     _checks.choice(op, "layout", layout, LAYOUTS)
     is_uint8 = images.dtype == torch.uint8
