@@ -322,7 +322,7 @@ FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "logspac
 FACTORIES |= {"asarray", "empty_strided", "normal", "randperm", "scalar_tensor", "tensor", "zeros"}
 # Parameters of new modules are of the default dtype on the default device, as everywhere in torch; demo and benchmarks
 # make their own inputs.
-OWN_CHOICE = ("murf_fast/demo", "murf_fast/bench_", "murf_fast/nn")
+OWN_CHOICE = ("murf_fast/cli", "murf_fast/nn")
 
 
 def test_allocations_name_dtype_and_device():

@@ -75,13 +75,31 @@ def maps(op: str, features: object, *, same_channels: bool, name: str = "feature
     return list(features)
 
 
-def same_device_and_dtype(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+def same_device(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
     if x.device != like.device:
         raise ValueError(
             f"murf_fast.{op}: `{name}` must be on the device of `{like_name}`, {like.device}, got {x.device}"
         )
+
+
+def same_device_and_dtype(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    same_device(op, name, x, like_name, like)
     if x.dtype != like.dtype:
         raise TypeError(f"murf_fast.{op}: `{name}` must have the dtype of `{like_name}`, {like.dtype}, got {x.dtype}")
+
+
+def companion(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    """A large tensor beside maps: of their batch and device, in their dtype or, beside a half one, float32."""
+    same_device(op, name, x, like_name, like)
+    if x.shape[0] != like.shape[0]:
+        raise ValueError(
+            f"murf_fast.{op}: `{name}` must have the batch size of `{like_name}`, {like.shape[0]}, got {x.shape[0]}"
+        )
+    if x.dtype != like.dtype and (x.dtype != torch.float32 or like.dtype == torch.float64):
+        raise TypeError(
+            f"murf_fast.{op}: `{name}` must have the dtype of `{like_name}`, {like.dtype}, or be float32 beside a half "
+            f"type, got {x.dtype}"
+        )
 
 
 def grid(op: str, name: str, size: object) -> tuple[int, int]:

@@ -55,11 +55,14 @@ def tensor(op: str, name: str, x: Tensor, like: Tensor, shape: Sequence[int | No
         raise ValueError(f"murf_fast.{op}: `{name}` must have shape ({wanted}), got {tuple(have)}")
 
 
-def map_(op: str, name: str, x: Tensor) -> None:
+def map_(op: str, name: str, x: Tensor, kernels: str | None = None) -> None:
+    """A map that kernels compute on, those of backend ``kernels``."""
     shape = x.shape
     if len(shape) != 4 or x.dtype not in DTYPES or not (shape[1] and shape[2] and shape[3]):
         _checks.map_(op, name, x)
         raise TypeError(f"murf_fast.{op}: `{name}` must be float32, bfloat16 or float16 for a kernel, got {x.dtype}")
+    if kernels is not None:
+        backend(op, kernels, x)
 
 
 def maps(op: str, features: Sequence[Tensor], same_channels: bool, name: str = "features") -> None:

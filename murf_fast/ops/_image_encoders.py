@@ -69,8 +69,7 @@ def image_queries(
 
 
 def _requires(op, image, parameters, size, grid, backend) -> None:
-    _contract.map_(op, "image", image)
-    _contract.backend(op, backend, image)
+    _contract.map_(op, "image", image, backend)
     _contract.grid(op, "size", size)
     _contract.grid(op, "grid", grid)
     _contract.count(op, "parameters", parameters, 3 * len(ENCODER) + 4)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,15 @@ from murf_fast.ops._plain import is_plain
 from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import AxisTable, axis, is_large
 
+
+class Outline(NamedTuple):
+    """What a backward must know of a tensor whose values it does not need."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    channels_last: bool
+
+
 _library = torch.library.Library("murf_fast", "DEF")
 
 
@@ -29,9 +38,10 @@ def register(
     empty: Callable | None,
     launch: Callable,
     backward: Callable | None = None,
-    setup_context: Callable | None = None,
-    forward_mode: Callable | None = None,
     *,
+    keeps: bool = True,
+    keeps_result: int | None = None,
+    forward_mode: Callable | None = None,
     checked: bool = False,
 ) -> Callable:
     """Defines ``murf_fast::<schema>`` with its CPU and CUDA implementation, fake implementation and derivatives.
@@ -49,8 +59,11 @@ def register(
             too. None for an op that writes into its argument.
         launch: Takes the arguments and ``empty``'s results, which it fills. Not called for a batch without entries,
             whose results are zeros.
-        backward, setup_context: As for ``torch.library.register_autograd``; ``backward`` returns the gradients of the
-            first arguments, those of the rest are None. None: a backward raises, naming the op.
+        backward: Takes what is wanted (a truth value for every argument, a list for a list), the arguments and the
+            gradients of the results; returns the gradients of the first arguments, the rest having none. None: a
+            backward raises, naming the op.
+        keeps: Whether the arguments of ``backward`` have values. Else an :class:`Outline` stands for a tensor.
+        keeps_result: Of several results one without a gradient, which ``backward`` finds behind the arguments.
         forward_mode: The result's tangent, see :func:`murf_fast.ops._derivatives.autograd_kernel`. None: tangents
             raise, naming the op.
         checked: Whether whoever calls the returned function has checked all that the contract asks for, and chosen a
@@ -89,8 +102,9 @@ def register(
     for key in ("CPU", "CUDA"):
         _library.impl(name, implementation, key)
     torch.library.register_fake(name, fake, lib=_library)
-    if setup_context is not None:
-        setup_context = _joining(joined, setup_context)
+    setup_context = None
+    if backward is not None:
+        setup_context, backward = _keeping(joined, backward, keeps, keeps_result)
     kernel = autograd_kernel(overload, implementation, backward, setup_context, forward_mode)
     _library.impl(name, kernel, "Autograd", with_keyset=True)
     torch.library.register_vmap(name, one_by_one(overload), lib=_library)
@@ -136,8 +150,43 @@ def _packing(names: Sequence[str]) -> tuple[Callable, Callable, list[int | None]
     return joined, flat, places
 
 
-def _joining(joined: Callable, setup_context: Callable) -> Callable:
-    return lambda ctx, inputs, output: setup_context(ctx, joined(inputs), output)
+class _Saved(int):
+    """Which of a context's saved tensors."""
+
+
+def _keeping(joined: Callable, backward: Callable, keeps: bool, result: int | None) -> tuple[Callable, Callable]:
+    """What an ``autograd.Function`` does around ``backward``: keeps the arguments and brings them back."""
+
+    def setup_context(ctx, inputs, output) -> None:
+        tensors: list[Tensor] = []
+
+        def kept(value: Any) -> Any:
+            if isinstance(value, list):
+                return [kept(entry) for entry in value]
+            if not isinstance(value, Tensor):
+                return value
+            if not keeps:
+                return Outline(value.shape, value.dtype, value.ndim == 4 and is_channels_last(value))
+            tensors.append(value)
+            return _Saved(len(tensors) - 1)
+
+        arguments = joined(inputs)
+        if result is not None:
+            arguments = (*arguments, output[result])
+            ctx.mark_non_differentiable(output[result])
+        ctx.arguments = [kept(value) for value in arguments]
+        ctx.save_for_backward(*tensors)
+
+    def restored(value: Any, saved: Sequence[Tensor]) -> Any:
+        if isinstance(value, list):
+            return [restored(entry, saved) for entry in value]
+        return saved[value] if isinstance(value, _Saved) else value
+
+    def with_arguments(ctx, *grads: Any) -> Sequence:
+        saved = ctx.saved_tensors
+        return backward(ctx.needs_input_grad, [restored(value, saved) for value in ctx.arguments], *grads)
+
+    return setup_context, with_arguments
 
 
 def _allocating(empty: Callable, launch: Callable) -> Callable:
@@ -234,6 +283,11 @@ def empty_map(like: Tensor, shape: Sequence[int], channels_last: bool, dtype: to
 def as_float32(x: Tensor | None) -> Tensor | None:
     """A small companion as kernels take it: float32, contiguous."""
     return None if x is None else x.to(torch.float32).contiguous()
+
+
+def bias_gradient(gradient: Tensor, bias: Tensor | Outline) -> Tensor:
+    """Of a bias (C,) or (B, C), which is added to every pixel."""
+    return gradient.sum((0, 2, 3) if len(bias.shape) == 1 else (2, 3), dtype=torch.float32).to(bias.dtype)
 
 
 def float32_rows(bias: Tensor | None) -> Tensor | None:

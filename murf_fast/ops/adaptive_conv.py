@@ -12,7 +12,15 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import check_reflection
-from murf_fast.ops._library import as_float32, empty_map, is_channels_last, layout_of, register, wants_channels_last
+from murf_fast.ops._library import (
+    as_float32,
+    bias_gradient,
+    empty_map,
+    is_channels_last,
+    layout_of,
+    register,
+    wants_channels_last,
+)
 from murf_fast.tables.folded import PADDINGS, folded_axis
 
 MODES = ("bilinear", "bicubic")
@@ -60,23 +68,9 @@ def adaptive_conv(
     """
     op = "adaptive_conv"
     source, kernels = _checks.map_(op, "source", source), _checks.map_(op, "kernels", kernels)
-    if kernels.shape[0] != source.shape[0]:
-        raise ValueError(
-            f"murf_fast.{op}: `kernels` must have the batch size of `source`, {source.shape[0]}, got {kernels.shape[0]}"
-        )
-    if kernels.device != source.device:
-        raise ValueError(f"murf_fast.{op}: `kernels` must be on {source.device}, got {kernels.device}")
-    if kernels.dtype != source.dtype and (kernels.dtype != torch.float32 or source.dtype == torch.float64):
-        raise TypeError(
-            f"murf_fast.{op}: `kernels` must have the dtype of `source`, {source.dtype}, or be float32 beside a half "
-            f"type, got {kernels.dtype}"
-        )
+    _checks.companion(op, "kernels", kernels, "source", source)
     # The taps are the model's, not the image's: a compiled graph is for one number of them.
-    diameter = math.isqrt(operator.index(kernels.shape[1]))
-    if diameter**2 != kernels.shape[1] or diameter % 2 == 0:
-        raise ValueError(
-            f"murf_fast.{op}: `kernels` must have D * D taps with D odd (1, 9, 25, 49, ...), got {kernels.shape[1]}"
-        )
+    diameter = _diameter(op, operator.index(kernels.shape[1]))
     grid = tuple(kernels.shape[2:])
     if size is not None and _checks.grid(op, "size", size) != grid:
         raise ValueError(f"murf_fast.{op}: `size` must be that of `kernels`, {grid}, got {size}")
@@ -109,7 +103,7 @@ def _unresized(grid, diameter: int, padding: str | None) -> tuple[int, ...]:
 def _diameter(op: str, taps: int) -> int:
     diameter = math.isqrt(max(taps, 0))
     if diameter**2 != taps or diameter % 2 == 0:
-        raise ValueError(f"murf_fast.{op}: `kernels` must have D * D taps with D odd, got {taps}")
+        raise ValueError(f"murf_fast.{op}: `kernels` must have D * D taps with D odd (1, 9, 25, 49, ...), got {taps}")
     return diameter
 
 
@@ -132,9 +126,8 @@ def _axes(source_size, size, taps, mode, padding):
 
 
 def _requires(op, source, kernels, bias, mode, padding, channels_last, backend) -> None:
-    _contract.map_(op, "source", source)
+    _contract.map_(op, "source", source, backend)
     _contract.map_(op, "kernels", kernels)
-    _contract.backend(op, backend, source)
     dtypes = (source.dtype, torch.float32)
     _contract.tensor(op, "kernels", kernels, source, (source.shape[0], None, None, None), dtypes)
     _require_windows(op, source.shape[2:], kernels.shape[2:], kernels.shape[1], mode, padding)
@@ -152,9 +145,8 @@ def _launch(source, kernels, bias, mode, padding, channels_last, backend, out) -
 
 
 def _source_requires(op, grad, kernels, in_size, mode, padding, channels_last, backend) -> None:
-    _contract.map_(op, "grad", grad)
+    _contract.map_(op, "grad", grad, backend)
     _contract.map_(op, "kernels", kernels)
-    _contract.backend(op, backend, grad)
     shape = (grad.shape[0], None, *grad.shape[2:])
     _contract.tensor(op, "kernels", kernels, grad, shape, (grad.dtype, torch.float32))
     _contract.count(op, "in_size", in_size, 2)
@@ -171,9 +163,8 @@ def _source_launch(grad, kernels, in_size, mode, padding, channels_last, backend
 
 
 def _kernels_requires(op, grad, source, taps, mode, padding, dtype, backend) -> None:
-    _contract.map_(op, "grad", grad)
+    _contract.map_(op, "grad", grad, backend)
     _contract.map_(op, "source", source)
-    _contract.backend(op, backend, grad)
     _contract.tensor(op, "source", source, grad, (*grad.shape[:2], None, None), (grad.dtype,))
     _require_windows(op, source.shape[2:], grad.shape[2:], taps, mode, padding)
     _contract.one_of(op, "kernels_dtype", dtype, (grad.dtype, torch.float32))
@@ -202,24 +193,19 @@ def _partial(name: str, tensors: dict[str, Tensor], mode, padding, backend) -> T
     return _grad_kernels(grad, source, kernels.shape[1], mode, padding, kernels.dtype, backend)
 
 
-def _derivatives(op: str, result: str, first: str, second: str) -> tuple[Callable, Callable, Callable]:
-    """Backward, its context and forward mode of the op that makes ``result`` from the other two.
+def _derivatives(op: str, result: str, first: str, second: str) -> dict[str, Callable]:
+    """Backward and forward mode of the op that makes ``result`` from the other two.
 
     The third argument is a bias, which is added to what the source gives, or a size.
     """
 
-    def setup_context(ctx, inputs, output) -> None:
-        a, b, bias, mode, padding, _, backend = inputs
-        ctx.save_for_backward(a, b)
-        ctx.how = (mode, padding, backend)
-        ctx.bias_dtype = bias.dtype if isinstance(bias, Tensor) else None
-
-    def backward(ctx, direction):
-        tensors = {**dict(zip((first, second), ctx.saved_tensors, strict=True)), result: direction}
-        *wanted, of_bias = ctx.needs_input_grad[:3]
+    def backward(wanted, arguments, direction):
+        a, b, bias, mode, padding, _, backend = arguments
+        tensors, how = {first: a, second: b, result: direction}, (mode, padding, backend)
         return (
-            *(_partial(n, tensors, *ctx.how) if w else None for n, w in zip((first, second), wanted, strict=True)),
-            direction.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype) if of_bias else None,
+            _partial(first, tensors, *how) if wanted[0] else None,
+            _partial(second, tensors, *how) if wanted[1] else None,
+            bias_gradient(direction, bias) if wanted[2] else None,
         )
 
     def forward_mode(args, tangents) -> Tensor:
@@ -233,7 +219,7 @@ def _derivatives(op: str, result: str, first: str, second: str) -> tuple[Callabl
             parts.append(call(a, of_b, None if has_bias else third, *rest))
         return sum(parts[1:], parts[0])
 
-    return backward, setup_context, forward_mode
+    return {"backward": backward, "forward_mode": forward_mode}
 
 
 _adaptive_conv = register(
@@ -242,7 +228,7 @@ _adaptive_conv = register(
     _requires,
     _empty,
     _launch,
-    *_derivatives("adaptive_conv", "grad", "source", "kernels"),
+    **_derivatives("adaptive_conv", "grad", "source", "kernels"),
     checked=True,
 )
 _grad_source = register(
@@ -251,7 +237,7 @@ _grad_source = register(
     _source_requires,
     _source_empty,
     _source_launch,
-    *_derivatives("adaptive_conv_backward_source", "source", "grad", "kernels"),
+    **_derivatives("adaptive_conv_backward_source", "source", "grad", "kernels"),
 )
 _grad_kernels = register(
     "adaptive_conv_backward_kernels(Tensor grad, Tensor source, SymInt taps, str? interpolation, str? padding, "
@@ -259,5 +245,5 @@ _grad_kernels = register(
     _kernels_requires,
     _kernels_empty,
     _kernels_launch,
-    *_derivatives("adaptive_conv_backward_kernels", "kernels", "grad", "source"),
+    **_derivatives("adaptive_conv_backward_kernels", "kernels", "grad", "source"),
 )

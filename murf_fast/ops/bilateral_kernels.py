@@ -85,14 +85,9 @@ def _launch(guidance, params, range_mask, fixup_mask, radius, dtype, backend, ou
     backends.launcher(backend).bilateral_kernels(guidance, params, range_mask, fixup_mask, radius, out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    guidance, params, range_mask, fixup_mask, ctx.radius, _, ctx.backend = inputs
-    ctx.save_for_backward(guidance, range_mask, fixup_mask, *params)
-
-
-def _backward(ctx, grad):
-    guidance, range_mask, fixup_mask, *params = ctx.saved_tensors
-    of_guidance, packed = _gradient(grad, guidance, params, range_mask, fixup_mask, ctx.radius, ctx.backend)
+def _backward(wanted, arguments, grad):
+    guidance, params, range_mask, fixup_mask, radius, _, backend = arguments
+    of_guidance, packed = _gradient(grad, guidance, params, range_mask, fixup_mask, radius, backend)
     return of_guidance, _unpacked(packed, params)
 
 
@@ -113,17 +108,12 @@ def _gradient_launch(grad, guidance, params, range_mask, fixup_mask, radius, bac
         result.copy_(gradient)
 
 
-def _gradient_setup_context(ctx, inputs, output) -> None:
-    grad, guidance, params, range_mask, fixup_mask, ctx.radius, _ = inputs
-    ctx.save_for_backward(grad, guidance, range_mask, fixup_mask, *params)
-
-
-def _gradient_backward(ctx, of_guidance, of_packed):
-    grad, guidance, range_mask, fixup_mask, *params = ctx.saved_tensors
+def _gradient_backward(_, arguments, of_guidance, of_packed):
+    grad, guidance, params, range_mask, fixup_mask, radius, _ = arguments
     directions = [of_guidance, *_unpacked(of_packed, params)]
 
     def kernels(guidance: Tensor, *params: Tensor) -> Tensor:
-        return reference.bilateral_kernels(guidance, params, ctx.radius, range_mask, fixup_mask)
+        return reference.bilateral_kernels(guidance, params, radius, range_mask, fixup_mask)
 
     (of_grad,), (of_guidance, *of_params) = reference_second_derivative(
         kernels, [guidance, *params], [grad], directions, [True] * len(directions)
@@ -144,7 +134,6 @@ _bilateral_kernels = register(
     _empty,
     _launch,
     _backward,
-    _setup_context,
     checked=True,
 )
 _gradient = register(
@@ -154,5 +143,4 @@ _gradient = register(
     _gradient_empty,
     _gradient_launch,
     _gradient_backward,
-    _gradient_setup_context,
 )

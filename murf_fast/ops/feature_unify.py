@@ -59,8 +59,7 @@ def _check_basis(op: str, basis: Tensor) -> None:
 
 
 def _requires(op, features, basis, released, backend) -> None:
-    _contract.map_(op, "features", features)
-    _contract.backend(op, backend, features)
+    _contract.map_(op, "features", features, backend)
     _check_basis(op, basis)
     _contract.tensor(op, "basis", basis, features, basis.shape, _checks.DTYPES)
 
@@ -73,14 +72,10 @@ def _launch(features, basis, released, backend, out) -> None:
     backends.launcher(backend).feature_unify(features, as_float32(basis), released, out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    features, basis, ctx.released, ctx.backend = inputs
-    ctx.save_for_backward(features, basis)
-
-
-def _backward(ctx, grad):
-    wanted = list(ctx.needs_input_grad[:2])
-    gradients = _gradient(grad, *ctx.saved_tensors, ctx.released, wanted, ctx.backend)
+def _backward(wanted, arguments, grad):
+    features, basis, released, backend = arguments
+    wanted = list(wanted[:2])
+    gradients = _gradient(grad, features, basis, released, wanted, backend)
     return [g if needed else None for g, needed in zip(gradients, wanted, strict=True)]
 
 
@@ -103,16 +98,11 @@ def _gradient_launch(grad, features, basis, released, wanted, backend, results) 
     backends.launcher(backend).feature_unify_backward(grad, features, as_float32(basis), released, shares, results)
 
 
-def _gradient_setup_context(ctx, inputs, output) -> None:
-    grad, features, basis, ctx.released, ctx.wanted, _ = inputs
-    ctx.save_for_backward(grad, features, basis)
-
-
-def _gradient_backward(ctx, directions):
-    grad, features, basis = ctx.saved_tensors
-    variant = VARIANTS[0] if ctx.released else VARIANTS[1]
+def _gradient_backward(_, arguments, directions):
+    grad, features, basis, released, wanted, _ = arguments
+    variant = VARIANTS[0] if released else VARIANTS[1]
     of_grads, of_inputs = reference_second_derivative(
-        lambda x, b: reference.feature_unify(x, b, variant), [features, basis], [grad], directions, ctx.wanted
+        lambda x, b: reference.feature_unify(x, b, variant), [features, basis], [grad], directions, wanted
     )
     return *of_grads, *of_inputs
 
@@ -123,7 +113,6 @@ _feature_unify = register(
     _empty,
     _launch,
     _backward,
-    _setup_context,
     checked=True,
 )
 _gradient = register(
@@ -133,5 +122,4 @@ _gradient = register(
     _gradient_empty,
     _gradient_launch,
     _gradient_backward,
-    _gradient_setup_context,
 )

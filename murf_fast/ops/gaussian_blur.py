@@ -56,8 +56,7 @@ def _check_sigma(op: str, sigma: float) -> None:
 
 
 def _requires(op, x, sigma, border, channels_last, backend) -> None:
-    _contract.map_(op, "x", x)
-    _contract.backend(op, backend, x)
+    _contract.map_(op, "x", x, backend)
     _check_sigma(op, sigma)
     _contract.one_of(op, "border", border, BORDERS)
 

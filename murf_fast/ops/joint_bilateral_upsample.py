@@ -57,20 +57,7 @@ def joint_bilateral_upsample(
     sources = _checks.maps(op, source, same_channels=False, name="source")
     guidance = _checks.map_(op, "guidance", guidance)
     first = sources[0]
-    if guidance.device != first.device:
-        raise ValueError(
-            f"murf_fast.{op}: `guidance` must be on the device of `source`, {first.device}, got {guidance.device}"
-        )
-    if guidance.dtype != first.dtype and (guidance.dtype != torch.float32 or first.dtype == torch.float64):
-        raise TypeError(
-            f"murf_fast.{op}: `guidance` must have the dtype of `source`, {first.dtype}, or be float32 beside a half "
-            f"type, got {guidance.dtype}"
-        )
-    if guidance.shape[0] != first.shape[0]:
-        raise ValueError(
-            f"murf_fast.{op}: `guidance` must have the batch size of `source`, {first.shape[0]}, "
-            f"got {guidance.shape[0]}"
-        )
+    _checks.companion(op, "guidance", guidance, "source", first)
     radius = _checks.integer(op, "radius", radius, 0)
     tensors = check_params(op, params, guidance, radius)
     check_masks(op, params, guidance, radius, range_mask, fixup_mask)

@@ -163,13 +163,7 @@ def patch_embed(
     _checks.mode(op, mode, antialias)
     backend_name = _checks.backend(backend, weight)
     count = 0 if prefix is None else len(prefix)
-    blocks, start = [], 0
-    for batch, its_sizes in zip(batches, grids, strict=True):
-        for s, (rows, columns) in enumerate(its_sizes):
-            t = 1 if tiles is None else tiles[s]
-            block = Block(start, len(batch), (rows // patch_size // t, columns // patch_size // t), t)
-            start += block.sequences * block.length(count)
-            blocks.append(block)
+    blocks = _blocks(batches, grids, tiles, patch_size, count)
     tables = [None] * len(blocks)
     if pos_embed is not None:
         if isinstance(pos_embed, Tensor) and pos_embed.dtype in _checks.DTYPES and pos_embed.dtype != weight.dtype:
@@ -188,7 +182,8 @@ def patch_embed(
     trainable = [x for x in (weight, bias, pos_embed, prefix) if x is not None]
     # Writing into the buffer has no gradient, and compilers fuse the plain expression themselves.
     functional = backend_name == "reference" or writes_nothing([*trainable, *batches])
-    buffer = weight[:0] if functional else weight.new_empty((start, weight.shape[0]))
+    total = sum(block.sequences * block.length(count) for block in blocks)
+    buffer = weight[:0] if functional else weight.new_empty((total, weight.shape[0]))
     packed = PackedTokens(buffer, tuple(blocks), count)
     options = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
     options |= {"dtype": weight.dtype, "backend": backend}
@@ -236,13 +231,21 @@ def cut_sequences(
     weight = torch.empty((1, 3 * patch_size * patch_size), dtype=dtype, device="meta")
     checked = _checked("patch_embed", images, sizes, weight, None, patch_size, None, tiles, remainder)
     _, (batch,), (grids,), tiles = checked
-    start = 0
-    for s, size in enumerate(grids):
-        t = 1 if tiles is None else tiles[s]
-        block = Block(start, len(batch), (size[0] // patch_size // t, size[1] // patch_size // t), t)
-        start += block.sequences * block.length(prefix)
+    for size, block in zip(grids, _blocks([batch], [grids], tiles, patch_size, prefix), strict=True):
         (patches,) = image_to_patches(batch, [size], patch_size, dtype=dtype, **options)
         yield block, _cut(patches, block)
+
+
+def _blocks(batches, grids, tiles: Sequence[int] | None, patch_size: int, prefix: int) -> list[Block]:
+    """One behind the other: the resolutions of every batch."""
+    blocks, start = [], 0
+    for batch, its_sizes in zip(batches, grids, strict=True):
+        for s, (rows, columns) in enumerate(its_sizes):
+            t = 1 if tiles is None else tiles[s]
+            block = Block(start, len(batch), (rows // patch_size // t, columns // patch_size // t), t)
+            start += block.sequences * block.length(prefix)
+            blocks.append(block)
+    return blocks
 
 
 def _groups(block: Block, weight: Tensor) -> Iterator[slice]:

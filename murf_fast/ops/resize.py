@@ -8,7 +8,7 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
-from murf_fast.ops._library import axes_of, empty_map, is_channels_last, layout_of, register, wants_channels_last
+from murf_fast.ops._library import axes_of, empty_map, layout_of, register, wants_channels_last
 from murf_fast.tables.resize import MAX_PIXELS, scaled_size
 
 
@@ -93,8 +93,7 @@ def _factors(op: str, scale_factor: object) -> list[float]:
 
 
 def _requires(op, x, how, factors, channels_last, backend) -> None:
-    _contract.map_(op, "x", x)
-    _contract.backend(op, backend, x)
+    _contract.map_(op, "x", x, backend)
     _contract.resize(op, how)
     _contract.factors(op, factors, x.shape[2:], how.size)
 
@@ -111,18 +110,13 @@ def _axes(in_size, how, factors):
     return axes_of(*in_size, *how, None if factors is None else tuple(factors))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, ctx.how, ctx.factors, _, ctx.backend = inputs
-    ctx.in_size, ctx.channels_last = x.shape[2:], is_channels_last(x)
-
-
-def _backward(ctx, grad):
-    return (resize_adjoint(grad, ctx.in_size, ctx.how, ctx.factors, ctx.channels_last, ctx.backend),)
+def _backward(wanted, arguments, grad):
+    x, how, factors, _, backend = arguments
+    return (resize_adjoint(grad, x.shape[2:], how, factors, x.channels_last, backend),)
 
 
 def _gradient_requires(op, grad, in_size, how, factors, channels_last, backend) -> None:
-    _contract.map_(op, "grad", grad)
-    _contract.backend(op, backend, grad)
+    _contract.map_(op, "grad", grad, backend)
     _contract.grid(op, "in_size", in_size)
     _contract.resize(op, how)
     _contract.factors(op, factors, in_size, grad.shape[2:])
@@ -137,13 +131,9 @@ def _gradient_launch(grad, in_size, how, factors, channels_last, backend, out) -
     backends.launcher(backend).resize_adjoint(grad, axes, out)
 
 
-def _gradient_setup_context(ctx, inputs, output) -> None:
-    grad, _, how, ctx.factors, _, ctx.backend = inputs
-    ctx.how, ctx.channels_last = how._replace(size=grad.shape[2:]), is_channels_last(grad)
-
-
-def _gradient_backward(ctx, x):
-    return (_resize(x, ctx.how, ctx.factors, ctx.channels_last, ctx.backend),)
+def _gradient_backward(wanted, arguments, x):
+    grad, _, how, factors, _, backend = arguments
+    return (_resize(x, how._replace(size=tuple(grad.shape[2:])), factors, grad.channels_last, backend),)
 
 
 _resize = register(
@@ -153,8 +143,8 @@ _resize = register(
     _empty,
     _launch,
     _backward,
-    _setup_context,
-    linear("resize", 0),
+    keeps=False,
+    forward_mode=linear("resize", 0),
     checked=True,
 )
 resize_adjoint = register(
@@ -164,8 +154,8 @@ resize_adjoint = register(
     _gradient_empty,
     _gradient_launch,
     _gradient_backward,
-    _gradient_setup_context,
-    linear("resize_adjoint", 0),
+    keeps=False,
+    forward_mode=linear("resize_adjoint", 0),
 )
 
 

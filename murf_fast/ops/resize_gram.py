@@ -26,8 +26,7 @@ def resize_gram(x: Tensor, how: Resize, backend: str) -> Tensor:
 
 
 def _requires(op, x, how, backend) -> None:
-    _contract.map_(op, "x", x)
-    _contract.backend(op, backend, x)
+    _contract.map_(op, "x", x, backend)
     _contract.resize(op, how)
 
 
@@ -42,12 +41,9 @@ def _launch(x, how, backend, out) -> None:
     backends.launcher(backend).upsample_sum([x], [axes], None, out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    _, ctx.how, ctx.backend = inputs
-
-
-def _backward(ctx, grad):
-    return (_resize_gram(grad, ctx.how, ctx.backend),)
+def _backward(wanted, arguments, grad):
+    _, how, backend = arguments
+    return (_resize_gram(grad, how, backend),)
 
 
 _resize_gram = register(
@@ -56,6 +52,6 @@ _resize_gram = register(
     _empty,
     _launch,
     _backward,
-    _setup_context,
-    linear("resize_gram", 0),
+    keeps=False,
+    forward_mode=linear("resize_gram", 0),
 )

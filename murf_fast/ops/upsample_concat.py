@@ -13,7 +13,6 @@ from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import (
     axes_of_maps,
     empty_map,
-    is_channels_last,
     layout_of,
     register,
     wants_channels_last,
@@ -94,16 +93,12 @@ def _launch(features, how, channels_last, backend, out) -> None:
     backends.launcher(backend).upsample_concat(features, axes_of_maps(features, *how), out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    features, ctx.how, _, ctx.backend = inputs
-    ctx.maps = [(f.shape[1], f.shape[2:], is_channels_last(f)) for f in features]
-
-
-def _backward(ctx, grad):
-    parts = grad.split([channels for channels, _, _ in ctx.maps], 1)
+def _backward(wanted, arguments, grad):
+    features, how, _, backend = arguments
+    parts = grad.split([f.shape[1] for f in features], 1)
     gradients = [
-        resize_adjoint(part, in_size, ctx.how, None, channels_last, ctx.backend) if needed else None
-        for part, needed, (_, in_size, channels_last) in zip(parts, ctx.needs_input_grad[0], ctx.maps, strict=True)
+        resize_adjoint(part, f.shape[2:], how, None, f.channels_last, backend) if needed else None
+        for part, needed, f in zip(parts, wanted[0], features, strict=True)
     ]
     return (gradients,)
 
@@ -120,8 +115,8 @@ _upsample_concat = register(
     _empty,
     _launch,
     _backward,
-    _setup_context,
-    linear("upsample_concat", 0),
+    keeps=False,
+    forward_mode=linear("upsample_concat", 0),
     checked=True,
 )
 _upsample_concat_out = register(

@@ -10,8 +10,7 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
-from murf_fast.ops._library import as_float32, axes_of_maps, empty_map, float32_rows, register
-from murf_fast.ops.upsample_expectation import bias_gradient
+from murf_fast.ops._library import as_float32, axes_of_maps, bias_gradient, empty_map, float32_rows, register
 
 REDUCTIONS = ("mean", "sum", "none")
 LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -161,20 +160,13 @@ def _of_kernels(features, bias, target, weight, how, ignore_index, label_smoothi
     return features, axes, float32_rows(bias), target, weight, ignore_index, label_smoothing
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    features, bias, target, weight, *ctx.rest = inputs
-    _, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(bias, target, weight, lse, *features)
-
-
-def _backward(ctx, grad, _grad_lse):
-    bias, target, weight, lse, *features = ctx.saved_tensors
-    gradients = _gradient(grad, features, bias, target, weight, lse, *ctx.rest)
-    of_maps, of_bias = ctx.needs_input_grad[:2]
+def _backward(wanted, arguments, grad, _):
+    features, bias, target, weight, *options, lse = arguments
+    gradients = _gradient(grad, features, bias, target, weight, lse, *options)
     return (
-        [g.to(f.dtype) if needed else None for g, f, needed in zip(gradients, features, of_maps, strict=True)],
-        bias_gradient(gradients[0], bias) if of_bias else None,
+        [g.to(f.dtype) if needed else None for g, f, needed in zip(gradients, features, wanted[0], strict=True)],
+        # The rows of a resize sum to one, so the gradient of any one map has the same sum.
+        bias_gradient(gradients[0], bias) if wanted[1] else None,
     )
 
 
@@ -199,14 +191,8 @@ def _gradient_launch(
     )
 
 
-def _gradient_setup_context(ctx, inputs, output) -> None:
-    grad, features, bias, target, weight, _, *ctx.rest = inputs
-    ctx.save_for_backward(grad, bias, target, weight, *features)
-
-
-def _gradient_backward(ctx, directions):
-    grad, bias, target, weight, *features = ctx.saved_tensors
-    how, ignore_index, label_smoothing, _ = ctx.rest
+def _gradient_backward(_, arguments, directions):
+    grad, features, bias, target, weight, _, how, ignore_index, label_smoothing, _ = arguments
 
     def losses(*tensors: Tensor) -> Tensor:
         return reference.upsample_cross_entropy(
@@ -234,7 +220,7 @@ _upsample_cross_entropy = register(
     _empty,
     _launch,
     _backward,
-    _setup_context,
+    keeps_result=1,
     checked=True,
 )
 _gradient = register(
@@ -245,5 +231,4 @@ _gradient = register(
     _gradient_empty,
     _gradient_launch,
     _gradient_backward,
-    _gradient_setup_context,
 )

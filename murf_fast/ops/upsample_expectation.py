@@ -10,7 +10,7 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
-from murf_fast.ops._library import as_float32, axes_of_maps, empty_map, float32_rows, register
+from murf_fast.ops._library import as_float32, axes_of_maps, bias_gradient, empty_map, float32_rows, register
 
 NORMS = ("softmax", "linear")
 
@@ -82,26 +82,16 @@ def _launch(features, bias, values, softmax, how, backend, out) -> None:
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    features, bias, values, *ctx.rest = inputs
-    ctx.save_for_backward(bias, values, *features)
-
-
-def _backward(ctx, grad):
-    bias, values, *features = ctx.saved_tensors
-    softmax, how, backend = ctx.rest
-    of_maps, of_bias, of_values = ctx.needs_input_grad[:3]
+def _backward(wanted, arguments, grad):
+    features, bias, values, softmax, how, backend = arguments
+    of_maps, of_bias, of_values = wanted[:3]
     *gradients, row_sums = _gradient(grad, features, bias, values, softmax, how, of_values, backend)
     return (
         [g.to(f.dtype) if needed else None for g, f, needed in zip(gradients, features, of_maps, strict=True)],
+        # The rows of a resize sum to one, so the gradient of any one map has the same sum.
         bias_gradient(gradients[0], bias) if of_bias else None,
         row_sums.sum(0).to(values.dtype) if of_values else None,
     )
-
-
-def bias_gradient(gradient: Tensor, bias: Tensor) -> Tensor:
-    """Gradient of a bias from that of any one map: the rows of a resize sum to one, so both have the same sum."""
-    return gradient.sum((0, 2, 3) if bias.ndim == 1 else (2, 3)).to(bias.dtype)
 
 
 def _gradient_requires(op, grad, features, bias, values, softmax, how, values_gradient, backend) -> None:
@@ -129,15 +119,9 @@ def _gradient_launch(grad, features, bias, values, softmax, how, values_gradient
     )
 
 
-def _gradient_setup_context(ctx, inputs, output) -> None:
-    grad, features, bias, values, *ctx.rest = inputs
-    ctx.save_for_backward(grad, bias, values, *features)
-
-
-def _gradient_backward(ctx, directions):
+def _gradient_backward(_, arguments, directions):
     """The gradient of the values comes as one sum for every output row, of rows of values of their own."""
-    grad, bias, values, *features = ctx.saved_tensors
-    softmax, how, values_gradient, _ = ctx.rest
+    grad, features, bias, values, softmax, how, values_gradient, _ = arguments
     *of_maps, of_rows = directions
     rows = values.expand(*grad.shape[:2], -1)
 
@@ -161,7 +145,6 @@ _upsample_expectation = register(
     _empty,
     _launch,
     _backward,
-    _setup_context,
     checked=True,
 )
 _gradient = register(
@@ -171,5 +154,4 @@ _gradient = register(
     _gradient_empty,
     _gradient_launch,
     _gradient_backward,
-    _gradient_setup_context,
 )

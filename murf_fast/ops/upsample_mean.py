@@ -92,10 +92,7 @@ def _shares(
     if len(weights) != len(maps):
         raise ValueError(f"murf_fast.{op}: `weights` must have one entry per map, {len(maps)}, got {len(weights)}")
     total = float(sum(weights))
-    if total == 0:
-        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights}")
-    if not math.isfinite(total):
-        raise ValueError(f"murf_fast.{op}: `weights` must have a finite sum, got {weights}")
+    _check_total(op, total, weights)
     return [w / total for w in weights]
 
 
@@ -108,8 +105,11 @@ def _check_values(op: str, weights: Tensor) -> None:
         return
     if not bool(weights.isfinite().all()):
         raise ValueError(f"murf_fast.{op}: `weights` must be finite, got {weights.tolist()}")
-    total = weights.to(torch.promote_types(weights.dtype, torch.float32)).sum().item()
+    _check_total(op, weights.to(torch.promote_types(weights.dtype, torch.float32)).sum().item(), weights.tolist())
+
+
+def _check_total(op: str, total: float, weights: list[float]) -> None:
     if total == 0:
-        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights.tolist()}")
+        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights}")
     if not math.isfinite(total):
-        raise ValueError(f"murf_fast.{op}: `weights` must have a finite sum, got {weights.tolist()}")
+        raise ValueError(f"murf_fast.{op}: `weights` must have a finite sum, got {weights}")

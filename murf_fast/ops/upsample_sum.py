@@ -12,9 +12,9 @@ from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import (
     axes_of_maps,
+    bias_gradient,
     empty_map,
     float32_rows,
-    is_channels_last,
     layout_of,
     register,
     wants_channels_last,
@@ -85,23 +85,13 @@ def _launch(features, bias, how, channels_last, backend, out) -> None:
     backends.launcher(backend).upsample_sum(features, axes_of_maps(features, *how), float32_rows(bias), out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    features, bias, ctx.how, _, ctx.backend = inputs
-    ctx.maps = [(f.shape[2:], is_channels_last(f)) for f in features]
-    ctx.bias = None if bias is None else (bias.shape, bias.dtype)
-
-
-def _backward(ctx, grad):
+def _backward(wanted, arguments, grad):
+    features, bias, how, _, backend = arguments
     gradients = [
-        resize_adjoint(grad, in_size, ctx.how, None, channels_last, ctx.backend) if needed else None
-        for needed, (in_size, channels_last) in zip(ctx.needs_input_grad[0], ctx.maps, strict=True)
+        resize_adjoint(grad, f.shape[2:], how, None, f.channels_last, backend) if needed else None
+        for needed, f in zip(wanted[0], features, strict=True)
     ]
-    bias = None
-    if ctx.needs_input_grad[1]:
-        shape, dtype = ctx.bias
-        summed = (0, 2, 3) if len(shape) == 1 else (2, 3)
-        bias = grad.sum(summed, dtype=torch.float32).to(dtype)
-    return gradients, bias
+    return gradients, bias_gradient(grad, bias) if wanted[1] else None
 
 
 def _out_requires(op, features, bias, how, out, backend) -> None:
@@ -116,8 +106,8 @@ _upsample_sum = register(
     _empty,
     _launch,
     _backward,
-    _setup_context,
-    linear("upsample_sum", 0, 1),
+    keeps=False,
+    forward_mode=linear("upsample_sum", 0, 1),
     checked=True,
 )
 _upsample_sum_out = register(

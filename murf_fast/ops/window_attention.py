@@ -192,15 +192,10 @@ def _launch(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, retu
     )  # fmt: skip
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, rows, columns, num_heads, mean, scale, ctx.lse, ctx.backend = inputs
-    ctx.how = (rows, columns, num_heads, mean, scale)
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, grad_out, grad_lse):
-    wanted = list(ctx.needs_input_grad[:5])
-    gradients = _gradient(grad_out, grad_lse if ctx.lse else None, *ctx.saved_tensors, *ctx.how, wanted, ctx.backend)
+def _backward(wanted, arguments, grad_out, grad_lse):
+    *inputs, return_lse, backend = arguments
+    wanted = list(wanted[:5])
+    gradients = _gradient(grad_out, grad_lse if return_lse else None, *inputs, wanted, backend)
     return [g if needed else None for g, needed in zip(gradients, wanted, strict=True)]
 
 
@@ -257,20 +252,14 @@ def _gradient_launch(
     )  # fmt: skip
 
 
-def _gradient_setup_context(ctx, inputs, output) -> None:
-    *tensors, rows, columns, num_heads, mean, scale, ctx.wanted, _ = inputs
-    ctx.how = (Windows(rows, columns), num_heads, VALUES[0] if mean else VALUES[1], scale)
-    ctx.save_for_backward(*tensors)
-
-
-def _gradient_backward(ctx, directions):
-    grad_out, grad_lse, *inputs = ctx.saved_tensors
-    windows, num_heads, values, scale = ctx.how
+def _gradient_backward(_, arguments, directions):
+    grad_out, grad_lse, *inputs, rows, columns, num_heads, mean, scale, wanted, _ = arguments
+    windows, values = Windows(rows, columns), VALUES[0] if mean else VALUES[1]
 
     def attention(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
         return reference.window_attention(q, k, v, windows, num_heads, values, scale, bias or None, True)
 
-    of_grads, of_inputs = reference_second_derivative(attention, inputs, [grad_out, grad_lse], directions, ctx.wanted)
+    of_grads, of_inputs = reference_second_derivative(attention, inputs, [grad_out, grad_lse], directions, wanted)
     return *of_grads, *of_inputs
 
 
@@ -281,7 +270,6 @@ _window_attention = register(
     _empty,
     _launch,
     _backward,
-    _setup_context,
 )
 _gradient = register(
     "window_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor? bias_y, "
@@ -291,5 +279,4 @@ _gradient = register(
     _gradient_empty,
     _gradient_launch,
     _gradient_backward,
-    _gradient_setup_context,
 )
