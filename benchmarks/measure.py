@@ -94,6 +94,8 @@ def run(benchmark, case: Case, ceilings: dict) -> None:
 
     benchmark.pedantic(timed, setup=others_first, rounds=rounds, warmup_rounds=1)
     times = {"murf_fast": ours[1:], **others}
+    summaries = {name: {**_summary(seconds), "peak_bytes": memory[name]} for name, seconds in times.items()}
+    median = summaries["murf_fast"]["median_s"]
     benchmark.extra_info.update(
         op=case.op,
         case=case.name,
@@ -102,7 +104,8 @@ def run(benchmark, case: Case, ceilings: dict) -> None:
         threads=torch.get_num_threads(),
         bytes=contenders.result_bytes,
         operations=contenders.operations,
-        contenders={name: {**_summary(seconds), "peak_bytes": memory[name]} for name, seconds in times.items()},
+        contenders=summaries,
+        relative_time={name: median / summaries[name]["median_s"] for name in others},
         targets=[{"against": t.against, "ratio": t.ratio} for t in case.targets],
         write_target=case.write_target,
         memory_target=case.memory_target,

@@ -1,9 +1,10 @@
 """What is measured: every case once, for the CPU suites and the GPU suite alike.
 
 A case builds its data on a device and names its contenders: ours, and what people run today at its best (both memory
-layouts where the layout is free, ``torch.compile`` of the plain graph). Cases live in ``ops/<op>.py`` and
-``models/<model>.py``, which register them when :func:`load` imports them. So they do the smallest calls of every
-kernel, for tools under which a large one would take hours, and the calls that compile it in every way that ships.
+layouts where the layout is free, ``torch.compile`` of the plain graph). Cases live in ``ops/<op>.py``,
+``models/<model>.py`` and ``calls/overhead.py``, which register them when they are imported. So they do the smallest
+calls of every kernel, for tools under which a large one would take hours, and the calls that compile it in every way
+that ships.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 Function = Callable[[], Tensor]
 HERE = Path(__file__).parent
+FOLDERS = ("ops", "models", "calls")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def configurations(op: str):
 
 
 def suites() -> list[str]:
-    """Names of operations and models that have cases: those of the files, none of which is imported."""
+    """Names of what has cases, operations for the most part: those of the files, none of which is imported."""
     return sorted(path.stem for path in _files())
 
 
@@ -119,7 +121,7 @@ def all_configurations() -> dict[str, Callable[[str, torch.dtype], object]]:
 
 
 def _files() -> list[Path]:
-    return [path for folder in ("ops", "models") for path in sorted((HERE / folder).glob("*.py"))]
+    return [path for folder in FOLDERS for path in sorted((HERE / folder).glob("*.py"))]
 
 
 def _load() -> None:

@@ -70,6 +70,8 @@ def pair(op: str, name: str, value: object, least: int = 1) -> tuple[int, int]:
 
 def is_sequence(value: object) -> bool:
     """Whether a value holds several: a sequence other than a string, or an array of one dimension."""
+    if type(value) in (tuple, list):
+        return True
     if isinstance(value, np.ndarray):
         return value.ndim == 1
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))

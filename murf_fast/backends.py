@@ -23,6 +23,7 @@ VARIABLE = "MURF_FAST_BACKEND"
 NAMES = ("reference", "native", "triton")
 OLDEST_TRITON = (3, 6)
 
+_variables, _encoded = getattr(os.environ, "_data", os.environ), functools.cache(getattr(os.environ, "encodekey", str))
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("murf_fast_backend", default=None)
 
 
@@ -95,7 +96,13 @@ def asked_for(request: str | None) -> str | None:
         raise TypeError(f"murf_fast: `backend` must be one of {NAMES}, got {request!r}")
     if request is not None:
         return request
-    return _override.get() or os.environ.get(VARIABLE) or None
+    return _override.get() or _environment(VARIABLE) or None
+
+
+def _environment(name: str) -> str | None:
+    """``os.environ.get``, which takes 0.8 us where a variable is absent; the dictionary behind it takes a tenth."""
+    raw = _variables.get(_encoded(name))
+    return None if raw is None else os.environ[name]
 
 
 @torch.compiler.assume_constant_result
@@ -135,6 +142,7 @@ def _warn_once(preferred: str, device_type: str, reasons: str) -> None:
     )
 
 
+@functools.cache
 def launcher(name: str):
     """The module whose functions launch the kernels of backend ``name``."""
     if name == "native":

@@ -16,6 +16,7 @@ from util import assert_gradient_within_budget, assert_within_budget, layouts, n
 import murf_fast
 from murf_fast import _extension, backends, windows
 from murf_fast.nn import AnyUp
+from murf_fast.ops import _image_encoders
 from murf_fast.reference.anyup import anyup as dense
 
 # In one direction the error of the comparison may be any small number by chance.
@@ -128,7 +129,7 @@ def test_bands_of_rows(monkeypatch):
     image, features = draw(1, 3, 35, 19), draw(1, 6, 3, 4)
     with torch.no_grad():
         expected = model(image, features)
-        monkeypatch.setitem(murf_fast.ops._image_encoders._BAND_BYTES, "cpu", 1)
+        monkeypatch.setitem(_image_encoders._BAND_BYTES, "cpu", 1)
         torch.testing.assert_close(model(image, features), expected, rtol=1e-5, atol=1e-5)
         assert_parity(model, image, features)
 
@@ -228,11 +229,11 @@ def test_opcheck():
     model = seeded(AnyUp(16, num_heads=2)).requires_grad_(False)
     image, features = draw(1, 3, 9, 8), draw(1, 4, 3, 2)
     calls = []
-    op = torch.ops.murf_fast.image_queries.default
+    op = _image_encoders._image_queries
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.ops.murf_fast, "image_queries", lambda *a: calls.append(a) or op(*a))
+        patch.setattr(_image_encoders, "_image_queries", lambda *a: calls.append(a) or op(*a))
         model(image, features)
-    torch.library.opcheck(op, calls[0])
+    torch.library.opcheck(torch.ops.murf_fast.image_queries.default, calls[0])
 
 
 @pytest.mark.skipif(

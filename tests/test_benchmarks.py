@@ -53,13 +53,19 @@ def test_every_operation_has_a_suite():
     assert set(bench.operations()) == (set(murf_fast.ops.__all__) - {"resample_patch_embed"} - types) | {
         "anyup_model",
         "murf",
+        "overhead",
     }
+
+
+def test_every_operation_has_a_case_of_its_overhead():
+    names = {c.name.split(",")[0] for c in registry.cases() if c.op == "overhead"}
+    assert names == set(registry.suites()) - {"anyup_model", "murf", "overhead"}
 
 
 @pytest.mark.parametrize("name", registry.suites())
 def test_smallest_calls_run(name):
     """Those that compute-sanitizer watches on a GPU; every operation has one, and so have the models with kernels."""
-    if name == "murf":
+    if name in ("murf", "overhead"):
         assert name not in registry.smallest_calls()  # made of others
         return
     registry.smallest_calls()[name]("cpu")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from murf_fast.ops._resize import Resize
 from murf_fast.ops.resize_gram import resize_gram
 
 
@@ -23,19 +24,18 @@ def running_statistics(norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Te
 def batch_statistics(
     norm: _BatchNorm,
     columns: Sequence[Tensor],
-    grid: Sequence[int],
-    mode: str,
-    antialias: bool,
+    how: Resize,
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     """``gamma / sqrt(var + eps)`` and the centred columns, in ``dtype``; running statistics are updated as torch does.
 
-    Columns are maps (B, C, h, w), whose statistics are those after a resize to ``grid``, or vectors (B, C). By identity
-    I6 the mean is ``<1, U f>`` and the biased variance ``<f, U^T U f>`` of the centred map, both per value of the grid.
+    Columns are maps (B, C, h, w), whose statistics are those after a resize, or vectors (B, C). By identity
+    I6 the mean is ``<1, U f>`` and the biased variance ``<f, U^T U f>`` of the centred map, each per value
+    of the resized map.
     """
     means, variances, centred = [], [], []
-    values = columns[0].shape[0] * grid[0] * grid[1]
+    values = columns[0].shape[0] * how.size[0] * how.size[1]
     for column in columns:
         x = column.to(dtype)
         if x.ndim == 2:
@@ -44,10 +44,10 @@ def batch_statistics(
             variances.append(centred[-1].square().mean(0))
             continue
         ones = torch.ones((1, 1, *x.shape[2:]), dtype=dtype, device=x.device)
-        pixel_weights = resize_gram(ones, grid, mode, antialias, backend).flatten()
+        pixel_weights = resize_gram(ones, how, backend).flatten()
         means.append((x.flatten(2) @ pixel_weights).sum(0) / values)
         centred.append(x - means[-1][:, None, None])
-        squares = centred[-1] * resize_gram(centred[-1], grid, mode, antialias, backend)
+        squares = centred[-1] * resize_gram(centred[-1], how, backend)
         variances.append(squares.sum((0, 2, 3)) / values)
     mean, variance = torch.cat(means), torch.cat(variances)
     if norm.training and norm.running_mean is not None:

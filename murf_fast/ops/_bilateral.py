@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 
 
 class BilateralParams(NamedTuple):
@@ -29,6 +29,13 @@ class BilateralParams(NamedTuple):
     fixup_bias1: Tensor | None = None  # (P,)
 
 
+def _shapes(guides: int, keys: int, radius: int) -> list[tuple[int, ...]]:
+    """Of the parameters in order, 1x1 convolutions as matrices."""
+    taps = (2 * radius + 1) ** 2
+    of_range = [(), (), (keys, guides), (keys,), (keys, keys), (keys,)]
+    return [*of_range, (taps, taps + guides), (taps,), (taps, taps), (taps,)]
+
+
 def check_params(op: str, params: object, guidance: Tensor, radius: int) -> list[Tensor]:
     """The parameters that are there, with shapes that fit the guidance and the radius."""
     if not isinstance(params, BilateralParams):
@@ -41,19 +48,8 @@ def check_params(op: str, params: object, guidance: Tensor, radius: int) -> list
             _checks.tensor(op, f"params.{name}", value)
         if value is not None and value.device != guidance.device:
             raise ValueError(f"murf_fast.{op}: `params.{name}` must be on {guidance.device}, got {value.device}")
-    taps, guides, keys = (2 * radius + 1) ** 2, guidance.shape[1], params.range_bias0.numel()
-    shapes = [
-        (),
-        (),
-        (keys, guides),
-        (keys,),
-        (keys, keys),
-        (keys,),
-        (taps, taps + guides),
-        (taps,),
-        (taps, taps),
-        (taps,),
-    ]
+    guides = guidance.shape[1]
+    shapes = _shapes(guides, params.range_bias0.numel(), radius)
     for (name, value), shape in zip(params._asdict().items(), shapes, strict=True):
         if value is not None and tuple(value.shape) not in (shape, (*shape, 1, 1) if len(shape) == 2 else shape):
             raise ValueError(
@@ -90,3 +86,22 @@ def check_masks(op: str, params: BilateralParams, guidance: Tensor, radius: int,
         if mask is not None and mask.device != guidance.device:
             raise ValueError(f"murf_fast.{op}: `{name}` must be on {guidance.device}, got {mask.device}")
     _checks.no_gradients(op, "a dropout mask", [range_mask, fixup_mask])
+
+
+def require_network(op: str, guidance: Tensor, params: list[Tensor], range_mask, fixup_mask, radius: int) -> None:
+    """The part of a contract that is about the networks: parameters and masks."""
+    _contract.map_(op, "guidance", guidance)
+    if radius < 0:
+        raise ValueError(f"murf_fast.{op}: `radius` must be at least 0, got {radius}")
+    check_reflection(op, radius, guidance.shape[2:])
+    if len(params) not in (6, 10):
+        raise ValueError(f"murf_fast.{op}: `params` must be 6 tensors, or 10 with a fix-up, got {len(params)}")
+    keys, taps = params[3].numel(), (2 * radius + 1) ** 2
+    for i, (x, shape) in enumerate(zip(params, _shapes(guidance.shape[1], keys, radius))):  # noqa: B905 (or six)
+        _contract.tensor(op, f"params[{i}]", x.flatten(1) if x.ndim == 4 else x, guidance, shape, _checks.DTYPES)
+    if keys < 1:
+        raise ValueError(f"murf_fast.{op}: `params` must have at least one key")
+    for name, mask, channels in (("range_mask", range_mask, keys), ("fixup_mask", fixup_mask, taps)):
+        if mask is not None:
+            dtypes = (*_checks.DTYPES, torch.bool)
+            _contract.tensor(op, name, mask, guidance, (guidance.shape[0], channels), dtypes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from murf_fast import backends
 from murf_fast._arguments import choice as choice
 from murf_fast._arguments import dense as dense
 from murf_fast._arguments import flag as flag
@@ -16,6 +17,7 @@ from murf_fast._arguments import number as number
 from murf_fast._arguments import numbers as numbers
 from murf_fast._arguments import pair as pair
 from murf_fast.ops._derivatives import derivatives_wanted
+from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import ANTIALIASED, MAX_PIXELS, MODES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -30,8 +32,13 @@ def tensor(op: str, name: str, value: object) -> Tensor:
     return dense(op, name, value)
 
 
-def map_(op: str, name: str, value: object) -> Tensor:
-    """A floating-point map (B, C, H, W) with at least one channel and one pixel."""
+def map_(op: str, name: str, value: object, at: int | None = None) -> Tensor:
+    """A floating-point map (B, C, H, W) with at least one channel and one pixel; entry ``at`` of a list."""
+    if isinstance(value, Tensor) and value.dtype in DTYPES and value.layout is torch.strided and not value.is_nested:
+        shape = value.shape
+        if len(shape) == 4 and shape[1] >= 1 and shape[2] >= 1 and shape[3] >= 1:
+            return value
+    name = name if at is None else f"{name}[{at}]"
     if not isinstance(value, Tensor):
         raise TypeError(f"murf_fast.{op}: `{name}` must be a tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
@@ -39,9 +46,7 @@ def map_(op: str, name: str, value: object) -> Tensor:
     dense(op, name, value)
     if value.ndim != 4:
         raise ValueError(f"murf_fast.{op}: `{name}` must be (B, C, H, W), got shape {tuple(value.shape)}")
-    if value.shape[1] < 1 or value.shape[2] < 1 or value.shape[3] < 1:
-        raise ValueError(f"murf_fast.{op}: `{name}` must have C, H, W >= 1, got shape {tuple(value.shape)}")
-    return value
+    raise ValueError(f"murf_fast.{op}: `{name}` must have C, H, W >= 1, got shape {tuple(value.shape)}")
 
 
 def maps(op: str, features: object, *, same_channels: bool, name: str = "features") -> list[Tensor]:
@@ -53,33 +58,51 @@ def maps(op: str, features: object, *, same_channels: bool, name: str = "feature
             f"murf_fast.{op}: `{name}` must be a non-empty list of tensors (B, C, h, w), got "
             f"{type(features).__name__}{' of length 0' if isinstance(features, Sequence) else ''}"
         )
-    first = map_(op, f"{name}[0]", features[0])
+    first = map_(op, name, features[0], 0)
+    batch, channels = first.shape[:2]
     for i, x in enumerate(features[1:], start=1):
-        map_(op, f"{name}[{i}]", x)
-        if x.shape[0] != first.shape[0]:
+        own_batch, own_channels, _, _ = map_(op, name, x, i).shape
+        if own_batch != batch:
             raise ValueError(
-                f"murf_fast.{op}: `{name}[{i}]` must have the batch size of `{name}[0]`, {first.shape[0]}, "
-                f"got {x.shape[0]}"
+                f"murf_fast.{op}: `{name}[{i}]` must have the batch size of `{name}[0]`, {batch}, got {own_batch}"
             )
-        same_device_and_dtype(op, f"{name}[{i}]", x, f"{name}[0]", first)
-        if same_channels and x.shape[1] != first.shape[1]:
+        if x.dtype != first.dtype or not (x.is_cpu and first.is_cpu):
+            same_device_and_dtype(op, f"{name}[{i}]", x, f"{name}[0]", first)
+        if same_channels and own_channels != channels:
             raise ValueError(
-                f"murf_fast.{op}: `{name}[{i}]` must have the channels of `{name}[0]`, {first.shape[1]}, "
-                f"got {x.shape[1]}"
+                f"murf_fast.{op}: `{name}[{i}]` must have the channels of `{name}[0]`, {channels}, got {own_channels}"
             )
     return list(features)
 
 
-def same_device_and_dtype(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+def same_device(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
     if x.device != like.device:
         raise ValueError(
             f"murf_fast.{op}: `{name}` must be on the device of `{like_name}`, {like.device}, got {x.device}"
         )
+
+
+def same_device_and_dtype(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    same_device(op, name, x, like_name, like)
     if x.dtype != like.dtype:
         raise TypeError(f"murf_fast.{op}: `{name}` must have the dtype of `{like_name}`, {like.dtype}, got {x.dtype}")
 
 
-def grid(op: str, name: str, size: object) -> list[int]:
+def companion(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    """A large tensor beside maps: of their batch and device, in their dtype or, beside a half one, float32."""
+    same_device(op, name, x, like_name, like)
+    if x.shape[0] != like.shape[0]:
+        raise ValueError(
+            f"murf_fast.{op}: `{name}` must have the batch size of `{like_name}`, {like.shape[0]}, got {x.shape[0]}"
+        )
+    if x.dtype != like.dtype and (x.dtype != torch.float32 or like.dtype == torch.float64):
+        raise TypeError(
+            f"murf_fast.{op}: `{name}` must have the dtype of `{like_name}`, {like.dtype}, or be float32 beside a half "
+            f"type, got {x.dtype}"
+        )
+
+
+def grid(op: str, name: str, size: object) -> tuple[int, int]:
     """A (height, width) of positive integers; one integer means a square."""
     height, width = (size, size) if not is_sequence(size) else size if len(size) == 2 else (None, None)
     if type(height) is not int or type(width) is not int:
@@ -90,7 +113,7 @@ def grid(op: str, name: str, size: object) -> list[int]:
         raise ValueError(
             f"murf_fast.{op}: `{name}` must be at most {MAX_PIXELS} rows and columns and 2**40 pixels, got {size!r}"
         )
-    return [height, width]
+    return height, width
 
 
 def _pixels(op: str, name: str, size: object, value: object) -> int:
@@ -100,7 +123,7 @@ def _pixels(op: str, name: str, size: object, value: object) -> int:
         raise TypeError(f"murf_fast.{op}: `{name}` must be (height, width) in pixels, got {size!r}") from None
 
 
-def optional_grid(op: str, name: str, size: object) -> list[int] | None:
+def optional_grid(op: str, name: str, size: object) -> tuple[int, int] | None:
     return None if size is None else grid(op, name, size)
 
 
@@ -109,6 +132,17 @@ def mode(op: str, mode: str, antialias: bool) -> None:
     flag(op, "antialias", antialias)
     if antialias and mode not in ANTIALIASED:
         raise ValueError(f"murf_fast.{op}: `antialias=True` needs `mode` in {ANTIALIASED}, got {mode!r}")
+
+
+def resize(op: str, size: object, how: str, antialias: bool, via: object = None, *, name: str = "size") -> Resize:
+    size, via = grid(op, name, size), optional_grid(op, "via", via)
+    mode(op, how, antialias)
+    return Resize(size, how, antialias, via)
+
+
+def backend(request: str | None, like: Tensor, dtype: torch.dtype | None = None) -> str:
+    """The backend that a call on a tensor takes, see :func:`murf_fast.backends.resolve`; ``dtype`` if not its own."""
+    return backends.resolve(request, "cpu" if like.is_cpu else like.device.type, dtype or like.dtype)
 
 
 def vector(op: str, name: str, x: object, length: int, like: Tensor, *, what: str) -> Tensor:
@@ -137,8 +171,16 @@ def bias(op: str, bias: object, features: list[Tensor]) -> None:
         raise ValueError(f"murf_fast.{op}: `bias` must be on {first.device}, got {bias.device}")
 
 
-def out(op: str, out: Tensor, shape: Sequence[int], inputs: Sequence[Tensor | None]) -> None:
-    """`out=`: right shape, dtype and device, dense in one of the two layouts, not an input's memory, no gradients."""
+def out(
+    op: str,
+    out: Tensor,
+    shape: Sequence[int],
+    inputs: Sequence[Tensor | None],
+    memory_format: torch.memory_format | None = None,
+) -> None:
+    """`out=`: right shape, dtype and device, dense in one of the two layouts (that of ``memory_format``), not an
+    input's memory, no gradients.
+    """
     tensors = [x for x in inputs if x is not None]
     like = tensors[0]
     if not isinstance(out, Tensor):
@@ -161,6 +203,8 @@ def out(op: str, out: Tensor, shape: Sequence[int], inputs: Sequence[Tensor | No
     for x in tensors:
         if _overlap(out, x):
             raise ValueError(f"murf_fast.{op}: `out` must not share memory with an input")
+    if memory_format is not None and not out.is_contiguous(memory_format=memory_format):
+        raise ValueError(f"murf_fast.{op}: `out` has strides {tuple(out.stride())}, which is not {memory_format}")
 
 
 def no_gradients(op: str, why: str, inputs: Sequence[Tensor | None], *, forward_mode: bool = False) -> None:

@@ -19,8 +19,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-# Dispatch keys of a call on plain tensors: no transform, mode, subclass or lazy negation is between the op and its
-# implementation, which can be called at once.
+# Dispatch keys of a plain call (see murf_fast.ops._plain) that the dispatcher has been asked to make all the same.
 _PLAIN = {
     DispatchKeySet(device).add(autograd).raw_repr()
     for device, autograd in (
@@ -70,7 +69,8 @@ def autograd_kernel(
     Args:
         op: The op.
         implementation: Its kernel for CPU and CUDA.
-        backward, setup_context: As for ``torch.library.register_autograd``; None: a backward raises.
+        backward, setup_context: As for ``torch.library.register_autograd``, but for the gradients of the last
+            arguments, which may be left out where there are none. None: a backward raises.
         forward_mode: ``(args, tangents)`` to the tangent of the result, one for each result if there are several; None:
             tangents raise. ``tangents`` are nested as the arguments are, with None where there is none.
     """
@@ -125,14 +125,14 @@ def filled(values: list[Tensor] | Tensor | None, tangents: list[Tensor | None] |
 
 
 def one_by_one(op: torch._ops.OpOverload) -> Callable:
-    """The op's rule for ``torch.vmap``: one call for every entry of the batch dimension."""
+    """What ``torch.vmap`` makes of the op: one call for every entry of the batch dimension."""
 
     def entry(value: Any, dim: Any, i: int) -> Any:
         if isinstance(dim, (list, tuple)):
             return [entry(v, d, i) for v, d in zip(value, dim, strict=True)]
         return value if dim is None else value.select(dim, i)
 
-    def rule(info: Any, in_dims: Sequence, *args: Any) -> tuple[Any, Any]:
+    def batched(info: Any, in_dims: Sequence, *args: Any) -> tuple[Any, Any]:
         if info.batch_size == 0:
             raise ValueError(f"murf_fast.{op._opname}: torch.vmap over an empty dimension")
         results = [op(*[entry(a, d, i) for a, d in zip(args, in_dims, strict=True)]) for i in range(info.batch_size)]
@@ -141,7 +141,7 @@ def one_by_one(op: torch._ops.OpOverload) -> Callable:
             return (None, None) if first is None else (torch.stack(results), 0)
         return type(first)(torch.stack(r) for r in zip(*results, strict=True)), type(first)(0 for _ in first)
 
-    return rule
+    return batched
 
 
 def reference_second_derivative(
@@ -264,9 +264,10 @@ def _function(op: torch._ops.OpOverload, name: str, backward: Callable | None, s
             by_argument[i] = next(flat) if length is None else [next(flat) for _ in range(length)]
         try:
             ctx.needs_input_grad = tuple(by_argument)
-            gradients = backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)
+            gradients = tuple(backward(ctx, list(grads)) if returns_list else backward(ctx, *grads))
         finally:
             ctx.needs_input_grad = needed
+        gradients += (None,) * (len(arguments) - len(gradients))
         of_tensors = list(_flat(gradients, positions, ctx.lengths))
         if any(n and g is None for n, g in zip(needed[2:], of_tensors, strict=True)):
             missing = [a.name for a, n, g in zip(arguments, by_argument, gradients, strict=True) if n and g is None]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import empty_map, register
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.ops.resize import resize
@@ -64,30 +65,51 @@ def image_queries(
         projection: Weight (C, C), which the queries' norm weights have been multiplied into, and bias (C,).
     """
     parameters = [t for encoder in encoders for t in encoder] + [frequencies, convolution, *projection]
-    return torch.ops.murf_fast.image_queries(image, parameters, list(size), list(grid), backend)
+    return _image_queries(image, parameters, list(size), list(grid), backend)
 
 
-def _forward(image, parameters, size, grid, backend):
-    with torch.autocast(image.device.type, enabled=False):
-        return _run(image, parameters, size, grid, backend)
+def _requires(op, image, parameters, size, grid, backend) -> None:
+    _contract.map_(op, "image", image, backend)
+    _contract.grid(op, "size", size)
+    _contract.grid(op, "grid", grid)
+    _contract.count(op, "parameters", parameters, 3 * len(ENCODER) + 4)
+    _contract.tensor(op, "parameters[-1]", parameters[-1], image, (None,), _checks.DTYPES)
+    channels = len(parameters[-1])
+    if channels < 1 or channels % GROUPS:
+        raise ValueError(f"murf_fast.{op}: `parameters[-1]` must have a multiple of {GROUPS} entries, got {channels}")
+    square, vector = (channels, channels), (channels,)
+    shapes = []
+    for inputs in (image.shape[1], channels, channels):
+        shapes += [(channels, inputs), *[s for _ in range(4) for s in (vector, vector, square)]]
+    shapes += [(2, channels), (channels, 9 * channels), square, vector]
+    for i, (x, shape) in enumerate(zip(parameters, shapes, strict=True)):
+        flat = x.flatten(1) if x.ndim == 4 else x
+        _contract.tensor(op, f"parameters[{i}]", flat, image, shape, _checks.DTYPES)
+    if parameters[-3].shape[1:] != (channels, 3, 3):
+        raise ValueError(f"murf_fast.{op}: `parameters[-3]` must be a 3 x 3 convolution")
 
 
-def _fake(image, parameters, size, grid, backend):
+def _empty(image, parameters, size, grid, backend) -> tuple[Tensor, Tensor]:
     channels = parameters[-1].shape[0]
     return tuple(empty_map(image, (image.shape[0], channels, *s), True) for s in (size, grid))
 
 
-def _run(image, parameters, size, grid, backend):
+def _launch(image, parameters, size, grid, backend, results) -> None:
+    with torch.autocast(image.device.type, enabled=False):
+        _run(image, parameters, size, grid, backend, results)
+
+
+def _run(image, parameters, size, grid, backend, results) -> None:
     # The C++ kernels work in float32 throughout; those for GPUs keep activations in the image's type.
     dtype = torch.float32 if backend == "native" else image.dtype
-    given, image = image.dtype, image.to(dtype)
+    image = image.to(dtype)
     *weights, frequencies, convolution, projection, bias = (p.detach() for p in parameters)
     n = len(ENCODER)
     to_image, to_keys, to_queries = (_encoder(weights[i * n : (i + 1) * n], dtype) for i in range(3))
     convolution = convolution.to(dtype).contiguous(memory_format=torch.channels_last)
     projection, bias = projection.to(dtype).T.contiguous(), bias.float()
     (batch, _, height, width), channels = image.shape, len(bias)
-    queries, keys = (empty_map(image, (batch, channels, *s), True) for s in (size, grid))
+    queries, keys = (torch.empty_like(r, dtype=dtype) if r.dtype != dtype else r for r in results)
     rotation = tuple(_angles(n, f) for n, f in zip((height, width), frequencies, strict=True))
     options = {"dtype": dtype, "device": image.device}
     one, two = (torch.empty((height * width, channels), **options) for _ in range(2))
@@ -107,7 +129,9 @@ def _run(image, parameters, size, grid, backend):
             encoded = torch.empty((size[0] * size[1], channels), **options)
             _finish_pooled(one, two, last, (height, width), size, encoded, backend)
         _convolve(encoded, tuple(size), convolution, projection, bias, final, backend)
-    return queries.to(given), keys.to(given)
+    for result, made in zip(results, (queries, keys), strict=True):
+        if made is not result:
+            result.copy_(made)
 
 
 def _pixels(map_: Tensor) -> Tensor:
@@ -169,13 +193,6 @@ def _convolve(x, size, convolution, projection, bias, out, backend) -> None:
         pixel_linear(_pixels(band[0]), to, unit_eps=UNIT_EPS, weight=projection, bias=bias, backend=backend)
 
 
-register(
-    "image_queries(Tensor image, Tensor[] parameters, SymInt[] size, SymInt[] grid, str backend) -> (Tensor, Tensor)",
-    _forward,
-    _fake,
-)
-
-
 def _encoder(weights: Sequence[Tensor], dtype: torch.dtype) -> Encoder:
     first, *rest = weights
     halves = [
@@ -191,3 +208,11 @@ def _angles(n: int, frequencies: Tensor) -> Tensor:
     at = torch.linspace(0, 1, n, dtype=torch.float32, device=frequencies.device).double()
     angle = at[:, None] * frequencies.double()
     return torch.stack([angle.cos(), angle.sin()], 1).float().contiguous()
+
+
+_image_queries = register(
+    "image_queries(Tensor image, Tensor[] parameters, SymInt[] size, SymInt[] grid, str backend) -> (Tensor, Tensor)",
+    _requires,
+    _empty,
+    _launch,
+)

@@ -8,74 +8,232 @@ plain PyTorch, called by the op's function directly, with PyTorch's own gradient
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from murf_fast.ops._contract import guarded, guarded_fake
+from murf_fast import _fork
 from murf_fast.ops._derivatives import autograd_kernel, one_by_one
+from murf_fast.ops._plain import is_plain
+from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import AxisTable, axis, is_large
+
+
+class Outline(NamedTuple):
+    """What a backward must know of a tensor whose values it does not need."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    channels_last: bool
+
 
 _library = torch.library.Library("murf_fast", "DEF")
 
 
 def register(
     schema: str,
-    implementation: Callable,
-    fake: Callable,
+    contract: Callable,
+    empty: Callable | None,
+    launch: Callable,
     backward: Callable | None = None,
-    setup_context: Callable | None = None,
+    *,
+    keeps: bool = True,
+    keeps_result: int | None = None,
     forward_mode: Callable | None = None,
-) -> None:
+    checked: bool = False,
+) -> Callable:
     """Defines ``murf_fast::<schema>`` with its CPU and CUDA implementation, fake implementation and derivatives.
 
+    The functions take the arguments of the schema by position, the last of which is the backend. Those that say how
+    maps are resized (``size``, ``interpolation``, ``antialias``, ``via``) come as one :class:`Resize` in the place of
+    ``interpolation``.
+
     Args:
-        schema: Name, arguments and results; an argument that is written into is ``Tensor(a!)``.
-        implementation, fake: Take the arguments of the schema, by position; called behind the op's contract.
-        backward, setup_context: As for ``torch.library.register_autograd``. None: a backward raises, naming the op.
+        schema: Name, arguments and results; an argument that is written into is ``Tensor(a!)``. Tensors with gradients
+            come first.
+        contract: Takes the op's name and the arguments; raises a TypeError or ValueError where ``launch`` would make
+            an address of something else than it thinks.
+        empty: The results, not yet computed: shapes, dtypes and layouts. It makes those of the fake implementation,
+            too. None for an op that writes into its argument.
+        launch: Takes the arguments and ``empty``'s results, which it fills. Not called for a batch without entries,
+            whose results are zeros.
+        backward: Takes what is wanted (a truth value for every argument, a list for a list), the arguments and the
+            gradients of the results; returns the gradients of the first arguments, the rest having none. None: a
+            backward raises, naming the op.
+        keeps: Whether the arguments of ``backward`` have values. Else an :class:`Outline` stands for a tensor.
+        keeps_result: Of several results one without a gradient, which ``backward`` finds behind the arguments.
         forward_mode: The result's tangent, see :func:`murf_fast.ops._derivatives.autograd_kernel`. None: tangents
             raise, naming the op.
+        checked: Whether whoever calls the returned function has checked all that the contract asks for, and chosen a
+            backend, which keeps torch to one thread in a process made by fork.
+
+    Returns:
+        The op, for calls within this library. Where nothing of PyTorch's dispatcher is needed it is passed by.
     """
     op = schema[: schema.index("(")]
     name = f"murf_fast::{op}"
-    implementation, fake = guarded(op, implementation), guarded_fake(op, fake)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     overload = getattr(torch.ops.murf_fast, op).default
-    implementation = _raising_versions(overload, implementation)
+    arguments = overload._schema.arguments
+    joined, flat, places = _packing([a.name for a in arguments])
+    positions = [i for i, place in enumerate(places) if place is not None and "Tensor" in str(arguments[place].type)]
+    if empty:
+        work = _allocating(empty, launch)
+    else:
+        written = [a.alias_info is not None and a.alias_info.is_write for a in arguments].index(True)
+        work = _writing(launch, places.index(written))
+
+    def implementation(*arguments: Any) -> Any:
+        return checking(*joined(arguments))
+
+    def checking(*arguments: Any) -> Any:
+        contract(op, *arguments)
+        if _fork.is_child():
+            with _fork.calling_thread_only():
+                return work(*arguments)
+        return work(*arguments)
+
+    def fake(*arguments: Any) -> Any:
+        _on_one_device(op, arguments)
+        return None if empty is None else empty(*joined(arguments))
+
     for key in ("CPU", "CUDA"):
         _library.impl(name, implementation, key)
     torch.library.register_fake(name, fake, lib=_library)
+    setup_context = None
+    if backward is not None:
+        setup_context, backward = _keeping(joined, backward, keeps, keeps_result)
     kernel = autograd_kernel(overload, implementation, backward, setup_context, forward_mode)
     _library.impl(name, kernel, "Autograd", with_keyset=True)
     torch.library.register_vmap(name, one_by_one(overload), lib=_library)
+    plain = work if checked else checking
+
+    def call(*arguments: Any) -> Any:
+        tensors: list[Tensor] = []
+        for i in positions:
+            value = arguments[i]
+            if isinstance(value, list):
+                tensors += value
+            elif value is not None:
+                tensors.append(value)
+        return plain(*arguments) if is_plain(tensors) else overload(*flat(arguments))
+
+    return call
 
 
-def _raising_versions(op: torch._ops.OpOverload, implementation: Callable) -> Callable:
-    """The implementation, which raises the version of what it writes into: whoever saved that tensor must notice."""
-    written = [i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-    if not written:
-        return implementation
+def _packing(names: Sequence[str]) -> tuple[Callable, Callable, list[int | None]]:
+    """From the arguments of a schema to those with a :class:`Resize`, and back; and where the former come from."""
+    if "antialias" not in names:
+        return tuple, tuple, list(range(len(names)))
+    begin = names.index("interpolation")
+    has_via = "via" in names
+    end = begin + 2 + has_via
+    size = names.index("size") if "size" in names else begin
+    after = size + ("size" in names)
+    place = begin - ("size" in names)  # of the Resize
+    places = [*range(size), *range(after, begin), None, *range(end, len(names))]
 
-    (position,) = written
-    increment = torch.autograd.graph.increment_version
+    def joined(values: Sequence) -> tuple:
+        mode, antialias, *via = values[begin:end]
+        via = tuple(via[0]) if has_via and via[0] is not None else None
+        grid = tuple(values[size]) if after > size else None
+        return (*values[:size], *values[after:begin], Resize(grid, mode, antialias, via), *values[end:])
 
-    def with_versions(*args):
-        increment(args[position])
-        return implementation(*args)
+    def flat(values: Sequence) -> tuple:
+        grid, mode, antialias, via = values[place]
+        how = (mode, antialias, via) if has_via else (mode, antialias)
+        grid = (grid,) if after > size else ()
+        return (*values[:size], *grid, *values[size:place], *how, *values[place + 1 :])
 
-    return with_versions
+    return joined, flat, places
 
 
+class _Saved(int):
+    """Which of a context's saved tensors."""
+
+
+def _keeping(joined: Callable, backward: Callable, keeps: bool, result: int | None) -> tuple[Callable, Callable]:
+    """What an ``autograd.Function`` does around ``backward``: keeps the arguments and brings them back."""
+
+    def setup_context(ctx, inputs, output) -> None:
+        tensors: list[Tensor] = []
+
+        def kept(value: Any) -> Any:
+            if isinstance(value, list):
+                return [kept(entry) for entry in value]
+            if not isinstance(value, Tensor):
+                return value
+            if not keeps:
+                return Outline(value.shape, value.dtype, value.ndim == 4 and is_channels_last(value))
+            tensors.append(value)
+            return _Saved(len(tensors) - 1)
+
+        arguments = joined(inputs)
+        if result is not None:
+            arguments = (*arguments, output[result])
+            ctx.mark_non_differentiable(output[result])
+        ctx.arguments = [kept(value) for value in arguments]
+        ctx.save_for_backward(*tensors)
+
+    def restored(value: Any, saved: Sequence[Tensor]) -> Any:
+        if isinstance(value, list):
+            return [restored(entry, saved) for entry in value]
+        return saved[value] if isinstance(value, _Saved) else value
+
+    def with_arguments(ctx, *grads: Any) -> Sequence:
+        saved = ctx.saved_tensors
+        return backward(ctx.needs_input_grad, [restored(value, saved) for value in ctx.arguments], *grads)
+
+    return setup_context, with_arguments
+
+
+def _allocating(empty: Callable, launch: Callable) -> Callable:
+    def work(*arguments: Any) -> Any:
+        results = empty(*arguments)
+        first = arguments[0]
+        if (first[0] if isinstance(first, list) else first).shape[0]:
+            launch(*arguments, results)
+        else:
+            for result in [results] if isinstance(results, Tensor) else results:
+                result.zero_()
+        return results
+
+    return work
+
+
+def _writing(launch: Callable, position: int) -> Callable:
+    """Raises the version of what it writes into: whoever saved that tensor must notice."""
+
+    def work(*arguments: Any) -> None:
+        out = arguments[position]
+        torch.autograd.graph.increment_version(out)
+        if out.numel():
+            launch(*arguments)
+
+    return work
+
+
+def _on_one_device(op: str, arguments: Sequence) -> None:
+    """A fake implementation also takes a call that mixes meta tensors with others."""
+    tensors = [t for a in arguments for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor)]
+    if len({t.device.type == "meta" for t in tensors}) > 1:
+        devices = ", ".join(sorted({str(t.device) for t in tensors}))
+        raise ValueError(f"murf_fast.{op}: all tensors must be on one device, got {devices}")
+
+
+@lru_cache(maxsize=4096)
 def axes_of(
     height: int,
     width: int,
-    size: Sequence[int],
+    size: tuple[int, int],
     mode: str,
     antialias: bool,
-    via: Sequence[int] | None = None,
-    scale_factor: Sequence[float] | None = None,
+    via: tuple[int, int] | None = None,
+    scale_factor: tuple[float, float] | None = None,
 ) -> tuple[AxisTable, AxisTable]:
-    """Tables of both axes for a map of height x width."""
+    """Tables of both axes for a map of height x width; ``size`` to ``via`` are a :class:`Resize`."""
     via_y, via_x = via or (None, None)
     factor_y, factor_x = scale_factor or (None, None)
     large = is_large(mode, size), via is not None and is_large(mode, via)
@@ -85,8 +243,14 @@ def axes_of(
     )
 
 
-def axes_of_maps(features: Sequence[Tensor], size, mode, antialias, via) -> list[tuple[AxisTable, AxisTable]]:
-    return [axes_of(f.shape[2], f.shape[3], size, mode, antialias, via) for f in features]
+def axes_of_maps(features: Sequence[Tensor], *resize) -> list[tuple[AxisTable, AxisTable]]:
+    """The tables of every map, found by one lookup."""
+    return _axes_of_shapes(tuple([f.shape for f in features]), *resize)
+
+
+@lru_cache(maxsize=4096)
+def _axes_of_shapes(shapes: tuple[torch.Size, ...], *resize) -> list[tuple[AxisTable, AxisTable]]:
+    return [axes_of(height, width, *resize) for _, _, height, width in shapes]
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -106,13 +270,26 @@ def wants_channels_last(op: str, memory_format: torch.memory_format | None, like
     return memory_format == torch.channels_last
 
 
+def layout_of(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def empty_map(like: Tensor, shape: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
+    if not channels_last:
+        return like.new_empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def as_float32(x: Tensor | None) -> Tensor | None:
+    """A small companion as kernels take it: float32, contiguous."""
+    return None if x is None else x.to(torch.float32).contiguous()
+
+
+def bias_gradient(gradient: Tensor, bias: Tensor | Outline) -> Tensor:
+    """Of a bias (C,) or (B, C), which is added to every pixel."""
+    return gradient.sum((0, 2, 3) if len(bias.shape) == 1 else (2, 3), dtype=torch.float32).to(bias.dtype)
 
 
 def float32_rows(bias: Tensor | None) -> Tensor | None:
     """The bias as kernels take it: (1, C) or (B, C), float32, dense."""
-    if bias is None:
-        return None
-    return bias.to(torch.float32).reshape(-1, bias.shape[-1]).contiguous()
+    return None if bias is None else as_float32(bias).view(-1, bias.shape[-1])

@@ -21,12 +21,10 @@ WAITING = 1 << 17
 LARGEST_SQUARED_NORM = 1e300
 
 
-def search(query: Tensor, bank: Tensor, k: int, metric: str, op: str) -> tuple[Tensor, Tensor]:
-    """Distances (Q, k) in float64 and indices (Q, k). ``bank`` may lie in host memory; its blocks go to the queries."""
-    distances = torch.zeros(len(query), k, dtype=torch.float64, device=query.device)
-    indices = torch.zeros(len(query), k, dtype=torch.int64, device=query.device)
-    if not len(query):
-        return distances, indices
+def search(query: Tensor, bank: Tensor, k: int, metric: str, op: str, distances: Tensor, indices: Tensor) -> None:
+    """Writes ``distances`` (Q, k) in float64 and ``indices`` (Q, k). ``bank`` may lie in host memory; its blocks go to
+    the queries.
+    """
     cosine = metric == "cosine"
     step = max(1, min(VALUES // bank.shape[1], VALUES // min(QUERIES, len(query))))
     # Common to all rows, or nearly: products of differences from it have small errors.
@@ -43,7 +41,6 @@ def search(query: Tensor, bank: Tensor, k: int, metric: str, op: str) -> tuple[T
                 _refuse(op, "bank", block, begin, cosine)
         squared, indices[part] = found.result()
         distances[part] = {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric]
-    return distances, indices
 
 
 def _are_fine(rows: Tensor) -> bool:

@@ -42,12 +42,12 @@ def pixel_linear(
     statistics: Whether to return them.
     """
     options = {"norm": norm, "unit_eps": unit_eps, "weight": weight, "bias": bias, "residual": residual}
-    launch = _plain if backend == "reference" else backends.launcher(backend).pixel_linear
+    launch = _definition if backend == "reference" else backends.launcher(backend).pixel_linear
     return launch(x, out, rotation=rotation, statistics=statistics, **options)
 
 
-def _plain(x, out, *, norm, unit_eps, weight, bias, residual, rotation, statistics):
-    """The definition, for tests; in the dtype of ``x``."""
+def _definition(x, out, *, norm, unit_eps, weight, bias, residual, rotation, statistics):
+    """For tests; in the dtype of ``x``."""
     y = x
     if norm is not None:
         y = torch.nn.functional.silu(y * norm[0].to(y.dtype) + norm[1].to(y.dtype))

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import check_reflection
-from murf_fast.ops._library import empty_map, is_channels_last, register, wants_channels_last
+from murf_fast.ops._library import (
+    as_float32,
+    bias_gradient,
+    empty_map,
+    is_channels_last,
+    layout_of,
+    register,
+    wants_channels_last,
+)
 from murf_fast.tables.folded import PADDINGS, folded_axis
 
 MODES = ("bilinear", "bicubic")
@@ -60,45 +68,56 @@ def adaptive_conv(
     """
     op = "adaptive_conv"
     source, kernels = _checks.map_(op, "source", source), _checks.map_(op, "kernels", kernels)
-    if kernels.shape[0] != source.shape[0]:
-        raise ValueError(
-            f"murf_fast.{op}: `kernels` must have the batch size of `source`, {source.shape[0]}, got {kernels.shape[0]}"
-        )
-    if kernels.device != source.device:
-        raise ValueError(f"murf_fast.{op}: `kernels` must be on {source.device}, got {kernels.device}")
-    if kernels.dtype != source.dtype and (kernels.dtype != torch.float32 or source.dtype == torch.float64):
-        raise TypeError(
-            f"murf_fast.{op}: `kernels` must have the dtype of `source`, {source.dtype}, or be float32 beside a half "
-            f"type, got {kernels.dtype}"
-        )
+    _checks.companion(op, "kernels", kernels, "source", source)
     # The taps are the model's, not the image's: a compiled graph is for one number of them.
-    diameter = math.isqrt(operator.index(kernels.shape[1]))
-    if diameter**2 != kernels.shape[1] or diameter % 2 == 0:
-        raise ValueError(
-            f"murf_fast.{op}: `kernels` must have D * D taps with D odd (1, 9, 25, 49, ...), got {kernels.shape[1]}"
-        )
-    grid = list(kernels.shape[2:])
+    diameter = _diameter(op, operator.index(kernels.shape[1]))
+    grid = tuple(kernels.shape[2:])
     if size is not None and _checks.grid(op, "size", size) != grid:
-        raise ValueError(f"murf_fast.{op}: `size` must be that of `kernels`, {tuple(grid)}, got {size}")
+        raise ValueError(f"murf_fast.{op}: `size` must be that of `kernels`, {grid}, got {size}")
     _checks.choice(op, "mode", mode, MODES, optional=True)
     _checks.choice(op, "padding", padding, PADDINGS, optional=True)
     if mode is None:
-        expected = grid if padding else [n + diameter - 1 for n in grid]
-        if list(source.shape[2:]) != expected:
+        expected = _unresized(grid, diameter, padding)
+        if tuple(source.shape[2:]) != expected:
             raise ValueError(
-                f"murf_fast.{op}: with mode=None and padding={padding!r} `source` must be {tuple(expected)} for "
-                f"{diameter} x {diameter} kernels at {tuple(grid)}, got {tuple(source.shape[2:])}"
+                f"murf_fast.{op}: with mode=None and padding={padding!r} `source` must be {expected} for "
+                f"{diameter} x {diameter} kernels at {grid}, got {tuple(source.shape[2:])}"
             )
     if padding == "reflect":
         check_reflection(op, diameter // 2, grid)
     if bias is not None:
         _checks.vector(op, "bias", bias, source.shape[1], source, what="one entry per channel of `source`")
     channels_last = wants_channels_last(op, memory_format, source)
-    backend = backends.resolve(backend, source.device.type, source.dtype)
+    backend = _checks.backend(backend, source)
     if backend == "reference":
         result = reference.adaptive_conv(source, kernels, grid, bias, mode, padding)
-        return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return torch.ops.murf_fast.adaptive_conv(source, kernels, bias, mode, padding, channels_last, backend)
+        return result.contiguous(memory_format=layout_of(channels_last))
+    return _adaptive_conv(source, kernels, bias, mode, padding, channels_last, backend)
+
+
+def _unresized(grid, diameter: int, padding: str | None) -> tuple[int, ...]:
+    """The size of a source that is not resized."""
+    return tuple(grid) if padding else tuple(n + diameter - 1 for n in grid)
+
+
+def _diameter(op: str, taps: int) -> int:
+    diameter = math.isqrt(max(taps, 0))
+    if diameter**2 != taps or diameter % 2 == 0:
+        raise ValueError(f"murf_fast.{op}: `kernels` must have D * D taps with D odd (1, 9, 25, 49, ...), got {taps}")
+    return diameter
+
+
+def _require_windows(op: str, source, grid, taps: int, mode, padding) -> None:
+    """Sizes with which the tables read no pixel outside the source."""
+    diameter = _diameter(op, taps)
+    _contract.one_of(op, "interpolation", mode, (None, *MODES))
+    _contract.one_of(op, "padding", padding, (None, *PADDINGS))
+    _contract.grid(op, "source's size", source)
+    if padding == "reflect":
+        check_reflection(op, diameter // 2, grid)
+    expected = _unresized(grid, diameter, padding)
+    if mode is None and tuple(source) != expected:
+        raise ValueError(f"murf_fast.{op}: without a resize the source must be {expected}, got {tuple(source)}")
 
 
 def _axes(source_size, size, taps, mode, padding):
@@ -106,146 +125,125 @@ def _axes(source_size, size, taps, mode, padding):
     return tuple(folded_axis(n, m, diameter, mode, padding) for n, m in zip(source_size, size, strict=True))
 
 
-def _forward(source, kernels, bias, mode, padding, channels_last, backend) -> Tensor:
-    out = _fake(source, kernels, bias, mode, padding, channels_last, backend)
-    if out.numel():
-        axes = _axes(source.shape[2:], kernels.shape[2:], kernels.shape[1], mode, padding)
-        bias = None if bias is None else bias.float().contiguous()
-        backends.launcher(backend).adaptive_conv(source, kernels, bias, axes, out)
-    return out
+def _requires(op, source, kernels, bias, mode, padding, channels_last, backend) -> None:
+    _contract.map_(op, "source", source, backend)
+    _contract.map_(op, "kernels", kernels)
+    dtypes = (source.dtype, torch.float32)
+    _contract.tensor(op, "kernels", kernels, source, (source.shape[0], None, None, None), dtypes)
+    _require_windows(op, source.shape[2:], kernels.shape[2:], kernels.shape[1], mode, padding)
+    if bias is not None:
+        _contract.tensor(op, "bias", bias, source, (source.shape[1],), _checks.DTYPES)
 
 
-def _fake(source, kernels, bias, mode, padding, channels_last, backend) -> Tensor:
+def _empty(source, kernels, bias, mode, padding, channels_last, backend) -> Tensor:
     return empty_map(source, (*source.shape[:2], *kernels.shape[2:]), channels_last)
 
 
-def _grad_source(grad, kernels, in_size, mode, padding, channels_last, backend) -> Tensor:
-    out = _grad_source_fake(grad, kernels, in_size, mode, padding, channels_last, backend)
-    if out.numel():
-        axes = _axes(in_size, kernels.shape[2:], kernels.shape[1], mode, padding)
-        backends.launcher(backend).adaptive_conv_backward_source(grad, kernels, axes, out)
-    return out
+def _launch(source, kernels, bias, mode, padding, channels_last, backend, out) -> None:
+    axes = _axes(source.shape[2:], kernels.shape[2:], kernels.shape[1], mode, padding)
+    backends.launcher(backend).adaptive_conv(source, kernels, as_float32(bias), axes, out)
 
 
-def _grad_source_fake(grad, kernels, in_size, mode, padding, channels_last, backend) -> Tensor:
+def _source_requires(op, grad, kernels, in_size, mode, padding, channels_last, backend) -> None:
+    _contract.map_(op, "grad", grad, backend)
+    _contract.map_(op, "kernels", kernels)
+    shape = (grad.shape[0], None, *grad.shape[2:])
+    _contract.tensor(op, "kernels", kernels, grad, shape, (grad.dtype, torch.float32))
+    _contract.count(op, "in_size", in_size, 2)
+    _require_windows(op, in_size, grad.shape[2:], kernels.shape[1], mode, padding)
+
+
+def _source_empty(grad, kernels, in_size, mode, padding, channels_last, backend) -> Tensor:
     return empty_map(grad, (*grad.shape[:2], *in_size), channels_last)
 
 
-def _grad_kernels(grad, source, taps, mode, padding, dtype, backend) -> Tensor:
-    out = _grad_kernels_fake(grad, source, taps, mode, padding, dtype, backend)
-    if out.numel():
-        axes = _axes(source.shape[2:], grad.shape[2:], taps, mode, padding)
-        backends.launcher(backend).adaptive_conv_backward_kernels(grad, source, axes, out)
-    return out
+def _source_launch(grad, kernels, in_size, mode, padding, channels_last, backend, out) -> None:
+    axes = _axes(in_size, kernels.shape[2:], kernels.shape[1], mode, padding)
+    backends.launcher(backend).adaptive_conv_backward_source(grad, kernels, axes, out)
 
 
-def _grad_kernels_fake(grad, source, taps, mode, padding, dtype, backend) -> Tensor:
+def _kernels_requires(op, grad, source, taps, mode, padding, dtype, backend) -> None:
+    _contract.map_(op, "grad", grad, backend)
+    _contract.map_(op, "source", source)
+    _contract.tensor(op, "source", source, grad, (*grad.shape[:2], None, None), (grad.dtype,))
+    _require_windows(op, source.shape[2:], grad.shape[2:], taps, mode, padding)
+    _contract.one_of(op, "kernels_dtype", dtype, (grad.dtype, torch.float32))
+
+
+def _kernels_empty(grad, source, taps, mode, padding, dtype, backend) -> Tensor:
     return empty_map(grad, (grad.shape[0], taps, *grad.shape[2:]), True, dtype)
 
 
-def _forward_mode(args, tangents) -> Tensor:
-    """Linear in source and bias together, and in the kernels."""
-    source, kernels, _, *rule = args
-    of_source, of_kernels, of_bias, *_ = tangents
-    op, parts = torch.ops.murf_fast.adaptive_conv, []
-    if of_source is not None or of_bias is not None:
-        parts.append(op(torch.zeros_like(source) if of_source is None else of_source, kernels, of_bias, *rule))
-    if of_kernels is not None:
-        parts.append(op(source, of_kernels, None, *rule))
-    return sum(parts[1:], parts[0])
+def _kernels_launch(grad, source, taps, mode, padding, dtype, backend, out) -> None:
+    axes = _axes(source.shape[2:], grad.shape[2:], taps, mode, padding)
+    backends.launcher(backend).adaptive_conv_backward_kernels(grad, source, axes, out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    source, kernels, bias, ctx.mode, ctx.padding, _, ctx.backend = inputs
-    ctx.save_for_backward(source, kernels)
-    ctx.channels_last = is_channels_last(source)
-    ctx.bias_dtype = None if bias is None else bias.dtype
+def _partial(name: str, tensors: dict[str, Tensor], mode, padding, backend) -> Tensor:
+    """The derivative of ``sum(grad * adaptive_conv(source, kernels))`` by one of the three.
+
+    The form is linear in each, so the three ops are the derivatives of each other.
+    """
+    grad, source, kernels = tensors["grad"], tensors["source"], tensors["kernels"]
+    channels_last = is_channels_last(tensors[name])
+    if name == "grad":
+        return _adaptive_conv(source, kernels, None, mode, padding, channels_last, backend)
+    if name == "source":
+        return _grad_source(grad, kernels, source.shape[2:], mode, padding, channels_last, backend)
+    return _grad_kernels(grad, source, kernels.shape[1], mode, padding, kernels.dtype, backend)
 
 
-def _backward(ctx, grad):
-    source, kernels = ctx.saved_tensors
-    needs_source, needs_kernels, needs_bias = ctx.needs_input_grad[:3]
-    grad_source = grad_kernels = grad_bias = None
-    if needs_source:
-        grad_source = torch.ops.murf_fast.adaptive_conv_backward_source(
-            grad, kernels, source.shape[2:], ctx.mode, ctx.padding, ctx.channels_last, ctx.backend
+def _derivatives(op: str, result: str, first: str, second: str) -> dict[str, Callable]:
+    """Backward and forward mode of the op that makes ``result`` from the other two.
+
+    The third argument is a bias, which is added to what the source gives, or a size.
+    """
+
+    def backward(wanted, arguments, direction):
+        a, b, bias, mode, padding, _, backend = arguments
+        tensors, how = {first: a, second: b, result: direction}, (mode, padding, backend)
+        return (
+            _partial(first, tensors, *how) if wanted[0] else None,
+            _partial(second, tensors, *how) if wanted[1] else None,
+            bias_gradient(direction, bias) if wanted[2] else None,
         )
-    if needs_kernels:
-        grad_kernels = torch.ops.murf_fast.adaptive_conv_backward_kernels(
-            grad, source, kernels.shape[1], ctx.mode, ctx.padding, kernels.dtype, ctx.backend
-        )
-    if needs_bias:
-        grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
-    return grad_source, grad_kernels, grad_bias, None, None, None, None
-
-
-def _bilinear(op: str) -> Callable:
-    """Forward mode of an op that is linear in each of its two first arguments."""
 
     def forward_mode(args, tangents) -> Tensor:
-        (first, second, *rest), call = args, getattr(torch.ops.murf_fast, op)
-        parts = [] if tangents[0] is None else [call(tangents[0], second, *rest)]
-        parts += [] if tangents[1] is None else [call(first, tangents[1], *rest)]
+        a, b, third, *rest = args
+        of_a, of_b, of_bias = tangents[:3]
+        call, has_bias, parts = getattr(torch.ops.murf_fast, op), result == "grad", []
+        if of_a is not None or of_bias is not None:
+            of_a = torch.zeros_like(a) if of_a is None else of_a
+            parts.append(call(of_a, b, of_bias if has_bias else third, *rest))
+        if of_b is not None:
+            parts.append(call(a, of_b, None if has_bias else third, *rest))
         return sum(parts[1:], parts[0])
 
-    return forward_mode
+    return {"backward": backward, "forward_mode": forward_mode}
 
 
-def _gradient_context(ctx, inputs, output) -> None:
-    grad, other, _, ctx.mode, ctx.padding, _, ctx.backend = inputs
-    ctx.save_for_backward(grad, other)
-    ctx.layouts = (is_channels_last(grad), is_channels_last(other))
-
-
-def _grad_source_backward(ctx, direction):
-    """The three ops are the derivatives of one trilinear form: of each other."""
-    grad, kernels = ctx.saved_tensors
-    ops, of_grad, of_kernels = torch.ops.murf_fast, None, None
-    if ctx.needs_input_grad[0]:
-        of_grad = ops.adaptive_conv(direction, kernels, None, ctx.mode, ctx.padding, ctx.layouts[0], ctx.backend)
-    if ctx.needs_input_grad[1]:
-        of_kernels = ops.adaptive_conv_backward_kernels(
-            grad, direction, kernels.shape[1], ctx.mode, ctx.padding, kernels.dtype, ctx.backend
-        )
-    return of_grad, of_kernels, None, None, None, None, None
-
-
-def _grad_kernels_backward(ctx, direction):
-    grad, source = ctx.saved_tensors
-    ops, of_grad, of_source = torch.ops.murf_fast, None, None
-    if ctx.needs_input_grad[0]:
-        of_grad = ops.adaptive_conv(source, direction, None, ctx.mode, ctx.padding, ctx.layouts[0], ctx.backend)
-    if ctx.needs_input_grad[1]:
-        of_source = ops.adaptive_conv_backward_source(
-            grad, direction, source.shape[2:], ctx.mode, ctx.padding, ctx.layouts[1], ctx.backend
-        )
-    return of_grad, of_source, None, None, None, None, None
-
-
-register(
+_adaptive_conv = register(
     "adaptive_conv(Tensor source, Tensor kernels, Tensor? bias, str? interpolation, str? padding, bool channels_last, "
     "str backend) -> Tensor",
-    _forward,
-    _fake,
-    _backward,
-    _setup_context,
-    _forward_mode,
+    _requires,
+    _empty,
+    _launch,
+    **_derivatives("adaptive_conv", "grad", "source", "kernels"),
+    checked=True,
 )
-register(
+_grad_source = register(
     "adaptive_conv_backward_source(Tensor grad, Tensor kernels, SymInt[] in_size, str? interpolation, str? padding, "
     "bool channels_last, str backend) -> Tensor",
-    _grad_source,
-    _grad_source_fake,
-    _grad_source_backward,
-    _gradient_context,
-    _bilinear("adaptive_conv_backward_source"),
+    _source_requires,
+    _source_empty,
+    _source_launch,
+    **_derivatives("adaptive_conv_backward_source", "source", "grad", "kernels"),
 )
-register(
+_grad_kernels = register(
     "adaptive_conv_backward_kernels(Tensor grad, Tensor source, SymInt taps, str? interpolation, str? padding, "
     "ScalarType kernels_dtype, str backend) -> Tensor",
-    _grad_kernels,
-    _grad_kernels_fake,
-    _grad_kernels_backward,
-    _gradient_context,
-    _bilinear("adaptive_conv_backward_kernels"),
+    _kernels_requires,
+    _kernels_empty,
+    _kernels_launch,
+    **_derivatives("adaptive_conv_backward_kernels", "kernels", "grad", "source"),
 )

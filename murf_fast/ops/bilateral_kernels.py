@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
-from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params
+from murf_fast.ops import _checks, _contract
+from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params, require_network
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, register
 
@@ -60,71 +60,65 @@ def bilateral_kernels(
     if dtype not in (None, guidance.dtype, torch.float32):
         raise TypeError(f"murf_fast.{op}: `dtype` must be {guidance.dtype} or torch.float32, got {dtype}")
     dtype = dtype or guidance.dtype
-    backend = backends.resolve(backend, guidance.device.type, guidance.dtype)
+    backend = _checks.backend(backend, guidance)
     if backend == "reference":
         result = reference.bilateral_kernels(guidance, tensors, radius, range_mask, fixup_mask).to(dtype)
         return result.contiguous(memory_format=torch.channels_last)
-    return torch.ops.murf_fast.bilateral_kernels(guidance, tensors, range_mask, fixup_mask, radius, dtype, backend)
+    return _bilateral_kernels(guidance, tensors, range_mask, fixup_mask, radius, dtype, backend)
 
 
-def _forward(guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> Tensor:
-    out = _fake(guidance, params, range_mask, fixup_mask, radius, dtype, backend)
-    if out.numel():
-        backends.launcher(backend).bilateral_kernels(guidance, params, range_mask, fixup_mask, radius, out)
-    return out
+def _requires(op, guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> None:
+    require_network(op, guidance, params, range_mask, fixup_mask, radius)
+    _contract.backend(op, backend, guidance)
+    _contract.one_of(op, "kernels_dtype", dtype, (guidance.dtype, torch.float32))
 
 
-def _fake(guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> Tensor:
-    shape = (guidance.shape[0], (2 * radius + 1) ** 2, *guidance.shape[2:])
-    return empty_map(guidance, shape, True, dtype)
+def _empty(guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> Tensor:
+    return empty_map(guidance, _shape(guidance, radius), True, dtype)
 
 
-def _backward_forward(grad, guidance, params, range_mask, fixup_mask, radius, backend) -> tuple[Tensor, Tensor]:
-    grad_guidance, grad_params = _backward_fake(grad, guidance, params, range_mask, fixup_mask, radius, backend)
-    if not guidance.numel():
-        return grad_guidance, grad_params.zero_()
-    in_rows, packed = backends.launcher(backend).bilateral_kernels_backward(
-        grad, guidance, params, range_mask, fixup_mask, radius
-    )
-    return grad_guidance.copy_(in_rows), grad_params.copy_(packed)
+def _shape(guidance, radius) -> tuple[int, ...]:
+    return guidance.shape[0], (2 * radius + 1) ** 2, *guidance.shape[2:]
 
 
-def _backward_fake(grad, guidance, params, range_mask, fixup_mask, radius, backend) -> tuple[Tensor, Tensor]:
+def _launch(guidance, params, range_mask, fixup_mask, radius, dtype, backend, out) -> None:
+    backends.launcher(backend).bilateral_kernels(guidance, params, range_mask, fixup_mask, radius, out)
+
+
+def _backward(wanted, arguments, grad):
+    guidance, params, range_mask, fixup_mask, radius, _, backend = arguments
+    of_guidance, packed = _gradient(grad, guidance, params, range_mask, fixup_mask, radius, backend)
+    return of_guidance, _unpacked(packed, params)
+
+
+def _gradient_requires(op, grad, guidance, params, range_mask, fixup_mask, radius, backend) -> None:
+    require_network(op, guidance, params, range_mask, fixup_mask, radius)
+    _contract.backend(op, backend, guidance)
+    _contract.tensor(op, "grad", grad, guidance, _shape(guidance, radius), (guidance.dtype, torch.float32))
+
+
+def _gradient_empty(grad, guidance, params, range_mask, fixup_mask, radius, backend) -> tuple[Tensor, Tensor]:
     total = sum(p.numel() for p in params)
     return torch.empty_like(guidance), guidance.new_empty(total, dtype=torch.float32)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    guidance, params, range_mask, fixup_mask, ctx.radius, _, ctx.backend = inputs
-    ctx.masks = (range_mask is not None, fixup_mask is not None)
-    ctx.save_for_backward(guidance, *(m for m in (range_mask, fixup_mask) if m is not None), *params)
+def _gradient_launch(grad, guidance, params, range_mask, fixup_mask, radius, backend, results) -> None:
+    made = backends.launcher(backend).bilateral_kernels_backward(grad, guidance, params, range_mask, fixup_mask, radius)
+    for result, gradient in zip(results, made, strict=True):
+        result.copy_(gradient)
 
 
-def _backward(ctx, grad):
-    guidance, *rest = ctx.saved_tensors
-    masks = [rest.pop(0) if given else None for given in ctx.masks]
-    grad_guidance, packed = torch.ops.murf_fast.bilateral_kernels_backward(
-        grad, guidance, rest, *masks, ctx.radius, ctx.backend
-    )
-    return grad_guidance, _unpacked(packed, rest), None, None, None, None, None
-
-
-def _backward_setup_context(ctx, inputs, output) -> None:
-    grad, guidance, params, range_mask, fixup_mask, ctx.radius, _ = inputs
-    ctx.save_for_backward(grad, guidance, range_mask, fixup_mask, *params)
-
-
-def _backward_backward(ctx, of_guidance, of_packed):
-    grad, guidance, range_mask, fixup_mask, *params = ctx.saved_tensors
+def _gradient_backward(_, arguments, of_guidance, of_packed):
+    grad, guidance, params, range_mask, fixup_mask, radius, _ = arguments
     directions = [of_guidance, *_unpacked(of_packed, params)]
 
     def kernels(guidance: Tensor, *params: Tensor) -> Tensor:
-        return reference.bilateral_kernels(guidance, params, ctx.radius, range_mask, fixup_mask)
+        return reference.bilateral_kernels(guidance, params, radius, range_mask, fixup_mask)
 
     (of_grad,), (of_guidance, *of_params) = reference_second_derivative(
         kernels, [guidance, *params], [grad], directions, [True] * len(directions)
     )
-    return of_grad, of_guidance, of_params, None, None, None, None
+    return of_grad, of_guidance, of_params
 
 
 def _unpacked(packed: Tensor, params: list[Tensor]) -> list[Tensor]:
@@ -133,19 +127,20 @@ def _unpacked(packed: Tensor, params: list[Tensor]) -> list[Tensor]:
     return [g.view(p.shape).to(p.dtype) for g, p in zip(pieces, params, strict=True)]
 
 
-register(
+_bilateral_kernels = register(
     "bilateral_kernels(Tensor guidance, Tensor[] params, Tensor? range_mask, Tensor? fixup_mask, int radius, "
     "ScalarType kernels_dtype, str backend) -> Tensor",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
     _backward,
-    _setup_context,
+    checked=True,
 )
-register(
+_gradient = register(
     "bilateral_kernels_backward(Tensor grad, Tensor guidance, Tensor[] params, Tensor? range_mask, Tensor? fixup_mask, "
     "int radius, str backend) -> (Tensor, Tensor)",
-    _backward_forward,
-    _backward_fake,
-    _backward_backward,
-    _backward_setup_context,
+    _gradient_requires,
+    _gradient_empty,
+    _gradient_launch,
+    _gradient_backward,
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
-from murf_fast.ops._library import empty_map, is_channels_last, register
+from murf_fast.ops._library import as_float32, empty_map, is_channels_last, layout_of, register
 
 VARIANTS = ("released", "paper")
 
@@ -42,91 +41,85 @@ def feature_unify(features: Tensor, basis: Tensor, variant: str = "released", *,
     op = "feature_unify"
     _checks.map_(op, "features", features)
     _checks.tensor(op, "basis", basis)
-    k = basis.shape[-1] if basis.ndim else 0
-    if basis.ndim == 0 or len(basis) < 1 or k % 2 == 0 or tuple(basis.shape[1:]) not in ((1, k, k), (k, k)):
-        raise ValueError(f"murf_fast.{op}: `basis` must be (M, 1, k, k) with k odd, got shape {tuple(basis.shape)}")
+    _check_basis(op, basis)
     if basis.device != features.device:
         raise ValueError(f"murf_fast.{op}: `basis` must be on {features.device}, got {basis.device}")
     _checks.choice(op, "variant", variant, VARIANTS)
-    backend = backends.resolve(backend, features.device.type, features.dtype)
+    backend = _checks.backend(backend, features)
     if backend == "reference":
-        layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
-        result = reference.feature_unify(features, basis, variant)
-        return result.to(features.dtype).contiguous(memory_format=layout)
-    return torch.ops.murf_fast.feature_unify(features, basis, variant == "released", backend)
+        result = reference.feature_unify(features, basis, variant).to(features.dtype)
+        return result.contiguous(memory_format=layout_of(is_channels_last(features)))
+    return _feature_unify(features, basis, variant == "released", backend)
 
 
-def _forward(features, basis, released, backend) -> Tensor:
-    out = _fake(features, basis, released, backend)
-    if out.numel():
-        backends.launcher(backend).feature_unify(features, _rows(basis), released, out)
-    return out
+def _check_basis(op: str, basis: Tensor) -> None:
+    k = basis.shape[-1] if basis.ndim else 0
+    if basis.ndim == 0 or len(basis) < 1 or k % 2 == 0 or tuple(basis.shape[1:]) not in ((1, k, k), (k, k)):
+        raise ValueError(f"murf_fast.{op}: `basis` must be (M, 1, k, k) with k odd, got shape {tuple(basis.shape)}")
 
 
-def _rows(basis: Tensor) -> Tensor:
-    return basis.detach().to(torch.float32).contiguous()
+def _requires(op, features, basis, released, backend) -> None:
+    _contract.map_(op, "features", features, backend)
+    _check_basis(op, basis)
+    _contract.tensor(op, "basis", basis, features, basis.shape, _checks.DTYPES)
 
 
-def _fake(features, basis, released, backend) -> Tensor:
+def _empty(features, basis, released, backend) -> Tensor:
     return empty_map(features, (len(features), len(basis), *features.shape[2:]), is_channels_last(features))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    features, basis, ctx.released, ctx.backend = inputs
-    ctx.save_for_backward(features, basis)
+def _launch(features, basis, released, backend, out) -> None:
+    backends.launcher(backend).feature_unify(features, as_float32(basis), released, out)
 
 
-def _backward(ctx, grad):
-    features, basis = ctx.saved_tensors
-    wanted = list(ctx.needs_input_grad[:2])
-    gradients = torch.ops.murf_fast.feature_unify_backward(grad, features, basis, ctx.released, wanted, ctx.backend)
-    return *[g if needed else None for g, needed in zip(gradients, wanted, strict=True)], None, None
+def _backward(wanted, arguments, grad):
+    features, basis, released, backend = arguments
+    wanted = list(wanted[:2])
+    gradients = _gradient(grad, features, basis, released, wanted, backend)
+    return [g if needed else None for g, needed in zip(gradients, wanted, strict=True)]
 
 
-def _gradients(grad, features, basis, released, wanted, backend) -> list[Tensor]:
-    results = _gradients_fake(grad, features, basis, released, wanted, backend)
-    if not grad.numel():
-        return [r.zero_() for r in results]
+def _gradient_requires(op, grad, features, basis, released, wanted, backend) -> None:
+    _requires(op, features, basis, released, backend)
+    shape = (features.shape[0], len(basis), *features.shape[2:])
+    _contract.tensor(op, "grad", grad, features, shape, (features.dtype,))
+    _contract.count(op, "wanted", wanted, 2)
+
+
+def _gradient_empty(grad, features, basis, released, wanted, backend) -> list[Tensor]:
+    shape = features.shape if wanted[0] else (0, 1, 1, 1)
+    of_features = empty_map(features, shape, is_channels_last(features))
+    return [of_features, basis.new_empty(basis.shape if wanted[1] else (0,))]
+
+
+def _gradient_launch(grad, features, basis, released, wanted, backend, results) -> None:
     # Runs of rows summed apart, with the rows around them: together at most two feature maps. By shapes alone.
     shares = max(1, min(16, features.shape[2] // (2 * basis.shape[-1])))
-    backends.launcher(backend).feature_unify_backward(grad, features, _rows(basis), released, shares, results)
-    return results
+    backends.launcher(backend).feature_unify_backward(grad, features, as_float32(basis), released, shares, results)
 
 
-def _gradients_fake(grad, features, basis, released, wanted, backend) -> list[Tensor]:
-    shape = features.shape if wanted[0] else (0, 1, 1, 1)
-    return [
-        empty_map(features, shape, is_channels_last(features)),
-        basis.new_empty(basis.shape if wanted[1] else (0,)),
-    ]
-
-
-def _gradients_setup_context(ctx, inputs, output) -> None:
-    grad, features, basis, ctx.released, ctx.wanted, _ = inputs
-    ctx.save_for_backward(grad, features, basis)
-
-
-def _gradients_backward(ctx, directions):
-    grad, features, basis = ctx.saved_tensors
-    variant = VARIANTS[0] if ctx.released else VARIANTS[1]
-    (of_grad,), (of_features, of_basis) = reference_second_derivative(
-        lambda x, b: reference.feature_unify(x, b, variant), [features, basis], [grad], directions, ctx.wanted
+def _gradient_backward(_, arguments, directions):
+    grad, features, basis, released, wanted, _ = arguments
+    variant = VARIANTS[0] if released else VARIANTS[1]
+    of_grads, of_inputs = reference_second_derivative(
+        lambda x, b: reference.feature_unify(x, b, variant), [features, basis], [grad], directions, wanted
     )
-    return of_grad, of_features, of_basis, None, None, None
+    return *of_grads, *of_inputs
 
 
-register(
+_feature_unify = register(
     "feature_unify(Tensor features, Tensor basis, bool released, str backend) -> Tensor",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
     _backward,
-    _setup_context,
+    checked=True,
 )
-register(
+_gradient = register(
     "feature_unify_backward(Tensor grad, Tensor features, Tensor basis, bool released, bool[] wanted, str backend) "
     "-> Tensor[]",
-    _gradients,
-    _gradients_fake,
-    _gradients_backward,
-    _gradients_setup_context,
+    _gradient_requires,
+    _gradient_empty,
+    _gradient_launch,
+    _gradient_backward,
 )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
-from murf_fast.ops._library import empty_map, is_channels_last, register
+from murf_fast.ops._library import empty_map, is_channels_last, layout_of, register
 from murf_fast.tables.gaussian import gaussian_axis
 
-OP = "gaussian_blur"
 BORDERS = ("symmetric", "reflect")
 
 
@@ -40,30 +38,43 @@ def gaussian_blur(x: Tensor, sigma: float, *, border: str = "symmetric", backend
 
     Source: AnomalyDINO's ``dists2map``; anomalib's ``GaussianBlur2d``.
     """
-    _checks.map_(OP, "x", x)
-    sigma = _checks.number(OP, "sigma", sigma)
-    if not 0 < sigma < 1e6:
-        raise ValueError(f"murf_fast.{OP}: `sigma` must be a positive number of pixels below 1e6, got {sigma!r}")
-    _checks.choice(OP, "border", border, BORDERS)
-    _checks.no_gradients(OP, "smoothing of scores", [x], forward_mode=True)
-    backend = backends.resolve(backend, x.device.type, x.dtype)
+    op = "gaussian_blur"
+    _checks.map_(op, "x", x)
+    sigma = _checks.number(op, "sigma", sigma)
+    _check_sigma(op, sigma)
+    _checks.choice(op, "border", border, BORDERS)
+    _checks.no_gradients(op, "smoothing of scores", [x], forward_mode=True)
+    backend, channels_last = _checks.backend(backend, x), is_channels_last(x)
     if backend == "reference":
-        result = reference.gaussian_blur(x, sigma, border)
-        return result.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
-    return torch.ops.murf_fast.gaussian_blur(x, sigma, border, is_channels_last(x), backend)
+        return reference.gaussian_blur(x, sigma, border).contiguous(memory_format=layout_of(channels_last))
+    return _gaussian_blur(x, sigma, border, channels_last, backend)
 
 
-def _forward(x, sigma, border, channels_last, backend) -> Tensor:
-    out = empty_map(x, x.shape, channels_last)
-    if out.numel():
-        axes = (gaussian_axis(x.shape[2], sigma, border), gaussian_axis(x.shape[3], sigma, border))
-        backends.launcher(backend).upsample_sum([x], [axes], None, out)
-    return out
+def _check_sigma(op: str, sigma: float) -> None:
+    if not 0 < sigma < 1e6:
+        raise ValueError(f"murf_fast.{op}: `sigma` must be a positive number of pixels below 1e6, got {sigma!r}")
 
 
-register(
+def _requires(op, x, sigma, border, channels_last, backend) -> None:
+    _contract.map_(op, "x", x, backend)
+    _check_sigma(op, sigma)
+    _contract.one_of(op, "border", border, BORDERS)
+
+
+def _empty(x, sigma, border, channels_last, backend) -> Tensor:
+    return empty_map(x, x.shape, channels_last)
+
+
+def _launch(x, sigma, border, channels_last, backend, out) -> None:
+    axes = (gaussian_axis(x.shape[2], sigma, border), gaussian_axis(x.shape[3], sigma, border))
+    backends.launcher(backend).upsample_sum([x], [axes], None, out)
+
+
+_gaussian_blur = register(
     "gaussian_blur(Tensor x, float sigma, str border, bool channels_last, str backend) -> Tensor",
-    _forward,
-    lambda x, sigma, border, channels_last, backend: empty_map(x, x.shape, channels_last),
+    _requires,
+    _empty,
+    _launch,
     forward_mode=linear("gaussian_blur", 0),
+    checked=True,
 )

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import axes_of, register
+from murf_fast.ops._resize import Resize
 
 LAYOUTS = ("cyx", "yxc")
-RESULT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def image_to_patches(
@@ -64,16 +64,16 @@ def image_to_patches(
     patch_size = _checks.integer(op, "patch_size", patch_size, 1)
     for i, size in enumerate(grids):
         if min(size) < patch_size:
-            raise ValueError(f"murf_fast.{op}: `sizes[{i}]` must hold a patch of {patch_size} pixels, got {size}")
+            raise ValueError(f"murf_fast.{op}: `sizes[{i}]` must hold a patch of {patch_size} pixels, got {list(size)}")
     _checks.mode(op, mode, antialias)
     _checks.choice(op, "layout", layout, LAYOUTS)
     is_uint8 = images.dtype == torch.uint8
     gain, offset = _affine(op, mean, std, 1 / 255 if is_uint8 else 1.0)
     dtype = dtype or (torch.float32 if is_uint8 else images.dtype)
     double = dtype == torch.float64 or images.dtype == torch.float64
-    if not double and dtype not in RESULT_DTYPES:
+    if not double and dtype not in _contract.DTYPES:
         raise TypeError(f"murf_fast.{op}: `dtype` must be float32, bfloat16 or float16, got {dtype}")
-    backend = backends.resolve(backend, images.device.type, torch.float64 if double else dtype)
+    backend = _checks.backend(backend, images, torch.float64 if double else dtype)
     if backend == "reference":
         # Arithmetic in the dtype of the result, but never below float32, as for every other backend.
         pixels = images.to(torch.promote_types(dtype, torch.float32))
@@ -81,12 +81,8 @@ def image_to_patches(
             reference.image_to_patches(pixels, size, patch_size, gain, offset, mode, antialias, layout).to(dtype)
             for size in grids
         ]
-    return [
-        torch.ops.murf_fast.image_to_patches(
-            images, size, patch_size, mode, antialias, gain, offset, layout == "cyx", dtype, backend
-        )
-        for size in grids
-    ]
+    ways = [Resize(size, mode, antialias) for size in grids]
+    return [_image_to_patches(images, patch_size, how, gain, offset, layout == "cyx", dtype, backend) for how in ways]
 
 
 def _channels_second(op: str, images: object) -> Tensor:
@@ -115,19 +111,27 @@ def _affine(op: str, mean, std, scale: float) -> tuple[list[float], list[float]]
     return [scale / s for s in stds], [-m / s for m, s in zip(means, stds, strict=True)]
 
 
-def _fake(images, size, patch_size, mode, antialias, gain, offset, channels_first, dtype, backend) -> Tensor:
-    patches = (size[0] // patch_size) * (size[1] // patch_size)
+def _requires(op, images, patch_size, how, gain, offset, channels_first, dtype, backend) -> None:
+    _contract.tensor(op, "images", images, images, (None, 3, None, None), (torch.uint8, *_contract.DTYPES))
+    _contract.grid(op, "images' size", images.shape[2:])
+    _contract.backend(op, backend, images)
+    _contract.resize(op, how)
+    if not 1 <= patch_size <= min(how.size):
+        raise ValueError(f"murf_fast.{op}: `patch_size` must be in 1 .. {min(how.size)}, got {patch_size}")
+    _contract.count(op, "gain", gain, 3)
+    _contract.count(op, "offset", offset, 3)
+    _contract.one_of(op, "dtype", dtype, _contract.DTYPES)
+
+
+def _empty(images, patch_size, how, gain, offset, channels_first, dtype, backend) -> Tensor:
+    patches = (how.size[0] // patch_size) * (how.size[1] // patch_size)
     return images.new_empty((images.shape[0], patches, 3 * patch_size * patch_size), dtype=dtype)
 
 
-def _forward(images, size, patch_size, mode, antialias, gain, offset, channels_first, dtype, backend) -> Tensor:
-    out = _fake(images, size, patch_size, mode, antialias, gain, offset, channels_first, dtype, backend)
-    if out.numel():
-        axes = axes_of(images.shape[2], images.shape[3], size, mode, antialias)
-        backends.launcher(backend).image_to_patches(
-            images, axes, patch_size, tuple(gain), tuple(offset), channels_first, out
-        )
-    return out
+def _launch(images, patch_size, how, gain, offset, channels_first, dtype, backend, out) -> None:
+    backends.launcher(backend).image_to_patches(
+        images, axes_of(*images.shape[2:], *how), patch_size, tuple(gain), tuple(offset), channels_first, out
+    )
 
 
 def _forward_mode(args, tangents) -> Tensor:
@@ -135,10 +139,12 @@ def _forward_mode(args, tangents) -> Tensor:
     return torch.ops.murf_fast.image_to_patches(tangents[0], *args[1:6], [0.0] * 3, *args[7:])
 
 
-register(
+_image_to_patches = register(
     "image_to_patches(Tensor images, SymInt[] size, int patch_size, str interpolation, bool antialias, float[] gain, "
     "float[] offset, bool channels_first, ScalarType dtype, str backend) -> Tensor",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
     forward_mode=_forward_mode,
+    checked=True,
 )

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends
-from murf_fast.ops import _checks
-from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params
+from murf_fast.ops import _checks, _contract
+from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params, require_network
 from murf_fast.ops._derivatives import derivatives_wanted
-from murf_fast.ops._library import empty_map, register, wants_channels_last
+from murf_fast.ops._library import as_float32, empty_map, register, wants_channels_last
 from murf_fast.ops.adaptive_conv import MODES, adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
 from murf_fast.tables.folded import folded_axis
@@ -57,20 +57,7 @@ def joint_bilateral_upsample(
     sources = _checks.maps(op, source, same_channels=False, name="source")
     guidance = _checks.map_(op, "guidance", guidance)
     first = sources[0]
-    if guidance.device != first.device:
-        raise ValueError(
-            f"murf_fast.{op}: `guidance` must be on the device of `source`, {first.device}, got {guidance.device}"
-        )
-    if guidance.dtype != first.dtype and (guidance.dtype != torch.float32 or first.dtype == torch.float64):
-        raise TypeError(
-            f"murf_fast.{op}: `guidance` must have the dtype of `source`, {first.dtype}, or be float32 beside a half "
-            f"type, got {guidance.dtype}"
-        )
-    if guidance.shape[0] != first.shape[0]:
-        raise ValueError(
-            f"murf_fast.{op}: `guidance` must have the batch size of `source`, {first.shape[0]}, "
-            f"got {guidance.shape[0]}"
-        )
+    _checks.companion(op, "guidance", guidance, "source", first)
     radius = _checks.integer(op, "radius", radius, 0)
     tensors = check_params(op, params, guidance, radius)
     check_masks(op, params, guidance, radius, range_mask, fixup_mask)
@@ -79,10 +66,10 @@ def joint_bilateral_upsample(
         for i, s in enumerate(sources):
             _checks.vector(op, "bias", bias, s.shape[1], s, what=f"one entry per channel of `source[{i}]`")
     channels_last = [wants_channels_last(op, memory_format, s) for s in sources]
-    chosen = backends.resolve(backend, first.device.type, first.dtype)
+    chosen = _checks.backend(backend, first)
     inputs = (*sources, guidance, *tensors, bias, range_mask, fixup_mask)
     if chosen != "reference" and not derivatives_wanted(inputs):
-        results = torch.ops.murf_fast.joint_bilateral_upsample(
+        results = _joint_bilateral_upsample(
             sources, guidance, tensors, range_mask, fixup_mask, bias, radius, mode, channels_last, chosen
         )
         return results[0] if isinstance(source, Tensor) else results
@@ -101,36 +88,46 @@ def joint_bilateral_upsample(
     return results[0] if isinstance(source, Tensor) else results
 
 
-def _forward(
-    sources, guidance, params, range_mask, fixup_mask, bias, radius, mode, channels_last, backend
-) -> list[Tensor]:
-    outs = _fake(sources, guidance, params, range_mask, fixup_mask, bias, radius, mode, channels_last, backend)
-    if outs[0].numel():
-        taps = 2 * radius + 1
-        axes = [
-            tuple(
-                folded_axis(n, m, taps, mode, "reflect") for n, m in zip(s.shape[2:], guidance.shape[2:], strict=True)
-            )
-            for s in sources
-        ]
-        bias = None if bias is None else bias.float().contiguous()
-        backends.launcher(backend).joint_bilateral_upsample(
-            sources, guidance, params, range_mask, fixup_mask, radius, bias, axes, outs
-        )
-    return outs
+def _requires(
+    op, sources, guidance, params, range_mask, fixup_mask, bias, radius, mode, channels_last, backend
+) -> None:
+    _contract.maps(op, sources, same_channels=False, name="sources")
+    first = sources[0]
+    _contract.backend(op, backend, first)
+    require_network(op, guidance, params, range_mask, fixup_mask, radius)
+    dtypes = (first.dtype, torch.float32)
+    _contract.tensor(op, "guidance", guidance, first, (first.shape[0], None, None, None), dtypes)
+    _contract.one_of(op, "interpolation", mode, MODES)
+    _contract.count(op, "channels_last", channels_last, len(sources))
+    if bias is not None:
+        for source in sources:
+            _contract.tensor(op, "bias", bias, first, (source.shape[1],), _checks.DTYPES)
 
 
-def _fake(
+def _empty(
     sources, guidance, params, range_mask, fixup_mask, bias, radius, mode, channels_last, backend
 ) -> list[Tensor]:
-    return [
-        empty_map(s, (*s.shape[:2], *guidance.shape[2:]), last) for s, last in zip(sources, channels_last, strict=True)
+    size = guidance.shape[2:]
+    return [empty_map(s, (*s.shape[:2], *size), last) for s, last in zip(sources, channels_last, strict=True)]
+
+
+def _launch(
+    sources, guidance, params, range_mask, fixup_mask, bias, radius, mode, channels_last, backend, outs
+) -> None:
+    size, taps = guidance.shape[2:], 2 * radius + 1
+    axes = [
+        tuple(folded_axis(n, m, taps, mode, "reflect") for n, m in zip(s.shape[2:], size, strict=True)) for s in sources
     ]
+    backends.launcher(backend).joint_bilateral_upsample(
+        sources, guidance, params, range_mask, fixup_mask, radius, as_float32(bias), axes, outs
+    )
 
 
-register(
+_joint_bilateral_upsample = register(
     "joint_bilateral_upsample(Tensor[] sources, Tensor guidance, Tensor[] params, Tensor? range_mask, "
     "Tensor? fixup_mask, Tensor? bias, int radius, str interpolation, bool[] channels_last, str backend) -> Tensor[]",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
+    checked=True,
 )

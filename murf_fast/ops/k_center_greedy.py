@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork, backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
 
@@ -67,7 +67,7 @@ def k_center_greedy(
     projection = None if projection is None else matrix(OP, "projection", projection)
     _checks.no_gradients(OP, "a selection", [features, projection])
     promoted = features.dtype if projection is None else torch.promote_types(features.dtype, torch.float32)
-    backend = backends.resolve(backend, features.device.type, promoted)
+    backend = _checks.backend(backend, features, promoted)
     if projection is not None:
         if projection.shape[1] != features.shape[1] or projection.device != features.device:
             raise ValueError(
@@ -85,10 +85,11 @@ def k_center_greedy(
         _check_values(features, start)
         chosen = reference.k_center_greedy(features, total, start)
     elif progress is None:
-        chosen = torch.ops.murf_fast.k_center_greedy(features, start, total, backend)
+        chosen = _k_center_greedy(features, start, total, backend)
     else:
+        chosen = _empty(features, start, total, backend)
         with _fork.calling_thread_only():
-            chosen = _forward(features, start, total, backend, progress)
+            _launch(features, start, total, backend, chosen, progress)
     return chosen if include_start else chosen[len(start) :]
 
 
@@ -125,16 +126,30 @@ def _check_values(features: Tensor, start: Tensor) -> None:
     check_finite(OP, "features", features)
 
 
-def _forward(features, start, count, backend, progress=None) -> Tensor:
+def _requires(op, features, start, count, backend) -> None:
+    _contract.tensor(op, "features", features, features, (None, None), _contract.DTYPES)
+    _contract.backend(op, backend, features)
+    _contract.tensor(op, "start", start, features, (None,), (torch.int64,))
+    if not 1 <= len(start) <= count <= len(features):
+        raise ValueError(
+            f"murf_fast.{op}: needs 1 <= rows of `start` <= `count` <= rows of `features`, got {len(start)}, {count}, "
+            f"{len(features)}"
+        )
+
+
+def _empty(features, start, count, backend) -> Tensor:
+    return start.new_empty(count)
+
+
+def _launch(features, start, count, backend, centers, progress=None) -> None:
     _check_values(features, start)
-    centers = start.new_empty(count)
     centers[: len(start)] = start
     backends.launcher(backend).k_center_greedy(contiguous_rows(features), centers, len(start), progress)
-    return centers
 
 
-register(
+_k_center_greedy = register(
     "k_center_greedy(Tensor features, Tensor start, SymInt count, str backend) -> Tensor",
-    _forward,
-    lambda features, start, count, backend: start.new_empty(count),
+    _requires,
+    _empty,
+    _launch,
 )

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from murf_fast import backends, reference
+from murf_fast import reference
 from murf_fast.ops import _checks
 from murf_fast.ops._batch_norm import batch_statistics, running_statistics, uses_batch_statistics
-from murf_fast.ops._library import wants_channels_last
+from murf_fast.ops._library import layout_of, wants_channels_last
+from murf_fast.ops._resize import Resize
 from murf_fast.ops.upsample_sum import upsample_sum
 
 Tokens = Sequence[Tensor | None]
@@ -69,22 +70,17 @@ def linear_head(
     """
     op = "linear_head"
     features = _checks.maps(op, features, same_channels=False)
-    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
-    _checks.mode(op, mode, antialias)
-    cls = check_head(op, features, weight, bias, norm, cls, via or size)
+    how = _checks.resize(op, size, mode, antialias, via)
+    cls = check_head(op, features, weight, bias, norm, cls, how.via or how.size)
     dtype = _arithmetic_dtype(features[0])
     channels_last = wants_channels_last(op, memory_format, features[0])
-    backend = backends.resolve(backend, features[0].device.type, dtype)
+    backend, layout = _checks.backend(backend, features[0], dtype), layout_of(channels_last)
     if backend == "reference":
-        result = reference.linear_head(features, weight, bias, size, via, norm, cls, mode, antialias)
-        return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    logits, bias = logits_of_maps(
-        features, weight, bias, via or size, norm, cls, mode, antialias, channels_last, dtype, backend
-    )
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return upsample_sum(
-        logits, size, bias=bias, mode=mode, antialias=antialias, via=via, memory_format=layout, backend=backend
-    )
+        result = reference.linear_head(features, weight, bias, how.size, norm=norm, cls=cls, **how.options)
+        return result.contiguous(memory_format=layout)
+    to_grid = how._replace(size=how.via or how.size, via=None)
+    logits, bias = _logits(features, weight, bias, to_grid, norm, cls, channels_last, dtype, backend)
+    return upsample_sum(logits, how.size, bias=bias, **how.options, memory_format=layout, backend=backend)
 
 
 def low_resolution_logits(
@@ -114,23 +110,19 @@ def low_resolution_logits(
     """
     op = "low_resolution_logits"
     features = _checks.maps(op, features, same_channels=False)
-    grid = _checks.grid(op, "grid", grid)
-    _checks.mode(op, mode, antialias)
-    cls = check_head(op, features, weight, bias, norm, cls, grid)
+    how = _checks.resize(op, grid, mode, antialias, name="grid")
+    cls = check_head(op, features, weight, bias, norm, cls, how.size)
     dtype = _arithmetic_dtype(features[0])
-    backend = backends.resolve(backend, features[0].device.type, dtype)
-    return logits_of_maps(features, weight, bias, grid, norm, cls, mode, antialias, True, dtype, backend)
+    return _logits(features, weight, bias, how, norm, cls, True, dtype, _checks.backend(backend, features[0], dtype))
 
 
-def logits_of_maps(
+def _logits(
     features: list[Tensor],
     weight: Tensor,
     bias: Tensor | None,
-    grid: list[int],
+    how: Resize,
     norm: _BatchNorm | None,
     cls: Tokens,
-    mode: str,
-    antialias: bool,
     channels_last: bool,
     dtype: torch.dtype,
     backend: str,
@@ -152,7 +144,7 @@ def logits_of_maps(
                 # The statistics need centred float32 maps anyway. With them in the product too, the gradients of weight
                 # and norm do not cancel against a mean that the norm takes away.
                 product = wide
-                scale, columns = batch_statistics(norm, columns, grid, mode, antialias, wide, backend)
+                scale, columns = batch_statistics(norm, columns, how, wide, backend)
             else:
                 scale, mean = running_statistics(norm, wide)
             weight = weight.to(wide) * scale

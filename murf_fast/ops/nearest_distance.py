@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks, _nearest_float64
+from murf_fast.ops import _checks, _contract, _nearest_float64
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
@@ -150,8 +150,8 @@ def nearest_distance(
         backend = bank.backend if dtype != torch.float64 or bank.asked_for == "reference" else None
     if dtype == torch.float64 and not _asked_for(backend):
         kernels = "triton" if query.is_cuda else "native"
-        return torch.ops.murf_fast.nearest_distance(query, rows, [], k, metric, precision, kernels)
-    backend = backends.resolve(backend, query.device.type, dtype)
+        return _nearest_distance(query, rows, [], k, metric, precision, kernels)
+    backend = _checks.backend(backend, query, dtype)
     if backend == "reference":
         _check_rows("query", query, cosine)
         if not prepared:
@@ -160,7 +160,7 @@ def nearest_distance(
     if prepared and backend != bank.backend:
         raise ValueError(f"murf_fast.{OP}: the index was prepared for backend {bank.backend!r}, not {backend!r}")
     tensors = bank.tensors if prepared else []
-    return torch.ops.murf_fast.nearest_distance(query, rows, tensors, k, metric, precision, backend)
+    return _nearest_distance(query, rows, tensors, k, metric, precision, backend)
 
 
 @torch.compiler.assume_constant_result
@@ -189,27 +189,59 @@ def _check_rows(name: str, x: Tensor, nonzero: bool) -> None:
             raise ValueError(f'murf_fast.{OP}: metric="cosine" needs nonzero rows, `{name}` has {zero}')
 
 
-def _forward(query, bank, index, k, metric, precision, backend) -> tuple[Tensor, Tensor]:
-    if torch.float64 in (query.dtype, bank.dtype):
-        return _nearest_float64.search(query, bank, k, metric, OP)
-    distances = query.new_empty(len(query), k, dtype=torch.float32)
-    indices = query.new_empty(len(query), k, dtype=torch.int64)
-    if len(query):
-        query, bank = contiguous_rows(query), contiguous_rows(bank)
-        index = index or backends.launcher(backend).nearest_index(bank, metric == "cosine", precision, bank.device)
-        backends.launcher(backend).nearest_distance(query, bank, index, k, metric, distances, indices)
-    return distances, indices
+def _requires(op, query, bank, index, k, metric, precision, backend) -> None:
+    _contract.tensor(op, "query", query, query, (None, None), _checks.DTYPES)
+    _contract.backend(op, backend, query)
+    # A bank may stay in host memory, from which a GPU search brings it in blocks.
+    at_home = bank if backend == "triton" and bank.is_cpu else query
+    _contract.tensor(op, "bank", bank, at_home, (None, query.shape[1]), _checks.DTYPES)
+    if min(bank.shape) < 1:
+        raise ValueError(f"murf_fast.{op}: `bank` must have rows and columns, got {tuple(bank.shape)}")
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"murf_fast.{op}: `k` must be in 1 .. {len(bank)}, got {k}")
+    _contract.one_of(op, "metric", metric, METRICS)
+    _contract.one_of(op, "precision", precision, PRECISIONS)
+    if index:
+        _contract.count(op, "index", index, 0 if torch.float64 in (query.dtype, bank.dtype) else 5)
+        _require_index(op, index, query, bank, metric == "cosine", backend)
 
 
-def _fake(query, bank, index, k, metric, precision, backend) -> tuple[Tensor, Tensor]:
+def _require_index(op: str, index: list[Tensor], query: Tensor, bank: Tensor, cosine: bool, backend: str) -> None:
+    """The tensors of a prepared bank, as :class:`NearestIndex` holds them."""
+    mean, scale, low, *rest = index
+    rows, dim = bank.shape
+    _contract.tensor(op, "index[0]", mean, query, (dim,), (torch.float32,))
+    _contract.tensor(op, "index[1]", scale, query, (rows if cosine else 0,), (torch.float64,))
+    shapes, others = backends.launcher(backend).index_layout(rows, dim)
+    at_home = low.device == query.device or (low.is_cpu and query.is_cuda)
+    if not at_home or (low.dtype, tuple(low.shape)) not in shapes:
+        raise ValueError(f"murf_fast.{op}: `index[2]` is no copy of this bank, got {low.dtype} {tuple(low.shape)}")
+    for i, (x, (shape, dtype)) in enumerate(zip(rest, others, strict=True), start=3):
+        _contract.tensor(op, f"index[{i}]", x, query, shape, (dtype,))
+    for i, x in enumerate(index):
+        if not x.is_contiguous():
+            raise ValueError(f"murf_fast.{op}: `index[{i}]` must be contiguous")
+
+
+def _empty(query, bank, index, k, metric, precision, backend) -> tuple[Tensor, Tensor]:
     shape = (query.shape[0], k)
     dtype = torch.float64 if torch.float64 in (query.dtype, bank.dtype) else torch.float32
     return query.new_empty(shape, dtype=dtype), query.new_empty(shape, dtype=torch.int64)
 
 
-register(
+def _launch(query, bank, index, k, metric, precision, backend, results) -> None:
+    if torch.float64 in (query.dtype, bank.dtype):
+        _nearest_float64.search(query, bank, k, metric, OP, *results)
+        return
+    kernels, query, bank = backends.launcher(backend), contiguous_rows(query), contiguous_rows(bank)
+    index = index or kernels.nearest_index(bank, metric == "cosine", precision, bank.device)
+    kernels.nearest_distance(query, bank, index, k, metric, *results)
+
+
+_nearest_distance = register(
     "nearest_distance(Tensor query, Tensor bank, Tensor[] index, SymInt k, str metric, str precision, "
     "str backend) -> (Tensor distances, Tensor indices)",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
 )

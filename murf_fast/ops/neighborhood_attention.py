@@ -12,7 +12,7 @@ from torch import Tensor
 from murf_fast import windows
 from murf_fast.backends import BackendUnavailableError
 from murf_fast.ops import _checks
-from murf_fast.ops.window_attention import _scale, window_attention
+from murf_fast.ops.window_attention import head_scale, window_attention
 
 
 def neighborhood_attention(
@@ -61,7 +61,7 @@ def neighborhood_attention(
     _check(op, q, k, v)
     grid, heads = tuple(q.shape[1:3]), q.shape[3]
     rule = windows.neighborhood(grid, grid, kernel_size, stride=stride, dilation=dilation)
-    scale = _scale(op, scale, operator.index(q.shape[4]))
+    scale = head_scale(op, scale, operator.index(q.shape[4]))
     if isinstance(backend, str) and backend == "natten":
         return _natten(q, k, v, kernel_size, stride, dilation, scale, bias)
     tables = None if bias is None else _tables(op, bias, q)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from murf_fast import backends, reference
+from murf_fast import reference
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.image_to_patches import image_to_patches
@@ -161,15 +161,9 @@ def patch_embed(
     patch_size = _checks.integer(op, "patch_size", patch_size, 1)
     weight, batches, grids, tiles = _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder)
     _checks.mode(op, mode, antialias)
-    backend_name = backends.resolve(backend, weight.device.type, weight.dtype)
+    backend_name = _checks.backend(backend, weight)
     count = 0 if prefix is None else len(prefix)
-    blocks, start = [], 0
-    for batch, its_sizes in zip(batches, grids, strict=True):
-        for s, (rows, columns) in enumerate(its_sizes):
-            t = 1 if tiles is None else tiles[s]
-            block = Block(start, len(batch), (rows // patch_size // t, columns // patch_size // t), t)
-            start += block.sequences * block.length(count)
-            blocks.append(block)
+    blocks = _blocks(batches, grids, tiles, patch_size, count)
     tables = [None] * len(blocks)
     if pos_embed is not None:
         if isinstance(pos_embed, Tensor) and pos_embed.dtype in _checks.DTYPES and pos_embed.dtype != weight.dtype:
@@ -188,16 +182,17 @@ def patch_embed(
     trainable = [x for x in (weight, bias, pos_embed, prefix) if x is not None]
     # Writing into the buffer has no gradient, and compilers fuse the plain expression themselves.
     functional = backend_name == "reference" or writes_nothing([*trainable, *batches])
-    buffer = weight[:0] if functional else weight.new_empty((start, weight.shape[0]))
+    total = sum(block.sequences * block.length(count) for block in blocks)
+    buffer = weight[:0] if functional else weight.new_empty((total, weight.shape[0]))
     packed = PackedTokens(buffer, tuple(blocks), count)
-    rule = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
-    rule |= {"dtype": weight.dtype, "backend": backend}
+    options = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
+    options |= {"dtype": weight.dtype, "backend": backend}
     pairs = [(batch, size) for batch, its_sizes in zip(batches, grids, strict=True) for size in its_sizes]
     pieces = []
     for i, ((batch, size), block, table) in enumerate(zip(pairs, blocks, tables, strict=True)):
         head, positions = _split_positions(prefix, table, num_prefix_tokens)
         if functional:
-            (patches,) = image_to_patches(batch, [size], patch_size, **rule)
+            (patches,) = image_to_patches(batch, [size], patch_size, **options)
             tokens = reference.patch_embed(_cut(patches, block), weight, None, None, None)
             added = _added(bias, positions, weight.dtype)
             tokens = tokens if added is None else tokens + added
@@ -211,7 +206,7 @@ def patch_embed(
         rows = out[:, count:].unflatten(0, (block.tiles**2, block.batch))
         added = _added(bias, positions, weight.dtype)
         for images_at_a_time in _groups(block, weight):
-            (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **rule)
+            (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **options)
             patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
             _project(rows[:, images_at_a_time], patches, weight, added)
     return packed.with_tokens(torch.cat(pieces)) if functional else packed
@@ -226,23 +221,31 @@ def cut_sequences(
     dtype: torch.dtype,
     tiles: Sequence[int] | None = None,
     remainder: str = "raise",
-    **rule,
+    **options,
 ) -> Iterator[tuple[Block, Tensor]]:
     """The patches (t t B, h w, 3 p p) of each resolution's sequences, for embeddings that are called as modules.
 
-    ``prefix`` counts the tokens before the patches of every sequence, ``rule`` holds the options of
+    ``prefix`` counts the tokens before the patches of every sequence, ``options`` are those of
     :func:`image_to_patches`; the rest is as for :func:`patch_embed`.
     """
     weight = torch.empty((1, 3 * patch_size * patch_size), dtype=dtype, device="meta")
     checked = _checked("patch_embed", images, sizes, weight, None, patch_size, None, tiles, remainder)
     _, (batch,), (grids,), tiles = checked
-    start = 0
-    for s, size in enumerate(grids):
-        t = 1 if tiles is None else tiles[s]
-        block = Block(start, len(batch), (size[0] // patch_size // t, size[1] // patch_size // t), t)
-        start += block.sequences * block.length(prefix)
-        (patches,) = image_to_patches(batch, [size], patch_size, dtype=dtype, **rule)
+    for size, block in zip(grids, _blocks([batch], [grids], tiles, patch_size, prefix), strict=True):
+        (patches,) = image_to_patches(batch, [size], patch_size, dtype=dtype, **options)
         yield block, _cut(patches, block)
+
+
+def _blocks(batches, grids, tiles: Sequence[int] | None, patch_size: int, prefix: int) -> list[Block]:
+    """One behind the other: the resolutions of every batch."""
+    blocks, start = [], 0
+    for batch, its_sizes in zip(batches, grids, strict=True):
+        for s, (rows, columns) in enumerate(its_sizes):
+            t = 1 if tiles is None else tiles[s]
+            block = Block(start, len(batch), (rows // patch_size // t, columns // patch_size // t), t)
+            start += block.sequences * block.length(prefix)
+            blocks.append(block)
+    return blocks
 
 
 def _groups(block: Block, weight: Tensor) -> Iterator[slice]:

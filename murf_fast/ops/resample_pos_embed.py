@@ -15,7 +15,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from murf_fast import backends, reference
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted, in_transform, writes_nothing
-from murf_fast.ops.resize import resize
+from murf_fast.ops._resize import Resize
+from murf_fast.ops.resize import resize, resize_out
 from murf_fast.tables.resize import pseudo_inverse
 
 # What is kept of one table beyond the results of its latest call, which are kept whatever they take.
@@ -31,8 +32,9 @@ class Kept:
 
     state: tuple
     content: Tensor | None  # a copy to compare with, for `keep="checked"`
-    tables: dict[tuple, Tensor] = field(default_factory=dict)  # by grid and rule
-    # By the arguments as given, so that they are found before any check: rules and results; the latest comes last.
+    tables: dict[tuple, Tensor] = field(default_factory=dict)  # by how they were made
+    # By the arguments as given, so that they are found before any check: keys of the above and results; the latest
+    # comes last.
     calls: dict[tuple, tuple[list[tuple], list[Tensor]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -44,13 +46,13 @@ class Kept:
         self.calls[call] = found
         return found[1]
 
-    def add(self, call: tuple, rules: list[tuple], results: list[Tensor]) -> None:
+    def add(self, call: tuple, keys: list[tuple], results: list[Tensor]) -> None:
         """Keep the results of a call, and let go of those that were used longest ago."""
         with self.lock:
-            self.calls[call] = (rules, results)
+            self.calls[call] = (keys, results)
             while True:
                 kept = list(self.calls.items())
-                self.tables = {rule: table for _, used in kept for rule, table in zip(*used, strict=True)}
+                self.tables = {key: table for _, used in kept for key, table in zip(*used, strict=True)}
                 taken = sum(table.numel() * table.element_size() for table in self.tables.values())
                 if len(kept) == 1 or (len(self.tables) <= KEPT_TABLES and taken <= KEPT_BYTES):
                     return
@@ -152,7 +154,7 @@ def resample_pos_embed(
     tables = pos_embed.flatten(0, -2)
     prefix = tables[:num_prefix_tokens]
     table = tables[num_prefix_tokens:].unflatten(0, source).permute(2, 0, 1)[None]
-    name = backends.resolve(backend, pos_embed.device.type, pos_embed.dtype)
+    name = _checks.backend(backend, pos_embed)
 
     def resampled(g: tuple[int, int]) -> Tensor:
         result = _resampled(prefix, table, g, FLAVORS[flavor], name)
@@ -162,10 +164,10 @@ def resample_pos_embed(
         tables = {g: resampled(g) for g in dict.fromkeys(grids)}
         results = [tables[g] for g in grids]
     else:
-        rules = {g: (g, flavor, num_prefix_tokens, source, name) for g in grids}
-        tables = {g: _keep(kept, rule, lambda g=g: resampled(g)) for g, rule in rules.items()}
+        keys = {g: (g, flavor, num_prefix_tokens, source, name) for g in grids}
+        tables = {g: _keep(kept, key, lambda g=g: resampled(g)) for g, key in keys.items()}
         results = [tables[g] for g in grids]
-        kept.add(call, [rules[g] for g in grids], results)
+        kept.add(call, [keys[g] for g in grids], results)
     return results[0] if single else list(results)
 
 
@@ -190,8 +192,8 @@ def _kept_of(pos_embed: object, is_checked: bool) -> Kept | None:
     return kept
 
 
-def _keep(kept: Kept, rule: tuple, resampled: Callable[[], Tensor]) -> Tensor:
-    table = kept.tables.get(rule)
+def _keep(kept: Kept, key: tuple, resampled: Callable[[], Tensor]) -> Tensor:
+    table = kept.tables.get(key)
     if table is not None:
         return table
     # Outside inference mode, so that what is kept can be used under autograd later.
@@ -199,25 +201,25 @@ def _keep(kept: Kept, rule: tuple, resampled: Callable[[], Tensor]) -> Tensor:
         return resampled()
 
 
-def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], rule: Flavor, backend: str) -> Tensor:
+def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: Flavor, backend: str) -> Tensor:
     """Rows (P + h * w, D) of one grid, from a table (1, D, M_h, M_w)."""
     source = tuple(table.shape[2:])
-    if grid == source and (source[0] == source[1] or not rule.offset):
+    if grid == source and (source[0] == source[1] or not flavor.offset):
         return torch.cat([prefix, _rows(table)])
-    factors = [(g + rule.offset) / m for g, m in zip(grid, source, strict=True)] if rule.offset else None
+    factors = [(g + flavor.offset) / m for g, m in zip(grid, source, strict=True)] if flavor.offset else None
     if backend == "reference":
         # Half tables are resized in float32, as all the sources do but SigLIP's.
         wide = table[0].permute(1, 2, 0).to(torch.promote_types(table.dtype, torch.float32))
-        resized = reference.resample_pos_embed(wide, grid, rule.mode, rule.antialias, factors)
+        resized = reference.resample_pos_embed(wide, grid, flavor.mode, flavor.antialias, factors)
         return torch.cat([prefix, resized.to(table.dtype)])
     if writes_nothing([table]):
         target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
-        options = {"mode": rule.mode, "antialias": rule.antialias, "backend": backend}
+        options = {"mode": flavor.mode, "antialias": flavor.antialias, "backend": backend}
         return torch.cat([prefix, _rows(resize(table, memory_format=torch.channels_last, **target, **options))])
     result = prefix.new_empty((prefix.shape[0] + grid[0] * grid[1], prefix.shape[1]))
     result[: prefix.shape[0]] = prefix
     map_ = result[prefix.shape[0] :].unflatten(0, grid).permute(2, 0, 1)[None]
-    torch.ops.murf_fast.resize_out(table, rule.mode, rule.antialias, None, factors, map_, backend)
+    resize_out(table, Resize(None, flavor.mode, flavor.antialias), factors, map_, backend)
     return result
 
 

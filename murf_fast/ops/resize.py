@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
-from murf_fast.ops._library import axes_of, empty_map, is_channels_last, register, wants_channels_last
+from murf_fast.ops._library import axes_of, empty_map, layout_of, register, wants_channels_last
 from murf_fast.tables.resize import MAX_PIXELS, scaled_size
 
 
@@ -56,29 +56,32 @@ def resize(
     """
     op = "resize"
     _checks.map_(op, "x", x)
-    _checks.mode(op, mode, antialias)
+    factors, name = None, "size"
+    if size is None or scale_factor is not None:
+        _checks.mode(op, mode, antialias)
+        size, factors = _scaled(op, x, size, scale_factor, mode, via)
+        name = "scale_factor"
+    how = _checks.resize(op, size, mode, antialias, via, name=name)
+    channels_last = wants_channels_last(op, memory_format, x)
+    backend = _checks.backend(backend, x)
+    if backend == "reference":
+        return reference.resize(x, *how, factors).contiguous(memory_format=layout_of(channels_last))
+    return _resize(x, how, factors, channels_last, backend)
+
+
+def _scaled(op: str, x: Tensor, size: object, scale_factor: object, mode: str, via: object) -> tuple:
+    """The size that a factor gives, and the factors by axis; None for ``"area"``, which knows only sizes."""
     if (size is None) == (scale_factor is None):
         raise ValueError(f"murf_fast.{op}: exactly one of `size` and `scale_factor` must be given")
-    factors: list[float] | None = None
-    if scale_factor is not None:
-        if via is not None:
-            raise ValueError(f"murf_fast.{op}: `via` needs `size`, got `scale_factor`")
-        factors = _factors(op, scale_factor)
-        size = (scaled_size(x.shape[2], factors[0]), scaled_size(x.shape[3], factors[1]))
-        if min(size) < 1:
-            raise ValueError(
-                f"murf_fast.{op}: `scale_factor` {scale_factor!r} leaves no pixel of a map of {tuple(x.shape[2:])}"
-            )
-        if mode == "area":
-            factors = None  # adaptive pooling knows only sizes
-    size = _checks.grid(op, "size" if scale_factor is None else "scale_factor", size)
-    via = _checks.optional_grid(op, "via", via)
-    channels_last = wants_channels_last(op, memory_format, x)
-    backend = backends.resolve(backend, x.device.type, x.dtype)
-    if backend == "reference":
-        result = reference.resize(x, size, mode, antialias, via, factors)
-        return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return torch.ops.murf_fast.resize(x, size, mode, antialias, via, factors, channels_last, backend)
+    if via is not None:
+        raise ValueError(f"murf_fast.{op}: `via` needs `size`, got `scale_factor`")
+    factors = _factors(op, scale_factor)
+    size = (scaled_size(x.shape[2], factors[0]), scaled_size(x.shape[3], factors[1]))
+    if min(size) < 1:
+        raise ValueError(
+            f"murf_fast.{op}: `scale_factor` {scale_factor!r} leaves no pixel of a map of {tuple(x.shape[2:])}"
+        )
+    return size, None if mode == "area" else factors
 
 
 def _factors(op: str, scale_factor: object) -> list[float]:
@@ -89,80 +92,87 @@ def _factors(op: str, scale_factor: object) -> list[float]:
     return factors
 
 
-def _forward(x, size, mode, antialias, via, scale_factor, channels_last, backend) -> Tensor:
-    out = empty_map(x, (x.shape[0], x.shape[1], *size), channels_last)
-    _launch(x, mode, antialias, via, scale_factor, out, backend)
-    return out
+def _requires(op, x, how, factors, channels_last, backend) -> None:
+    _contract.map_(op, "x", x, backend)
+    _contract.resize(op, how)
+    _contract.factors(op, factors, x.shape[2:], how.size)
 
 
-def _launch(x, mode, antialias, via, scale_factor, out, backend) -> None:
-    if out.numel():
-        axes = axes_of(x.shape[2], x.shape[3], out.shape[2:], mode, antialias, via, scale_factor)
-        backends.launcher(backend).upsample_sum([x], [axes], None, out)
+def _empty(x, how, factors, channels_last, backend) -> Tensor:
+    return empty_map(x, (*x.shape[:2], *how.size), channels_last)
 
 
-def _fake(x, size, mode, antialias, via, scale_factor, channels_last, backend) -> Tensor:
-    return empty_map(x, (x.shape[0], x.shape[1], *size), channels_last)
+def _launch(x, how, factors, channels_last, backend, out) -> None:
+    backends.launcher(backend).upsample_sum([x], [_axes(x.shape[2:], how, factors)], None, out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, _, ctx.mode, ctx.antialias, ctx.via, ctx.scale_factor, _, ctx.backend = inputs
-    ctx.in_size, ctx.channels_last = x.shape[2:], is_channels_last(x)
+def _axes(in_size, how, factors):
+    return axes_of(*in_size, *how, None if factors is None else tuple(factors))
 
 
-def _backward(ctx, grad):
-    gradient = torch.ops.murf_fast.resize_adjoint(
-        grad, ctx.in_size, ctx.mode, ctx.antialias, ctx.via, ctx.scale_factor, ctx.channels_last, ctx.backend
-    )
-    return gradient, None, None, None, None, None, None, None
+def _backward(wanted, arguments, grad):
+    x, how, factors, _, backend = arguments
+    return (resize_adjoint(grad, x.shape[2:], how, factors, x.channels_last, backend),)
 
 
-def _adjoint(grad, in_size, mode, antialias, via, scale_factor, channels_last, backend) -> Tensor:
-    out = empty_map(grad, (grad.shape[0], grad.shape[1], *in_size), channels_last)
-    if out.numel():
-        axes = axes_of(*in_size, grad.shape[2:], mode, antialias, via, scale_factor)
-        backends.launcher(backend).resize_adjoint(grad, axes, out)
-    return out
+def _gradient_requires(op, grad, in_size, how, factors, channels_last, backend) -> None:
+    _contract.map_(op, "grad", grad, backend)
+    _contract.grid(op, "in_size", in_size)
+    _contract.resize(op, how)
+    _contract.factors(op, factors, in_size, grad.shape[2:])
 
 
-def _adjoint_fake(grad, in_size, mode, antialias, via, scale_factor, channels_last, backend) -> Tensor:
-    return empty_map(grad, (grad.shape[0], grad.shape[1], *in_size), channels_last)
+def _gradient_empty(grad, in_size, how, factors, channels_last, backend) -> Tensor:
+    return empty_map(grad, (*grad.shape[:2], *in_size), channels_last)
 
 
-def _adjoint_setup_context(ctx, inputs, output) -> None:
-    grad, _, ctx.mode, ctx.antialias, ctx.via, ctx.scale_factor, _, ctx.backend = inputs
-    ctx.size, ctx.channels_last = grad.shape[2:], is_channels_last(grad)
+def _gradient_launch(grad, in_size, how, factors, channels_last, backend, out) -> None:
+    axes = _axes(in_size, how._replace(size=tuple(grad.shape[2:])), factors)
+    backends.launcher(backend).resize_adjoint(grad, axes, out)
 
 
-def _adjoint_backward(ctx, x):
-    result = torch.ops.murf_fast.resize(
-        x, ctx.size, ctx.mode, ctx.antialias, ctx.via, ctx.scale_factor, ctx.channels_last, ctx.backend
-    )
-    return result, None, None, None, None, None, None, None
+def _gradient_backward(wanted, arguments, x):
+    grad, _, how, factors, _, backend = arguments
+    return (_resize(x, how._replace(size=tuple(grad.shape[2:])), factors, grad.channels_last, backend),)
 
 
-register(
+_resize = register(
     "resize(Tensor x, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, float[]? scale_factor, "
     "bool channels_last, str backend) -> Tensor",
-    _forward,
-    _fake,
-    _backward,
-    _setup_context,
-    linear("resize", 0),
-)
-# Into a part of a larger buffer; for callers within the library, where no gradients are needed.
-register(
-    "resize_out(Tensor x, str interpolation, bool antialias, SymInt[]? via, float[]? scale_factor, Tensor(a!) out, "
-    "str backend) -> ()",
+    _requires,
+    _empty,
     _launch,
-    lambda x, mode, antialias, via, scale_factor, out, backend: None,
+    _backward,
+    keeps=False,
+    forward_mode=linear("resize", 0),
+    checked=True,
 )
-register(
+resize_adjoint = register(
     "resize_adjoint(Tensor grad, SymInt[] in_size, str interpolation, bool antialias, SymInt[]? via, "
     "float[]? scale_factor, bool channels_last, str backend) -> Tensor",
-    _adjoint,
-    _adjoint_fake,
-    _adjoint_backward,
-    _adjoint_setup_context,
-    linear("resize_adjoint", 0),
+    _gradient_requires,
+    _gradient_empty,
+    _gradient_launch,
+    _gradient_backward,
+    keeps=False,
+    forward_mode=linear("resize_adjoint", 0),
+)
+
+
+def _out_requires(op, x, how, factors, out, backend) -> None:
+    _requires(op, x, how._replace(size=tuple(out.shape[2:])), factors, False, backend)
+    _contract.out(op, out, (*x.shape[:2], *out.shape[2:]), [x])
+
+
+def _out_launch(x, how, factors, out, backend) -> None:
+    _launch(x, how._replace(size=tuple(out.shape[2:])), factors, None, backend, out)
+
+
+# Into a part of a larger buffer; for callers within the library, where no gradients are needed.
+resize_out = register(
+    "resize_out(Tensor x, str interpolation, bool antialias, SymInt[]? via, float[]? scale_factor, Tensor(a!) out, "
+    "str backend) -> ()",
+    _out_requires,
+    None,
+    _out_launch,
 )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.ops import _contract
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import empty_map, is_channels_last, register
+from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import gram_axis, is_large
 
 
-def resize_gram(x: Tensor, size: Sequence[int], mode: str, antialias: bool, backend: str) -> Tensor:
-    """``G_h x G_w`` with ``G = U^T U`` of the resize from the grid of ``x`` (B, C, h, w) to ``size``.
+def resize_gram(x: Tensor, how: Resize, backend: str) -> Tensor:
+    """``G_h x G_w`` with ``G = U^T U`` of a resize (without ``via``) of the map ``x`` (B, C, h, w).
 
     ``<x, resize_gram(x)>`` is the squared norm of the resized map, and since the rows of ``U`` sum to one, the result
     for a map of ones holds the weight of every low-resolution pixel in the sum of the resized map.
@@ -22,37 +21,37 @@ def resize_gram(x: Tensor, size: Sequence[int], mode: str, antialias: bool, back
     Memory: the result. Symmetric: its own adjoint. Source: identity I6 (a batch norm's statistics at low resolution).
     """
     if backend == "reference":
-        return reference.resize_gram(x, size, mode, antialias)
-    return torch.ops.murf_fast.resize_gram(x, size, mode, antialias, backend)
+        return reference.resize_gram(x, how.size, how.mode, how.antialias)
+    return _resize_gram(x, how, backend)
 
 
-def _forward(x, size, mode, antialias, backend) -> Tensor:
-    out = _fake(x, size, mode, antialias, backend)
-    if out.numel():
-        large = is_large(mode, size)
-        axes = tuple(gram_axis(n, m, mode, antialias, None, large) for n, m in zip(x.shape[2:], size, strict=True))
-        backends.launcher(backend).upsample_sum([x], [axes], None, out)
-    return out
+def _requires(op, x, how, backend) -> None:
+    _contract.map_(op, "x", x, backend)
+    _contract.resize(op, how)
 
 
-def _fake(x, size, mode, antialias, backend) -> Tensor:
+def _empty(x, how, backend) -> Tensor:
     return empty_map(x, x.shape, is_channels_last(x))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    _, ctx.size, ctx.mode, ctx.antialias, ctx.backend = inputs
+def _launch(x, how, backend, out) -> None:
+    size, mode, antialias, _ = how
+    large = is_large(mode, size)
+    axes = tuple(gram_axis(n, m, mode, antialias, None, large) for n, m in zip(x.shape[2:], size, strict=True))
+    backends.launcher(backend).upsample_sum([x], [axes], None, out)
 
 
-def _backward(ctx, grad):
-    gradient = torch.ops.murf_fast.resize_gram(grad, ctx.size, ctx.mode, ctx.antialias, ctx.backend)
-    return gradient, None, None, None, None
+def _backward(wanted, arguments, grad):
+    _, how, backend = arguments
+    return (_resize_gram(grad, how, backend),)
 
 
-register(
+_resize_gram = register(
     "resize_gram(Tensor x, SymInt[] size, str interpolation, bool antialias, str backend) -> Tensor",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
     _backward,
-    _setup_context,
-    linear("resize_gram", 0),
+    keeps=False,
+    forward_mode=linear("resize_gram", 0),
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import axes_of_maps, float32_rows, register
 
 
@@ -49,22 +49,19 @@ def upsample_argmax(
     """
     op = "upsample_argmax"
     features = _checks.maps(op, features, same_channels=True)
-    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
-    _checks.mode(op, mode, antialias)
+    how = _checks.resize(op, size, mode, antialias, via)
     _checks.bias(op, bias, features)
     _checks.flag(op, "return_values", return_values)
     if return_values:
         _checks.no_gradients(op, "`return_values=True`", [*features, bias])
-    backend = backends.resolve(backend, features[0].device.type, features[0].dtype)
+    backend = _checks.backend(backend, features[0])
     if backend == "reference":
-        labels, values = reference.upsample_argmax(features, size, bias, mode, antialias, via)
+        labels, values = reference.upsample_argmax(features, how.size, bias, **how.options)
         labels = labels.to(label_dtype(features[0].shape[1]))
-        return (labels, values) if return_values else labels
-    # Labels have no gradient, and an op without an autograd formula must not see inputs that want one.
-    features, bias = [f.detach() for f in features], None if bias is None else bias.detach()
-    labels, values = torch.ops.murf_fast.upsample_argmax(
-        features, bias, size, mode, antialias, via, return_values, backend
-    )
+    else:
+        # Labels have no gradient, and an op without an autograd formula must not see inputs that want one.
+        features, bias = [f.detach() for f in features], None if bias is None else bias.detach()
+        labels, values = _upsample_argmax(features, bias, how, return_values, backend)
     return (labels, values) if return_values else labels
 
 
@@ -73,29 +70,27 @@ def label_dtype(classes: int) -> torch.dtype:
     return torch.uint8 if classes <= 256 else torch.int16 if classes <= 32768 else torch.int32
 
 
-def _empty(features, size, return_values) -> tuple[Tensor, Tensor]:
-    shape = (features[0].shape[0], *size)
-    labels = features[0].new_empty(shape, dtype=label_dtype(features[0].shape[1]))
-    return labels, features[0].new_empty(shape if return_values else (0,))
+def _requires(op, features, bias, how, return_values, backend) -> None:
+    _contract.sum_of_maps(op, features, bias, how, backend)
 
 
-def _forward(features, bias, size, mode, antialias, via, return_values, backend) -> tuple[Tensor, Tensor]:
-    labels, values = _empty(features, size, return_values)
-    if labels.numel():
-        axes = axes_of_maps(features, size, mode, antialias, via)
-        backends.launcher(backend).upsample_argmax(
-            features, axes, float32_rows(bias), labels, values if return_values else None
-        )
-    return labels, values
+def _empty(features, bias, how, return_values, backend) -> tuple[Tensor, Tensor]:
+    first, shape = features[0], (features[0].shape[0], *how.size)
+    return first.new_empty(shape, dtype=label_dtype(first.shape[1])), first.new_empty(shape if return_values else (0,))
 
 
-def _fake(features, bias, size, mode, antialias, via, return_values, backend) -> tuple[Tensor, Tensor]:
-    return _empty(features, size, return_values)
+def _launch(features, bias, how, return_values, backend, results) -> None:
+    labels, values = results
+    backends.launcher(backend).upsample_argmax(
+        features, axes_of_maps(features, *how), float32_rows(bias), labels, values if return_values else None
+    )
 
 
-register(
+_upsample_argmax = register(
     "upsample_argmax(Tensor[] features, Tensor? bias, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "
     "bool return_values, str backend) -> (Tensor, Tensor)",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
+    checked=True,
 )

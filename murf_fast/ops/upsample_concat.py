@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
-from murf_fast.ops._library import axes_of_maps, empty_map, is_channels_last, register, wants_channels_last
+from murf_fast.ops._library import (
+    axes_of_maps,
+    empty_map,
+    layout_of,
+    register,
+    wants_channels_last,
+)
+from murf_fast.ops.resize import resize_adjoint
 
 
 def upsample_concat(
@@ -54,78 +61,69 @@ def upsample_concat(
     """
     op = "upsample_concat"
     features = _checks.maps(op, features, same_channels=False)
-    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
-    _checks.mode(op, mode, antialias)
+    how = _checks.resize(op, size, mode, antialias, via)
     channels_last = wants_channels_last(op, memory_format, features[0])
-    backend = backends.resolve(backend, features[0].device.type, features[0].dtype)
+    backend = _checks.backend(backend, features[0])
     if out is not None:
-        shape = (features[0].shape[0], sum(f.shape[1] for f in features), *size)
-        _checks.out(op, out, shape, features)
-        if memory_format is not None and not out.is_contiguous(memory_format=memory_format):
-            raise ValueError(f"murf_fast.{op}: `out` has strides {tuple(out.stride())}, which is not {memory_format}")
+        _checks.out(op, out, _shape(features, how), features, memory_format)
     if backend == "reference":
-        result = reference.upsample_concat(features, size, mode, antialias, via)
-        if out is not None:
-            return out.copy_(result)
-        return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        result = reference.upsample_concat(features, **how._asdict())
+        return out.copy_(result) if out is not None else result.contiguous(memory_format=layout_of(channels_last))
     if out is not None:
-        torch.ops.murf_fast.upsample_concat_out(features, size, mode, antialias, via, out, backend)
+        _upsample_concat_out(features, how, out, backend)
         return out
-    return torch.ops.murf_fast.upsample_concat(features, size, mode, antialias, via, channels_last, backend)
+    return _upsample_concat(features, how, channels_last, backend)
 
 
-def _launch(features, size, mode, antialias, via, out, backend) -> None:
-    if out.numel():
-        backends.launcher(backend).upsample_concat(features, axes_of_maps(features, size, mode, antialias, via), out)
+def _shape(features, how) -> tuple[int, ...]:
+    return features[0].shape[0], sum(f.shape[1] for f in features), *how.size
 
 
-def _empty(features, size, channels_last) -> Tensor:
-    shape = (features[0].shape[0], sum(f.shape[1] for f in features), *size)
-    return empty_map(features[0], shape, channels_last)
+def _requires(op, features, how, channels_last, backend) -> None:
+    _contract.maps(op, features, same_channels=False)
+    _contract.backend(op, backend, features[0])
+    _contract.resize(op, how)
 
 
-def _forward(features, size, mode, antialias, via, channels_last, backend) -> Tensor:
-    out = _empty(features, size, channels_last)
-    _launch(features, size, mode, antialias, via, out, backend)
-    return out
+def _empty(features, how, channels_last, backend) -> Tensor:
+    return empty_map(features[0], _shape(features, how), channels_last)
 
 
-def _fake(features, size, mode, antialias, via, channels_last, backend) -> Tensor:
-    return _empty(features, size, channels_last)
+def _launch(features, how, channels_last, backend, out) -> None:
+    backends.launcher(backend).upsample_concat(features, axes_of_maps(features, *how), out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    features, ctx.size, ctx.mode, ctx.antialias, ctx.via, _, ctx.backend = inputs
-    ctx.maps = [(f.shape[1], f.shape[2:], is_channels_last(f)) for f in features]
+def _backward(wanted, arguments, grad):
+    features, how, _, backend = arguments
+    parts = grad.split([f.shape[1] for f in features], 1)
+    gradients = [
+        resize_adjoint(part, f.shape[2:], how, None, f.channels_last, backend) if needed else None
+        for part, needed, f in zip(parts, wanted[0], features, strict=True)
+    ]
+    return (gradients,)
 
 
-def _backward(ctx, grad):
-    gradients, begin = [], 0
-    for needed, (channels, in_size, channels_last) in zip(ctx.needs_input_grad[0], ctx.maps, strict=True):
-        part = grad[:, begin : begin + channels]
-        begin += channels
-        gradients.append(
-            torch.ops.murf_fast.resize_adjoint(
-                part, in_size, ctx.mode, ctx.antialias, ctx.via, None, channels_last, ctx.backend
-            )
-            if needed
-            else None
-        )
-    return gradients, None, None, None, None, None, None
+def _out_requires(op, features, how, out, backend) -> None:
+    _requires(op, features, how, None, backend)
+    _contract.out(op, out, _shape(features, how), features)
 
 
-register(
+_upsample_concat = register(
     "upsample_concat(Tensor[] features, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "
     "bool channels_last, str backend) -> Tensor",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
     _backward,
-    _setup_context,
-    linear("upsample_concat", 0),
+    keeps=False,
+    forward_mode=linear("upsample_concat", 0),
+    checked=True,
 )
-register(
+_upsample_concat_out = register(
     "upsample_concat_out(Tensor[] features, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "
     "Tensor(a!) out, str backend) -> ()",
-    _launch,
-    lambda features, size, mode, antialias, via, out, backend: None,
+    _out_requires,
+    None,
+    lambda features, how, out, backend: _launch(features, how, None, backend, out),
+    checked=True,
 )

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
-from murf_fast.ops._library import axes_of_maps, empty_map, float32_rows, register
-from murf_fast.ops.upsample_expectation import bias_gradient
+from murf_fast.ops._library import as_float32, axes_of_maps, bias_gradient, empty_map, float32_rows, register
 
 REDUCTIONS = ("mean", "sum", "none")
 LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -64,10 +63,9 @@ def upsample_cross_entropy(
     op = "upsample_cross_entropy"
     features = _checks.maps(op, features, same_channels=True)
     first = features[0]
-    via = _checks.optional_grid(op, "via", via)
-    _checks.mode(op, mode, antialias)
-    _checks.bias(op, bias, features)
     _check_target(op, target, first)
+    how = _checks.resize(op, tuple(target.shape[1:]), mode, antialias, via, name="target")
+    _checks.bias(op, bias, features)
     if weight is not None:
         _checks.vector(op, "weight", weight, first.shape[1], first, what="one entry per class")
         _checks.no_gradients(op, "`weight`", [weight])
@@ -76,18 +74,23 @@ def upsample_cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"murf_fast.{op}: `label_smoothing` must be in [0, 1], got {label_smoothing!r}")
     _checks.choice(op, "reduction", reduction, REDUCTIONS)
-    backend = backends.resolve(backend, first.device.type, first.dtype)
+    backend = _checks.backend(backend, first)
     # Small label types hold neither every class nor every ignore_index.
     target = target.long()
     if backend == "reference":
         _check_labels(target, first.shape[1], ignore_index)
         wide = [f.to(torch.promote_types(f.dtype, torch.float32)) for f in features]
         return reference.upsample_cross_entropy(
-            wide, target, bias, mode, antialias, via, ignore_index, weight, label_smoothing, reduction
+            wide,
+            target,
+            bias,
+            **how.options,
+            ignore_index=ignore_index,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
         )
-    loss, _ = torch.ops.murf_fast.upsample_cross_entropy(
-        features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
-    )
+    loss, _ = _upsample_cross_entropy(features, bias, target, weight, how, ignore_index, label_smoothing, backend)
     if reduction == "none":
         return loss
     if reduction == "sum":
@@ -127,119 +130,105 @@ def _denominator(target: Tensor, weight: Tensor | None, ignore_index: int) -> Te
     return (weight.float()[target.where(counts, 0)] * counts).sum()
 
 
-def _forward(
-    features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
-) -> tuple[Tensor, Tensor]:
-    _check_labels(target, features[0].shape[1], ignore_index)
-    loss = features[0].new_empty(target.shape, dtype=torch.float32)
-    lse = features[0].new_empty((2, *target.shape), dtype=torch.float32)
-    if loss.numel():
-        axes = axes_of_maps(features, target.shape[1:], mode, antialias, via)
-        backends.launcher(backend).upsample_cross_entropy(
-            features,
-            axes,
-            float32_rows(bias),
-            target.contiguous(),
-            None if weight is None else weight.to(torch.float32).contiguous(),
-            ignore_index,
-            label_smoothing,
-            loss,
-            lse,
-        )
-    return loss, lse
+def _requires(op, features, bias, target, weight, how, ignore_index, label_smoothing, backend) -> None:
+    _contract.sum_of_maps(op, features, bias, how, backend)
+    first = features[0]
+    _contract.tensor(op, "target", target, first, (first.shape[0], None, None), (torch.int64,))
+    _contract.grid(op, "target's size", target.shape[1:])
+    if weight is not None:
+        _contract.tensor(op, "weight", weight, first, (first.shape[1],), _checks.DTYPES)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"murf_fast.{op}: `label_smoothing` must be in [0, 1], got {label_smoothing!r}")
 
 
-def _fake(
-    features, bias, target, weight, mode, antialias, via, ignore_index, label_smoothing, backend
-) -> tuple[Tensor, Tensor]:
+def _empty(features, bias, target, weight, how, ignore_index, label_smoothing, backend) -> tuple[Tensor, Tensor]:
     """``lse`` in two parts, which the backward needs apart: the largest logit, and the logarithm of the sum."""
-    empty = features[0].new_empty(target.shape, dtype=torch.float32)
-    return empty, empty.new_empty((2, *target.shape))
+    shape = target.shape
+    return tuple(features[0].new_empty(s, dtype=torch.float32) for s in (shape, (2, *shape)))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    features, bias, target, weight, *ctx.rest = inputs
-    _, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(bias, target, weight, lse, *features)
+def _launch(features, bias, target, weight, how, ignore_index, label_smoothing, backend, results) -> None:
+    _check_labels(target, features[0].shape[1], ignore_index)
+    arguments = _of_kernels(features, bias, target, weight, how, ignore_index, label_smoothing)
+    backends.launcher(backend).upsample_cross_entropy(*arguments, *results)
 
 
-def _backward(ctx, grad, _grad_lse):
-    bias, target, weight, lse, *features = ctx.saved_tensors
-    gradients = torch.ops.murf_fast.upsample_cross_entropy_backward(
-        grad, features, bias, target, weight, lse, *ctx.rest
+def _of_kernels(features, bias, target, weight, how, ignore_index, label_smoothing) -> tuple:
+    """What the kernels of loss and gradient both take."""
+    axes = axes_of_maps(features, *how._replace(size=tuple(target.shape[1:])))
+    target, weight = target.contiguous(), as_float32(weight)
+    return features, axes, float32_rows(bias), target, weight, ignore_index, label_smoothing
+
+
+def _backward(wanted, arguments, grad, _):
+    features, bias, target, weight, *options, lse = arguments
+    gradients = _gradient(grad, features, bias, target, weight, lse, *options)
+    return (
+        [g.to(f.dtype) if needed else None for g, f, needed in zip(gradients, features, wanted[0], strict=True)],
+        # The rows of a resize sum to one, so the gradient of any one map has the same sum.
+        bias_gradient(gradients[0], bias) if wanted[1] else None,
     )
-    grad_features = [
-        g.to(f.dtype) if needed else None
-        for g, f, needed in zip(gradients, features, ctx.needs_input_grad[0], strict=True)
-    ]
-    grad_bias = bias_gradient(gradients[0], bias) if ctx.needs_input_grad[1] else None
-    return grad_features, grad_bias, *(8 * [None])
 
 
-def _gradients(
-    grad, features, bias, target, weight, lse, mode, antialias, via, ignore_index, label_smoothing, backend
-) -> list[Tensor]:
-    gradients = [empty_map(f, f.shape, True, torch.float32) for f in features]
-    if grad.numel():
-        axes = axes_of_maps(features, target.shape[1:], mode, antialias, via)
-        backends.launcher(backend).upsample_cross_entropy_backward(
-            features,
-            axes,
-            float32_rows(bias),
-            target.contiguous(),
-            None if weight is None else weight.to(torch.float32).contiguous(),
-            ignore_index,
-            label_smoothing,
-            lse.contiguous(),
-            grad.to(torch.float32).contiguous(),
-            gradients,
-        )
-    return gradients
+def _gradient_requires(
+    op, grad, features, bias, target, weight, lse, how, ignore_index, label_smoothing, backend
+) -> None:
+    _requires(op, features, bias, target, weight, how, ignore_index, label_smoothing, backend)
+    _contract.tensor(op, "grad", grad, target, target.shape, _checks.DTYPES)
+    _contract.tensor(op, "lse", lse, target, (2, *target.shape), (torch.float32,))
 
 
-def _gradients_fake(
-    grad, features, bias, target, weight, lse, mode, antialias, via, ignore_index, label_smoothing, backend
-) -> list[Tensor]:
+def _gradient_empty(grad, features, *_) -> list[Tensor]:
     return [empty_map(f, f.shape, True, torch.float32) for f in features]
 
 
-def _gradients_setup_context(ctx, inputs, output) -> None:
-    grad, features, bias, target, weight, _, *ctx.rest = inputs
-    ctx.save_for_backward(grad, bias, target, weight, *features)
+def _gradient_launch(
+    grad, features, bias, target, weight, lse, how, ignore_index, label_smoothing, backend, gradients
+) -> None:
+    arguments = _of_kernels(features, bias, target, weight, how, ignore_index, label_smoothing)
+    backends.launcher(backend).upsample_cross_entropy_backward(
+        *arguments, lse.contiguous(), as_float32(grad), gradients
+    )
 
 
-def _gradients_backward(ctx, directions):
-    grad, bias, target, weight, *features = ctx.saved_tensors
-    mode, antialias, via, ignore_index, label_smoothing, _ = ctx.rest
+def _gradient_backward(_, arguments, directions):
+    grad, features, bias, target, weight, _, how, ignore_index, label_smoothing, _ = arguments
 
     def losses(*tensors: Tensor) -> Tensor:
-        maps, offset = tensors[: len(features)], None if bias is None else tensors[-1]
         return reference.upsample_cross_entropy(
-            maps, target, offset, mode, antialias, via, ignore_index, weight, label_smoothing, "none"
+            tensors[: len(features)],
+            target,
+            None if bias is None else tensors[-1],
+            **how.options,
+            ignore_index=ignore_index,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            reduction="none",
         )
 
     wanted = [True] * len(features) + [False]
     (of_grad,), (*of_features, of_bias) = reference_second_derivative(
         losses, [*features, bias], [grad], [*directions, None], wanted
     )
-    return of_grad, of_features, of_bias, *[None] * 9
+    return of_grad, of_features, of_bias
 
 
-register(
+_upsample_cross_entropy = register(
     "upsample_cross_entropy(Tensor[] features, Tensor? bias, Tensor target, Tensor? weight, str interpolation, "
     "bool antialias, SymInt[]? via, int ignore_index, float label_smoothing, str backend) -> (Tensor, Tensor)",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
     _backward,
-    _setup_context,
+    keeps_result=1,
+    checked=True,
 )
-register(
+_gradient = register(
     "upsample_cross_entropy_backward(Tensor grad, Tensor[] features, Tensor? bias, Tensor target, Tensor? weight, "
     "Tensor lse, str interpolation, bool antialias, SymInt[]? via, int ignore_index, float label_smoothing, "
     "str backend) -> Tensor[]",
-    _gradients,
-    _gradients_fake,
-    _gradients_backward,
-    _gradients_setup_context,
+    _gradient_requires,
+    _gradient_empty,
+    _gradient_launch,
+    _gradient_backward,
 )

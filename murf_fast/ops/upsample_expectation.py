@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
-from murf_fast.ops._library import axes_of_maps, empty_map, float32_rows, register
+from murf_fast.ops._library import as_float32, axes_of_maps, bias_gradient, empty_map, float32_rows, register
 
 NORMS = ("softmax", "linear")
 
@@ -55,134 +55,103 @@ def upsample_expectation(
     """
     op = "upsample_expectation"
     features = _checks.maps(op, features, same_channels=True)
-    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
-    _checks.mode(op, mode, antialias)
+    how = _checks.resize(op, size, mode, antialias, via)
     _checks.bias(op, bias, features)
     _checks.vector(op, "values", values, features[0].shape[1], features[0], what="one value per channel")
     _checks.choice(op, "norm", norm, NORMS)
     dtype = torch.promote_types(features[0].dtype, values.dtype)
-    backend = backends.resolve(backend, features[0].device.type, dtype)
+    backend = _checks.backend(backend, features[0], dtype)
     if backend == "reference":
         wide = [f.to(torch.promote_types(dtype, torch.float32)) for f in features]
-        return reference.upsample_expectation(wide, size, values, bias, norm, mode, antialias, via).to(dtype)
-    result = torch.ops.murf_fast.upsample_expectation(
-        features, bias, values, size, norm == "softmax", mode, antialias, via, backend
+        return reference.upsample_expectation(wide, how.size, values, bias, norm, **how.options).to(dtype)
+    return _upsample_expectation(features, bias, values, norm == "softmax", how, backend).to(dtype)
+
+
+def _requires(op, features, bias, values, softmax, how, backend) -> None:
+    _contract.sum_of_maps(op, features, bias, how, backend)
+    _contract.tensor(op, "values", values, features[0], (features[0].shape[1],), _checks.DTYPES)
+
+
+def _empty(features, bias, values, softmax, how, backend) -> Tensor:
+    return features[0].new_empty((features[0].shape[0], *how.size), dtype=torch.float32)
+
+
+def _launch(features, bias, values, softmax, how, backend, out) -> None:
+    backends.launcher(backend).upsample_expectation(
+        features, axes_of_maps(features, *how), float32_rows(bias), as_float32(values), softmax, out
     )
-    return result.to(dtype)
 
 
-def _forward(features, bias, values, size, softmax, mode, antialias, via, backend) -> Tensor:
-    out = _fake(features, bias, values, size, softmax, mode, antialias, via, backend)
-    if out.numel():
-        axes = axes_of_maps(features, size, mode, antialias, via)
-        table = values.to(torch.float32).contiguous()
-        backends.launcher(backend).upsample_expectation(features, axes, float32_rows(bias), table, softmax, out)
-    return out
-
-
-def _fake(features, bias, values, size, softmax, mode, antialias, via, backend) -> Tensor:
-    return features[0].new_empty((features[0].shape[0], *size), dtype=torch.float32)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    features, bias, values, _, ctx.softmax, ctx.mode, ctx.antialias, ctx.via, ctx.backend = inputs
-    ctx.save_for_backward(bias, values, *features)
-
-
-def _backward(ctx, grad):
-    bias, values, *features = ctx.saved_tensors
-    *gradients, row_sums = torch.ops.murf_fast.upsample_expectation_backward(
-        grad,
-        features,
-        bias,
-        values,
-        ctx.softmax,
-        ctx.mode,
-        ctx.antialias,
-        ctx.via,
-        ctx.needs_input_grad[2],
-        ctx.backend,
+def _backward(wanted, arguments, grad):
+    features, bias, values, softmax, how, backend = arguments
+    of_maps, of_bias, of_values = wanted[:3]
+    *gradients, row_sums = _gradient(grad, features, bias, values, softmax, how, of_values, backend)
+    return (
+        [g.to(f.dtype) if needed else None for g, f, needed in zip(gradients, features, of_maps, strict=True)],
+        # The rows of a resize sum to one, so the gradient of any one map has the same sum.
+        bias_gradient(gradients[0], bias) if of_bias else None,
+        row_sums.sum(0).to(values.dtype) if of_values else None,
     )
-    grad_features = [
-        g.to(f.dtype) if needed else None
-        for g, f, needed in zip(gradients, features, ctx.needs_input_grad[0], strict=True)
-    ]
-    grad_bias = bias_gradient(gradients[0], bias) if ctx.needs_input_grad[1] else None
-    grad_values = row_sums.sum(0).to(values.dtype) if ctx.needs_input_grad[2] else None
-    return grad_features, grad_bias, grad_values, None, None, None, None, None, None
 
 
-def bias_gradient(gradient: Tensor, bias: Tensor) -> Tensor:
-    """Gradient of a bias from that of any one map: the rows of a resize sum to one, so both have the same sum."""
-    return gradient.sum((0, 2, 3) if bias.ndim == 1 else (2, 3)).to(bias.dtype)
+def _gradient_requires(op, grad, features, bias, values, softmax, how, values_gradient, backend) -> None:
+    _requires(op, features, bias, values, softmax, how._replace(size=grad.shape[1:]), backend)
+    _contract.tensor(op, "grad", grad, features[0], (features[0].shape[0], None, None), _checks.DTYPES)
 
 
-def _gradients(grad, features, bias, values, softmax, mode, antialias, via, values_gradient, backend) -> list[Tensor]:
-    gradients = [empty_map(f, f.shape, True, torch.float32) for f in features]
-    rows = grad.shape[0] * grad.shape[1] if values_gradient else 0
-    row_sums = grad.new_zeros((rows, features[0].shape[1]), dtype=torch.float32)
-    if grad.numel():
-        axes = axes_of_maps(features, grad.shape[1:], mode, antialias, via)
-        table = values.to(torch.float32).contiguous()
-        backends.launcher(backend).upsample_expectation_backward(
-            features,
-            axes,
-            float32_rows(bias),
-            table,
-            softmax,
-            grad.to(torch.float32).contiguous(),
-            gradients,
-            row_sums if values_gradient else None,
-        )
-    return [*gradients, row_sums]
-
-
-def _gradients_fake(
-    grad, features, bias, values, softmax, mode, antialias, via, values_gradient, backend
-) -> list[Tensor]:
+def _gradient_empty(grad, features, bias, values, softmax, how, values_gradient, backend) -> list[Tensor]:
     rows = grad.shape[0] * grad.shape[1] if values_gradient else 0
     row_sums = grad.new_zeros((rows, features[0].shape[1]), dtype=torch.float32)
     return [*[empty_map(f, f.shape, True, torch.float32) for f in features], row_sums]
 
 
-def _gradients_setup_context(ctx, inputs, output) -> None:
-    grad, features, bias, values, *ctx.rest = inputs
-    ctx.save_for_backward(grad, bias, values, *features)
+def _gradient_launch(grad, features, bias, values, softmax, how, values_gradient, backend, results) -> None:
+    *gradients, row_sums = results
+    backends.launcher(backend).upsample_expectation_backward(
+        features,
+        axes_of_maps(features, *how._replace(size=tuple(grad.shape[1:]))),
+        float32_rows(bias),
+        as_float32(values),
+        softmax,
+        as_float32(grad),
+        gradients,
+        row_sums if values_gradient else None,
+    )
 
 
-def _gradients_backward(ctx, directions):
+def _gradient_backward(_, arguments, directions):
     """The gradient of the values comes as one sum for every output row, of rows of values of their own."""
-    grad, bias, values, *features = ctx.saved_tensors
-    softmax, mode, antialias, via, values_gradient, _ = ctx.rest
+    grad, features, bias, values, softmax, how, values_gradient, _ = arguments
     *of_maps, of_rows = directions
     rows = values.expand(*grad.shape[:2], -1)
 
     def expectations(*tensors: Tensor) -> Tensor:
         *maps, table = tensors
         offset = None if bias is None else maps.pop()
-        logits = reference.upsample_sum(maps, grad.shape[1:], offset, mode, antialias, via)
+        logits = reference.upsample_sum(maps, grad.shape[1:], offset, **how.options)
         return (reference.distribution(logits, NORMS[0] if softmax else NORMS[1]) * table.mT[..., None]).sum(1)
 
     wanted = [True] * len(features) + [False, values_gradient]
     (of_grad,), (*of_features, of_bias, of_values) = reference_second_derivative(
         expectations, [*features, bias, rows], [grad], [*of_maps, None, of_rows.view(*grad.shape[:2], -1)], wanted
     )
-    return of_grad, of_features, of_bias, of_values.sum((0, 1)), *[None] * 6
+    return of_grad, of_features, of_bias, of_values.sum((0, 1))
 
 
-register(
+_upsample_expectation = register(
     "upsample_expectation(Tensor[] features, Tensor? bias, Tensor values, SymInt[] size, bool softmax, "
     "str interpolation, bool antialias, SymInt[]? via, str backend) -> Tensor",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
     _backward,
-    _setup_context,
+    checked=True,
 )
-register(
+_gradient = register(
     "upsample_expectation_backward(Tensor grad, Tensor[] features, Tensor? bias, Tensor values, bool softmax, "
     "str interpolation, bool antialias, SymInt[]? via, bool values_gradient, str backend) -> Tensor[]",
-    _gradients,
-    _gradients_fake,
-    _gradients_backward,
-    _gradients_setup_context,
+    _gradient_requires,
+    _gradient_empty,
+    _gradient_launch,
+    _gradient_backward,
 )

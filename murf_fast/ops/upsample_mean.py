@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from murf_fast import backends, reference
+from murf_fast import reference
 from murf_fast.ops import _checks
-from murf_fast.ops._library import wants_channels_last
+from murf_fast.ops._library import layout_of, wants_channels_last
 from murf_fast.ops.upsample_sum import upsample_sum
 
 
@@ -52,28 +52,26 @@ def upsample_mean(
     """
     op = "upsample_mean"
     maps = _checks.maps(op, maps, same_channels=True, name="maps")
-    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
-    _checks.mode(op, mode, antialias)
+    how = _checks.resize(op, size, mode, antialias, via)
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
     shares = _shares(op, weights, maps, dtype)
     if out is not None:
         given = weights if isinstance(weights, Tensor) else None
-        _checks.out(op, out, (*maps[0].shape[:2], *size), [*maps, given])
-    if backends.resolve(backend, maps[0].device.type, maps[0].dtype) == "reference":
+        _checks.out(op, out, (*maps[0].shape[:2], *how.size), [*maps, given])
+    if _checks.backend(backend, maps[0]) == "reference":
         channels_last = wants_channels_last(op, memory_format, maps[0])
-        result = reference.upsample_mean([m.to(dtype) for m in maps], size, shares, mode, antialias, via)
+        result = reference.upsample_mean([m.to(dtype) for m in maps], how.size, shares, **how.options)
         if out is not None:
             return out.copy_(result)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return result.to(maps[0].dtype).contiguous(memory_format=layout)
+        return result.to(maps[0].dtype).contiguous(memory_format=layout_of(channels_last))
     groups: dict[tuple[int, int], list[int]] = {}
     for i, m in enumerate(maps):
         groups.setdefault((m.shape[2], m.shape[3]), []).append(i)
     averaged = [sum(maps[i].to(dtype) * shares[i] for i in members) for members in groups.values()]
-    rule = {"mode": mode, "antialias": antialias, "via": via, "memory_format": memory_format, "backend": backend}
+    options = {**how.options, "memory_format": memory_format, "backend": backend}
     if dtype == maps[0].dtype:
-        return upsample_sum(averaged, size, out=out, **rule)
-    result = upsample_sum(averaged, size, **rule)
+        return upsample_sum(averaged, how.size, out=out, **options)
+    result = upsample_sum(averaged, how.size, **options)
     return result.to(maps[0].dtype) if out is None else out.copy_(result)
 
 
@@ -94,10 +92,7 @@ def _shares(
     if len(weights) != len(maps):
         raise ValueError(f"murf_fast.{op}: `weights` must have one entry per map, {len(maps)}, got {len(weights)}")
     total = float(sum(weights))
-    if total == 0:
-        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights}")
-    if not math.isfinite(total):
-        raise ValueError(f"murf_fast.{op}: `weights` must have a finite sum, got {weights}")
+    _check_total(op, total, weights)
     return [w / total for w in weights]
 
 
@@ -110,8 +105,11 @@ def _check_values(op: str, weights: Tensor) -> None:
         return
     if not bool(weights.isfinite().all()):
         raise ValueError(f"murf_fast.{op}: `weights` must be finite, got {weights.tolist()}")
-    total = weights.to(torch.promote_types(weights.dtype, torch.float32)).sum().item()
+    _check_total(op, weights.to(torch.promote_types(weights.dtype, torch.float32)).sum().item(), weights.tolist())
+
+
+def _check_total(op: str, total: float, weights: list[float]) -> None:
     if total == 0:
-        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights.tolist()}")
+        raise ValueError(f"murf_fast.{op}: `weights` must not sum to zero, got {weights}")
     if not math.isfinite(total):
-        raise ValueError(f"murf_fast.{op}: `weights` must have a finite sum, got {weights.tolist()}")
+        raise ValueError(f"murf_fast.{op}: `weights` must have a finite sum, got {weights}")

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import (
     axes_of_maps,
+    bias_gradient,
     empty_map,
     float32_rows,
-    is_channels_last,
+    layout_of,
     register,
     wants_channels_last,
 )
+from murf_fast.ops.resize import resize_adjoint
 
 
 def upsample_sum(
@@ -56,77 +58,63 @@ def upsample_sum(
     """
     op = "upsample_sum"
     features = _checks.maps(op, features, same_channels=True)
-    size, via = _checks.grid(op, "size", size), _checks.optional_grid(op, "via", via)
-    _checks.mode(op, mode, antialias)
+    how = _checks.resize(op, size, mode, antialias, via)
     _checks.bias(op, bias, features)
     channels_last = wants_channels_last(op, memory_format, features[0])
-    backend = backends.resolve(backend, features[0].device.type, features[0].dtype)
+    backend = _checks.backend(backend, features[0])
     if out is not None:
-        _checks.out(op, out, (*features[0].shape[:2], *size), [*features, bias])
-        if memory_format is not None and not out.is_contiguous(memory_format=memory_format):
-            raise ValueError(f"murf_fast.{op}: `out` has strides {tuple(out.stride())}, which is not {memory_format}")
+        _checks.out(op, out, (*features[0].shape[:2], *how.size), [*features, bias], memory_format)
     if backend == "reference":
-        result = reference.upsample_sum(features, size, bias, mode, antialias, via)
-        if out is not None:
-            return out.copy_(result)
-        return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        result = reference.upsample_sum(features, how.size, bias, **how.options)
+        return out.copy_(result) if out is not None else result.contiguous(memory_format=layout_of(channels_last))
     if out is not None:
-        torch.ops.murf_fast.upsample_sum_out(features, bias, size, mode, antialias, via, out, backend)
+        _upsample_sum_out(features, bias, how, out, backend)
         return out
-    return torch.ops.murf_fast.upsample_sum(features, bias, size, mode, antialias, via, channels_last, backend)
+    return _upsample_sum(features, bias, how, channels_last, backend)
 
 
-def _launch(features, bias, size, mode, antialias, via, out, backend) -> None:
-    if out.numel():
-        axes = axes_of_maps(features, size, mode, antialias, via)
-        backends.launcher(backend).upsample_sum(features, axes, float32_rows(bias), out)
+def _requires(op, features, bias, how, channels_last, backend) -> None:
+    _contract.sum_of_maps(op, features, bias, how, backend)
 
 
-def _forward(features, bias, size, mode, antialias, via, channels_last, backend) -> Tensor:
-    out = empty_map(features[0], (*features[0].shape[:2], *size), channels_last)
-    _launch(features, bias, size, mode, antialias, via, out, backend)
-    return out
+def _empty(features, bias, how, channels_last, backend) -> Tensor:
+    return empty_map(features[0], (*features[0].shape[:2], *how.size), channels_last)
 
 
-def _fake(features, bias, size, mode, antialias, via, channels_last, backend) -> Tensor:
-    return empty_map(features[0], (*features[0].shape[:2], *size), channels_last)
+def _launch(features, bias, how, channels_last, backend, out) -> None:
+    backends.launcher(backend).upsample_sum(features, axes_of_maps(features, *how), float32_rows(bias), out)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    features, bias, _, ctx.mode, ctx.antialias, ctx.via, _, ctx.backend = inputs
-    ctx.maps = [(f.shape[2:], is_channels_last(f)) for f in features]
-    ctx.bias = None if bias is None else (bias.shape, bias.dtype)
-
-
-def _backward(ctx, grad):
+def _backward(wanted, arguments, grad):
+    features, bias, how, _, backend = arguments
     gradients = [
-        torch.ops.murf_fast.resize_adjoint(
-            grad, in_size, ctx.mode, ctx.antialias, ctx.via, None, channels_last, ctx.backend
-        )
-        if needed
-        else None
-        for needed, (in_size, channels_last) in zip(ctx.needs_input_grad[0], ctx.maps, strict=True)
+        resize_adjoint(grad, f.shape[2:], how, None, f.channels_last, backend) if needed else None
+        for needed, f in zip(wanted[0], features, strict=True)
     ]
-    bias = None
-    if ctx.needs_input_grad[1]:
-        shape, dtype = ctx.bias
-        summed = (0, 2, 3) if len(shape) == 1 else (2, 3)
-        bias = grad.sum(summed, dtype=torch.float32).to(dtype)
-    return gradients, bias, None, None, None, None, None, None
+    return gradients, bias_gradient(grad, bias) if wanted[1] else None
 
 
-register(
+def _out_requires(op, features, bias, how, out, backend) -> None:
+    _contract.sum_of_maps(op, features, bias, how, backend)
+    _contract.out(op, out, (*features[0].shape[:2], *how.size), [*features, bias])
+
+
+_upsample_sum = register(
     "upsample_sum(Tensor[] features, Tensor? bias, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "
     "bool channels_last, str backend) -> Tensor",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
     _backward,
-    _setup_context,
-    linear("upsample_sum", 0, 1),
+    keeps=False,
+    forward_mode=linear("upsample_sum", 0, 1),
+    checked=True,
 )
-register(
+_upsample_sum_out = register(
     "upsample_sum_out(Tensor[] features, Tensor? bias, SymInt[] size, str interpolation, bool antialias, "
     "SymInt[]? via, Tensor(a!) out, str backend) -> ()",
-    _launch,
-    lambda features, bias, size, mode, antialias, via, out, backend: None,
+    _out_requires,
+    None,
+    lambda features, bias, how, out, backend: _launch(features, bias, how, None, backend, out),
+    checked=True,
 )

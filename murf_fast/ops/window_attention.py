@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.ops import _checks
+from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
-from murf_fast.ops._library import empty_map, is_channels_last, register
+from murf_fast.ops._library import as_float32, empty_map, is_channels_last, layout_of, register
 from murf_fast.tables.query_blocks import blocks_of
 from murf_fast.windows import Windows, axis_window
 
@@ -87,29 +90,26 @@ def window_attention(
             f"murf_fast.{op}: `num_heads` must divide the {v.shape[1]} channels of `v` for values='split', "
             f"got {num_heads}"
         )
-    scale = _scale(op, scale, q.shape[1] // num_heads)
-    rows, columns = _rule(op, windows, q, k)
-    _bias(op, bias, num_heads, q, k)
-    backend = backends.resolve(backend, q.device.type, q.dtype)
+    scale = head_scale(op, scale, q.shape[1] // num_heads)
+    rows, columns = _check_windows(op, windows, q, k)
+    _check_bias(op, bias, num_heads, q, k)
+    backend = _checks.backend(backend, q)
     if backend == "reference":
         result, lse = reference.window_attention(q, k, v, windows, num_heads, values, scale, bias, True)
-        layout = torch.channels_last if is_channels_last(q) else torch.contiguous_format
-        result = result.to(q.dtype).contiguous(memory_format=layout)
+        result = result.to(q.dtype).contiguous(memory_format=layout_of(is_channels_last(q)))
     else:
         bias_y, bias_x = (None, None) if bias is None else bias
-        result, lse = torch.ops.murf_fast.window_attention(
+        result, lse = _window_attention(
             q, k, v, bias_y, bias_x, rows, columns, num_heads, values == "mean", scale, return_lse, backend
         )
     return (result, lse) if return_lse else result
 
 
-def _scale(op: str, scale: float | None, head_dim: int) -> float:
-    if scale is None:
-        return head_dim**-0.5
-    return _checks.number(op, "scale", scale)
+def head_scale(op: str, scale: float | None, head_dim: int) -> float:
+    return head_dim**-0.5 if scale is None else _checks.number(op, "scale", scale)
 
 
-def _rule(op: str, windows: object, q: Tensor, k: Tensor) -> tuple[str, str]:
+def _check_windows(op: str, windows: object, q: Tensor, k: Tensor) -> tuple[str, str]:
     if not isinstance(windows, Windows):
         raise TypeError(f"murf_fast.{op}: `windows` must be a rule of murf_fast.windows, got {type(windows).__name__}")
     for name, made, have, of in (("out", windows.out, q.shape[2:], "q"), ("grid", windows.grid, k.shape[2:], "k")):
@@ -127,7 +127,7 @@ def _rule(op: str, windows: object, q: Tensor, k: Tensor) -> tuple[str, str]:
     return windows.rows, windows.columns
 
 
-def _bias(op: str, bias: object, heads: int, q: Tensor, k: Tensor) -> None:
+def _check_bias(op: str, bias: object, heads: int, q: Tensor, k: Tensor) -> None:
     if bias is None:
         return
     if not isinstance(bias, (tuple, list)) or len(bias) != 2:
@@ -142,52 +142,61 @@ def _bias(op: str, bias: object, heads: int, q: Tensor, k: Tensor) -> None:
             raise ValueError(f"murf_fast.{op}: `{name}` must be on {q.device}, got {b.device}")
 
 
-def _plain(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach().to(torch.float32).contiguous()
+@lru_cache(256)
+def _is_window_rule(spec: str, out: int, size: int) -> bool:
+    """Whether a rule names, for each of ``out`` queries, one or more of ``size`` keys."""
+    try:
+        window = axis_window(spec, out, size)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if str(error).startswith("murf_fast.windows"):
+            raise  # says more than that it is no rule: which argument of the rule leaves a query without a key
+        return False
+    index, count = window.index, window.count
+    fits = window.size == size and len(index) == len(count) == out and index.shape[1] >= 1
+    return bool(
+        fits and (count >= 1).all() and (count <= index.shape[1]).all() and (index >= 0).all() and (index < size).all()
+    )
 
 
-def _forward(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend):
-    out, lse = _fake(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend)
-    if out.numel():
-        backends.launcher(backend).window_attention(
-            q, k, v, _plain(bias_y), _plain(bias_x), (rows, columns), num_heads, mean, scale, out,
-            lse if return_lse else None
-        )  # fmt: skip
-    return out, lse
+def _requires(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _contract.map_(op, name, x)
+    _contract.backend(op, backend, q)
+    _contract.tensor(op, "k", k, q, (*q.shape[:2], None, None), (q.dtype,))
+    _contract.tensor(op, "v", v, q, (q.shape[0], None, *k.shape[2:]), (q.dtype,))
+    if num_heads < 1 or q.shape[1] % num_heads or (not mean and v.shape[1] % num_heads):
+        raise ValueError(f"murf_fast.{op}: `num_heads` must divide the channels, got {num_heads}")
+    if not math.isfinite(scale):
+        raise ValueError(f"murf_fast.{op}: `scale` must be finite, got {scale!r}")
+    for name, spec, out, size in (("rows", rows, q.shape[2], k.shape[2]), ("columns", columns, q.shape[3], k.shape[3])):
+        if not _is_window_rule(spec, out, size):
+            raise ValueError(f"murf_fast.{op}: `{name}` must be a rule for {out} queries and {size} keys, got {spec!r}")
+    for name, bias, axis in (("bias_y", bias_y, 2), ("bias_x", bias_x, 3)):
+        if bias is not None:
+            _contract.tensor(op, name, bias, q, (num_heads, q.shape[axis], k.shape[axis]), _checks.DTYPES)
+    if (bias_y is None) != (bias_x is None):
+        raise ValueError(f"murf_fast.{op}: `bias_y` and `bias_x` must be given together")
 
 
-def _fake(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend):
+def _empty(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend) -> tuple:
     batch, _, height, width = q.shape
     out = empty_map(q, (batch, v.shape[1], height, width), is_channels_last(q))
-    lse_shape = (batch, num_heads, height, width) if return_lse else (0,)
-    return out, q.new_empty(lse_shape, dtype=torch.float32)
+    return out, q.new_empty((batch, num_heads, height, width) if return_lse else (0,), dtype=torch.float32)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, bias_y, bias_x, ctx.rows, ctx.columns, ctx.num_heads, ctx.mean, ctx.scale, ctx.lse, ctx.backend = inputs
-    ctx.save_for_backward(q, k, v, bias_y, bias_x)
+def _launch(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend, results) -> None:
+    out, lse = results
+    backends.launcher(backend).window_attention(
+        q, k, v, as_float32(bias_y), as_float32(bias_x), (rows, columns), num_heads, mean, scale, out,
+        lse if return_lse else None
+    )  # fmt: skip
 
 
-def _backward(ctx, grad_out, grad_lse):
-    q, k, v, bias_y, bias_x = ctx.saved_tensors
-    wanted = list(ctx.needs_input_grad[:5])
-    gradients = torch.ops.murf_fast.window_attention_backward(
-        grad_out,
-        grad_lse if ctx.lse else None,
-        q,
-        k,
-        v,
-        bias_y,
-        bias_x,
-        ctx.rows,
-        ctx.columns,
-        ctx.num_heads,
-        ctx.mean,
-        ctx.scale,
-        wanted,
-        ctx.backend,
-    )
-    return *[g if needed else None for g, needed in zip(gradients, wanted, strict=True)], *[None] * 7
+def _backward(wanted, arguments, grad_out, grad_lse):
+    *inputs, return_lse, backend = arguments
+    wanted = list(wanted[:5])
+    gradients = _gradient(grad_out, grad_lse if return_lse else None, *inputs, wanted, backend)
+    return [g if needed else None for g, needed in zip(gradients, wanted, strict=True)]
 
 
 def shares(rows: str, columns: str, q: Tensor, k: Tensor, v: Tensor, bias: bool) -> int:
@@ -210,67 +219,64 @@ def shares(rows: str, columns: str, q: Tensor, k: Tensor, v: Tensor, bias: bool)
     return count
 
 
-def _gradients(
-    grad_out, grad_lse, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, wanted, backend
-) -> list[Tensor]:
-    results = _gradients_fake(
-        grad_out, grad_lse, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, wanted, backend
-    )
-    if grad_out.numel():
-        grad_lse = None if grad_lse is None else grad_lse.to(torch.float32).contiguous()
-        backends.launcher(backend).window_attention_backward(
-            grad_out, grad_lse, q, k, v, _plain(bias_y), _plain(bias_x), (rows, columns), num_heads, mean, scale,
-            shares(rows, columns, q, k, v, wanted[3] or wanted[4]), results
-        )  # fmt: skip
-    else:
-        for result in results:
-            result.zero_()
-    return results
+def _gradient_requires(
+    op, grad_out, grad_lse, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, wanted, backend
+) -> None:
+    _requires(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, False, backend)
+    _contract.tensor(op, "grad_out", grad_out, q, (q.shape[0], v.shape[1], *q.shape[2:]), (q.dtype,))
+    if grad_lse is not None:
+        shape = (q.shape[0], num_heads, *q.shape[2:])
+        _contract.tensor(op, "grad_lse", grad_lse, q, shape, _checks.DTYPES)
+    _contract.count(op, "wanted", wanted, 5)
+    if any(wanted[3:]) and bias_y is None:
+        raise ValueError(f"murf_fast.{op}: `wanted` asks for the gradient of a bias that is not given")
 
 
-def _gradients_fake(
+def _gradient_empty(
     grad_out, grad_lse, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, wanted, backend
 ) -> list[Tensor]:
-    maps = [
-        empty_map(x, x.shape if n else (0, 1, 1, 1), is_channels_last(x))
-        for x, n in zip((q, k, v), wanted, strict=False)
-    ]
+    """An unwanted gradient is empty; those of the biases come together."""
     either = wanted[3] or wanted[4]
+    shapes = [x.shape if n else (0, 1, 1, 1) for x, n in zip((q, k, v), wanted[:3], strict=True)]
+    maps = [empty_map(x, shape, is_channels_last(x)) for x, shape in zip((q, k, v), shapes, strict=True)]
     tables = [q.new_empty((0,)) if b is None or not either else b.new_empty(b.shape) for b in (bias_y, bias_x)]
     return [*maps, *tables]
 
 
-def _gradients_setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.rows, ctx.columns, ctx.num_heads, ctx.mean, ctx.scale, ctx.wanted, _ = inputs
-    ctx.save_for_backward(*tensors)
+def _gradient_launch(
+    grad_out, grad_lse, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, wanted, backend, results
+) -> None:
+    backends.launcher(backend).window_attention_backward(
+        grad_out, as_float32(grad_lse), q, k, v, as_float32(bias_y), as_float32(bias_x), (rows, columns), num_heads,
+        mean, scale, shares(rows, columns, q, k, v, wanted[3] or wanted[4]), results
+    )  # fmt: skip
 
 
-def _gradients_backward(ctx, directions):
-    grad_out, grad_lse, *inputs = ctx.saved_tensors
-    values = VALUES[0] if ctx.mean else VALUES[1]
+def _gradient_backward(_, arguments, directions):
+    grad_out, grad_lse, *inputs, rows, columns, num_heads, mean, scale, wanted, _ = arguments
+    windows, values = Windows(rows, columns), VALUES[0] if mean else VALUES[1]
 
     def attention(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
-        rule = Windows(ctx.rows, ctx.columns)
-        return reference.window_attention(q, k, v, rule, ctx.num_heads, values, ctx.scale, bias or None, True)
+        return reference.window_attention(q, k, v, windows, num_heads, values, scale, bias or None, True)
 
-    of_grads, of_inputs = reference_second_derivative(attention, inputs, [grad_out, grad_lse], directions, ctx.wanted)
-    return *of_grads, *of_inputs, *[None] * 7
+    of_grads, of_inputs = reference_second_derivative(attention, inputs, [grad_out, grad_lse], directions, wanted)
+    return *of_grads, *of_inputs
 
 
-register(
+_window_attention = register(
     "window_attention(Tensor q, Tensor k, Tensor v, Tensor? bias_y, Tensor? bias_x, str rows, str columns, "
     "int num_heads, bool mean, float scale, bool return_lse, str backend) -> (Tensor, Tensor)",
-    _forward,
-    _fake,
+    _requires,
+    _empty,
+    _launch,
     _backward,
-    _setup_context,
 )
-register(
+_gradient = register(
     "window_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor? bias_y, "
     "Tensor? bias_x, str rows, str columns, int num_heads, bool mean, float scale, bool[] wanted, str backend) "
     "-> Tensor[]",
-    _gradients,
-    _gradients_fake,
-    _gradients_backward,
-    _gradients_setup_context,
+    _gradient_requires,
+    _gradient_empty,
+    _gradient_launch,
+    _gradient_backward,
 )

@@ -1,0 +1,20 @@
+"""How a map comes to another grid: one value for all ops that resize, made once per call.
+
+The schema of an op cannot hold it; :func:`murf_fast.ops._library.register` takes it apart and puts it together.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Resize(NamedTuple):
+    size: tuple[int, int] | None  # None where another argument of the op says it
+    mode: str = "bilinear"
+    antialias: bool = False
+    via: tuple[int, int] | None = None
+
+    @property
+    def options(self) -> dict:
+        """Everything but the size, as ops and references take it by keyword."""
+        return {"mode": self.mode, "antialias": self.antialias, "via": self.via}
