@@ -37,6 +37,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws without a generator of its own is the same in every run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """`torch.empty` holds NaN (or the largest integer), so that an element nobody wrote is seen."""
 
