@@ -17,7 +17,7 @@ def write_tile(channels: int, width: int, channels_last: bool, taps: Taps) -> Ti
 
     256 channels (or 256 pixels of a planar row) are 512 bytes of a half dtype, four full sectors of a warp's store;
     2048 float32 sums leave registers for the loads of four taps in flight. Long sums need three registers a value more:
-    2048 of them spilled when compiled for sm_90.
+    2048 of them spilled when compiled for sm_80.
     """
     values = 1024 if LONG.value in (taps.y, taps.x) else 2048
     if channels_last:

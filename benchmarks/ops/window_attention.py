@@ -126,7 +126,8 @@ def shapes(device: str, dtype: torch.dtype) -> None:
     bias = tuple(torch.zeros(4, 42, 6, device=device, requires_grad=True) for _ in range(2))
     rule = murf_fast.windows.ratio((42, 42), (6, 6), 0.1)
     for values, biases in (("mean", None), ("split", bias)):
-        out, *lse = murf_fast.window_attention(
-            q, k, v, windows=rule, num_heads=4, values=values, bias=biases, return_lse=biases is not None
-        )
-        backward(sum(x.sum() for x in (out, *lse)))
+        options = {"windows": rule, "num_heads": 4, "values": values, "bias": biases}
+        if biases is None:
+            backward(murf_fast.window_attention(q, k, v, **options))
+        else:
+            backward(*murf_fast.window_attention(q, k, v, return_lse=True, **options))
