@@ -19,6 +19,8 @@ SKIPPED = (
     "registration",
     "gradcheck",
     "triton",
+    "checked_memory",
+    "launchers",
     "gpu",
     "cli",
     "packaging",

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 
 from murf_fast import _fork
+from murf_fast._constant import constant_while_compiling
 
 VARIABLE = "MURF_FAST_BACKEND"
 NAMES = ("reference", "native", "triton")
@@ -105,7 +106,7 @@ def _environment(name: str) -> str | None:
     return None if raw is None else os.environ[name]
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
     """The backend that a call on such tensors takes. ``request`` beats ``use_backend`` beats ``MURF_FAST_BACKEND``."""
     _fork.keep_torch_to_calling_thread()  # every op comes by here before its work

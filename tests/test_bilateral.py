@@ -354,7 +354,7 @@ def test_without_gradients_bands_give_the_same(case, three_threads, monkeypatch)
 
 @pytest.mark.parametrize("fixup", [True, False])
 @pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
-def test_level_in_bands_and_in_two_passes(dtype, fixup, device):
+def test_triton_level_in_bands_and_in_two_passes(dtype, fixup, device):
     """In bands without gradients and in two passes with them; two sources share the kernels."""
     sources = [draw(2, c, 3, 4).to(device, dtype) for c in (21, 7)]
     guidance, params = draw(2, 3, 6, 8).to(device, dtype), make_params(fixup=fixup)
@@ -374,7 +374,7 @@ def test_level_in_bands_and_in_two_passes(dtype, fixup, device):
 
 
 @pytest.mark.parametrize("row_bytes", [1, 3000])
-def test_bands(row_bytes, device, monkeypatch):
+def test_triton_bands(row_bytes, device, monkeypatch):
     """Bands of a tile's rows, and of several images, give what one band gives."""
     from murf_fast.kernels import folded
 

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,6 +105,27 @@ def test_importing_needs_no_extra():
         ["rich", "typer", "PIL", "matplotlib", "transformers", "safetensors", "timm", "psutil", "faiss", "scipy"],
         "import murf_fast.cli.info, murf_fast.nn, murf_fast.anomaly; murf_fast.cli.info.collect()",
     )
+
+
+def test_importing_costs_no_compiler():
+    """`import torch` without `torch._dynamo`, sympy, Triton or transformers is half as long as with them."""
+    heavy = ("torch._dynamo", "sympy", "triton", "transformers", "scipy", "faiss", "torchvision")
+    code = f"import sys, torch\nimport murf_fast\nprint([m for m in {heavy} if m in sys.modules])"
+    assert run_without([], code).strip() == "[]"
+
+
+def test_constants_of_a_trace_are_marked_as_torch_marks_them():
+    from murf_fast._constant import constant_while_compiling
+
+    def ours():
+        return 1
+
+    def theirs():
+        return 1
+
+    constant_while_compiling(ours)
+    torch.compiler.assume_constant_result(theirs)
+    assert vars(ours) == vars(theirs) != {}
 
 
 def test_every_subpackage_is_packaged(monkeypatch):

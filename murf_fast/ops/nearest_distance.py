@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast._constant import constant_while_compiling
 from murf_fast.ops import _checks, _contract, _nearest_float64
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._library import register
@@ -163,7 +164,7 @@ def nearest_distance(
     return _nearest_distance(query, rows, tensors, k, metric, precision, backend)
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _asked_for(backend: str | None) -> str | None:
     return backends.asked_for(backend)
 
