@@ -1,68 +1,65 @@
-"""The speed suite on a GPU: CUDA events on a cold L2, and replays of a CUDA graph. Writes the JSON of report.py.
-
-    python benchmarks/gpu_speed.py OUT.json [--only OP] [--seconds 200]
-    python benchmarks/gpu_speed.py OUT.json --dry-run      # tiny shapes in Triton's interpreter: no speeds
-
-A case whose result is wrong is reported and not timed; a case that raises is reported and does not stop the rest.
-"""
+"""Times of a case on a GPU: CUDA events on a cold L2, and replays of a CUDA graph of ours where the case allows it."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
+import itertools
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-if "--dry-run" in sys.argv:
-    # Both are read when murf_fast is imported or called.
-    os.environ["TRITON_INTERPRET"] = "1"
-    os.environ["MURF_FAST_BACKEND"] = "triton"
+from collections.abc import Callable
 
 import torch
 from machine import describe
-from measure import WrongResult, check
-from registry import Case, cases, scale_down
+from measure import check, joined
+from registry import Case, cases
+from torch import Tensor
 
 from murf_fast.cli.meter import observed
 
 REPEATS = 25
+SECONDS = 3.0  # of one contender: a slow one is called less often
+
+
+class CaptureFailed(RuntimeError):
+    """A call could not be captured in a graph; the stream is of no more use."""
 
 
 class Clock:
-    """Milliseconds of a call on the current stream, the caches flushed before it."""
+    """Seconds of a call on the current stream, with cold caches, and without the time in which the host enqueues it."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
         if self.cuda:
-            size = torch.cuda.get_device_properties(0).L2_cache_size
-            self.flush = torch.empty(max(4 * size, 64 << 20), dtype=torch.int8, device=device)
+            size = max(4 * torch.cuda.get_device_properties(0).L2_cache_size, 64 << 20)
+            self.other = torch.zeros(size // 4, device=device)
+            self.largest = torch.zeros((), device=device)
+            self.cycles_per_s = 1e9
+            self.cycles_per_s = 1e8 / self._between(lambda: torch.cuda._sleep(100_000_000), 0.0)
 
-    def __call__(self, function) -> dict:
-        for _ in range(3 if self.cuda else 0):
-            function()
-        times = [self._once(function) for _ in range(REPEATS if self.cuda else 1)]
-        ordered = sorted(times)
-        return {
-            "median_s": statistics.median(ordered),
-            "p20_s": ordered[len(ordered) // 5],
-            "p80_s": ordered[-1 - len(ordered) // 5],
-            "rounds": len(ordered),
-        }
-
-    def _once(self, function) -> float:
+    def __call__(self, function: Callable) -> dict:
         if not self.cuda:
             start = time.perf_counter()
             function()
-            return time.perf_counter() - start
+            return _summary([time.perf_counter() - start])
+        function()  # compiles, fills caches
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = function()
+        host = time.perf_counter() - start
+        torch.cuda.synchronize()
+        whole = time.perf_counter() - start
+        del result
+        rounds = int(min(REPEATS, max(3, SECONDS / (whole + host))))
+        return _summary([self._between(function, host) for _ in range(rounds)]) | {"host_s": host}
+
+    def _between(self, function: Callable, host: float) -> float:
+        """The time between two events around the call."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # The flush also keeps the GPU busy while the host enqueues the call, so that no launch gap is timed.
-        self.flush.zero_()
+        # Read, not written: lines that must be written back would be paid for by the call.
+        torch.amax(self.other, 0, out=self.largest)
+        # The GPU waits until the host has enqueued everything, so that no launch gap lies between the events.
+        torch.cuda._sleep(int((2 * host + 50e-6) * self.cycles_per_s))
         begin.record()
         function()
         end.record()
@@ -70,8 +67,18 @@ class Clock:
         return begin.elapsed_time(end) / 1e3
 
 
-def replayed(clock: Clock, function) -> float | None:
-    """Median seconds of a graph replay; None where the call cannot be captured (autograd, host syncs)."""
+def _summary(times: list[float]) -> dict:
+    ordered = sorted(times)
+    return {
+        "median_s": statistics.median(ordered),
+        "p20_s": ordered[len(ordered) // 5],
+        "p80_s": ordered[-1 - len(ordered) // 5],
+        "rounds": len(ordered),
+    }
+
+
+def replayed(clock: Clock, function: Callable) -> float:
+    """Median seconds of a graph replay."""
     graph = torch.cuda.CUDAGraph()
     try:
         side = torch.cuda.Stream()
@@ -81,30 +88,62 @@ def replayed(clock: Clock, function) -> float | None:
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
             function()
-    except RuntimeError:
-        return None
+    except RuntimeError as error:
+        raise CaptureFailed(f"capture: {error}") from error
     return clock(graph.replay)["median_s"]
 
 
-def measure(case: Case, device: str, clock: Clock) -> dict:
+def measure(case: Case, device: str, clock: Clock, compiled: bool, say: Callable) -> None:
+    """Parity, then ours, then every contender by itself: those of plain PyTorch, or those that compile.
+
+    ``say(kind, **message)`` is told of every result as it comes. Memory is of a call without the others' caches.
+    """
     contenders = case.build(device, case.dtype)
-    error = check(case, contenders)
-    functions = {"murf_fast": contenders.ours, **contenders.others}
-    if device == "cpu":
-        functions = {name: f for name, f in functions.items() if "compile" not in name}
-    measured = {}
-    for name, function in functions.items():
-        measured[name] = {**clock(function), "peak_bytes": observed(function, device)[1]}
-        if device == "cuda" and "compile" not in name:
-            measured[name]["replay_s"] = replayed(clock, function)
+    others = {name: f for name, f in contenders.others.items() if ("compile" in name) == compiled}
+    if not compiled:
+        theirs = _first_that_runs(others)
+        # Where only compilers compete, the case beside it has been checked.
+        error = None if theirs is None else check(case, contenders, theirs)
+        say("case", case=_facts(case, contenders, error), compiles=len(others) < len(contenders.others))
+        say("time", name="murf_fast", found=_timed(clock, contenders.ours, device))
+    for name, function in others.items():
+        try:
+            say("time", name=name, found=_timed(clock, function, device))
+        except Exception as error:  # out of memory for the most part; the next one may run
+            if clock.cuda:
+                torch.cuda.synchronize()  # raises where the context is dead
+                torch.cuda.empty_cache()
+            lines = str(error).splitlines() or [""]
+            say("error", text=f"{name}: {type(error).__name__}: {lines[0]}")
+    # Last: a failed capture leaves a stream that nothing more can be done with.
+    if clock.cuda and case.capturable and not compiled and os.environ.get("MURF_FAST_GPU_CAPTURE") != "0":
+        say("time", name="murf_fast", found={"replay_s": replayed(clock, contenders.ours)})
+
+
+def _timed(clock: Clock, function: Callable, device: str) -> dict:
+    return clock(function) | {"peak_bytes": observed(function, device)[1]}
+
+
+def _first_that_runs(others: dict[str, Callable]) -> Tensor | None:
+    """What the error budget is made of."""
+    for function in others.values():
+        try:
+            return joined(function())
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+    return None
+
+
+def _facts(case: Case, contenders, error: float | None) -> dict:
+    dtype = str(case.dtype).removeprefix("torch.")
     return {
         "op": case.op,
-        "case": case.name + (f", {str(case.dtype).removeprefix('torch.')}" if case.dtype != torch.float32 else ""),
-        "dtype": str(case.dtype).removeprefix("torch."),
+        "case": case.name + (f", {dtype}" if dtype != "float32" and dtype not in case.name else ""),
+        "dtype": dtype,
         "error": error,
         "bytes": contenders.result_bytes,
         "operations": contenders.operations,
-        "contenders": measured,
+        "contenders": {},
         # The goals of the CPU suites are for CPUs; on a GPU the write rate is the goal of the copy-like operation.
         "targets": [{"against": t.against, "ratio": t.ratio} for t in case.targets if case.devices == ("cuda",)],
         "write_target": 0.85 if case.op == "upsample_concat" else None,
@@ -115,69 +154,39 @@ def measure(case: Case, device: str, clock: Clock) -> dict:
     }
 
 
-def ceilings(device: str) -> dict:
-    """Write, copy (read plus written) and bfloat16 matrix-product rates of this GPU."""
-    clock, n = Clock(device), (1 << 28 if device == "cuda" else 1 << 10)
+def surroundings(device: str, clock: Clock, say: Callable) -> None:
+    """The machine; its write, copy (read plus written) and bfloat16 matrix-product rates."""
+    n = 1 << 28 if device == "cuda" else 1 << 10
     x, y = torch.zeros(n, device=device), torch.zeros(n, device=device)
     side = 8192 if device == "cuda" else 32
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return {
+    rates = {
         "write_bytes_per_s": 4 * n / clock(lambda: x.fill_(1.0))["median_s"],
         "copy_bytes_per_s": 8 * n / clock(lambda: y.copy_(x))["median_s"],
         "gemm_flops_per_s": 2 * side**3 / clock(lambda: a @ b)["median_s"],
     }
+    say("ceilings", machine=describe(device), ceilings=rates)
 
 
-def variants(case: Case) -> list[Case]:
-    """The case as it stands and, unless it names its dtype, in bfloat16."""
-    if "cuda" not in case.devices:
-        return []
-    if case.dtype != torch.float32 or any(c.op == case.op and c.dtype == torch.bfloat16 for c in cases()):
-        return [case]
-    return [case, dataclasses.replace(case, dtype=torch.bfloat16)]
+def variants(dry: bool = False) -> list[dict]:
+    """The cases for a GPU as they stand and, unless an operation has cases in bfloat16, in that: as units of work.
+
+    The first of every operation, then the second of every operation: time may run out.
+    """
+    by_op: dict[str, list[dict]] = {}
+    every = [c for c in cases() if "cuda" in c.devices]
+    for case in every:
+        own = by_op.setdefault(case.op, [])
+        own.append({"op": case.op, "case": case.id, "dtype": str(case.dtype).removeprefix("torch.")})
+    for case in every:
+        if case.dtype == torch.float32 and not any(c.op == case.op and c.dtype == torch.bfloat16 for c in every):
+            by_op[case.op].append({"op": case.op, "case": case.id, "dtype": "bfloat16"})
+    rounds = itertools.zip_longest(*by_op.values())
+    found = [unit for several in rounds for unit in several if unit]
+    # The interpreter has no bfloat16 arithmetic.
+    return [unit for unit in found if not (dry and unit["dtype"] == "bfloat16")]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--only", help="one operation")
-    parser.add_argument("--seconds", type=float, default=1e9, help="no case is begun after so many")
-    parser.add_argument("--dry-run", action="store_true")
-    arguments = parser.parse_args()
-    device = "cpu" if arguments.dry_run else "cuda"
-    if device == "cuda" and not torch.cuda.is_available():
-        print("gpu_speed: no CUDA device here", file=sys.stderr)
-        return 2
-    if arguments.dry_run:
-        scale_down(0.02)
-    # Ours computes float32 in float32; so must the baselines, whose error is also the budget.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    started, results, failed = time.monotonic(), [], []
-    report = {"machine": describe(device), "ceilings": ceilings(device), "cases": results, "failed": failed}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    clock = Clock(device)
-    for case in [v for c in cases() for v in variants(c)]:
-        if arguments.only not in (None, case.op):
-            continue
-        # The interpreter has no bfloat16 arithmetic.
-        if arguments.dry_run and case.dtype == torch.bfloat16:
-            continue
-        label = f"{case.id} ({case.dtype})"
-        if time.monotonic() - started > arguments.seconds:
-            failed.append(f"{label}: not begun, out of time")
-            continue
-        try:
-            results.append(measure(case, device, clock))
-        except WrongResult as error:
-            failed.append(f"wrong result, not timed: {error}")
-        except Exception as error:  # a broken kernel must not hide the others
-            failed.append(f"{label}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        # After every case: what was measured survives whatever happens next.
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    for line in failed:
-        print(f"FAILED {line}")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def case_of(unit: dict) -> Case:
+    case = next(c for c in cases() if c.id == unit["case"])
+    return dataclasses.replace(case, dtype=getattr(torch, unit["dtype"]))

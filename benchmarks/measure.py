@@ -23,13 +23,18 @@ def joined(result) -> Tensor:
     return result.joined() if isinstance(result, Rows) else result
 
 
-def check(case: Case, contenders: Contenders) -> float:
+def first_of(contenders: Contenders) -> Tensor:
+    """The result of the first of the others."""
+    return joined(next(iter(contenders.others.values()))())
+
+
+def check(case: Case, contenders: Contenders, theirs: Tensor) -> float:
     """Largest error of ours against float64, relative to the largest value; raises WrongResult over budget.
 
-    The budget is that of the tests: twice the error of plain PyTorch in the same dtype, plus one rounding.
+    The budget is that of the tests: twice the error of ``theirs``, plain PyTorch's result in the same dtype, plus one
+    rounding.
     """
     ours = joined(contenders.ours())
-    theirs = joined(next(iter(contenders.others.values()))())
     worst = 0.0
     for where, oracle in contenders.oracle():
         largest = float(oracle.abs().max())
@@ -62,7 +67,7 @@ def run(benchmark, case: Case, ceilings: dict) -> None:
     next pays up to ten times its own time to get them again. Called in a row, each meets the memory it left itself.
     """
     contenders = case.build("cpu", case.dtype)
-    error = check(case, contenders)
+    error = check(case, contenders, first_of(contenders))
     release()
     functions = {"murf_fast": contenders.ours, **contenders.others}
     memory, first = {}, {}

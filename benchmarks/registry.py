@@ -53,6 +53,7 @@ class Case:
     less_memory: tuple[str, float] | None = None  # of that contender's peak at most so much
     beside: tuple[str, str, float] | None = None  # (part, against, ratio): the ratio once both are rid of that part
     devices: tuple[str, ...] = ("cpu", "cuda")
+    capturable: bool = True  # ours in a CUDA graph: no gradients, no waiting for the GPU
     facts: dict = field(default_factory=dict)  # columns of the table of whole models
 
     @property

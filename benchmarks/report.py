@@ -1,6 +1,7 @@
 """Tables and plots from the JSON of a run. Nothing in a report is typed by hand.
 
-    python benchmarks/report.py RUN.json [--readme README.md]
+    python benchmarks/report.py RUN.json [--readme README.md] [--status STATUS.md]
+    python benchmarks/report.py --status STATUS.md      # from what is in the repository
 
 writes results/<device>/{results.json, README.md, speedup.png} and, with --readme, the tables between the markers of
 that file: BENCH from all CPU results, GPU from all GPU results in the repository.
@@ -12,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+import status
 from machine import slug
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +37,19 @@ def merged(old: dict, new: dict) -> dict:
     """A run of some operations put in the place of theirs in an older run on the same machine."""
     ran = {case["op"] for case in new["cases"]}
     cases = [case for case in _with_origin(old) if case["op"] not in ran] + _with_origin(new)
-    return {**new, "cases": sorted(cases, key=lambda case: case["op"]), "failed": new["failed"]}
+    found = {**new, "cases": sorted(cases, key=lambda case: case["op"]), "failed": new["failed"]}
+    if "check" in new:
+        found["check"] = old.get("check", {}) | new["check"]
+        tools = old.get("sanitize", {}).keys() | new["sanitize"].keys()
+        found["sanitize"] = {
+            tool: old.get("sanitize", {}).get(tool, {}) | new["sanitize"].get(tool, {}) for tool in sorted(tools)
+        }
+    return found
+
+
+def headline(contender: dict) -> float:
+    """Seconds that are quoted: of the replay of a CUDA graph where there is one."""
+    return contender.get("replay_s") or contender["median_s"]
 
 
 def _with_origin(results: dict) -> list[dict]:
@@ -52,9 +66,9 @@ def verdicts(case: dict, ceilings: dict) -> list[dict]:
     rows = []
     for family in dict.fromkeys(_family(name) for name in others):
         members = {n: c for n, c in others.items() if _family(n) == family}
-        name, fastest = min(members.items(), key=lambda item: item[1]["median_s"])
+        name, fastest = min(members.items(), key=lambda item: headline(item[1]))
         goal = next((t["ratio"] for t in case["targets"] if _is_meant(family, t["against"])), None)
-        ratio = fastest["median_s"] / ours["median_s"]
+        ratio = headline(fastest) / headline(ours)
         rows.append(
             {
                 "against": name,
@@ -71,7 +85,7 @@ def other_goals(case: dict, ceilings: dict) -> list[tuple[str, bool]]:
     """Goals beside the ratios, as sentences."""
     ours, found = case["contenders"]["murf_fast"], []
     if case["write_target"]:
-        share = case["bytes"] / ours["median_s"] / case.get("ceilings", ceilings)["write_bytes_per_s"]
+        share = case["bytes"] / headline(ours) / case.get("ceilings", ceilings)["write_bytes_per_s"]
         found.append(
             (
                 f"{share:.0%} of the streaming-write rate (goal {case['write_target']:.0%})",
@@ -125,10 +139,10 @@ def table(results: dict) -> str:
     for case in results["cases"]:
         ours = case["contenders"]["murf_fast"]
         ceilings = case.get("ceilings", results["ceilings"])
-        share = case["bytes"] / ours["median_s"] / ceilings["write_bytes_per_s"]
+        share = case["bytes"] / headline(ours) / ceilings["write_bytes_per_s"]
         spread = f"{_ms(ours['p20_s'])} to {_ms(ours['p80_s'])}"
         head = (
-            f"| `{case['op']}` | {case['case']} | {_ms(ours['median_s'])} | {spread} "
+            f"| `{case['op']}` | {case['case']} | {_ms(headline(ours))} | {spread} "
             f"| {share:.0%} | {_mb(ours['peak_bytes'])} "
         )
         for row in verdicts(case, results["ceilings"]):
@@ -269,15 +283,25 @@ def _mb(count: int | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--readme", type=Path)
+    parser.add_argument("--status", type=Path, help="what is known of the Triton kernels (status.py)")
     parser.add_argument("--merge", action="store_true", help="keep the operations of the folder that this run lacks")
     arguments = parser.parse_args()
+    if arguments.run:
+        write_run(arguments)
+    elif not arguments.status:
+        parser.error("neither a run nor --status")
+    if arguments.status:
+        arguments.status.write_text(status.page(verdicts))
+
+
+def write_run(arguments: argparse.Namespace) -> None:
     results = json.loads(arguments.run.read_text())
     if "benchmarks" in results:
         results = condense(results)
-    if not results["cases"]:
+    if not (results["cases"] or results.get("check")):
         raise SystemExit("nothing was measured: " + "; ".join(results["failed"]))
     folder = arguments.out / slug(results["machine"])
     if arguments.merge and (folder / "results.json").is_file():

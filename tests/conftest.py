@@ -43,6 +43,14 @@ def seeded():
 
 
 @pytest.fixture(autouse=True)
+def settled():
+    """What a test has launched is over when it ends: a fault is shown as that of the test that made it."""
+    yield
+    if HAS_GPU:
+        torch.cuda.synchronize()
+
+
+@pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """`torch.empty` holds NaN (or the largest integer), so that an element nobody wrote is seen."""
 

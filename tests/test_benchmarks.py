@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import measure
 import pytest
 import registry
 import report
+import status
 import torch
 
 import murf_fast
-from murf_fast import backends
 from murf_fast.cli.bench import suites as bench
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -29,9 +26,9 @@ def small(monkeypatch):
 @pytest.mark.parametrize("case", registry.cases(), ids=lambda c: c.id)
 def test_contenders_agree(case, small):
     contenders = case.build("cpu", case.dtype)
-    assert measure.check(case, contenders) < 1e-2
+    first = measure.first_of(contenders)
+    assert measure.check(case, contenders, first) < 1e-2
     shape = measure.joined(contenders.ours()).shape
-    first = measure.joined(next(iter(contenders.others.values()))())
     assert first.shape == shape
 
 
@@ -43,7 +40,7 @@ def test_wrong_results_are_refused(case, small):
     assert not torch.equal(wrong, right)
     contenders.ours = lambda: wrong
     with pytest.raises(measure.WrongResult, match="allowed"):
-        measure.check(case, contenders)
+        measure.check(case, contenders, measure.first_of(contenders))
 
 
 def test_every_operation_has_a_suite():
@@ -209,31 +206,43 @@ def test_readme_tables_come_from_the_committed_results(tmp_path):
     assert copy.read_text() == expected
 
 
-def test_gpu_script_is_valid_and_says_when_there_is_no_gpu():
-    subprocess.run(["bash", "-n", BENCHMARKS / "gpu.sh"], check=True)
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU; the script itself is the test")
-    environment = os.environ | {"PYTHON": sys.executable}
-    done = subprocess.run(["bash", BENCHMARKS / "gpu.sh"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "no CUDA device" in done.stderr
-
-
-@pytest.mark.skipif(
-    bool(backends.reasons_against("triton", "cpu")), reason="; ".join(backends.reasons_against("triton", "cpu"))
-)
-@pytest.mark.parametrize("op", ["upsample_mean", "upsample_cross_entropy"])
-def test_gpu_suite_dry_run(op, tmp_path):
-    out = tmp_path / "results.json"
-    command = [sys.executable, BENCHMARKS / "gpu_speed.py", out, "--dry-run", "--only", op]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads(out.read_text())
-    assert results["failed"] == []
-    assert {c["op"] for c in results["cases"]} == {op}
-    assert f"| `{op}` |" in report.table(results)
-
-
 def test_refused_cases_stay_in_the_report():
     run = {"benchmarks": [], "machine_info": {"murf_fast": {}}, "failed": ["test_x[case]: error 2 against float64"]}
     assert report.condense(run)["failed"] == ["test_x[case]: error 2 against float64"]
+
+
+def test_status_is_that_of_the_registry():
+    root = BENCHMARKS.parent
+    assert (root / "STATUS.md").read_text() == status.page(report.verdicts), (
+        "python benchmarks/report.py --status STATUS.md"
+    )
+    assert all(
+        f"| `{op}` |" in status.page(report.verdicts) for op in murf_fast.ops.__all__ if op in registry.smallest_calls()
+    )
+
+
+def test_status_of_a_run(results, tmp_path):
+    assert status.NEVER in status.page(report.verdicts, tmp_path)
+    results["machine"].update(device="Some GPU", driver="1.2")
+    results["check"] = {"upsample_sum": {"passed": 8, "failed": ["a test"]}}
+    results["sanitize"] = {"memcheck": {"upsample_sum": "clean"}}
+    (tmp_path / "gpu-some-gpu").mkdir()
+    (tmp_path / "gpu-some-gpu" / "results.json").write_text(json.dumps(results))
+    text = status.page(report.verdicts, tmp_path)
+    assert "## Some GPU, 2026-01-01, commit abc" in text
+    assert "| `upsample_sum` | 8 tests passed, **1 failed** | clean | never ran | 2.0 |" in text
+    assert "| `resize` | never ran | never ran | never ran | never ran |" in text
+
+
+def test_a_later_run_of_one_operation_keeps_what_was_checked(results):
+    old = {**results, "failed": [], "check": {"resize": {"passed": 1, "failed": []}},
+           "sanitize": {"memcheck": {"resize": "clean"}}}  # fmt: skip
+    new = {**results, "failed": [], "check": {"upsample_sum": {"passed": 2, "failed": []}}, "sanitize": {}}
+    both = report.merged(old, new)
+    assert both["check"].keys() == {"resize", "upsample_sum"}
+    assert both["sanitize"] == {"memcheck": {"resize": "clean"}}
+
+
+def test_a_replay_is_what_is_quoted(results):
+    results["cases"][0]["contenders"]["murf_fast"]["replay_s"] = 0.0005
+    assert report.verdicts(results["cases"][0], results["ceilings"])[0]["ratio"] == pytest.approx(8.0)

@@ -88,6 +88,7 @@ def test_native(layer, size, level):
     check(LAYERS[layer], size, torch.float32, "native")
 
 
+@pytest.mark.gpu_quick
 @pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
 @pytest.mark.parametrize("size", for_triton(SIZES[2:], SIZES[:2]), ids=str)
 @pytest.mark.parametrize("layer", LAYERS)

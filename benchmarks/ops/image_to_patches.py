@@ -35,13 +35,13 @@ def patches(device, dtype):
         yield (), torch.cat([cut(x, size) for size in sizes], dim=1)
 
     def ours():
-        return Rows(murf_fast.image_to_patches(images, sizes, patch, mean=MEAN, std=STD))
+        return Rows(murf_fast.image_to_patches(images, sizes, patch, mean=MEAN, std=STD, dtype=dtype))
 
     return Contenders(
         ours,
         {"eager rows": lambda: plain(images), "eager images only": resize_only, "compile": compiled(plain, images)},
         oracle,
-        8 * 3 * sum(n * n for n in sizes) * 4,
+        8 * 3 * sum(n * n for n in sizes) * dtype.itemsize,
     )
 
 

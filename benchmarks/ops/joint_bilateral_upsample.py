@@ -98,6 +98,7 @@ def jbu_stack_1024(device, dtype):
     "joint_bilateral_upsample",
     "one level, 384 channels, 128 -> 256, forward and backward",
     targets=(Target("eager", 30.0),),
+    capturable=False,
 )
 def jbu_gradients(device, dtype):
     n, channels = side(128), classes(384)

@@ -10,7 +10,7 @@ from torch import Tensor
 import murf_fast
 
 
-@case("k_center_greedy", "1 % of 100k x 384", targets=(Target("eager", 3.0),))
+@case("k_center_greedy", "1 % of 100k x 384", targets=(Target("eager", 3.0),), capturable=False)
 def k_center(device, dtype):
     rows = features(device, dtype, side(100_000), classes(384))
     count = max(2, len(rows) // 100)

@@ -19,6 +19,7 @@ import murf_fast
     "150 classes, 56 -> 512, forward and backward",
     targets=(Target("eager", 4.0),),
     memory_target=(0.15, "logits"),
+    capturable=False,
 )
 def cross_entropy(device, dtype):
     logits = randn(device, dtype, 1, classes(150), side(56), side(56), memory_format=CL).requires_grad_()

@@ -1,0 +1,111 @@
+"""STATUS.md: for every operation, what shows that its Triton kernels are right and fast, and where they never ran.
+
+What needs no GPU is said of tests that exist and that every change must pass; what needs one comes from the results
+that are committed, and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+NEVER = "never ran"
+HEAD = f"""# What is known of the Triton kernels
+
+Written by `python benchmarks/report.py --status STATUS.md` from the tests that are here and the results under
+`benchmarks/results`. "{NEVER}" is meant literally.
+
+- **interpreter**: tests compare it with the reference in Triton's interpreter, every address checked (outside of
+  tensors, races, elements nobody wrote): `tests/checked_memory.py`.
+- **compiled**: for these chips, without spills, within their shared memory, products on tensor cores:
+  `tests/test_triton_compile.py`.
+- **launcher**: what Triton's own launcher hands to a stand-in for the driver is what was passed, in every dtype:
+  `tests/test_triton_launch.py`.
+- **parity, memcheck, racecheck, speed**: on a GPU, by `benchmarks/gpu.sh`.
+"""
+
+
+def page(verdicts: Callable[[dict, dict], list[dict]], root: Path = RESULTS) -> str:
+    """The whole file; ``verdicts`` compares ours with the others of a case."""
+    found = [json.loads(path.read_text()) for path in sorted(root.glob("gpu-*/results.json"))]
+    sections = [HEAD, "## Without a GPU\n\n" + _offline()]
+    sections += [f"## {_title(r['machine'])}\n\n{_on_device(r, verdicts)}" for r in found]
+    if not found:
+        sections.append(f"## On a GPU\n\nNo operation: {NEVER}.\n\n{_on_device({'cases': []}, verdicts)}")
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def operations() -> list[str]:
+    """Those with kernels, of their own or of others; whole models beside AnyUp have none that no operation has."""
+    return [name for name in registry.suites() if name in registry.smallest_calls()]
+
+
+def _offline() -> str:
+    interpreted, configured = _interpreted(), registry.all_configurations()
+    lines = ["| operation | interpreter | compiled | launcher |", "|---|---|---|---|"]
+    for op in operations():
+        compiled = ", ".join(f"sm_{chip}" for chip in _chips()) if op in configured else "as others' kernels"
+        launcher = "tested" if op in configured else "as others' kernels"
+        lines.append(f"| `{op}` | {'tested' if op in interpreted else 'no test'} | {compiled} | {launcher} |")
+    return "\n".join(lines)
+
+
+def _on_device(results: dict, verdicts: Callable) -> str:
+    lines = ["| operation | parity | memcheck | racecheck | speed against the fastest other |", "|---|---|---|---|---|"]
+    for op in operations():
+        cells = [_parity(results, op), *(_sanitizer(results, tool, op) for tool in ("memcheck", "racecheck"))]
+        lines.append(f"| `{op}` | {' | '.join([*cells, _speed(results, op, verdicts)])} |")
+    return "\n".join(lines)
+
+
+def _title(machine: dict) -> str:
+    return f"{machine['device']}, {machine['date']}, commit {machine['commit']}"
+
+
+def _parity(results: dict, op: str) -> str:
+    found = results.get("check", {}).get("pixel_linear" if op == "anyup_model" else op)
+    if not found:
+        return NEVER
+    failed = f", **{len(found['failed'])} failed**" if found["failed"] else ""
+    return f"{found['passed']} tests passed{failed}"
+
+
+def _sanitizer(results: dict, tool: str, op: str) -> str:
+    return results.get("sanitize", {}).get(tool, {}).get(op, NEVER)
+
+
+def _speed(results: dict, op: str, verdicts: Callable) -> str:
+    ratios = [
+        min(row["ratio"] for row in rows)
+        for case in results["cases"]
+        if case["op"] == op and (rows := verdicts(case, results["ceilings"]))
+    ]
+    if not ratios:
+        return NEVER
+    return f"{min(ratios):.1f}" if len(ratios) == 1 else f"{min(ratios):.1f} to {max(ratios):.1f}"
+
+
+def _interpreted() -> set[str]:
+    """Operations with a test on whichever device Triton has: the fixture `device`, or a call in every_op.py."""
+    found = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        if any("device" in {a.arg for a in f.args.args} for f in functions if f.name.startswith("test")):
+            found.add(path.stem.removeprefix("test_"))
+    calls = ast.parse((ROOT / "tests" / "every_op.py").read_text())
+    named = {node.attr for node in ast.walk(calls) if isinstance(node, ast.Attribute)}
+    return found | (named & set(operations())) | ({"anyup_model"} if "pixel_linear" in found else set())
+
+
+def _chips() -> list[int]:
+    """Compute capabilities that the tests compile for."""
+    for node in ast.parse((ROOT / "tests" / "test_triton_compile.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SHARED_LIMIT":
+            return [key.value for key in node.value.keys]
+    raise LookupError("tests/test_triton_compile.py has no SHARED_LIMIT")

@@ -1,0 +1,124 @@
+"""What a GPU is asked first: every op in float32 and bfloat16, in two layouts, with gradients, and in a CUDA graph.
+
+The other tests ask more of each kernel and take a quarter of an hour to compile. Without a GPU these run in the
+interpreter, smaller; with `tests/test_pixel_linear.py`, which is marked too, they launch every kernel that there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import test_pixel_linear
+import torch
+from every_op import OPS, Op, Tensors
+from suite import HAS_GPU
+from test_triton_compile import launched_kernels
+from torch import Tensor
+from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
+
+pytestmark = pytest.mark.gpu_quick
+
+# The interpreter has no bfloat16 arithmetic.
+DTYPES = (torch.float32, torch.bfloat16) if HAS_GPU else (torch.float32,)
+LAYOUTS = ("channels_last", "sliced") if HAS_GPU else ("sliced",)
+SIDE, BATCH = (9, 2) if HAS_GPU else (2, 1)
+# It waits for the GPU every few hundred steps, so that the host does not run ahead.
+WAITS = ("k_center_greedy",)
+
+over_ops = pytest.mark.parametrize("op", OPS, ids=str)
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def tensors_of(op: Op, dtype: torch.dtype, layout: str, device: str) -> Tensors:
+    side = max(SIDE, 3) if op.name == "neighborhood_attention" else SIDE  # its window fits no smaller map
+    tensors = of_dtype(op.tensors(side, BATCH), dtype)
+    maps = {n: layouts(t)[layout] for n, t in tensors.items() if t.ndim == 4 and (n in op.main or n in op.large)}
+    return {n: t.to(device) for n, t in (tensors | maps).items()}
+
+
+def of_dtype(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def nudges(tensors: Tensors) -> list[Tensors]:
+    """The same tensors and others within their roundings: one run of the reference may be right by chance."""
+    others = [
+        {n: nudged(t.cpu(), seed).to(t.device) if t.is_floating_point() else t for n, t in tensors.items()}
+        for seed in range(3)
+    ]
+    return [tensors, *others]
+
+
+def gradients(op: Op, tensors: Tensors, backend: str | None) -> dict[str, Tensor]:
+    leaves = {n: tensors[n].detach().requires_grad_() for n in op.variables(tensors)}
+    result = op.call(tensors | leaves, backend=backend)
+    direction = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.device, result.dtype)
+    found = torch.autograd.grad(result, list(leaves.values()), direction, allow_unused=True)
+    return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
+
+
+@over_ops
+@over_dtypes
+@over_layouts
+def test_parity(op, dtype, layout, device):
+    tensors = tensors_of(op, dtype, layout, device)
+    actual = op.call(tensors, backend="triton")
+    oracle = op.call(of_dtype(tensors, torch.float64), backend="reference")
+    if not actual.is_floating_point():  # labels and indices; no two are as good for these tensors
+        assert torch.equal(actual, oracle)
+        return
+    same = worst([op.call(t, backend="reference") for t in nudges(tensors)], oracle)
+    assert_within_budget(actual, oracle, same, str(op))
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.differentiable], ids=str)
+@over_dtypes
+@over_layouts
+def test_gradients(op, dtype, layout, device):
+    tensors = tensors_of(op, dtype, layout, device)
+    actual = gradients(op, tensors, "triton")
+    oracle = gradients(op, of_dtype(tensors, torch.float64), "reference")
+    theirs = [gradients(op, t, "reference") for t in nudges(tensors)]
+    for name, gradient in actual.items():
+        same = worst([t[name] for t in theirs], oracle[name])
+        assert_gradient_within_budget(gradient, oracle[name], same, f"{op}: gradient of {name}")
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.name not in WAITS], ids=str)
+@over_dtypes
+def test_graph(op, dtype, gpu):
+    """A captured call computes anew what lies in its inputs when it is replayed."""
+    tensors = tensors_of(op, dtype, "channels_last", gpu)
+    others = {n: -t if n in op.main else t.clone() for n, t in tensors.items()}
+    with torch.no_grad():
+        expected = op.call(others)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            op.call(tensors)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = op.call(tensors)
+        for name, t in tensors.items():
+            t.copy_(others[name])
+        graph.replay()
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="asked of the interpreter")
+def test_every_kernel_is_launched(monkeypatch, device):
+    """Launches are noted and not done: what the host does must not depend on results."""
+    from triton.runtime import interpreter
+
+    launched = set()
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda self, *_, **__: launched.add(self.fn.__name__))
+    for op in OPS:
+        tensors = tensors_of(op, torch.float32, "sliced", device)
+        with contextlib.suppress(IndexError):  # of the rows that a selection has not made
+            gradients(op, tensors, "triton") if op.differentiable else op.call(tensors, backend="triton")
+    for parts in test_pixel_linear.LAYERS.values():
+        test_pixel_linear.results(parts, (24, 7, 5), torch.float32, "triton", device)
+    assert launched == launched_kernels()

@@ -1,0 +1,154 @@
+"""Hands every Triton kernel to Triton's own launcher, with a stand-in for the CUDA driver behind it.
+
+Calls run on CPU tensors: kernels are specialized, compiled and loaded as on a GPU, and what reaches the driver is held
+against what the Python launcher passed: the number of parameters against the kernel's, pointers, integers and floats
+by value, grid, threads and shared memory. Results mean nothing. Prints a line of JSON for every call.
+
+python tests/triton_launch_all.py FOLDER-OF-LIBCUDA SHARE SHARES
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import registry
+import torch
+import triton
+import triton.backends.nvidia.driver as nvidia
+from launch_edges import EDGES
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from murf_fast import backends, kernels  # noqa: F401  before the variable below, which would make them interpreted
+
+# What lets the ops hand CPU tensors to Triton.
+os.environ["TRITON_INTERPRET"] = "1"
+# Triton's launchers open the library by its name, which is found because it is open already.
+os.environ["TRITON_LIBCUDA_PATH"] = sys.argv[1]
+library = ctypes.CDLL(f"{sys.argv[1]}/libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
+library.stand_in_value.restype = ctypes.c_uint64
+ARCHITECTURE = 90
+DTYPES = (torch.float32, torch.bfloat16)  # float16 is among the edges
+SCRATCH = 2  # parameters that Triton adds to those of a kernel: pointers to memory of its own
+FORMATS = {"fp32": ("f", "I"), "fp64": ("d", "Q"), "fp16": ("e", "H"), "i1": ("?", "B")}
+FORMATS |= {f"{sign}{bits}": (code, code.upper()) for bits, code in ((8, "b"), (16, "h"), (32, "i"), (64, "q"))
+            for sign in "iu"}  # fmt: skip
+
+faults: list[str] = []
+kernels_launched: dict[str, int] = {}  # hash of a compiled kernel: parameters that it was passed
+
+
+def flat(types, values) -> Iterator[tuple[str, object]]:
+    for kind, value in zip(types, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from flat(kind, value)
+        elif kind != "constexpr":
+            yield kind, value
+
+
+def as_passed(kind: str, value: object) -> tuple[int, int]:
+    """Bytes of a parameter, and its value as an unsigned number."""
+    if kind[0] == "*":
+        return 8, 0 if value is None else value.data_ptr()
+    signed, unsigned = FORMATS[kind]
+    packed = struct.pack(signed, value) if kind[0] != "u" else struct.pack(signed.upper(), value)
+    return len(packed), struct.unpack(unsigned, packed)[0]
+
+
+class CheckedLauncher(nvidia.CudaLauncher):
+    """Triton's launcher, and a look at what the driver was handed."""
+
+    def __init__(self, src, metadata):
+        super().__init__(src, metadata)
+        self.name, self.hash, self.types = src.fn.__name__, metadata.hash, list(src.signature.values())
+        self.expected = [32 * metadata.num_warps, 1, 1, metadata.shared]
+
+    def __call__(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *values):
+        parameters = [as_passed(*one) for one in flat(self.types, values)]
+        kernels_launched[self.hash] = len(parameters)
+        sizes = (ctypes.c_uint * len(parameters))(*(size for size, _ in parameters))
+        library.stand_in_expect(len(parameters), sizes)
+        before = library.stand_in_launches()
+        super().__call__(x, y, z, stream, function, metadata, launch_metadata, enter, leave, *values)
+        if library.stand_in_launches() != before + 1:
+            faults.append(f"{self.name}: not launched on a grid of {(x, y, z)}")
+            return
+        shape = [library.stand_in_shape(i) for i in range(7)]
+        if shape != [x, y, z, *self.expected]:
+            faults.append(f"{self.name}: grid, threads and shared memory {shape}, expected {[x, y, z, *self.expected]}")
+        for i, (_, value) in enumerate(parameters):
+            if library.stand_in_value(i) != value:
+                faults.append(f"{self.name}: parameter {i} is {library.stand_in_value(i):#x}, passed was {value:#x}")
+
+
+class StandInDriver:
+    """As much of Triton's driver as compiling, loading and launching ask for."""
+
+    def __init__(self):
+        self.utils, self.launcher_cls = nvidia.CudaUtils(), CheckedLauncher
+
+    def get_current_target(self):
+        return GPUTarget("cuda", ARCHITECTURE, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def parameters_of(kernel) -> int:
+    """Of a compiled kernel, as the assembler declares it."""
+    return kernel.asm["ptx"].split(".entry")[1].split(")")[0].count(".param")
+
+
+def calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    for name, configurations in registry.all_configurations().items():
+        for dtype in DTYPES:
+            label = f"{name}: {str(dtype).removeprefix('torch.')}"
+            yield label, lambda configurations=configurations, dtype=dtype: configurations("cpu", dtype)
+    yield from EDGES.items()
+
+
+def main() -> None:
+    share, shares = int(sys.argv[2]), int(sys.argv[3])
+    driver.set_active(StandInDriver())
+    launched: dict[str, triton.compiler.CompiledKernel] = {}
+    run = JITFunction.run
+
+    def remembered(self, *arguments, **options):
+        kernel = run(self, *arguments, **options)
+        launched[kernel.hash] = kernel
+        return kernel
+
+    JITFunction.run = remembered
+    for number, (label, call) in enumerate(calls()):
+        if number % shares != share:
+            continue
+        faults.clear()
+        launched.clear()
+        error = None
+        try:
+            with backends.use_backend("triton"):
+                call()
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        for kernel in launched.values():
+            passed, declared = kernels_launched.get(kernel.hash), parameters_of(kernel)
+            if passed is None or passed + SCRATCH != declared:
+                faults.append(f"{kernel.name}: {passed} parameters and {SCRATCH}, the kernel has {declared}")
+        names = sorted({kernel.name for kernel in launched.values()})
+        print(json.dumps({"call": label, "kernels": names, "faults": faults, "error": error}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
