@@ -80,7 +80,8 @@ def _feature_unify(features, basis, out, grad, columns, channels, height, width,
     i = tl.arange(0, FILTERS)
     i_inside = i < filters
     share = _taps_inside(y, x, height, width, KERNEL)
-    mean = tl.zeros((FILTERS,), dtype=tl.float32)
+    # Each channel adds what is small beside the sum of a thousand: float32 would lose the digits that AnyUp needs.
+    mean = tl.zeros((FILTERS,), dtype=tl.float64)
     if grad is not None:
         at = _pixel(grad, b, y, x)
         upstream = tl.load(at + i.to(tl.int64) * grad.stride_c, mask=i_inside, other=0.0).to(tl.float32)
@@ -105,7 +106,7 @@ def _feature_unify(features, basis, out, grad, columns, channels, height, width,
         sums = tl.sum(mass, axis=0)
         weights = tl.where(inside, mass / sums[None, :], 0.0)
         if grad is None:
-            mean += tl.sum(weights, axis=1)
+            mean += tl.sum(weights, axis=1).to(tl.float64)
         else:
             at_j = program.to(tl.int64) * channels + j
             tl.store(columns.largest + at_j, peak, mask=j < channels)
@@ -114,7 +115,7 @@ def _feature_unify(features, basis, out, grad, columns, channels, height, width,
         start += BLOCK
     if grad is None:
         at = _pixel(out, b, y, x)
-        result = mean / channels
+        result = (mean / channels).to(tl.float32)
         tl.store(at + i.to(tl.int64) * out.stride_c, result.to(out.data.dtype.element_ty), mask=i_inside)
 
 

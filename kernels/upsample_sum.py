@@ -12,19 +12,32 @@ from murf_fast.kernels.resample import LONG, Axes, Taps, Tile, resampled_sum
 __all__ = ["upsample_sum"]
 
 
-def write_tile(channels: int, width: int, channels_last: bool, taps: Taps) -> Tile:
-    """Long runs along the contiguous dimension, 16 values a thread.
+def write_tile(maps: int, channels: int, width: int, channels_last: bool, taps: Taps) -> Tile:
+    """Long runs along the contiguous dimension, and as many values a thread as its registers hold.
 
-    256 channels (or 256 pixels of a planar row) are 512 bytes of a half dtype, four full sectors of a warp's store;
-    2048 float32 sums leave registers for the loads of four taps in flight. Long sums need three registers a value more:
-    2048 of them spilled when compiled for sm_80.
+    256 channels (or 256 pixels of a planar row) are 512 bytes of a half dtype, four full sectors of a warp's store.
+    2048 float32 sums of four warps leave registers for the loads of four taps in flight. Half of them where a value
+    needs more, or they spilled when compiled: long sums, or pixels whose channels do not begin on 16 elements
+    and are loaded one by one; and half again with several maps, whose loads the compiler brings together. Planar rows
+    of several maps keep a table entry per pixel and map in registers: fewer pixels, more channels.
     """
-    values = 1024 if LONG.value in (taps.y, taps.x) else 2048
+    scalar = channels_last and channels % 16 > 0
+    values = 1024 if scalar or LONG.value in (taps.y, taps.x) else 2048
+    if maps > 1:
+        values //= 2
     if channels_last:
-        block = min(launch.power_of_two(channels), 256)
+        block = _run(channels, 256)
         return Tile(min(launch.power_of_two(width), values // block), block, 4, 168)
-    block = min(launch.power_of_two(width), 256)
+    block = _run(width, 256 if maps == 1 else 128)
     return Tile(block, min(launch.power_of_two(channels), values // block), 4, 168)
+
+
+def _run(n: int, most: int) -> int:
+    """Elements of the contiguous dimension in a tile: up to ``most`` if at most a ninth of all tiles lies outside."""
+    for block in (256, 128, 64, 32):
+        if block <= most and 8 * block * triton.cdiv(n, block) <= 9 * n:
+            return block
+    return min(launch.power_of_two(n), 32)
 
 
 @triton.jit
@@ -57,7 +70,7 @@ def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: T
     batch, channels, height, width = out.shape
     channels_last = launch.is_channels_last(out)
     taps = resample.taps_of(axes)
-    tile = write_tile(channels, width, channels_last, taps)
+    tile = write_tile(len(features), channels, width, channels_last, taps)
     grid = (batch * height * triton.cdiv(width, tile.pixels) * triton.cdiv(channels, tile.channels),)
     with launch.on_device_of(out):
         _upsample_sum[grid](

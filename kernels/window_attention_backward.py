@@ -37,6 +37,7 @@ from murf_fast.kernels.window_weights import (
     tile_of,
     weights_of,
 )
+from murf_fast.tables._table import kept
 from murf_fast.windows import axis_window
 
 __all__ = ["window_attention_backward"]
@@ -286,16 +287,24 @@ def _bias_gradient(call: Call, grad: Map, statistics: Statistics, axis: int, res
         result.copy_(total)
 
 
-@functools.lru_cache(256)
 def _readers(spec: str, out: int, size: int, tile: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Lists of the queries along an axis that read any key of a tile of ``tile`` keys."""
+    return kept(device, ("readers", spec, out, size, tile), _cached_readers(spec, out, size, tile, device))
+
+
+@functools.lru_cache(256)
+def _cached_readers(spec: str, out: int, size: int, tile: int, device: torch.device) -> tuple[Tensor, Tensor]:
     reads = axis_window(spec, out, size).multiplicity() > 0
     lists = [np.nonzero(reads[:, i : i + tile].any(1))[0] for i in range(0, size, tile)]
     begin = np.cumsum([0, *map(len, lists)])
     return tuple(torch.from_numpy(x.astype(np.int32)).to(device) for x in (begin, np.concatenate(lists)))
 
 
-@functools.lru_cache(64)
 def _singles(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Lists of one number each: 0, 1, ..."""
+    return kept(device, ("singles", n), _cached_singles(n, device))
+
+
+@functools.lru_cache(64)
+def _cached_singles(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.arange(n + 1, dtype=torch.int32, device=device), torch.arange(n, dtype=torch.int32, device=device)

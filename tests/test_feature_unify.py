@@ -76,6 +76,19 @@ def test_triton(shape, layout, dtype, variant, device):
     check(shape, dtype, layout, variant, "triton", device)
 
 
+@VARIANTS
+def test_triton_means_of_many_channels(variant, device):
+    """AnyUp multiplies what the means differ by; the float32 reference's error in them is all it can bear."""
+    tensors = [t.to(device) for t in inputs((1, 1024, 2, 1), 32, 3)]
+    tensors[0] = torch.nn.functional.normalize(tensors[0], dim=1)
+    oracle = murf_fast.feature_unify(*[t.double() for t in tensors], variant, backend="reference")
+    error, allowed = (
+        (murf_fast.feature_unify(*tensors, variant, backend=backend) - oracle).norm()
+        for backend in ("triton", "reference")
+    )
+    assert error <= allowed
+
+
 def test_golden(level):
     """The paper's checkpoint: the released code at C = 50, no multiple of its 128 filters."""
     data = originals.golden("anyup__paper_c50")

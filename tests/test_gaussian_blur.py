@@ -56,6 +56,13 @@ def test_triton(border, layout, dtype, device):
         check(layouts(x)[layout], sigma, border, "triton")
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_triton_many_taps(layout, device):
+    """Several tiles along an axis, and more taps than one float32 sum takes; on the other axis mirrored repeatedly."""
+    x = torch.randn(1, 2, 3, 141, generator=torch.Generator().manual_seed(0)).to(device)
+    check(layouts(x)[layout], 9.0, "reflect", "triton")
+
+
 @pytest.mark.parametrize(
     ("key", "sigma", "border", "allowed"),
     [

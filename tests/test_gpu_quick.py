@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 
+import offline
 import pytest
 import test_pixel_linear
 import torch
 from every_op import OPS, Op, Tensors
 from suite import HAS_GPU
-from test_triton_compile import launched_kernels
 from torch import Tensor
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
@@ -121,4 +121,4 @@ def test_every_kernel_is_launched(monkeypatch, device):
             gradients(op, tensors, "triton") if op.differentiable else op.call(tensors, backend="triton")
     for parts in test_pixel_linear.LAYERS.values():
         test_pixel_linear.results(parts, (24, 7, 5), torch.float32, "triton", device)
-    assert launched == launched_kernels()
+    assert launched == offline.launched_kernels()

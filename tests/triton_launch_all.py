@@ -24,7 +24,7 @@ import registry
 import torch
 import triton
 import triton.backends.nvidia.driver as nvidia
-from launch_edges import EDGES
+from edge_shapes import CALLS
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
@@ -116,7 +116,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         for dtype in DTYPES:
             label = f"{name}: {str(dtype).removeprefix('torch.')}"
             yield label, lambda configurations=configurations, dtype=dtype: configurations("cpu", dtype)
-    yield from EDGES.items()
+    yield from CALLS.items()
 
 
 def main() -> None:

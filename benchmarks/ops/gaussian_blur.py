@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from inputs import randn
-from registry import Contenders, case, side, smallest
-from tiny import maps
+from inputs import CL, randn
+from registry import Contenders, case, configurations, side, smallest
+from tiny import PLANAR, SIZE, maps
 
 import murf_fast
 
@@ -39,3 +39,11 @@ def blur(device, dtype):
 @smallest("gaussian_blur")
 def tiny(device: str) -> None:
     murf_fast.gaussian_blur(maps(device)[0], sigma=1.0)
+
+
+@configurations("gaussian_blur")
+def shapes(device: str, dtype: torch.dtype) -> None:
+    for layout in (CL, PLANAR):
+        x = torch.zeros(1, 19, *SIZE, device=device, dtype=dtype).contiguous(memory_format=layout)
+        for sigma in (4.0, 20.0):  # the latter's taps are summed in parts
+            murf_fast.gaussian_blur(x, sigma)

@@ -46,3 +46,6 @@ def shapes(device: str, dtype: torch.dtype) -> None:
     bias = torch.zeros(768, device=device)
     for layout in (CL, PLANAR):
         murf_fast.upsample_sum(wide_maps(device, dtype, layout), SIZE, bias=bias, mode="bicubic")
+        # Classes of a segmentation: pixels that begin on no vector of 16 elements.
+        logits = [torch.zeros(1, 150, n, n, device=device, dtype=dtype) for n in (3, 4, 5)]
+        murf_fast.upsample_sum([m.contiguous(memory_format=layout) for m in logits], SIZE)

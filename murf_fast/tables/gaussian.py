@@ -43,7 +43,7 @@ def gaussian_taps(size: int, sigma: float, border: str) -> tuple[int, np.ndarray
 
     Mirrored positions repeat, so that a filter longer than their period is folded into one period.
     """
-    radius, period = gaussian_radius(sigma), _period(size, border)
+    radius, period = gaussian_radius(sigma), mirror_period(size, border)
     if 2 * radius + 1 <= period:
         taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
         return -radius, taps / taps.sum()
@@ -56,13 +56,13 @@ def gaussian_taps(size: int, sigma: float, border: str) -> tuple[int, np.ndarray
     return -radius, folded / folded.sum()
 
 
-def _period(size: int, border: str) -> int:
+def mirror_period(size: int, border: str) -> int:
     return 2 * size if border == "symmetric" else max(2 * size - 2, 1)
 
 
 def mirrored(index: np.ndarray, size: int, border: str) -> np.ndarray:
     """Positions inside an axis: mirrored at the edge of the border pixel (``"symmetric"``: d c b a | a b c d, scipy's
     ``reflect``) or at its centre (``"reflect"``: d c b | a b c d, torch's), as often as needed."""
-    period = _period(size, border)
+    period = mirror_period(size, border)
     index = index % period
     return np.where(index < size, index, period - (1 if border == "symmetric" else 0) - index)

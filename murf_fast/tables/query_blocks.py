@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from murf_fast.tables._table import Table
+from murf_fast.tables._table import Table, kept
 from murf_fast.windows import AxisWindow, axis_window
 
 # Queries of one block along an axis. Eight by eight queries fill the registers of a matrix kernel, and the scores of a
@@ -90,9 +90,14 @@ def blocks_of(rows: str, columns: str, out: tuple[int, int], grid: tuple[int, in
     return axis_blocks(rows, out[0], grid[0], members), axis_blocks(columns, out[1], grid[1], members)
 
 
-@functools.lru_cache(256)
 def log_multiplicity(spec: str, out: int, size: int, device: torch.device) -> Tensor:
     """(out, size) float32: log of how often a query counts a key, -inf outside its window."""
+    (logs,) = kept(device, ("log_multiplicity", spec, out, size), (_log_multiplicity(spec, out, size, device),))
+    return logs
+
+
+@functools.lru_cache(256)
+def _log_multiplicity(spec: str, out: int, size: int, device: torch.device) -> Tensor:
     with np.errstate(divide="ignore"):
         return torch.from_numpy(np.log(axis_window(spec, out, size).multiplicity())).to(device)
 

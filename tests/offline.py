@@ -1,0 +1,122 @@
+"""What Triton kernels become without a GPU: compiled for several, and handed to Triton's launcher.
+
+Both are made once for all processes of a test run, the launches from what was compiled.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from murf_fast import backends
+
+TESTS = Path(__file__).parent
+COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+# What each architecture is asked for: float32; a half dtype, whose kernels differ by a conversion; TF32. Those that the
+# launches take come first.
+REQUESTS = ("90:float32", "90:bfloat16", "80:float32", "100:float32", "80:float16", "100:bfloat16", "90:float32:tf32")
+PROCESSES = 2  # of the launches
+
+
+def missing_tools() -> str | None:
+    spec = importlib.util.find_spec("triton")
+    if spec is None:
+        return "triton is not installed"
+    tools = Path(spec.origin).parent / "backends" / "nvidia" / "bin"
+    missing = [name for name in ("ptxas", "cuobjdump") if not (tools / name).exists()]
+    return f"this triton comes without {' and '.join(missing)}" if missing else None
+
+
+def reasons_against_launches() -> str:
+    found = [*backends.triton_problems(), *filter(None, [missing_tools()])]
+    if COMPILER is None:
+        found.append("there is no C compiler, which Triton's launchers and the stand-in driver need")
+    if sys.platform != "linux":
+        found.append("the stand-in is a library for Linux")
+    return "; ".join(found)
+
+
+def launched_kernels() -> set[str]:
+    """Functions under @triton.jit that no other of them calls."""
+    functions = [
+        node
+        for path in (TESTS.parent / "kernels").glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
+    ]
+    called = {node.id for f in functions for node in ast.walk(f) if isinstance(node, ast.Name)}
+    return {f.name for f in functions} - called
+
+
+def compiled(factory: pytest.TempPathFactory) -> list[dict]:
+    """A dictionary for every kernel of every configuration (triton_compile_all.py)."""
+    if missing_tools():
+        pytest.skip(missing_tools())
+    return once(factory, "compiled", _compile)
+
+
+def launched(factory: pytest.TempPathFactory) -> list[dict]:
+    """A dictionary for every call (triton_launch_all.py)."""
+    if reasons_against_launches():
+        pytest.skip(reasons_against_launches())
+    compiled(factory)
+    return once(factory, "launched", _launch)
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], list[dict]]) -> list[dict]:
+    """What ``make`` gave to the first process of this test run that asked; the others wait for it."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    result = shared / f"{name}.json"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            result.write_text(json.dumps(make(shared)))
+    return json.loads(result.read_text())
+
+
+def _compile(folder: Path) -> list[dict]:
+    script = [sys.executable, TESTS / "triton_compile_all.py", *REQUESTS]
+    done = subprocess.run(script, env=_environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _launch(folder: Path) -> list[dict]:
+    library = folder / "libcuda.so.1"
+    build = [COMPILER, "-shared", "-fPIC", "-O1", f"-Wl,-soname,{library.name}", "-o", library]
+    subprocess.run([*build, TESTS / "stand_in_cuda.c"], check=True)
+    (folder / "libcuda.so").symlink_to(library)
+    script = [sys.executable, TESTS / "triton_launch_all.py", folder]
+    processes = [
+        subprocess.Popen(
+            [*script, str(share), str(PROCESSES)],
+            env=_environment(folder),
+            stdout=subprocess.PIPE,
+            stderr=(folder / f"launch{share}.log").open("w"),
+            text=True,
+        )
+        for share in range(PROCESSES)
+    ]
+    calls = []
+    for share, process in enumerate(processes):
+        lines = process.communicate()[0].splitlines()
+        assert process.returncode == 0, (folder / f"launch{share}.log").read_text()
+        calls += map(json.loads, lines)
+    return calls
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    cache = os.environ.get("TRITON_CACHE_DIR", str(folder / "triton"))
+    return os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
