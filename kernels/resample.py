@@ -67,10 +67,10 @@ class Tile:
 
 
 def reduce_tile(channels: int, width: int) -> Tile:
-    """Tiles of kernels that reduce the channels of a pixel: a chunk of at most 64 classes (128 bytes of a half dtype),
-    and pixels up to 1024 values, so that neighbouring pixels find their common cells in L1.
+    """Tiles of kernels that reduce the channels of a pixel: chunks of 16 classes, so that 150 of them are ten chunks
+    and not three of 64, a pixel's sum stays within two or four threads, and neighbouring pixels find their cells in L1.
     """
-    block = min(power_of_two(channels), 64)
+    block = min(power_of_two(channels), 16)
     return Tile(min(power_of_two(width), 1024 // block), block, 4, 168)
 
 
@@ -78,7 +78,7 @@ def gather_tile(channels: int, width: int) -> Tile:
     """Tiles of gradients: every low-resolution cell gathers hundreds of pixels, so small tiles are what gives a map of
     56 x 56 cells more programs than a GPU has multiprocessors.
     """
-    block = min(power_of_two(channels), 64)
+    block = min(power_of_two(channels), 16)
     return Tile(min(power_of_two(width), 256 // block), block, 2, 168)
 
 
@@ -132,7 +132,7 @@ def _x_tap(row, source, stride_x, table, first, count, t, x, used, c_offset, c_i
 
 
 @triton.jit
-def _x_taps(source, stride_x, table, first, count, x, used, c_offset, c_inside,
+def x_taps(source, stride_x, table, first, count, x, used, c_offset, c_inside,
             BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
     """One row of a map, resized along x: (BLOCK_X, BLOCK_C) float32."""
     row = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
@@ -165,7 +165,7 @@ def _y_tap(total, source, image, y_first, y_count, t, y, first, count, x, x_insi
     used = x_inside & (tl.zeros_like(x) + t < y_count)
     weight = tl.load(source.y.weights + y * source.y.taps + t, mask=t < y_count, other=0.0)
     data = image + (y_first + t).to(tl.int64) * source.map.stride_y
-    row = _x_taps(
+    row = x_taps(
         data, source.map.stride_x, source.x, first, count, x, used, c_offset, c_inside, BLOCK_X, BLOCK_C, TAPS_X
     )
     return total + weight * row
@@ -207,16 +207,17 @@ def _add_map(total, source, b, y, x, c, x_inside, c_inside,
 
 
 @triton.jit
-def resampled_sum(maps, bias, bias_stride, b, y, x, c, x_inside, c_inside,
+def resampled_sum(maps, readable, bias, bias_stride, b, y, x, c, x_inside, c_inside,
                   BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                   TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
-    """``sum_s (U_s F_s)[b, c_j, y, x_i] + bias[b, c_j]`` as a (BLOCK_X, BLOCK_C) float32 tile; 0 outside.
+    """``sum_s (U_s F_s)[b, c_j, y, x_i] + bias[b, c_j]`` as a (BLOCK_X, BLOCK_C) float32 tile.
 
-    Offsets into maps are int64. TAPS_Y and TAPS_X as in :class:`Taps`.
+    The first ``readable`` channels of a map may be read, and those outside hold anything then. Offsets into maps are
+    int64. TAPS_Y and TAPS_X as in :class:`Taps`.
     """
     total = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
     for m in tl.static_range(len(maps)):
-        total = _add_map(total, maps[m], b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X)
+        total = _add_map(total, maps[m], b, y, x, c, x_inside, c < readable, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X)
     if bias is not None:
         total += tl.load(bias + b.to(tl.int64) * bias_stride + c, mask=c_inside, other=0.0)[None, :]
     return total

@@ -7,13 +7,14 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch, resample
+from murf_fast.kernels.aligned_maps import aligned_maps
 from murf_fast.kernels.resample import Axes, resampled_sum
 
 __all__ = ["upsample_argmax"]
 
 
 @triton.jit
-def _upsample_argmax(maps, bias, bias_stride, labels, values, channels, height, width,
+def _upsample_argmax(maps, readable, bias, bias_stride, labels, values, channels, height, width,
                      BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                      TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
@@ -29,7 +30,7 @@ def _upsample_argmax(maps, bias, bias_stride, labels, values, channels, height, 
         c = start + tl.arange(0, BLOCK_C)
         c_inside = c < channels
         logits = resampled_sum(
-            maps, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
+            maps, readable, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
         )
         logits = tl.where(c_inside[None, :], logits, float("-inf"))
         # As torch: the lowest class among equals, and the first NaN beats everything.
@@ -58,10 +59,12 @@ def upsample_argmax(
     """``labels = argmax_c(sum_s U_s features[s] + bias)``, and the maxima in ``values``; both dense (B, H, W)."""
     batch, height, width = labels.shape
     channels = features[0].shape[1]
+    maps, readable = aligned_maps(features, height * width)
     tile, taps = resample.reduce_tile(channels, width), resample.taps_of(axes)
     with launch.on_device_of(labels):
         _upsample_argmax[(batch * height * triton.cdiv(width, tile.pixels),)](
-            resample.resized_maps(features, axes),
+            resample.resized_maps(maps, axes),
+            readable,
             bias,
             resample.bias_stride(bias),
             labels,

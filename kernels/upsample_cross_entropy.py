@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch, resample
+from murf_fast.kernels.aligned_maps import aligned_maps
 from murf_fast.kernels.resample import SHORT_SUM, Axes, resampled_sum
 
 __all__ = ["upsample_cross_entropy", "upsample_cross_entropy_backward"]
@@ -28,8 +29,8 @@ def _label_weight(weight, label, channels):
 
 
 @triton.jit
-def _upsample_cross_entropy(maps, bias, bias_stride, target, weight, weight_sum, ignore_index, hard, soft, loss, lse,
-                            pixels, channels, height, width, SMOOTHED: tl.constexpr,
+def _upsample_cross_entropy(maps, readable, bias, bias_stride, target, weight, weight_sum, ignore_index, hard, soft,
+                            loss, lse, pixels, channels, height, width, SMOOTHED: tl.constexpr,
                             BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                             TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
@@ -51,7 +52,9 @@ def _upsample_cross_entropy(maps, bias, bias_stride, target, weight, weight_sum,
     while start < channels:
         c = start + tl.arange(0, BLOCK_C)
         c_inside = c < channels
-        logits = resampled_sum(maps, bias, bias_stride, b, y, x, c, counts, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X)
+        logits = resampled_sum(
+            maps, readable, bias, bias_stride, b, y, x, c, counts, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
+        )
         chosen += tl.sum(tl.where(c[None, :] == label[:, None], logits, 0.0), axis=1)
         logits = tl.where(c_inside[None, :], logits, float("-inf"))
         peak = tl.maximum(largest, tl.max(logits, axis=1))
@@ -80,8 +83,8 @@ def _upsample_cross_entropy(maps, bias, bias_stride, target, weight, weight_sum,
 
 
 @triton.jit
-def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, weight_sum, ignore_index, hard, soft,
-                                     lse, all_pixels, grad_loss, gradient,
+def _upsample_cross_entropy_backward(maps, readable, bias, bias_stride, target, weight, weight_sum, ignore_index,
+                                     hard, soft, lse, all_pixels, grad_loss, gradient,
                                      y_table, x_table,
                                      channels, height, width, map_height, map_width, SMOOTHED: tl.constexpr,
                                      BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -117,7 +120,7 @@ def _upsample_cross_entropy_backward(maps, bias, bias_stride, target, weight, we
             shift = tl.load(lse + pixels + x, mask=counts, other=0.0)
             log_total = tl.load(lse + all_pixels + pixels + x, mask=counts, other=0.0)
             logits = resampled_sum(
-                maps, bias, bias_stride, b, y, x, c, counts, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
+                maps, readable, bias, bias_stride, b, y, x, c, counts, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
             )
             on_label = upstream * hard * _label_weight(weight, label, channels)
             scale = on_label
@@ -161,10 +164,12 @@ def upsample_cross_entropy(
     """
     batch, height, width = target.shape
     channels = features[0].shape[1]
+    maps, readable = aligned_maps(features, height * width)
     tile, taps = resample.reduce_tile(channels, width), resample.taps_of(axes)
     with launch.on_device_of(loss):
         _upsample_cross_entropy[(batch * height * triton.cdiv(width, tile.pixels),)](
-            resample.resized_maps(features, axes),
+            resample.resized_maps(maps, axes),
+            readable,
             bias,
             resample.bias_stride(bias),
             target,
@@ -208,14 +213,16 @@ def upsample_cross_entropy_backward(
     """
     batch, height, width = target.shape
     channels = features[0].shape[1]
-    taps, maps = resample.taps_of(axes), resample.resized_maps(features, axes)
+    maps, readable = aligned_maps(features, height * width)
+    taps, resized = resample.taps_of(axes), resample.resized_maps(maps, axes)
     with launch.on_device_of(lse):
         weight_sum = _weight_sum(weight, label_smoothing)
         for gradient, (y, x) in zip(gradients, axes, strict=True):
             tile = resample.gather_tile(channels, x.in_size)
             programs = batch * y.in_size * triton.cdiv(x.in_size, tile.pixels) * triton.cdiv(channels, tile.channels)
             _upsample_cross_entropy_backward[(programs,)](
-                maps,
+                resized,
+                readable,
                 bias,
                 resample.bias_stride(bias),
                 target,

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch, resample
+from murf_fast.kernels.aligned_maps import aligned_maps
 from murf_fast.kernels.resample import SHORT_SUM, Axes, resampled_sum
 
 __all__ = ["upsample_expectation", "upsample_expectation_backward"]
@@ -25,7 +26,7 @@ def _mass(logits, scale, SOFTMAX: tl.constexpr):
 
 
 @triton.jit
-def _upsample_expectation(maps, bias, bias_stride, values, out, scales, channels, height, width,
+def _upsample_expectation(maps, readable, bias, bias_stride, values, out, scales, channels, height, width,
                           SOFTMAX: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                           TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
@@ -43,7 +44,7 @@ def _upsample_expectation(maps, bias, bias_stride, values, out, scales, channels
         c = start + tl.arange(0, BLOCK_C)
         c_inside = c < channels
         logits = resampled_sum(
-            maps, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
+            maps, readable, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
         )
         value = tl.load(values + c, mask=c_inside, other=0.0)
         if SOFTMAX:
@@ -70,7 +71,7 @@ def _upsample_expectation(maps, bias, bias_stride, values, out, scales, channels
 
 
 @triton.jit
-def _upsample_expectation_backward(maps, bias, bias_stride, values, expectations, scales, grad_out, gradient,
+def _upsample_expectation_backward(maps, readable, bias, bias_stride, values, expectations, scales, grad_out, gradient,
                                    y_table, x_table,
                                    channels, height, width, map_height, map_width,
                                    SOFTMAX: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -102,7 +103,7 @@ def _upsample_expectation_backward(maps, bias, bias_stride, values, expectations
             x = first + s
             weight = weight_y * tl.load(x_table.weights + cell_x * x_table.taps + s, mask=used, other=0.0)
             logits = resampled_sum(
-                maps, bias, bias_stride, b, y, x, c, used, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
+                maps, readable, bias, bias_stride, b, y, x, c, used, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
             )
             upstream = weight * tl.load(grad_out + pixels + x, mask=used, other=0.0)
             expectation = tl.load(expectations + pixels + x, mask=used, other=0.0)
@@ -125,7 +126,7 @@ def _upsample_expectation_backward(maps, bias, bias_stride, values, expectations
 
 
 @triton.jit
-def _row_value_gradients(maps, bias, bias_stride, scales, grad_out, sums, channels, height, width,
+def _row_value_gradients(maps, readable, bias, bias_stride, scales, grad_out, sums, channels, height, width,
                          SOFTMAX: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                          TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
@@ -140,7 +141,7 @@ def _row_value_gradients(maps, bias, bias_stride, scales, grad_out, sums, channe
         x = start + tl.arange(0, BLOCK_X)
         x_inside = x < width
         logits = resampled_sum(
-            maps, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
+            maps, readable, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
         )
         at = row.to(tl.int64) * width + x
         scale = tl.load(scales + at, mask=x_inside, other=1.0)
@@ -177,13 +178,15 @@ def upsample_expectation_backward(
     channels = features[0].shape[1]
     expectations, scales = torch.empty_like(grad_out), torch.empty_like(grad_out)
     _expectation(features, axes, bias, values, softmax, expectations, scales)
-    taps, maps = resample.taps_of(axes), resample.resized_maps(features, axes)
+    maps, readable = aligned_maps(features, height * width)
+    taps, resized = resample.taps_of(axes), resample.resized_maps(maps, axes)
     with launch.on_device_of(grad_out):
         for gradient, (y, x) in zip(gradients, axes, strict=True):
             tile = resample.gather_tile(channels, x.in_size)
             programs = batch * y.in_size * triton.cdiv(x.in_size, tile.pixels) * triton.cdiv(channels, tile.channels)
             _upsample_expectation_backward[(programs,)](
-                maps,
+                resized,
+                readable,
                 bias,
                 resample.bias_stride(bias),
                 values,
@@ -209,7 +212,8 @@ def upsample_expectation_backward(
         if row_value_gradients is not None:
             tile = resample.reduce_tile(channels, width)
             _row_value_gradients[(batch * height * triton.cdiv(channels, tile.channels),)](
-                maps,
+                resized,
+                readable,
                 bias,
                 resample.bias_stride(bias),
                 scales,
@@ -239,10 +243,12 @@ def _expectation(
 ) -> None:
     batch, height, width = out.shape
     channels = features[0].shape[1]
+    maps, readable = aligned_maps(features, height * width)
     tile, taps = resample.reduce_tile(channels, width), resample.taps_of(axes)
     with launch.on_device_of(out):
         _upsample_expectation[(batch * height * triton.cdiv(width, tile.pixels),)](
-            resample.resized_maps(features, axes),
+            resample.resized_maps(maps, axes),
+            readable,
             bias,
             resample.bias_stride(bias),
             values,

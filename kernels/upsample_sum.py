@@ -7,6 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch, resample
+from murf_fast.kernels.aligned_maps import aligned_maps
+from murf_fast.kernels.kept_rows import MOST_KEPT, nothing_kept, sum_of_kept
 from murf_fast.kernels.resample import LONG, Axes, Taps, Tile, resampled_sum
 
 __all__ = ["upsample_sum"]
@@ -32,6 +34,28 @@ def write_tile(maps: int, channels: int, width: int, channels_last: bool, taps: 
     return Tile(block, min(launch.power_of_two(channels), values // block), 4, 168)
 
 
+def kept_tile(maps: int, rows: int, channels: int, width: int, channels_last: bool) -> Tile:
+    """As :func:`write_tile`, with registers for ``rows`` rows of every map beside the sums and the row in the making.
+    Planar rows have a table entry and an address for each of a thread's pixels and channels: half as many of them.
+    """
+    values = 2048 if maps * rows <= 2 else 1024 if maps * rows <= 6 else 512
+    if maps > 1 and not channels_last:
+        values //= 2
+    block = _run(channels if channels_last else width, 256 if channels_last or maps == 1 else 128)
+    other = min(launch.power_of_two(width if channels_last else channels), values // block)
+    return Tile(other, block, 4, 168) if channels_last else Tile(block, other, 4, 168)
+
+
+def rows_of_a_program(height: int, across: int) -> int:
+    """Rows below each other: many resize few rows of the maps twice, but a GPU of 132 multiprocessors wants its 1056
+    blocks of four warps first.
+    """
+    for rows in (32, 16, 8, 4):
+        if across * triton.cdiv(height, rows) >= 1056:
+            return rows
+    return 2
+
+
 def _run(n: int, most: int) -> int:
     """Elements of the contiguous dimension in a tile: up to ``most`` if at most a ninth of all tiles lies outside."""
     for block in (256, 128, 64, 32):
@@ -40,8 +64,45 @@ def _run(n: int, most: int) -> int:
     return min(launch.power_of_two(n), 32)
 
 
+@triton.jit(do_not_specialize=["heights", "rows_each"])
+def _upsample_sum_kept(maps, readable, bias, bias_stride, out, channels, height, width, heights, rows_each,
+                       CHANNELS_LAST: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
+                       TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
+    """``rows_each`` rows of the result, one below the other."""
+    program = tl.program_id(0)
+    x_tiles, y_tiles, c_tiles = tl.cdiv(width, BLOCK_X), tl.cdiv(height, rows_each), tl.cdiv(channels, BLOCK_C)
+    # Programs that run together write neighbouring memory.
+    if CHANNELS_LAST:
+        c_tile, rest = program % c_tiles, program // c_tiles
+        x_tile, rest = rest % x_tiles, rest // x_tiles
+        y_tile, b = rest % y_tiles, rest // y_tiles
+    else:
+        x_tile, rest = program % x_tiles, program // x_tiles
+        y_tile, rest = rest % y_tiles, rest // y_tiles
+        c_tile, b = rest % c_tiles, rest // c_tiles
+    x = x_tile * BLOCK_X + tl.arange(0, BLOCK_X)
+    c = c_tile * BLOCK_C + tl.arange(0, BLOCK_C)
+    x_inside, c_inside = x < width, c < channels
+    c_readable = c < readable
+    start = tl.zeros((BLOCK_X, BLOCK_C), dtype=tl.float32)
+    if bias is not None:
+        start += tl.load(bias + b.to(tl.int64) * bias_stride + c, mask=c_inside, other=0.0)[None, :]
+    pixels = out.data + b.to(tl.int64) * out.stride_b
+    pixels = pixels + (x.to(tl.int64) * out.stride_x)[:, None] + (c.to(tl.int64) * out.stride_c)[None, :]
+    rows, following = nothing_kept(maps, BLOCK_X, BLOCK_C, TAPS_Y)
+    y = y_tile * rows_each
+    end = tl.minimum(y + rows_each, height)
+    while y < end:
+        total, rows, following = sum_of_kept(
+            start, maps, heights, rows, following, b, y, x, c, x_inside, c_readable, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
+        )
+        target = pixels + y.to(tl.int64) * out.stride_y
+        tl.store(target, total.to(out.data.dtype.element_ty), mask=x_inside[:, None] & c_inside[None, :])
+        y += 1
+
+
 @triton.jit
-def _upsample_sum(maps, bias, bias_stride, out, channels, height, width, CHANNELS_LAST: tl.constexpr,
+def _upsample_sum(maps, readable, bias, bias_stride, out, channels, height, width, CHANNELS_LAST: tl.constexpr,
                   BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                   TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
@@ -59,7 +120,9 @@ def _upsample_sum(maps, bias, bias_stride, out, channels, height, width, CHANNEL
     x = x_tile * BLOCK_X + tl.arange(0, BLOCK_X)
     c = c_tile * BLOCK_C + tl.arange(0, BLOCK_C)
     x_inside, c_inside = x < width, c < channels
-    total = resampled_sum(maps, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X)
+    total = resampled_sum(
+        maps, readable, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
+    )
     row = out.data + b.to(tl.int64) * out.stride_b + y.to(tl.int64) * out.stride_y
     pointers = row + (x.to(tl.int64) * out.stride_x)[:, None] + (c.to(tl.int64) * out.stride_c)[None, :]
     tl.store(pointers, total.to(out.data.dtype.element_ty), mask=x_inside[:, None] & c_inside[None, :])
@@ -68,24 +131,23 @@ def _upsample_sum(maps, bias, bias_stride, out, channels, height, width, CHANNEL
 def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Tensor) -> None:
     """``out = sum_s U_s features[s] + bias``; any strides of ``out``: tiles follow its contiguous dimension."""
     batch, channels, height, width = out.shape
-    channels_last = launch.is_channels_last(out)
-    taps = resample.taps_of(axes)
-    tile = write_tile(len(features), channels, width, channels_last, taps)
-    grid = (batch * height * triton.cdiv(width, tile.pixels) * triton.cdiv(channels, tile.channels),)
+    channels_last, taps = launch.is_channels_last(out), resample.taps_of(axes)
+    rows = max(y.taps for y, _ in axes)
+    keeps = rows <= MOST_KEPT
+    if keeps:
+        tile = kept_tile(len(features), rows, channels, width, channels_last)
+    else:
+        tile = write_tile(len(features), channels, width, channels_last, taps)
+    across = batch * triton.cdiv(width, tile.pixels) * triton.cdiv(channels, tile.channels)
+    each = rows_of_a_program(height, across) if keeps else 1
+    maps, readable = aligned_maps(features, height * width) if keeps and channels_last else (features, channels)
+    arguments = (resample.resized_maps(maps, axes), readable, bias, resample.bias_stride(bias), launch.map_of(out))
+    options = {"CHANNELS_LAST": channels_last, "BLOCK_X": tile.pixels, "BLOCK_C": tile.channels, "TAPS_X": taps.x}
+    options |= {"num_warps": tile.warps, "maxnreg": tile.registers}
+    grid = (across * triton.cdiv(height, each),)
     with launch.on_device_of(out):
-        _upsample_sum[grid](
-            resample.resized_maps(features, axes),
-            bias,
-            resample.bias_stride(bias),
-            launch.map_of(out),
-            channels,
-            height,
-            width,
-            CHANNELS_LAST=channels_last,
-            BLOCK_X=tile.pixels,
-            BLOCK_C=tile.channels,
-            TAPS_Y=taps.y,
-            TAPS_X=taps.x,
-            num_warps=tile.warps,
-            maxnreg=tile.registers,
-        )
+        if keeps:
+            heights = tuple(f.shape[2] for f in features)
+            _upsample_sum_kept[grid](*arguments, channels, height, width, heights, each, TAPS_Y=rows, **options)
+        else:
+            _upsample_sum[grid](*arguments, channels, height, width, TAPS_Y=taps.y, **options)

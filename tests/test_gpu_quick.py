@@ -17,6 +17,8 @@ from suite import HAS_GPU
 from torch import Tensor
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
+import murf_fast
+
 pytestmark = pytest.mark.gpu_quick
 
 # The interpreter has no bfloat16 arithmetic.
@@ -26,7 +28,17 @@ SIDE, BATCH = (9, 2) if HAS_GPU else (2, 1)
 # It waits for the GPU every few hundred steps, so that the host does not run ahead.
 WAITS = ("k_center_greedy",)
 
-over_ops = pytest.mark.parametrize("op", OPS, ids=str)
+# Sums of more rows than a kernel keeps.
+MANY_TAPS = Op(
+    "resize[area]",
+    lambda n, b: {"x": torch.randn(b, 3, 6 * n, 6 * n + 1)},
+    lambda t, **k: murf_fast.resize(t["x"], (t["x"].shape[2] // 6, 2), mode="area", **k),
+    ("x",),
+    linear=True,
+)
+QUICK = (*OPS, MANY_TAPS)
+
+over_ops = pytest.mark.parametrize("op", QUICK, ids=str)
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
@@ -73,7 +85,7 @@ def test_parity(op, dtype, layout, device):
     assert_within_budget(actual, oracle, same, str(op))
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if op.differentiable], ids=str)
+@pytest.mark.parametrize("op", [op for op in QUICK if op.differentiable], ids=str)
 @over_dtypes
 @over_layouts
 def test_gradients(op, dtype, layout, device):
@@ -86,7 +98,7 @@ def test_gradients(op, dtype, layout, device):
         assert_gradient_within_budget(gradient, oracle[name], same, f"{op}: gradient of {name}")
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if op.name not in WAITS], ids=str)
+@pytest.mark.parametrize("op", [op for op in QUICK if op.name not in WAITS], ids=str)
 @over_dtypes
 def test_graph(op, dtype, gpu):
     """A captured call computes anew what lies in its inputs when it is replayed."""
@@ -115,7 +127,7 @@ def test_every_kernel_is_launched(monkeypatch, device):
 
     launched = set()
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda self, *_, **__: launched.add(self.fn.__name__))
-    for op in OPS:
+    for op in QUICK:
         tensors = tensors_of(op, torch.float32, "sliced", device)
         with contextlib.suppress(IndexError):  # of the rows that a selection has not made
             gradients(op, tensors, "triton") if op.differentiable else op.call(tensors, backend="triton")
