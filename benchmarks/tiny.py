@@ -44,6 +44,12 @@ def class_maps(device: str, dtype: torch.dtype) -> Iterator[tuple[list[Tensor], 
     wide = wide_maps(device, dtype, CL)
     few, bias = [m[:, :19] for m in wide], torch.zeros(768, device=device)
     yield few, {"size": SIZE}
+    # Pixels that begin on no vector of 16 elements, in maps too large for a copy and in small ones.
+    yield (
+        [torch.zeros(1, 150, n, 2 * n, device=device, dtype=dtype, requires_grad=True) for n in (3, 4, 40)],
+        {"size": SIZE},
+    )
+    yield [torch.zeros(1, 150, n, n, device=device, dtype=dtype, requires_grad=True) for n in (3, 4, 5)], {"size": SIZE}
     if dtype == torch.float32:
         yield [m[:, :19] for m in wide_maps(device, dtype, PLANAR)], {"size": SIZE}
     else:

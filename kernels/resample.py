@@ -66,12 +66,13 @@ class Tile:
     registers: int
 
 
-def reduce_tile(channels: int, width: int) -> Tile:
+def reduce_tile(maps: int, channels: int, width: int) -> Tile:
     """Tiles of kernels that reduce the channels of a pixel: chunks of 16 classes, so that 150 of them are ten chunks
     and not three of 64, a pixel's sum stays within two or four threads, and neighbouring pixels find their cells in L1.
+    Eight values a thread; four of several maps, whose addresses take the registers (three maps spilled).
     """
     block = min(power_of_two(channels), 16)
-    return Tile(min(power_of_two(width), 1024 // block), block, 4, 168)
+    return Tile(min(power_of_two(width), (1024 if maps == 1 else 512) // block), block, 4, 168)
 
 
 def gather_tile(channels: int, width: int) -> Tile:

@@ -60,7 +60,7 @@ def upsample_argmax(
     batch, height, width = labels.shape
     channels = features[0].shape[1]
     maps, readable = aligned_maps(features, height * width)
-    tile, taps = resample.reduce_tile(channels, width), resample.taps_of(axes)
+    tile, taps = resample.reduce_tile(len(features), channels, width), resample.taps_of(axes)
     with launch.on_device_of(labels):
         _upsample_argmax[(batch * height * triton.cdiv(width, tile.pixels),)](
             resample.resized_maps(maps, axes),

@@ -165,7 +165,7 @@ def upsample_cross_entropy(
     batch, height, width = target.shape
     channels = features[0].shape[1]
     maps, readable = aligned_maps(features, height * width)
-    tile, taps = resample.reduce_tile(channels, width), resample.taps_of(axes)
+    tile, taps = resample.reduce_tile(len(features), channels, width), resample.taps_of(axes)
     with launch.on_device_of(loss):
         _upsample_cross_entropy[(batch * height * triton.cdiv(width, tile.pixels),)](
             resample.resized_maps(maps, axes),

@@ -210,7 +210,7 @@ def upsample_expectation_backward(
                 maxnreg=tile.registers,
             )
         if row_value_gradients is not None:
-            tile = resample.reduce_tile(channels, width)
+            tile = resample.reduce_tile(len(features), channels, width)
             _row_value_gradients[(batch * height * triton.cdiv(channels, tile.channels),)](
                 resized,
                 readable,
@@ -244,7 +244,7 @@ def _expectation(
     batch, height, width = out.shape
     channels = features[0].shape[1]
     maps, readable = aligned_maps(features, height * width)
-    tile, taps = resample.reduce_tile(channels, width), resample.taps_of(axes)
+    tile, taps = resample.reduce_tile(len(features), channels, width), resample.taps_of(axes)
     with launch.on_device_of(out):
         _upsample_expectation[(batch * height * triton.cdiv(width, tile.pixels),)](
             resample.resized_maps(maps, axes),

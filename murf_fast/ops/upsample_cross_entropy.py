@@ -56,7 +56,8 @@ def upsample_cross_entropy(
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: three float32 maps (B, H, W), two of them kept for backward, and float32 gradients of the low-resolution
-    maps. Second derivatives run through the reference, which makes full-resolution logits.
+    maps. On a GPU also copies of maps whose channels are no multiple of 16 or not side by side, where the result is
+    four times as large. Second derivatives run through the reference, which makes full-resolution logits.
 
     Source: ``F.cross_entropy(F.interpolate(logits, size), target)``, the training loss of every segmentation head.
     """

@@ -49,7 +49,8 @@ def upsample_expectation(
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: the result, and a few low-resolution rows per thread. Backward: float32 gradients of the low-resolution maps
-    and, when ``values`` wants a gradient, K numbers per output row.
+    and, when ``values`` wants a gradient, K numbers per output row. On a GPU also copies of maps whose channels are no
+    multiple of 16 or not side by side, where the result is four times as large.
 
     Source: MuRF's depth head (``norm_strategy`` nonlinear and linear), DINOv2's ``BNHead`` (linear).
     """

@@ -52,7 +52,8 @@ def upsample_sum(
         TypeError, ValueError: An argument is wrong; the message names it.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: the result, and a few low-resolution rows per thread.
+    Memory: the result, and a few low-resolution rows per thread. On a GPU also copies of maps whose channels are no
+    multiple of 16 or not side by side, where the result is four times as large.
 
     Source: identity I1 of MuRF's head; ``logits = F.interpolate(...)`` of every linear segmentation head.
     """
