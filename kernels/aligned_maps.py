@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import triton
 from torch import Tensor
+
+from murf_fast.kernels import launch
 
 VECTOR = 16  # elements; what Triton knows of a pointer or a stride is whether it is a multiple of 16
 # A copy writes and reads each value once; a kernel reads it at least four times for every fourth of the result's.
@@ -23,7 +24,7 @@ def aligned_maps(features: Sequence[Tensor], pixels: int) -> tuple[list[Tensor],
     large as each of them. Else they stay as they are.
     """
     channels = features[0].shape[1]
-    padded = triton.cdiv(channels, VECTOR) * VECTOR
+    padded = launch.cdiv(channels, VECTOR) * VECTOR
     if padded == channels and all(map(_is_aligned, features)):
         return list(features), channels
     if any(SMALLEST_FACTOR * f.shape[2] * f.shape[3] > pixels for f in features):

@@ -123,8 +123,8 @@ def _blur(x: Tensor, out: Tensor, axis: int, sigma: float, border: str) -> None:
     inner, outer = (1, 5 - axis) if launch.is_channels_last(out) else (5 - axis, 1)
     along_contiguous = axis == 3 and inner != 1
     tile = blur_tile(along_contiguous, out.shape[axis], out.shape[inner])
-    line_tiles = triton.cdiv(out.shape[inner], tile.lines)
-    programs = out.shape[0] * out.shape[outer] * line_tiles * triton.cdiv(out.shape[axis], tile.positions)
+    line_tiles = launch.cdiv(out.shape[inner], tile.lines)
+    programs = out.shape[0] * out.shape[outer] * line_tiles * launch.cdiv(out.shape[axis], tile.positions)
     filter = _filter(out.shape[axis], sigma, border, out.device)
     _blur_axis[(programs,)](
         _lines(x, axis, outer, inner),

@@ -152,7 +152,7 @@ def pixel_linear(
 ) -> tuple[Tensor, Tensor] | None:
     pixels, channels = out.shape
     tile = pixel_tile(out.dtype, rotation is not None)
-    programs = triton.cdiv(pixels, tile.pixels)
+    programs = launch.cdiv(pixels, tile.pixels)
     parts = out.new_empty((programs, 2, channels), dtype=torch.float32) if statistics else None
     gain, offset = norm or (None, None)
     rows, columns = rotation or (None, None)
@@ -176,7 +176,7 @@ def pixel_linear(
             UNIT=unit_eps is not None,
             PIXELS=tile.pixels,
             DEPTH=tile.depth,
-            HALF=max(16, triton.next_power_of_2(channels // 2)),
+            HALF=max(16, launch.power_of_two(channels // 2)),
             PRECISION=launch.dot_precision(),
             num_warps=tile.warps,
             maxnreg=tile.registers,

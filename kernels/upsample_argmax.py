@@ -62,7 +62,7 @@ def upsample_argmax(
     maps, readable = aligned_maps(features, height * width)
     tile, taps = resample.reduce_tile(len(features), channels, width), resample.taps_of(axes)
     with launch.on_device_of(labels):
-        _upsample_argmax[(batch * height * triton.cdiv(width, tile.pixels),)](
+        _upsample_argmax[(batch * height * launch.cdiv(width, tile.pixels),)](
             resample.resized_maps(maps, axes),
             readable,
             bias,

@@ -167,7 +167,7 @@ def upsample_cross_entropy(
     maps, readable = aligned_maps(features, height * width)
     tile, taps = resample.reduce_tile(len(features), channels, width), resample.taps_of(axes)
     with launch.on_device_of(loss):
-        _upsample_cross_entropy[(batch * height * triton.cdiv(width, tile.pixels),)](
+        _upsample_cross_entropy[(batch * height * launch.cdiv(width, tile.pixels),)](
             resample.resized_maps(maps, axes),
             readable,
             bias,
@@ -219,7 +219,7 @@ def upsample_cross_entropy_backward(
         weight_sum = _weight_sum(weight, label_smoothing)
         for gradient, (y, x) in zip(gradients, axes, strict=True):
             tile = resample.gather_tile(channels, x.in_size)
-            programs = batch * y.in_size * triton.cdiv(x.in_size, tile.pixels) * triton.cdiv(channels, tile.channels)
+            programs = batch * y.in_size * launch.cdiv(x.in_size, tile.pixels) * launch.cdiv(channels, tile.channels)
             _upsample_cross_entropy_backward[(programs,)](
                 resized,
                 readable,

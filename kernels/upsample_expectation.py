@@ -183,7 +183,7 @@ def upsample_expectation_backward(
     with launch.on_device_of(grad_out):
         for gradient, (y, x) in zip(gradients, axes, strict=True):
             tile = resample.gather_tile(channels, x.in_size)
-            programs = batch * y.in_size * triton.cdiv(x.in_size, tile.pixels) * triton.cdiv(channels, tile.channels)
+            programs = batch * y.in_size * launch.cdiv(x.in_size, tile.pixels) * launch.cdiv(channels, tile.channels)
             _upsample_expectation_backward[(programs,)](
                 resized,
                 readable,
@@ -211,7 +211,7 @@ def upsample_expectation_backward(
             )
         if row_value_gradients is not None:
             tile = resample.reduce_tile(len(features), channels, width)
-            _row_value_gradients[(batch * height * triton.cdiv(channels, tile.channels),)](
+            _row_value_gradients[(batch * height * launch.cdiv(channels, tile.channels),)](
                 resized,
                 readable,
                 bias,
@@ -246,7 +246,7 @@ def _expectation(
     maps, readable = aligned_maps(features, height * width)
     tile, taps = resample.reduce_tile(len(features), channels, width), resample.taps_of(axes)
     with launch.on_device_of(out):
-        _upsample_expectation[(batch * height * triton.cdiv(width, tile.pixels),)](
+        _upsample_expectation[(batch * height * launch.cdiv(width, tile.pixels),)](
             resample.resized_maps(maps, axes),
             readable,
             bias,

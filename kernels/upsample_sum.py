@@ -51,7 +51,7 @@ def rows_of_a_program(height: int, across: int) -> int:
     blocks of four warps first.
     """
     for rows in (32, 16, 8, 4):
-        if across * triton.cdiv(height, rows) >= 1056:
+        if across * launch.cdiv(height, rows) >= 1056:
             return rows
     return 2
 
@@ -59,7 +59,7 @@ def rows_of_a_program(height: int, across: int) -> int:
 def _run(n: int, most: int) -> int:
     """Elements of the contiguous dimension in a tile: up to ``most`` if at most a ninth of all tiles lies outside."""
     for block in (256, 128, 64, 32):
-        if block <= most and 8 * block * triton.cdiv(n, block) <= 9 * n:
+        if block <= most and 8 * block * launch.cdiv(n, block) <= 9 * n:
             return block
     return min(launch.power_of_two(n), 32)
 
@@ -138,13 +138,13 @@ def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: T
         tile = kept_tile(len(features), rows, channels, width, channels_last)
     else:
         tile = write_tile(len(features), channels, width, channels_last, taps)
-    across = batch * triton.cdiv(width, tile.pixels) * triton.cdiv(channels, tile.channels)
+    across = batch * launch.cdiv(width, tile.pixels) * launch.cdiv(channels, tile.channels)
     each = rows_of_a_program(height, across) if keeps else 1
     maps, readable = aligned_maps(features, height * width) if keeps and channels_last else (features, channels)
     arguments = (resample.resized_maps(maps, axes), readable, bias, resample.bias_stride(bias), launch.map_of(out))
     options = {"CHANNELS_LAST": channels_last, "BLOCK_X": tile.pixels, "BLOCK_C": tile.channels, "TAPS_X": taps.x}
     options |= {"num_warps": tile.warps, "maxnreg": tile.registers}
-    grid = (across * triton.cdiv(height, each),)
+    grid = (across * launch.cdiv(height, each),)
     with launch.on_device_of(out):
         if keeps:
             heights = tuple(f.shape[2] for f in features)
