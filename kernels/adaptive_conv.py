@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from murf_fast._layout import is_channels_last
 from murf_fast.kernels import folded, launch
 from murf_fast.kernels.folded import Folded
 from murf_fast.kernels.launch import map_of
@@ -44,7 +45,7 @@ def conv_tile(out: Tensor) -> ConvTile:
     planar result is written in runs of sixteen pixels. float32 products run outside the tensor cores, where operands
     wait in registers: they get fewer cells at a time. Eight warps share the addresses of pixels times cells.
     """
-    rows, columns = (8, 8) if launch.is_channels_last(out) else (4, 16)
+    rows, columns = (8, 8) if is_channels_last(out) else (4, 16)
     block = max(16, min(launch.power_of_two(out.shape[1]), 64))
     return ConvTile(rows, columns, block, 16 if out.dtype == torch.float32 else 32, 8, 128)
 

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from murf_fast._layout import is_channels_last
 from murf_fast.kernels import launch
 from murf_fast.kernels.resample import SHORT_SUM
 from murf_fast.tables._table import kept
@@ -120,7 +121,7 @@ def gaussian_blur(x: Tensor, sigma: float, border: str, out: Tensor) -> None:
 
 def _blur(x: Tensor, out: Tensor, axis: int, sigma: float, border: str) -> None:
     """Along dimension ``axis``. Lines side by side in memory are the inner ones."""
-    inner, outer = (1, 5 - axis) if launch.is_channels_last(out) else (5 - axis, 1)
+    inner, outer = (1, 5 - axis) if is_channels_last(out) else (5 - axis, 1)
     along_contiguous = axis == 3 and inner != 1
     tile = blur_tile(along_contiguous, out.shape[axis], out.shape[inner])
     line_tiles = launch.cdiv(out.shape[inner], tile.lines)

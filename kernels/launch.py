@@ -28,11 +28,6 @@ def map_of(x: Tensor) -> Map:
     return Map(x, *x.stride())
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a map are its contiguous dimension; layouts that are both count as planar."""
-    return x.stride(1) == 1 and not x.is_contiguous()
-
-
 def dot_precision() -> str:
     """How every float32 product of a kernel is computed: in TF32 if the user has allowed it to torch, else exactly."""
     matmul = torch.backends.cuda.matmul

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from murf_fast._layout import is_channels_last
 from murf_fast.kernels import launch, resample
 from murf_fast.kernels.aligned_maps import aligned_maps
 from murf_fast.kernels.kept_rows import MOST_KEPT, nothing_kept, sum_of_kept
@@ -131,7 +132,7 @@ def _upsample_sum(maps, readable, bias, bias_stride, out, channels, height, widt
 def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: Tensor) -> None:
     """``out = sum_s U_s features[s] + bias``; any strides of ``out``: tiles follow its contiguous dimension."""
     batch, channels, height, width = out.shape
-    channels_last, taps = launch.is_channels_last(out), resample.taps_of(axes)
+    channels_last, taps = is_channels_last(out), resample.taps_of(axes)
     rows = max(y.taps for y, _ in axes)
     keeps = rows <= MOST_KEPT
     if keeps:

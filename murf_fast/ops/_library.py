@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
+from murf_fast._layout import is_channels_last
 from murf_fast.ops._derivatives import autograd_kernel, one_by_one
 from murf_fast.ops._plain import is_plain
 from murf_fast.ops._resize import Resize
@@ -251,11 +252,6 @@ def axes_of_maps(features: Sequence[Tensor], *resize) -> list[tuple[AxisTable, A
 @lru_cache(maxsize=4096)
 def _axes_of_shapes(shapes: tuple[torch.Size, ...], *resize) -> list[tuple[AxisTable, AxisTable]]:
     return [axes_of(height, width, *resize) for _, _, height, width in shapes]
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether a map lies channels_last in memory, by its strides; dense or not. Undecided layouts count as planar."""
-    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
 def wants_channels_last(op: str, memory_format: torch.memory_format | None, like: Tensor) -> bool:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast._layout import is_channels_last
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import check_reflection
 from murf_fast.ops._library import (
     as_float32,
     bias_gradient,
     empty_map,
-    is_channels_last,
     layout_of,
     register,
     wants_channels_last,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast._layout import is_channels_last
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
-from murf_fast.ops._library import as_float32, empty_map, is_channels_last, layout_of, register
+from murf_fast.ops._library import as_float32, empty_map, layout_of, register
 
 VARIANTS = ("released", "paper")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast._layout import is_channels_last
 from murf_fast.ops import _contract
 from murf_fast.ops._derivatives import linear
-from murf_fast.ops._library import empty_map, is_channels_last, register
+from murf_fast.ops._library import empty_map, register
 from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import gram_axis, is_large
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast._layout import is_channels_last
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
-from murf_fast.ops._library import as_float32, empty_map, is_channels_last, layout_of, register
+from murf_fast.ops._library import as_float32, empty_map, layout_of, register
 from murf_fast.tables.query_blocks import blocks_of
 from murf_fast.windows import Windows, axis_window
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast._layout import is_channels_last
 from murf_fast.nn._parts import peculiarity, unlike
 from murf_fast.nn.guided.jbu_level import Drawn, JBULevel, dropout_mask, strangeness
 from murf_fast.ops import _checks, joint_bilateral_upsample
-from murf_fast.ops._library import is_channels_last
 
 
 def run_levels(

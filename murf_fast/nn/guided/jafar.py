@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import windows
+from murf_fast._layout import is_channels_last
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import refuse_peculiar
 from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_guided, precise
 from murf_fast.ops import _checks, window_attention
-from murf_fast.ops._library import is_channels_last
 
 _IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
 _ATTENTION = "cross_decode.cross_attn."

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import windows
+from murf_fast._layout import is_channels_last
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_guided, pooled, precise
 from murf_fast.ops import _checks, resize, window_attention
-from murf_fast.ops._library import is_channels_last
 
 _FIRST = "image_encoder.encoder.0.weight"
 _PERIODS = "image_encoder.rope.periods"
