@@ -11,7 +11,11 @@ import contextlib
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
+
+# What has become of the kernels: they are imported when this is.
+INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Map(NamedTuple):
@@ -50,3 +54,8 @@ def cdiv(a: int, b: int) -> int:
 def power_of_two(n: int) -> int:
     """The least that is not below ``n``."""
     return 1 << (n - 1).bit_length()
+
+
+def architecture() -> int:
+    """Compute capability of the current device, 90 for 9.0, which is also what Triton's interpreter stands for."""
+    return 90 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch

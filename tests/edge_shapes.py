@@ -137,6 +137,8 @@ CALLS = {
     "one input": pixels(1, 1, 2),
     "one pixel": pixels(1, 5, 2),
     "nearest of one": lambda: mf.nearest_distance(torch.ones(1, 1), torch.ones(1, 1)),
+    "nearest of one, cosine": lambda: mf.nearest_distance(torch.ones(1, 1), torch.ones(1, 1), metric="cosine"),
+    "nearest in float32": lambda: mf.nearest_distance(torch.ones(1, 1), torch.ones(9, 1), precision="float32"),
     "nearest of one column": lambda: mf.nearest_distance(torch.ones(3, 1), torch.ones(5, 1), k=1),
     "center of one": lambda: mf.k_center_greedy(torch.ones(1, 1), count=1),
     "centers of one column": lambda: mf.k_center_greedy(torch.ones(5, 1), count=2),

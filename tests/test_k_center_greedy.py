@@ -80,6 +80,37 @@ def test_progress_tells_and_changes_nothing(backend, device):
     assert told == sorted(told)
 
 
+@pytest.mark.parametrize("count", [2, 4, 5, 12, 13, 19])
+def test_pieces(count, device, monkeypatch):
+    """Steps that are launched again as they are, which a graph does, select what single launches do."""
+    module = pytest.importorskip("murf_fast.kernels.k_center_greedy")
+    replayed = []
+
+    class Graph:
+        def __init__(self, steps):
+            self.steps = steps
+
+        def replay(self):
+            replayed.append(module.PIECE)
+            self.steps(module.PIECE)
+
+    monkeypatch.setattr(module, "PIECE", 4)
+    monkeypatch.setattr(module, "_may_capture", lambda _: True)
+    monkeypatch.setattr(module, "_captured", Graph)
+    features, told = rows(60, 5).to(device), []
+    chosen = k_center_greedy(features, count=count, progress=lambda *pair: told.append(pair), backend="triton")
+    assert torch.equal(chosen, plain(features, count))
+    # The first piece compiles; two or more whole ones behind it are worth a graph.
+    whole = (count - 4) // 4
+    assert len(replayed) == (whole if whole >= 2 else 0)
+    assert told == [(min(n + 4, count), count) for n in range(0, count, 4)]
+
+
+def test_replayed_graph(gpu):
+    features = rows(2000, 16).to(gpu)
+    assert torch.equal(k_center_greedy(features, count=1100), plain(features, 1100))
+
+
 def test_progress_may_interrupt():
     def stop(done, wanted):
         raise KeyboardInterrupt

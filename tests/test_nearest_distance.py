@@ -264,6 +264,8 @@ def test_cosine_of_rows_of_any_length(dtype, backend, device):
     """Of rows near the smallest and largest numbers of their dtype, subnormal ones included."""
     if dtype == torch.float64 and backend not in (None, "reference"):
         pytest.skip("float64 has its own blocks")
+    if backend == "triton" and dtype not in TRITON_DTYPES:
+        pytest.skip("the interpreter takes subnormal bfloat16 numbers for others")
     bank, query = split(torch.randn(240, 16, generator=torch.Generator().manual_seed(0)), 40)
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     lengths = torch.tensor(
@@ -438,6 +440,113 @@ def test_strides_and_prepared_index(dtype, metric, backend, device):
         distances, found = nearest_distance(query, searched, k=2, metric=metric, precision="float32", backend=backend)
         assert torch.equal(found, indices)
         assert torch.allclose(distances.double(), expected, rtol=1e-6, atol=1e-7 if metric == "cosine" else 0)
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_tiles_of_every_architecture(precision, architecture, device, monkeypatch):
+    """Two groups of lanes at once, or one; a bank of several tiles, the last of which is partly there."""
+    launch = pytest.importorskip("murf_fast.kernels.launch")
+    monkeypatch.setattr(launch, "architecture", lambda: architecture)
+    monkeypatch.setattr(importlib.import_module("murf_fast.kernels.nearest_search"), "splits_of", lambda *_: 2)
+    bank, query = split(clustered(700, 9, clusters=40).to(device), 3)
+    actual = nearest_distance(query, bank, k=4, precision=precision, backend="triton")
+    assert_exact([x.cpu() for x in actual], query.cpu(), bank.cpu(), 4, "l2")
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_bank_in_pieces(metric, device, monkeypatch):
+    """As a bank in host memory is searched: chunk by chunk, and its candidates brought to the queries."""
+    module = pytest.importorskip("murf_fast.kernels.nearest_distance")
+
+    def chunks(low, _):
+        yield from ((begin, low[begin : begin + 40]) for begin in range(0, len(low), 40))
+
+    brought = []
+
+    def bring(query, made, bank, found, slots, *others):
+        rows, slots = module._brought(bank.rows, found, query.device)
+        brought.append(len(rows))
+        return exact(query, made, bank._replace(rows=rows, stride=rows.stride(0)), found, slots, *others)
+
+    exact = module.exact_nearest
+    monkeypatch.setattr(module, "_chunks", chunks)
+    monkeypatch.setattr(module, "exact_nearest", bring)
+    bank, query = split(clustered(140, 11, clusters=9).to(device), 4)
+    actual = nearest_distance(query, bank, k=3, metric=metric, precision="float32", backend="triton")
+    assert_exact([x.cpu() for x in actual], query.cpu(), bank.cpu(), 3, metric)
+    assert 4 * 3 <= sum(brought) < 4 * 32
+
+
+def test_more_rows_as_near_than_candidates(device):
+    """Most rows are within the bound of half precision: the search says so and looks at all of them."""
+    g = torch.Generator().manual_seed(0)
+    base = torch.randn(16, generator=g)
+    bank, query = (base + 1e-4 * torch.randn(n, 16, generator=g) for n in (150, 2))
+    far = torch.randn(20, 16, generator=g)
+    bank = torch.cat([bank, far]).to(device)
+    query = query.to(device)
+    for k in (1, 40):
+        actual = nearest_distance(query, bank, k=k, precision="float16", backend="triton")
+        assert_exact([x.cpu() for x in actual], query.cpu(), bank.cpu(), k, "l2")
+
+
+def test_many_rows_are_as_near(device, monkeypatch):
+    """More than the selection looks at together, no two in one lane of the search, which would keep only one."""
+    monkeypatch.setattr(importlib.import_module("murf_fast.kernels.nearest_search"), "splits_of", lambda *_: 3)
+    module = importlib.import_module("murf_fast.kernels.nearest_distance")
+    monkeypatch.setattr(module, "_search_again", lambda *_: pytest.fail("one pass is enough"))
+    near = (torch.arange(600) % 256 < 128).to(device)
+    bank = torch.where(near[:, None], 1.0, 9.0).expand(-1, 3)
+    distances, indices = nearest_distance(2 * bank[:1], bank, k=300, precision="float16", backend="triton")
+    assert torch.equal(indices[0], near.nonzero().flatten()[:300])
+    assert torch.equal(distances, torch.full_like(distances, 3**0.5))
+
+
+def split_product(a, b):
+    """What "tf32x3" makes of ``a @ b.T`` at its worst: every sum is cut to 24 bits, and small parts to 11."""
+
+    def cut(x, bits):
+        mantissa, exponent = torch.frexp(x.double())
+        return torch.ldexp(torch.trunc(mantissa * 2.0**bits), exponent - bits)
+
+    def halves(x):
+        mantissa, exponent = torch.frexp(x.double())
+        high = torch.ldexp(torch.round(mantissa * 2.0**11), exponent - 11)
+        return high, cut(x.double() - high, 11)
+
+    (a_high, a_low), (b_high, b_low) = halves(a), halves(b)
+    total = torch.zeros(len(a), len(b), dtype=torch.float64)
+    for begin in range(0, a.shape[1], 32):
+        part = torch.zeros_like(total)
+        for x, y in ((a_low, b_high), (a_high, b_low), (a_high, b_high)):
+            for d in range(begin, min(begin + 32, a.shape[1])):
+                part = cut(part + x[:, d, None] * y[:, d], 24)
+        total = cut(total + part, 24)
+    return total
+
+
+@pytest.mark.parametrize("dim", [1, 2, 33, 257])
+@pytest.mark.parametrize("kind", ["random", "same sign", "longest mantissas", "tiny"])
+def test_bound_of_split_products(kind, dim):
+    """The bound that answers are proven by holds for "tf32x3", which the interpreter computes in float32."""
+    candidates = pytest.importorskip("murf_fast.kernels.nearest_candidates")
+    a, b = torch.randn(2, 9, dim, generator=torch.Generator().manual_seed(dim)).unbind()
+    if kind == "same sign":
+        a, b = a.abs(), b.abs()
+    if kind == "longest mantissas":  # halfway between two numbers of eleven bits, and all bits set behind them
+        a, b = (2.0 ** torch.randint(-1, 2, x.shape) * (1 + 2.0**-11 - 2.0**-23) for x in (a, b))
+    if kind == "tiny":
+        a, b = a.abs() * 2.0**-55, b.abs() * 2.0**-55
+    norms = [x.double().square().sum(1).float().double() for x in (a, b)]
+    s = norms[0][:, None] + norms[1]
+    exact = (a.double()[:, None] - b.double()).square().sum(2)
+    error = ((s - 2 * split_product(a, b)) - exact).abs()
+    assert bool((error <= candidates.product_error(s, dim)).all())
+    # The float32 arithmetic that follows rounds three times, by at most half of 2^-23 of 2 s.
+    assert bool((error + 3 * 2.0**-23 * s <= candidates.product_error(s, dim)).all())
+    if kind == "longest mantissas":
+        assert bool((error > 2.0**-22 * s).any())
 
 
 def test_index_of_another_kind():

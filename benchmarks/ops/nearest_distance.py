@@ -73,8 +73,8 @@ def tiny(device: str) -> None:
 
 @configurations("nearest_distance")
 def shapes(device: str, dtype: torch.dtype) -> None:
-    """The width is a constant of the kernel: the narrowest, and that of ViT-B."""
-    for width in (64, 768):
-        rows = torch.ones(300, width, device=device)
-        index = murf_fast.NearestIndex(rows, precision=str(dtype).removeprefix("torch."))
-        murf_fast.nearest_distance(rows[:200], index)
+    """The width is a constant of the product, the metric one of what follows: the narrowest, and that of ViT-B."""
+    for width, metric in ((64, "l2sq"), (768, "l2"), (768, "cosine")):
+        rows = torch.ones(300, width, device=device, dtype=dtype)
+        index = murf_fast.NearestIndex(rows, cosine=metric == "cosine", precision=str(dtype).removeprefix("torch."))
+        murf_fast.nearest_distance(rows[:200], index, k=3, metric=metric)
