@@ -11,6 +11,8 @@ import pytest
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # Its answers are proven by a bound that counts exact products.
 ALWAYS_EXACT = "_nearest_distance"
+# Their float32 products are three of TF32 parts, which have the same digits (kernels/products.py).
+IN_PARTS = {"_feature_unify", "_feature_unify_grad_patches", "_feature_unify_grad_basis"}
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +35,20 @@ def test_products_use_tensor_cores(compiled):
     for kernel in compiled:
         allowed = kernel["tf32"] and kernel["name"] != ALWAYS_EXACT
         for dtype, precision in kernel["products"]:
-            assert dtype != "f32" or precision == ("tf32" if allowed else "ieee"), kernel
+            tf32 = allowed or kernel["name"] in IN_PARTS
+            assert dtype != "f32" or precision == ("tf32" if tf32 else "ieee"), kernel
         fast = any(dtype != "f32" or precision == "tf32" for dtype, precision in kernel["products"])
         assert kernel["mma"] == fast, kernel
 
 
 def test_every_kernel_of_products_follows_the_switch(compiled):
+    for name in IN_PARTS:
+        own = [k for k in compiled if (k["name"], k["arch"], k["dtype"]) == (name, 90, "float32")]
+        single, parts = ([kernel["dots"] for kernel in own if kernel["tf32"] == tf32] for tf32 in (True, False))
+        assert sorted(parts) == sorted(3 * n for n in single)
+        assert any(single)
     exact = {kernel["name"] for kernel in compiled if ["f32", "ieee"] in kernel["products"]}
     fast = {kernel["name"] for kernel in compiled if ["f32", "tf32"] in kernel["products"]}
     assert exact - fast == {ALWAYS_EXACT}
+    assert not exact & IN_PARTS
     assert len(fast) > 5
