@@ -135,6 +135,7 @@ CALLS = {
     "keys of two columns": bilateral(4, 2, (5, 2)),
     "patches of one pixel": patches(1, (1, 1)),
     "one patch": patches(2, (2, 2)),
+    "one large patch": patches(21, (21, 21)),
     "blur of one pixel": lambda: mf.gaussian_blur(torch.ones(1, 1, 1, 1), 1.0),
     "blur of one row": lambda: mf.gaussian_blur(torch.ones(1, 1, 1, 40), 4.0),
     "one input": pixels(1, 1, 2),
