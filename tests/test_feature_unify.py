@@ -7,7 +7,7 @@ import functools
 import originals
 import pytest
 import torch
-from suite import DTYPES, LAYOUTS, TRITON_DTYPES, for_triton
+from suite import DTYPES, HAS_GPU, LAYOUTS, TRITON_DTYPES, for_triton
 from util import assert_gradient_within_budget, assert_within_budget, layouts
 
 import murf_fast
@@ -87,6 +87,38 @@ def test_triton_means_of_many_channels(variant, device):
         for backend in ("triton", "reference")
     )
     assert error <= allowed
+
+
+@VARIANTS
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ((1, 8, 2, 3), 4, 7),  # taps in two parts
+        ((1, 34, 1, 2), 17, 3),  # rows and columns that do not fill a tile, on both ways
+        ((1, 1040, 1, 1), 2, 1),  # rows summed in parts
+    ],
+    ids=str,
+)
+def test_triton_tiles(shape, variant, device):
+    check(shape, torch.float32, "channels_last", variant, "triton", device)
+
+
+@VARIANTS
+@pytest.mark.parametrize("shape", [((2, 4, 4, 3), 4, 3), ((1, 5, 5, 2), 4, 5)], ids=str)
+def test_triton_bands(shape, variant, device, monkeypatch):
+    """The patches' gradients exist row by row: pixels gather from several launches."""
+    folded = pytest.importorskip("murf_fast.kernels.folded")
+    monkeypatch.setattr(folded, "BAND_BYTES", 1)
+    check(shape, torch.float32, "tokens", variant, "triton", device)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="a GPU has the digits of tensor cores anyway")
+@VARIANTS
+@pytest.mark.parametrize("shape", [((1, 5, 2, 3), 16, 5), ((1, 32, 1, 2), 32, 5)], ids=str)
+def test_digits_of_tensor_cores(shape, variant, device):
+    tensor_cores = pytest.importorskip("tensor_cores")
+    with tensor_cores.tensor_cores():
+        check(shape, torch.float32, "tokens", variant, "triton", device)
 
 
 def test_golden(level):

@@ -76,6 +76,26 @@ def test_triton(kind, layout, device):
         check(images(kind, 9, 7).to(device), [(7, 10)], 3, backend="triton", dtype=torch.float16, **options)
 
 
+@pytest.mark.parametrize("shape", [(700, 2), (2, 700)], ids=str)
+def test_triton_long_taps(shape, device):
+    """A mean of many pixels that are one: float32 terms one by one are off by 72 units in the last place."""
+    images = torch.ones(1, 3, *shape, device=device)
+    (rows,) = murf_fast.image_to_patches(images, [1], 1, mode="area", backend="triton")
+    assert (rows - 1).abs().max() <= 8 * torch.finfo(torch.float32).eps
+
+
+def test_triton_large_patches(device):
+    """Of more values than one program has."""
+    check(images("uint8 hwc", 9, 7, 1).to(device), [(23, 22)], 21, backend="triton")
+
+
+def test_triton_wide_images(device, monkeypatch):
+    """Images of more elements than 32 bits can count have wide addresses."""
+    kernels = pytest.importorskip("murf_fast.kernels.image_to_patches")
+    monkeypatch.setattr(kernels, "_reach", lambda image: 2**31)
+    check(images("uint8 strided", 9, 7, 1).to(device), [(7, 10)], 3, backend="triton", antialias=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_images(dtype):
     x = images("float chw").to(dtype)

@@ -2,8 +2,8 @@
 
 The configurations that `benchmarks/ops` and `benchmarks/models` register run on CPU tensors under a stand-in for the
 driver; each kernel is specialized and compiled instead of being launched. Prints one JSON line per compiled kernel: its
-architecture and name, bytes of shared memory, whether it uses tensor cores, its matrix products as (dtype, precision),
-and registers and bytes of local memory and stack per thread (spills) as cuobjdump reports them.
+architecture and name, bytes of shared memory, whether it uses tensor cores, its matrix products as (dtype, precision)
+and how many there are, and registers and bytes of local memory and stack per thread (spills) as cuobjdump reports them.
 
 python tests/triton_compile_all.py ARCHITECTURE:DTYPE[:tf32] ...
 """
@@ -71,14 +71,16 @@ def compile_configurations(arch: int, dtype: str, tf32: bool, name: str) -> list
     JITFunction.run = compile_only
     with backends.use_backend("triton"):
         registry.all_configurations()[name]("cpu", getattr(torch, dtype))
-    return [{"arch": arch, "tf32": tf32, "hash": key, **facts(kernel)} for key, kernel in compiled.items()]
+    return [
+        {"arch": arch, "dtype": dtype, "tf32": tf32, "hash": key, **facts(kernel)} for key, kernel in compiled.items()
+    ]
 
 
 def facts(kernel) -> dict:
     mma = any(word in kernel.asm["ptx"] for word in ("mma.sync", "wgmma", "tcgen05.mma"))
     dots = re.findall(r"tt\.dot .*?(?:inputPrecision = (\w+))? *: *tensor<\d+x\d+x(\w+)>", kernel.asm["ttir"])
     products = sorted({(element, precision or "ieee") for precision, element in dots})
-    found = {"name": kernel.name, "shared": kernel.metadata.shared, "mma": mma, "products": products}
+    found = {"name": kernel.name, "shared": kernel.metadata.shared, "mma": mma, "products": products, "dots": len(dots)}
     return found | resources(kernel)
 
 

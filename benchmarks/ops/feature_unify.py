@@ -47,7 +47,8 @@ def tiny(device: str) -> None:
 
 @configurations("feature_unify")
 def shapes(device: str, dtype: torch.dtype) -> None:
-    features = torch.zeros(1, 384, 3, 4, device=device, dtype=dtype, requires_grad=True)
+    """AnyUp's filters for a ViT-S, for its paper's 50 channels, and for more channels than are summed at once."""
     basis = torch.zeros(128, 1, 5, 5, device=device, requires_grad=True)
-    for variant in ("released", "paper"):
+    for channels, variant in ((384, "released"), (384, "paper"), (50, "released"), (8192, "released")):
+        features = torch.zeros(1, channels, 3, 4, device=device, dtype=dtype, requires_grad=True)
         backward(murf_fast.feature_unify(features, basis, variant))

@@ -52,6 +52,10 @@ def tiny(device: str) -> None:
 
 @configurations("image_to_patches")
 def shapes(device: str, dtype: torch.dtype) -> None:
+    """Photos and maps in both layouts; Pillow's filters, and one of more taps than are summed at once."""
     for images in (torch.zeros(2, 3, 20, 30, dtype=d, device=device) for d in (torch.uint8, dtype)):
         for layout in ("cyx", "yxc"):
             murf_fast.image_to_patches(images, [(28, 42)], 14, layout=layout, dtype=dtype)
+    for height in (60, 600):
+        images = torch.zeros(1, height, 40, 3, dtype=torch.uint8, device=device)
+        murf_fast.image_to_patches(images, [16], 16, mode="bicubic", antialias=True, dtype=dtype)

@@ -34,8 +34,9 @@ def feature_unify(features: Tensor, basis: Tensor, variant: str = "released", *,
         TypeError, ValueError: An argument is wrong; the message names it.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: the result, and the C M responses of one pixel per thread. Backward: float32 sums as large as two feature
-    maps (three numbers per channel and pixel on GPU). Second derivatives run through the reference, with all responses.
+    Memory: the result, and the C M responses of one pixel per thread; on GPU a copy of the features where their
+    channels are not in the order needed. Backward: float32 sums as large as two feature maps; on GPU four numbers per
+    channel and pixel, and 32 MiB. Second derivatives run through the reference, with all responses.
 
     Source: AnyUp (Wimmer et al.), ``layers/feature_unification.py``; section 3 of the paper for ``"paper"``.
     """

@@ -1,0 +1,39 @@
+"""Float32 products on tensor cores.
+
+Tensor cores multiply float32 in TF32, which keeps 11 of its 24 digits. The sum of an operand's nearest TF32 number and
+the TF32 number nearest to what that leaves has 23; three products of such parts are as exact as float32 arithmetic.
+Triton's own ``tf32x3`` cuts digits off instead of rounding: the product that both leave out is then up to four times
+larger, and never cancels: sums of a few terms missed the budgets of the tests twice over.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr):
+    """``total + a b`` in float32; half precision is exact in TF32. Beside an infinity it may be NaN.
+
+    PRECISION: ``"tf32"`` for one product in TF32, else the digits of float32 (:func:`launch.dot_precision`).
+    """
+    a_high, a_low = _parts(a)
+    b_high, b_low = _parts(b)
+    if PRECISION != "tf32":
+        # The smallest first.
+        if a.dtype == tl.float32:
+            total = tl.dot(a_low, b_high, total, input_precision="tf32")
+        if b.dtype == tl.float32:
+            total = tl.dot(a_high, b_low, total, input_precision="tf32")
+    return tl.dot(a_high, b_high, total, input_precision="tf32")
+
+
+@triton.jit
+def _parts(x):
+    """The TF32 numbers nearest to ``x``, as float32, and what they leave."""
+    x = x.to(tl.float32)
+    high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    # A GPU's NaN has all bits of its fraction set, and would be rounded to zero.
+    high = tl.where(x == x, high, x)
+    return high, x - high
