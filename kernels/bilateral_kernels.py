@@ -22,6 +22,7 @@ from murf_fast.kernels.bilateral_network import (
     FIXUP1,
     RANGE0,
     RANGE1,
+    SHARE,
     Network,
     masked,
     pixels,
@@ -32,8 +33,6 @@ from murf_fast.kernels.launch import Map, map_of
 from murf_fast.tables.folded import folded_axis
 
 __all__ = ["bilateral_kernels", "bilateral_kernels_backward"]
-
-SHARE = 0.1  # of the fix-up in the result
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,15 @@ def _sum_taps(values):
 
 
 @triton.jit
-def _similarity(projected, top, held, temperature, spatial, b, y, x, height, width, keys, RADIUS: tl.constexpr,
+def _distances(RADIUS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """(1, i, j): squared distances of taps from the middle in float64, with the edge of the window at 1."""
+    EDGE: tl.constexpr = RADIUS if RADIUS > 0 else 1
+    i = (tl.arange(0, BLOCK_T) - EDGE).to(tl.float64) / EDGE
+    return (i * i)[None, :, None] + (i * i)[None, None, :]
+
+
+@triton.jit
+def _similarity(projected, top, held, scalars, b, y, x, height, width, keys, RADIUS: tl.constexpr,
                 BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """Of every pixel and tap, (x, i, j): logit relative to the largest, softmax, spatial weight; the temperature.
 
@@ -96,22 +103,25 @@ def _similarity(projected, top, held, temperature, spatial, b, y, x, height, wid
     masked = tl.where(valid, logits, float("-inf"))
     # Kept relative to the largest: the temperature's gradient would cancel otherwise.
     relative = logits - tl.max(tl.max(masked, axis=2), axis=1)[:, None, None]
-    scale = tl.load(temperature)
+    # In float64: every pixel has the same error in these two, which the gradients of parameters add up.
+    raw = tl.load(scalars.range_temp).to(tl.float32).to(tl.float64)
+    scale = tl.minimum(tl.maximum(tl.exp(raw), 1e-4), 1e4).to(tl.float32)
+    sigma = tl.load(scalars.sigma_spatial).to(tl.float32).to(tl.float64)
+    gaussian = tl.where(valid, tl.exp(-_distances(RADIUS, BLOCK_T) / (2 * sigma * sigma)).to(tl.float32), 0.0)
     similarity = tl.where(valid, tl.exp(scale * relative), 0.0)
     similarity /= _sum_taps(similarity)
-    gaussian = tl.load(spatial + i * TAPS + j, mask=valid, other=0.0)
     return tl.where(valid, relative, 0.0), similarity, gaussian, scale
 
 
 @triton.jit
-def _bilateral_kernels(projected, top, held, temperature, spatial, out, height, width, keys, row, rows,
+def _bilateral_kernels(projected, top, held, scalars, out, height, width, keys, row, rows,
                        RADIUS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr,
                        BLOCK_K: tl.constexpr):  # fmt: skip
     """Normalized kernels of a band's pixels, before the fix-up."""
     line, x = line_of(width, BLOCK_X)
     b, y = line // rows, line % rows
     _, similarity, gaussian, _ = _similarity(
-        projected, top, held, temperature, spatial, b, row + y, x, height, width, keys,
+        projected, top, held, scalars, b, row + y, x, height, width, keys,
         RADIUS, BLOCK_X, BLOCK_T, BLOCK_K
     )  # fmt: skip
     weighted = similarity * gaussian
@@ -121,7 +131,7 @@ def _bilateral_kernels(projected, top, held, temperature, spatial, out, height, 
 
 
 @triton.jit
-def _bilateral_kernels_backward(projected, top, held, temperature, spatial, distance, grad, grad_logits, grad_scalars,
+def _bilateral_kernels_backward(projected, top, held, scalars, grad, grad_logits, grad_scalars,
                                 height, width, keys, row, rows,
                                 RADIUS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr,
                                 BLOCK_K: tl.constexpr):  # fmt: skip
@@ -129,7 +139,7 @@ def _bilateral_kernels_backward(projected, top, held, temperature, spatial, dist
     line, x = line_of(width, BLOCK_X)
     b, y = line // rows, line % rows
     relative, similarity, gaussian, scale = _similarity(
-        projected, top, held, temperature, spatial, b, row + y, x, height, width, keys,
+        projected, top, held, scalars, b, row + y, x, height, width, keys,
         RADIUS, BLOCK_X, BLOCK_T, BLOCK_K
     )  # fmt: skip
     pointers, inside = taps_of_pixels(grad, b, y, x, width, 2 * RADIUS + 1, BLOCK_T)
@@ -140,11 +150,7 @@ def _bilateral_kernels_backward(projected, top, held, temperature, spatial, dist
     inverse = 1.0 / tl.maximum(total, 1e-7)
     mean = tl.where(total < 1e-7, 0.0, _sum_taps(upstream * weighted) * inverse)
     slope = tl.where(inside, (upstream - mean) * inverse, 0.0)
-    TAPS: tl.constexpr = 2 * RADIUS + 1
-    i = tl.arange(0, BLOCK_T)[None, :, None]
-    j = tl.arange(0, BLOCK_T)[None, None, :]
-    squared = tl.load(distance + i * TAPS + j, mask=(i < TAPS) & (j < TAPS), other=0.0)
-    of_spatial = tl.sum(_sum_taps(slope * weighted * squared))
+    of_spatial = tl.sum(_sum_taps(slope * weighted * _distances(RADIUS, BLOCK_T).to(tl.float32)))
     # similarity = softmax(temperature * logits)
     slope *= gaussian
     slope = (slope - _sum_taps(slope * similarity)) * similarity
@@ -164,7 +170,7 @@ def bilateral_kernels(
     out: Tensor,
 ) -> None:
     """``out`` (B, D * D, H, W) of any strides."""
-    with launch.on_device_of(guidance), without_autocast(guidance):
+    with launch.on_device_of(guidance):
         net = Network(guidance, params, range_mask, fixup_mask, radius)
         for band in net.bands():
             kernels_of_band(net, band, folded.rows_of(out, band))
@@ -177,10 +183,9 @@ def kernels_of_band(net: Network, band: folded.Band, out: Tensor) -> None:
     if not net.has_fixup:
         _launch(_bilateral_kernels, net, band, projected, top, map_of(out))
         return
-    inputs = _fixup_inputs(net, band, projected, top)
-    hidden = net.activated(net.layer(FIXUP0, inputs), net.fixup_mask, band)
-    result = torch.add(inputs[:, : net.taps], net.layer(FIXUP1, hidden), alpha=SHARE)
-    out.copy_(_as_map(result, band))
+    normalized = net.empty(band.images, band.rows, net.guidance.shape[3], net.taps)
+    _launch(_bilateral_kernels, net, band, projected, top, map_of(normalized.permute(0, 3, 1, 2)))
+    net.correct(normalized, band, out)
 
 
 def bilateral_kernels_backward(
@@ -228,7 +233,7 @@ def _to_logits(net: Network, grad: Tensor, projected: Tensor, grads: list[Tensor
         logits = _band(grad_logits, band).permute(0, 3, 1, 2)
         parts = projected.new_empty(_programs(net, band), 2)
         maps = map_of(upstream), map_of(logits)
-        _launch(_bilateral_kernels_backward, net, band, images, 0, net.distance, *maps, parts)
+        _launch(_bilateral_kernels_backward, net, band, images, 0, *maps, parts)
         scalars += parts.sum(0, dtype=torch.float64)
     raw, sigma = net.params[0].double().exp(), net.params[1].double()
     grads[0].copy_(torch.where((raw >= 1e-4) & (raw <= 1e4), scalars[0] * raw, 0.0))
@@ -274,8 +279,7 @@ def _launch(kernel, net: Network, band: folded.Band, projected: Tensor, top: int
         projected,
         top,
         projected.shape[1],
-        net.temperature,
-        net.spatial,
+        net.scalars,
         *tensors,
         height,
         width,

@@ -7,7 +7,7 @@ from torch import Tensor
 from murf_fast.kernels import folded, launch
 from murf_fast.kernels.adaptive_conv import Axes, adaptive_conv_band, conv_tile
 from murf_fast.kernels.bilateral_kernels import kernels_of_band
-from murf_fast.kernels.bilateral_network import Network, without_autocast
+from murf_fast.kernels.bilateral_network import Network
 
 __all__ = ["joint_bilateral_upsample"]
 
@@ -24,12 +24,12 @@ def joint_bilateral_upsample(
     outs: list[Tensor],
 ) -> None:
     """Without gradients: a band's kernels stay in the L2 cache until its sources have been through them."""
-    with launch.on_device_of(guidance), without_autocast(guidance):
+    with launch.on_device_of(guidance):
         net = Network(guidance, params, range_mask, fixup_mask, radius)
         rows = max(conv_tile(out).rows for out in outs)
         row_bytes = max(folded.row_bytes(*pair) for pair in axes)
         for band in net.bands(rows, row_bytes):
-            kernels = net.params[0].new_empty(band.images, band.rows, guidance.shape[3], net.taps).permute(0, 3, 1, 2)
+            kernels = net.empty(band.images, band.rows, guidance.shape[3], net.taps).permute(0, 3, 1, 2)
             kernels_of_band(net, band, kernels)
             for source, pair, out in zip(sources, axes, outs, strict=True):
                 adaptive_conv_band(source, kernels, bias, pair, out, band)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from suite import TRITON_DTYPES
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
 import murf_fast
@@ -362,6 +363,26 @@ def test_bad_arguments():
         JBUStack(None, norm=True)
     with pytest.raises(ValueError, match="`factor` must be at least 1, got 0"):
         FeatSharpJBU(0)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+def test_launches_of_a_stack(dtype, device):
+    """A level: the guidance averaged; both networks, the kernels between them; folding and the convolution. Before the
+    levels the last convolution and its sum, and its bias for the last level; half types have their weights rounded."""
+    if device != "cpu":
+        pytest.skip("launches are counted in the interpreter")
+    from launches import counted
+
+    stack = seeded(JBUStack(5)).requires_grad_(False)
+    source, guidance = (draw(1, n, 4, 6).to(dtype).contiguous(memory_format=torch.channels_last) for n in (5, 3))
+    with murf_fast.use_backend("triton"), counted("joint_bilateral_upsample") as launches:
+        stack(source[..., :2, :3], guidance, scale=4)
+    kernels = {"_two_layers": 2, "_bilateral_kernels": 1, "_fold": 1, "_adaptive_conv": 1}
+    assert launches.triton == {name: 2 * n for name, n in kernels.items()}
+    once = {"aten::convolution": 1, "aten::add": 1, "aten::mul": 1}
+    if dtype != torch.float32:
+        once["aten::_to_copy"] = 1
+    assert launches.torch == {"aten::_adaptive_avg_pool2d": 2, **once}
 
 
 @pytest.mark.parametrize(("factor", "factors"), [(1, []), (2, [2]), (3, [3]), (6, [2, 3]), (8, [2, 2, 2]), (7, [7])])

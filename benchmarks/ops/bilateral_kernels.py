@@ -41,7 +41,7 @@ def tiny(device: str) -> None:
 
 @configurations("bilateral_kernels")
 def shapes(device: str, dtype: torch.dtype) -> None:
-    """FeatUp's level, FeatSharp's without a fix-up, and SimFeatUp's radius."""
+    """FeatUp's level, FeatSharp's without a fix-up, SimFeatUp's radius; and FeatUp's with dropout."""
     guidance = torch.zeros(2, 3, 24, 24, device=device, dtype=dtype)
     for radius, fixup in ((3, True), (3, False), (5, True)):
         params = jbu_params(device, torch.float32, radius)
@@ -49,3 +49,5 @@ def shapes(device: str, dtype: torch.dtype) -> None:
             params = params._replace(fixup_weight0=None, fixup_bias0=None, fixup_weight1=None, fixup_bias1=None)
         params = params._replace(range_temp=params.range_temp.requires_grad_())
         backward(murf_fast.bilateral_kernels(guidance, params, radius=radius))
+    masks = {"range_mask": torch.ones(2, 32, device=device), "fixup_mask": torch.ones(2, 49, device=device)}
+    murf_fast.bilateral_kernels(guidance, jbu_params(device, dtype), **masks)

@@ -93,7 +93,7 @@ def _corrected(source: Tensor, final: nn.Sequential) -> Tensor:
     convolution = final[-1]
     mask = dropout_mask(final, source.shape[0], source.shape[1], source.device)
     dropped = source if mask is None else source * mask[..., None, None].to(source.dtype)
-    return source + 0.1 * F.conv2d(dropped, convolution.weight.to(source.dtype))
+    return torch.add(source, F.conv2d(dropped, convolution.weight.to(source.dtype)), alpha=0.1)
 
 
 def _check(what: str, sources: Sequence[Tensor], guidance: Tensor, levels: Sequence[nn.Module]) -> None:
