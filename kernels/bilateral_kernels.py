@@ -296,7 +296,7 @@ def _launch(kernel, net: Network, band: folded.Band, projected: Tensor, top: int
 
 def _programs(net: Network, band: folded.Band) -> int:
     tile = similarity_tile(net.diameter, net.keys)
-    return band.images * band.rows * triton.cdiv(net.guidance.shape[3], tile.pixels)
+    return band.images * band.rows * launch.cdiv(net.guidance.shape[3], tile.pixels)
 
 
 def _band(x: Tensor, band: folded.Band) -> Tensor:

@@ -171,7 +171,7 @@ class Network:
         tile = layers_tile(hidden, outputs)
         pixels = images * rows * width
         mask = None if mask is None else mask[band.image : band.image + band.images]
-        _two_layers[(triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs, tile.outputs))](
+        _two_layers[(launch.cdiv(pixels, tile.pixels), launch.cdiv(outputs, tile.outputs))](
             taps,
             0 if taps is None else self.taps,
             map_of(folded.rows_of(self.guidance, band)),
