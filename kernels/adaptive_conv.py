@@ -18,6 +18,7 @@ from torch import Tensor
 from murf_fast.kernels import folded, launch
 from murf_fast.kernels.folded import Folded
 from murf_fast.kernels.launch import map_of
+from murf_fast.kernels.products import product
 from murf_fast.tables.folded import FoldedAxis
 
 __all__ = ["adaptive_conv", "adaptive_conv_backward_kernels", "adaptive_conv_backward_source"]
@@ -41,20 +42,21 @@ class ConvTile:
 
 def conv_tile(out: Tensor) -> ConvTile:
     """64 pixels, square where the channels are contiguous: 8 x 8 pixels of a bicubic doubling read 10 x 10 cells. A
-    planar result is written in runs of sixteen pixels. float32 products run outside the tensor cores, where operands
-    wait in registers: they get fewer cells at a time. Eight warps share the addresses of pixels times cells.
+    planar result is written in runs of sixteen pixels. The weights of pixels times cells are gathered anew for every
+    block of channels, so blocks are large: 64 sums a thread in half precision; in float32, whose parts take registers
+    for tensor cores, that spilled when compiled for sm_80 and sm_100.
     """
     rows, columns = (8, 8) if launch.is_channels_last(out) else (4, 16)
-    block = max(16, min(launch.power_of_two(out.shape[1]), 64))
-    return ConvTile(rows, columns, block, 16 if out.dtype == torch.float32 else 32, 8, 128)
+    block, cells = (64, 16) if out.dtype == torch.float32 else (128, 32)
+    return ConvTile(rows, columns, max(16, min(launch.power_of_two(out.shape[1]), block)), cells, 4, 255)
 
 
 def products_tile(grad: Tensor) -> ConvTile:
-    """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels. float32 at 128
-    registers spilled when compiled for sm_100.
+    """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels. In float32 four
+    warps, so that each splits fewer operands in parts that others split, too.
     """
-    block, registers = (16, 168) if grad.dtype == torch.float32 else (64, 128)
-    return ConvTile(8, 8, max(16, min(launch.power_of_two(grad.shape[1]), block)), 64, 8, registers)
+    block, warps, registers = (32, 4, 255) if grad.dtype == torch.float32 else (64, 8, 128)
+    return ConvTile(8, 8, max(16, min(launch.power_of_two(grad.shape[1]), block)), 64, warps, registers)
 
 
 @triton.jit
@@ -128,7 +130,7 @@ def _adaptive_conv(source, weights, bias, out, windows, regions, channels, heigh
         pointers = pixels[:, None] + (c.to(tl.int64) * source.stride_c)[None, :]
         value = tl.load(pointers, mask=exists[:, None] & (c < channels)[None, :], other=0.0)
         if source.data.dtype.element_ty == tl.float32:
-            total = tl.dot(share, value, total, input_precision=PRECISION)
+            total = product(share, value, total, PRECISION)
         else:
             # The tensor cores take half precision: float32 weights go in two parts.
             high = share.to(source.data.dtype.element_ty)
@@ -200,7 +202,10 @@ def _adaptive_conv_backward_kernels(
             upstream = tl.load(gradients[:, None] + (c.to(tl.int64) * grad.stride_c)[None, :], mask=mask, other=0.0)
             mask = exists[:, None] & (c < channels)[None, :]
             value = tl.load(pixels[:, None] + (c.to(tl.int64) * source.stride_c)[None, :], mask=mask, other=0.0)
-            total = tl.dot(upstream, tl.trans(value), total, input_precision=PRECISION)
+            if value.dtype == tl.float32:
+                total = product(upstream, tl.trans(value), total, PRECISION)
+            else:
+                total = tl.dot(upstream, tl.trans(value), total)
             begin += BLOCK_C
         used = inside[:, None] & exists[None, :]
         used &= (n[None, :] >= window_top[:, None]) & (n[None, :] < window_bottom[:, None])
