@@ -19,6 +19,7 @@ from murf_fast._layout import is_channels_last
 from murf_fast.kernels import folded, launch
 from murf_fast.kernels.folded import Folded
 from murf_fast.kernels.launch import map_of
+from murf_fast.kernels.products import product
 from murf_fast.tables.folded import FoldedAxis
 
 __all__ = ["adaptive_conv", "adaptive_conv_backward_kernels", "adaptive_conv_backward_source"]
@@ -42,20 +43,21 @@ class ConvTile:
 
 def conv_tile(out: Tensor) -> ConvTile:
     """64 pixels, square where the channels are contiguous: 8 x 8 pixels of a bicubic doubling read 10 x 10 cells. A
-    planar result is written in runs of sixteen pixels. float32 products run outside the tensor cores, where operands
-    wait in registers: they get fewer cells at a time. Eight warps share the addresses of pixels times cells.
+    planar result is written in runs of sixteen pixels. The weights of pixels times cells are gathered anew for every
+    block of channels, so blocks are large: 64 sums a thread in half precision; in float32, whose parts take registers
+    for tensor cores, that spilled when compiled for sm_80 and sm_100.
     """
     rows, columns = (8, 8) if is_channels_last(out) else (4, 16)
-    block = max(16, min(launch.power_of_two(out.shape[1]), 64))
-    return ConvTile(rows, columns, block, 16 if out.dtype == torch.float32 else 32, 8, 128)
+    block, cells = (64, 16) if out.dtype == torch.float32 else (128, 32)
+    return ConvTile(rows, columns, max(16, min(launch.power_of_two(out.shape[1]), block)), cells, 4, 255)
 
 
 def products_tile(grad: Tensor) -> ConvTile:
-    """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels. float32 at 128
-    registers spilled when compiled for sm_100.
+    """As above; 64 cells at a time cover the region of 8 x 8 pixels in two rounds over the channels. In float32 four
+    warps, so that each splits fewer operands in parts that others split, too.
     """
-    block, registers = (16, 168) if grad.dtype == torch.float32 else (64, 128)
-    return ConvTile(8, 8, max(16, min(launch.power_of_two(grad.shape[1]), block)), 64, 8, registers)
+    block, warps, registers = (32, 4, 255) if grad.dtype == torch.float32 else (64, 8, 128)
+    return ConvTile(8, 8, max(16, min(launch.power_of_two(grad.shape[1]), block)), 64, warps, registers)
 
 
 @triton.jit
@@ -129,7 +131,7 @@ def _adaptive_conv(source, weights, bias, out, windows, regions, channels, heigh
         pointers = pixels[:, None] + (c.to(tl.int64) * source.stride_c)[None, :]
         value = tl.load(pointers, mask=exists[:, None] & (c < channels)[None, :], other=0.0)
         if source.data.dtype.element_ty == tl.float32:
-            total = tl.dot(share, value, total, input_precision=PRECISION)
+            total = product(share, value, total, PRECISION)
         else:
             # The tensor cores take half precision: float32 weights go in two parts.
             high = share.to(source.data.dtype.element_ty)
@@ -201,7 +203,10 @@ def _adaptive_conv_backward_kernels(
             upstream = tl.load(gradients[:, None] + (c.to(tl.int64) * grad.stride_c)[None, :], mask=mask, other=0.0)
             mask = exists[:, None] & (c < channels)[None, :]
             value = tl.load(pixels[:, None] + (c.to(tl.int64) * source.stride_c)[None, :], mask=mask, other=0.0)
-            total = tl.dot(upstream, tl.trans(value), total, input_precision=PRECISION)
+            if value.dtype == tl.float32:
+                total = product(upstream, tl.trans(value), total, PRECISION)
+            else:
+                total = tl.dot(upstream, tl.trans(value), total)
             begin += BLOCK_C
         used = inside[:, None] & exists[None, :]
         used &= (n[None, :] >= window_top[:, None]) & (n[None, :] < window_bottom[:, None])
@@ -234,7 +239,7 @@ def adaptive_conv_backward_source(grad: Tensor, kernels: Tensor, axes: Axes, out
     y_axis = axes[0]
     tile = conv_tile(out)
     # A band of source rows folds all rows of kernels that read it.
-    bytes_of_a_row = triton.cdiv(folded.row_bytes(*axes) * y_axis.out_size, y_axis.in_size)
+    bytes_of_a_row = launch.cdiv(folded.row_bytes(*axes) * y_axis.out_size, y_axis.in_size)
     with launch.on_device_of(out):
         windows, readers = folded.windows_of(axes, out.device)
         for band in folded.bands(out.shape[0], y_axis.in_size, bytes_of_a_row, tile.rows):
@@ -256,7 +261,7 @@ def adaptive_conv_backward_kernels(grad: Tensor, source: Tensor, axes: Axes, out
             direct = y_axis.is_shift and x_axis.is_shift
             rows = folded.rows_of(out, band)
             weights = _as_windows(rows, axes) if direct else folded.empty(band, *axes, out.device)
-            grid = (band.images * triton.cdiv(band.rows, tile.rows) * triton.cdiv(width, tile.columns),)
+            grid = (band.images * launch.cdiv(band.rows, tile.rows) * launch.cdiv(width, tile.columns),)
             _adaptive_conv_backward_kernels[grid](
                 map_of(grad),
                 map_of(source),
@@ -296,8 +301,8 @@ def _as_windows(kernels: Tensor, axes: Axes) -> Tensor:
 
 def _launch(source, weights, bias, out, windows, regions, band, first_row, tile, adjoint) -> None:
     channels, height, width = out.shape[1:]
-    tiles = triton.cdiv(band.rows, tile.rows) * triton.cdiv(width, tile.columns)
-    _adaptive_conv[(band.images * tiles * triton.cdiv(channels, tile.channels),)](
+    tiles = launch.cdiv(band.rows, tile.rows) * launch.cdiv(width, tile.columns)
+    _adaptive_conv[(band.images * tiles * launch.cdiv(channels, tile.channels),)](
         map_of(source),
         Folded(weights, *weights.stride()),
         bias,

@@ -12,7 +12,13 @@ SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 
 # Its answers are proven by a bound for the sum of three products of TF32, whatever torch allows.
 ALWAYS_SPLIT = "_nearest_distance"
 # Their float32 products are three of TF32 parts, which have the same digits (kernels/products.py).
-IN_PARTS = {"_feature_unify", "_feature_unify_grad_patches", "_feature_unify_grad_basis"}
+IN_PARTS = {
+    "_adaptive_conv",
+    "_adaptive_conv_backward_kernels",
+    "_feature_unify",
+    "_feature_unify_grad_patches",
+    "_feature_unify_grad_basis",
+}
 
 
 @pytest.fixture(scope="module")
