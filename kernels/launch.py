@@ -8,9 +8,12 @@ makes None of an integer that is 1 in the inner ones, once a loop has been enter
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 
@@ -33,13 +36,41 @@ def is_channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
-def dot_precision() -> str:
-    """How every float32 product of a kernel is computed: in TF32 if the user has allowed it to torch, else exactly."""
+def dot_precision(in_parts: bool = False) -> str:
+    """How every float32 product of a kernel is computed: in TF32 if the user has allowed it to torch, else exactly, or,
+    where a kernel's error budget allows it, ``in_parts``: on the same tensor cores in three TF32 products of the
+    factors' high and low halves, which is float32 but for the last bits.
+    """
     matmul = torch.backends.cuda.matmul
     # The newer of torch's two switches follows the older one, which raises once the newer has been used.
     precision = getattr(matmul, "fp32_precision", None)
     allowed = matmul.allow_tf32 if precision is None else precision == "tf32"
-    return "tf32" if allowed else "ieee"
+    return "tf32" if allowed else "tf32x3" if in_parts else "ieee"
+
+
+@functools.lru_cache(64)
+def architecture(device: torch.device) -> int:
+    """Of a GPU, 90 for compute capability 9.0; elsewhere what Triton compiles for, or 0 if it interprets."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return 10 * major + minor
+    try:
+        return triton.runtime.driver.active.get_current_target().arch
+    except RuntimeError:
+        return 0
+
+
+@triton.jit
+def bound(n):
+    """``n`` as the end of a loop's range: loops over ranges have their loads pipelined, unlike those of a condition."""
+    return n
+
+
+if not isinstance(bound, triton.JITFunction):
+
+    def bound(n):
+        """In the interpreter, whose scalars are arrays of one element, of which NumPy no longer makes an index."""
+        return n.handle.data.item() if isinstance(n, tl.tensor) else n
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:

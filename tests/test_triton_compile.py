@@ -29,17 +29,17 @@ def test_every_kernel_fits(compiled, arch):
 
 
 def test_products_use_tensor_cores(compiled):
-    """All in half precision, and those in float32 if TF32 is allowed; without that they are exact."""
+    """All in half precision, and those in float32 if TF32 is allowed; without that exact, or in three parts."""
     for kernel in compiled:
         allowed = kernel["tf32"] and kernel["name"] != ALWAYS_EXACT
         for dtype, precision in kernel["products"]:
-            assert dtype != "f32" or precision == ("tf32" if allowed else "ieee"), kernel
-        fast = any(dtype != "f32" or precision == "tf32" for dtype, precision in kernel["products"])
+            assert dtype != "f32" or precision in (("tf32",) if allowed else ("ieee", "tf32x3")), kernel
+        fast = any(dtype != "f32" or precision != "ieee" for dtype, precision in kernel["products"])
         assert kernel["mma"] == fast, kernel
 
 
 def test_every_kernel_of_products_follows_the_switch(compiled):
-    exact = {kernel["name"] for kernel in compiled if ["f32", "ieee"] in kernel["products"]}
+    exact = {k["name"] for k in compiled if ["f32", "ieee"] in k["products"] or ["f32", "tf32x3"] in k["products"]}
     fast = {kernel["name"] for kernel in compiled if ["f32", "tf32"] in kernel["products"]}
     assert exact - fast == {ALWAYS_EXACT}
     assert len(fast) > 5
