@@ -121,7 +121,7 @@ def _launch(kernel, kernels: Tensor, folded: Tensor, y_axis: FoldedAxis, x_axis:
     if not band.rows:
         return
     tile = fold_tile(y_axis.taps, x_axis.window)
-    grid = (band.images * band.rows * triton.cdiv(x_axis.out_size, tile.pixels),)
+    grid = (band.images * band.rows * launch.cdiv(x_axis.out_size, tile.pixels),)
     kernel[grid](
         launch.map_of(kernels),
         folded,

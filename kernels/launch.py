@@ -8,10 +8,12 @@ makes None of an integer that is 1 in the inner ones, once a loop has been enter
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 # What has become of the kernels: they are imported when this is.
@@ -32,13 +34,45 @@ def map_of(x: Tensor) -> Map:
     return Map(x, *x.stride())
 
 
-def dot_precision() -> str:
-    """How every float32 product of a kernel is computed: in TF32 if the user has allowed it to torch, else exactly."""
+def dot_precision(in_parts: bool = False) -> str:
+    """How every float32 product of a kernel is computed: in TF32 if the user has allowed it to torch, else with
+    the digits of float32 (see :mod:`murf_fast.kernels.products`), or, where a kernel's error budget allows it,
+    ``in_parts``: in Triton's three TF32 products of the factors' high and low halves, which is float32 but for the last
+    bits.
+    """
     matmul = torch.backends.cuda.matmul
     # The newer of torch's two switches follows the older one, which raises once the newer has been used.
     precision = getattr(matmul, "fp32_precision", None)
     allowed = matmul.allow_tf32 if precision is None else precision == "tf32"
-    return "tf32" if allowed else "ieee"
+    return "tf32" if allowed else "tf32x3" if in_parts else "ieee"
+
+
+def architecture(device: torch.device) -> int:
+    """Of a GPU, 90 for compute capability 9.0, which is also what Triton's interpreter stands for."""
+    if INTERPRETED:
+        return 90
+    if device.type == "cuda":
+        return _capability(device)
+    return triton.runtime.driver.active.get_current_target().arch  # compiled for a GPU that is not here
+
+
+@functools.lru_cache(64)
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@triton.jit
+def bound(n):
+    """``n`` as the end of a loop's range: loops over ranges have their loads pipelined, unlike those of a condition."""
+    return n
+
+
+if INTERPRETED:
+
+    def bound(n):
+        """In the interpreter, whose scalars are arrays of one element, of which NumPy no longer makes an index."""
+        return n.handle.data.item() if isinstance(n, tl.tensor) else n
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
@@ -54,8 +88,3 @@ def cdiv(a: int, b: int) -> int:
 def power_of_two(n: int) -> int:
     """The least that is not below ``n``."""
     return 1 << (n - 1).bit_length()
-
-
-def architecture() -> int:
-    """Compute capability of the current device, 90 for 9.0, which is also what Triton's interpreter stands for."""
-    return 90 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch

@@ -122,7 +122,7 @@ def _nearest_distance(query, query_norms, bank, bank_norms, best_out, rest_out, 
 
 def launch_nearest(query: Tensor, query_norms: Tensor, rows: Tensor, norms: Tensor) -> Found:
     with launch.on_device_of(query):
-        tile = product_tile(query.dtype, launch.architecture())
+        tile = product_tile(query.dtype, launch.architecture(query.device))
         splits = splits_of(len(query), len(rows), tile)
         split_rows = launch.cdiv(launch.cdiv(len(rows), splits), tile.rows) * tile.rows
         best = torch.empty(len(query), splits, tile.lanes, dtype=torch.int32, device=query.device)

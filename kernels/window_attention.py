@@ -1,10 +1,11 @@
-"""Window attention on tiles of queries that share keys; no scores in memory.
+"""Window attention on tiles of queries that share keys; one launch, no scores in memory.
 
-Two passes over the keys of a tile (:mod:`murf_fast.kernels.window_weights`). The first, by head, finds every query's
-largest score and sum of exponentials. The second, by block of channels, forms the scores again, now turns them into
-weights at once, and multiplies the values by them. One pass with a running softmax would not do: its accumulators would
-hold every channel of a query, and values have up to 1536; and where every head weighs all channels (AnyUp) the heads'
-weights are averaged first, so that there is one product with the values and not one per head.
+Where every head has its own values, a program is one head of a tile: one pass over the keys with a running softmax.
+Where every head weighs all values (AnyUp), a program is a tile with all its heads, whose weights are averaged before
+they meet the values, so that there is one product with the values and not one per head. The weights of a tile with no
+more than 64 keys are made once and stay in registers for all channels. With more keys a first pass finds every head's
+largest score and sum of exponentials, and the weights are formed again for every block of channels: a running softmax
+would hold every channel of every head.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
-from murf_fast.kernels.launch import map_of
+from murf_fast.kernels.launch import bound, map_of
 from murf_fast.kernels.window_weights import (
+    CELLS,
     Call,
-    Softmax,
-    cells_of,
-    count_of,
+    exponential_of,
     load_cells,
-    mean_weights,
+    members_of,
+    partners_of,
     scores_of,
+    shift_of,
     statistic_at,
+    steps_of,
     store_cells,
+    terms_of,
     tile_of,
 )
 
@@ -32,62 +36,99 @@ __all__ = ["window_attention"]
 
 
 @triton.jit
-def _window_softmax(attention, softmax, lse, queries, keys, y_tiles, x_tiles, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-                    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """First pass: one tile of queries, one head, KEYS keys at a time; the softmax's numbers, and ``lse`` if wanted."""
-    head = tl.program_id(0) % attention.heads.count
-    b, i, j = tile_of(tl.program_id(0) // attention.heads.count, y_tiles, x_tiles)
-    mine = cells_of(queries, i, j, 0, QUERIES)
-    largest = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((QUERIES,), dtype=tl.float32)
-    count = count_of(keys, i, j)
-    start = 0
-    while start < count:
-        s = scores_of(attention, b, head, mine, cells_of(keys, i, j, start, KEYS), QUERIES, KEYS, BLOCK_D, PRECISION)
+def _window_attention_split(attention, out, lse, tiles, y_tiles, x_tiles, WHOLE_D: tl.constexpr,
+                            BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """One head of a tile of queries, BLOCK_C of its channels."""
+    heads = attention.heads
+    c_tiles = tl.cdiv(heads.width, BLOCK_C)
+    c_tile, rest = tl.program_id(0) % c_tiles, tl.program_id(0) // c_tiles
+    head = rest % heads.count
+    b, i, j = tile_of(rest // heads.count, y_tiles, x_tiles)
+    first, end = head * heads.width + c_tile * BLOCK_C, (head + 1) * heads.width
+    mine = members_of(tiles, i, j)
+    largest = tl.full((CELLS,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((CELLS,), dtype=tl.float32)
+    result = tl.zeros((CELLS, BLOCK_C), dtype=tl.float32)
+    for step in range(bound(steps_of(tiles, i, j))):
+        read = partners_of(tiles, i, j, step)
+        s = scores_of(attention, b, head, mine, read, None, False, WHOLE_D, BLOCK_D, PRECISION)
         peak = tl.maximum(largest, tl.max(s, axis=1))
-        # A chunk of -inf alone must not turn into NaN before a later chunk has a finite score.
-        shift = tl.where(peak == float("-inf"), 0.0, peak)
-        total = total * tl.exp(largest - shift) + tl.sum(tl.exp(s - shift[:, None]), axis=1)
+        shift = shift_of(peak)
+        weights = exponential_of(s - shift[:, None])
+        before = exponential_of(largest - shift)
+        total = total * before + tl.sum(weights, axis=1)
+        values = load_cells(attention.v, b, read, first, end, BLOCK_C)
+        result = tl.dot(weights.to(values.dtype), values, result * before[:, None], input_precision=PRECISION)
         largest = peak
-        start += KEYS
-    at = statistic_at(attention, b, head, mine)
-    tl.store(softmax.largest + at, largest, mask=mine.inside)
-    tl.store(softmax.total + at, total, mask=mine.inside)
+    store_cells(out, b, mine, first, end, result * (1.0 / total)[:, None], BLOCK_C)
     if lse is not None:
-        tl.store(lse + at, largest + tl.log(total), mask=mine.inside)
+        at = statistic_at(attention, b, head, mine)
+        tl.store(lse + at, largest + tl.log(total), mask=mine.inside & (c_tile == 0))
 
 
 @triton.jit
-def _window_attention(attention, out, softmax, queries, keys, y_tiles, x_tiles, QUERIES: tl.constexpr,
-                      KEYS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
-                      PRECISION: tl.constexpr):  # fmt: skip
-    """Second pass: one tile of queries, BLOCK_C channels of one group, KEYS keys at a time."""
-    width = attention.heads.channels // attention.heads.groups
-    c_tiles = tl.cdiv(width, BLOCK_C)
-    c_tile, rest = tl.program_id(0) % c_tiles, tl.program_id(0) // c_tiles
-    group = rest % attention.heads.groups
-    b, i, j = tile_of(rest // attention.heads.groups, y_tiles, x_tiles)
-    first, end = group * width + c_tile * BLOCK_C, group * width + width
-    mine = cells_of(queries, i, j, 0, QUERIES)
-    total = tl.zeros((QUERIES, BLOCK_C), dtype=tl.float32)
-    count = count_of(keys, i, j)
-    start = 0
-    while start < count:
-        read = cells_of(keys, i, j, start, KEYS)
-        weights = mean_weights(attention, softmax, b, group, mine, read, QUERIES, KEYS, BLOCK_D, PRECISION)
-        values = load_cells(attention.v, b, read, first, end, BLOCK_C)
-        total = tl.dot(weights.to(values.dtype), values, total, input_precision=PRECISION)
-        start += KEYS
-    store_cells(out, b, mine, first, end, total, BLOCK_C)
+def _of_head(statistic, head, HEADS: tl.constexpr):
+    """Column ``head`` of (queries, HEADS)."""
+    return tl.sum(tl.where((tl.arange(0, HEADS) == head)[None, :], statistic, 0.0), axis=1)
 
 
-def softmax_of(call: Call, lse: Tensor | None = None) -> Softmax:
-    """Runs the first pass."""
-    softmax = Softmax(call.statistic(), call.statistic())
-    _window_softmax[(call.query_tiles * call.attention.heads.count,)](
-        call.attention, softmax, lse, call.queries, call.keys, *call.tiles, **call.options()
-    )
-    return softmax
+@triton.jit
+def _window_attention_mean(attention, out, lse, tiles, y_tiles, x_tiles, ONE_STEP: tl.constexpr, HEADS: tl.constexpr,
+                           WHOLE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+                           PRECISION: tl.constexpr):  # fmt: skip
+    """One tile of queries, all heads and channels."""
+    heads = attention.heads
+    b, i, j = tile_of(tl.program_id(0), y_tiles, x_tiles)
+    mine = members_of(tiles, i, j)
+    if ONE_STEP:
+        read = partners_of(tiles, i, j, 0)
+        term = terms_of(attention, 0, mine, read, False) if attention.terms.bias_rows is None else None
+        mean = tl.zeros((CELLS, CELLS), dtype=tl.float32)
+        for head in range(bound(heads.count)):
+            s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
+            largest = tl.max(s, axis=1)
+            weights = exponential_of(s - shift_of(largest)[:, None])
+            total = tl.sum(weights, axis=1)
+            mean += weights * (1.0 / (total * heads.count))[:, None]
+            if lse is not None:
+                tl.store(lse + statistic_at(attention, b, head, mine), largest + tl.log(total), mask=mine.inside)
+        mean = mean.to(attention.v.data.dtype.element_ty)
+        for c in range(0, bound(heads.width), BLOCK_C):
+            values = load_cells(attention.v, b, read, c, heads.width, BLOCK_C)
+            store_cells(out, b, mine, c, heads.width, tl.dot(mean, values, input_precision=PRECISION), BLOCK_C)
+    else:
+        steps = steps_of(tiles, i, j)
+        peaks = tl.full((CELLS, HEADS), float("-inf"), dtype=tl.float32)
+        totals = tl.zeros((CELLS, HEADS), dtype=tl.float32)
+        for step in range(bound(steps)):
+            read = partners_of(tiles, i, j, step)
+            term = terms_of(attention, 0, mine, read, False) if attention.terms.bias_rows is None else None
+            for head in range(bound(heads.count)):
+                s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
+                largest, total = _of_head(peaks, head, HEADS), _of_head(totals, head, HEADS)
+                peak = tl.maximum(largest, tl.max(s, axis=1))
+                shift = shift_of(peak)
+                total = total * exponential_of(largest - shift) + tl.sum(exponential_of(s - shift[:, None]), axis=1)
+                own = (tl.arange(0, HEADS) == head)[None, :]
+                peaks, totals = tl.where(own, peak[:, None], peaks), tl.where(own, total[:, None], totals)
+        if lse is not None:
+            for head in range(bound(heads.count)):
+                value = _of_head(peaks, head, HEADS) + tl.log(_of_head(totals, head, HEADS))
+                tl.store(lse + statistic_at(attention, b, head, mine), value, mask=mine.inside)
+        for c in range(0, bound(heads.width), BLOCK_C):
+            result = tl.zeros((CELLS, BLOCK_C), dtype=tl.float32)
+            for step in range(bound(steps)):
+                read = partners_of(tiles, i, j, step)
+                term = terms_of(attention, 0, mine, read, False) if attention.terms.bias_rows is None else None
+                mean = tl.zeros((CELLS, CELLS), dtype=tl.float32)
+                for head in range(bound(heads.count)):
+                    s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
+                    largest, total = _of_head(peaks, head, HEADS), _of_head(totals, head, HEADS)
+                    weights = exponential_of(s - shift_of(largest)[:, None])
+                    mean += weights * (1.0 / (total * heads.count))[:, None]
+                values = load_cells(attention.v, b, read, c, heads.width, BLOCK_C)
+                result = tl.dot(mean.to(values.dtype), values, result, input_precision=PRECISION)
+            store_cells(out, b, mine, c, heads.width, result, BLOCK_C)
 
 
 def window_attention(
@@ -105,9 +146,11 @@ def window_attention(
 ) -> None:
     """``out`` (B, C, H, W) of any strides, and ``lse`` (B, heads, H, W) float32; see the op."""
     call = Call(q, k, v, bias_y, bias_x, rule, heads, mean, scale)
+    arguments = (call.attention, map_of(out), lse, call.tiles, *call.counts)
     with launch.on_device_of(out):
-        softmax = softmax_of(call, lse)
-        _window_attention[(call.query_tiles * call.attention.heads.groups * call.c_tiles,)](
-            call.attention, map_of(out), softmax, call.queries, call.keys, *call.tiles, BLOCK_C=call.tile.channels,
-            **call.options(),
-        )  # fmt: skip
+        if mean:
+            _window_attention_mean[(call.programs,)](
+                *arguments, ONE_STEP=call.one_step, HEADS=launch.power_of_two(heads), **call.options()
+            )
+        else:
+            _window_attention_split[(call.programs * heads * call.c_tiles,)](*arguments, **call.options())

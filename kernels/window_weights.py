@@ -1,13 +1,14 @@
-"""Softmax weights of a tile of queries and a chunk of keys, which every pass of window attention forms again.
+"""Scores of a tile of queries and some of its keys, and what all launches of window attention share.
 
-A tile of queries is a row block times a column block of :mod:`murf_fast.tables.query_blocks`: at most 8 x 8 queries,
-listed in any order, that read nearly the same keys. Its keys are the rows that any of its rows reads times the columns
-that any of its columns reads, walked in chunks. Whether a query reads a key, and how often it counts it, are two
-logarithms that its score gets, one of the rows and one of the columns; -inf outside the window.
+A tile is eight by eight queries of :mod:`murf_fast.tables.window_tiles`, listed in any order, that read nearly the same
+keys. Its keys are the rows that any of its rows reads times the columns that any of its columns reads, taken eight by
+eight. Whether a query reads a key, and how often it counts it, are two logarithms that its score gets, one of the rows
+and one of the columns; -inf outside the window.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,24 +18,34 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
-from murf_fast.kernels.launch import Map, map_of
-from murf_fast.tables.query_blocks import AxisBlocks, blocks_of, log_multiplicity
+from murf_fast.kernels.launch import Map, bound, map_of
+from murf_fast.tables import window_tiles
+from murf_fast.tables.query_blocks import log_multiplicity
+from murf_fast.tables.window_tiles import AxisTiles, axis_tiles
+
+SIDE = tl.constexpr(window_tiles.SIDE)
+CELLS = tl.constexpr(window_tiles.SIDE**2)
+LOG2_E = tl.constexpr(math.log2(math.e))
 
 
-class Lists(NamedTuple):
-    """Lists of rows and of columns; list i is items[begin[i] : begin[i + 1]]. Cells (i, j) are the pairs of row list i
-    and column list j.
-    """
+class Tiles(NamedTuple):
+    """The tables of both axes; ``pitch``: partners of a tile in the table."""
 
-    begin_y: Tensor
-    items_y: Tensor
-    begin_x: Tensor
-    items_x: Tensor
+    members_y: Tensor
+    partners_y: Tensor
+    steps_y: Tensor
+    pitch_y: int
+    members_x: Tensor
+    partners_x: Tensor
+    steps_x: Tensor
+    pitch_x: int
 
 
 class Cells(NamedTuple):
-    """Some cells of a grid: vectors of rows, columns, and whether the cell exists."""
+    """Eight rows times eight columns of a grid, -1 for none; by cell: row, column, whether it exists."""
 
+    rows: Tensor
+    columns: Tensor
     y: Tensor
     x: Tensor
     inside: Tensor
@@ -54,19 +65,18 @@ class Terms(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """How channels divide. ``dim``: channels of q and k of a head; ``channels``: of v; ``groups``: 1 when every head
-    weighs all channels of v, else the number of heads; ``scale``: of the scores.
+    """How channels divide. ``dim``: those of q and k of a head; ``width``: of v that a head weighs; ``scale``: of the
+    scores.
     """
 
     count: int
     dim: int
-    channels: int
-    groups: int
+    width: int
     scale: float
 
 
 class Attention(NamedTuple):
-    """The arguments of every pass."""
+    """The arguments of every launch."""
 
     q: Map
     k: Map
@@ -75,43 +85,41 @@ class Attention(NamedTuple):
     heads: Heads
 
 
-class Softmax(NamedTuple):
-    """Largest score and sum of exponentials per query and head, (B, heads, H, W) float32. Their logarithm alone, as
-    large as the scores, would round the weights by as much.
-    """
-
-    largest: Tensor
-    total: Tensor
-
-
 @dataclass(frozen=True)
 class AttentionTile:
-    """Queries and keys of one matrix product, how many channels of each map are read at a time; warps and registers a
-    thread at most.
+    """How many channels of q and k, and of v, a program holds at a time; warps, and stages of the pipeline of loads;
+    whether products of float32 are made in parts.
     """
 
-    queries: int
-    keys: int
     head_dim: int
     channels: int
     warps: int
-    registers: int
+    stages: int
+    in_parts: bool
 
 
-def attention_tile(queries: int, head_dim: int, channels: int) -> AttentionTile:
-    """One block of queries, keys in chunks of 32; 16 is the least a matrix product takes.
-
-    64 queries on four warps spilled when compiled for sm_90, in float32 and in half precision; eight warps hold them.
+def attention_tile(
+    head_dim: int, width: int, mean: bool, one_step: bool, dtype: torch.dtype, architecture: int
+) -> AttentionTile:
+    """Four warps are the warp group that multiplies 64 rows on sm_90: eight divide the columns of the scores, and have
+    to exchange them before they meet the values. Half precision gets a second stage of loads where each loop has one
+    product; elsewhere it spilled when compiled for sm_80. A product of float32 in three parts wants twice the
+    registers: with more channels these kernels spilled, 64 of v on sm_80, 64 beside weights that are formed again on
+    sm_90, 32 of q and k on sm_100. On sm_80 weights that are formed again, with a bias, spilled on four warps and in
+    parts.
     """
-    block = max(launch.power_of_two(queries), 16)
-    return AttentionTile(
-        block,
-        32,
-        min(max(launch.power_of_two(head_dim), 16), 64),
-        min(max(launch.power_of_two(channels), 16), 64),
-        8 if block > 16 else 4,
-        255,
-    )
+    again = mean and not one_step
+    old = architecture < 90
+    warps = 8 if again and old else 4
+    if dtype != torch.float32:
+        return AttentionTile(block_of(head_dim, 64), block_of(width, 64), warps, 2 if mean and one_step else 1, True)
+    channels = 16 if old else 32 if again else 64
+    return AttentionTile(block_of(head_dim, 16), block_of(width, channels), warps, 1, not (again and old))
+
+
+def block_of(channels: int, most: int) -> int:
+    """16 is the least that a matrix product takes."""
+    return min(max(launch.power_of_two(channels), 16), most)
 
 
 class Call:
@@ -129,67 +137,81 @@ class Call:
         mean: bool,
         scale: float,
     ):
-        self.rule, self.device = rule, q.device
+        self.rule, self.device, self.batch = rule, q.device, q.shape[0]
         self.out, self.grid = tuple(q.shape[2:]), tuple(k.shape[2:])
-        rows, columns = blocks_of(*rule, self.out, self.grid)
-        self.queries, self.keys = _lists(rows, columns, q.device)
+        rows, columns = self.axes()
+        self.tiles, self.counts = tiles_of(rows, columns, q.device), (len(rows), len(columns))
+        self.one_step = rows.most_steps == columns.most_steps == 1
         logs = [log_multiplicity(spec, o, n, q.device) for spec, o, n in zip(rule, self.out, self.grid, strict=True)]
         terms = Terms(*logs, bias_y, bias_x, *self.out, *self.grid)
-        head_dim, channels, groups = q.shape[1] // heads, v.shape[1], 1 if mean else heads
-        sizes = Heads(heads, head_dim, channels, groups, scale)
+        head_dim, width = q.shape[1] // heads, v.shape[1] if mean else v.shape[1] // heads
+        sizes = Heads(heads, head_dim, width, scale)
         self.attention = Attention(map_of(q), map_of(k), map_of(v), terms, sizes)
-        self.tile = attention_tile(rows.max_members * columns.max_members, head_dim, channels // groups)
-        self.batch, self.tiles = q.shape[0], (len(rows), len(columns))
-        # Programs of launches: tiles of queries in all images; blocks of a head's channels; blocks of a group's.
-        self.query_tiles = self.batch * len(rows) * len(columns)
-        self.d_tiles = triton.cdiv(head_dim, self.tile.head_dim)
-        self.c_tiles = triton.cdiv(channels // groups, self.tile.channels)
+        architecture = launch.architecture(q.device)
+        self.tile = attention_tile(head_dim, width, mean, self.one_step, q.dtype, architecture)
+        self.programs = self.batch * len(rows) * len(columns)
+        self.c_tiles = launch.cdiv(width, self.tile.channels)
 
-    def statistic(self) -> Tensor:
-        """Room for a number per query and head."""
-        like = self.attention.q.data
-        return like.new_empty((self.batch, self.attention.heads.count, *self.out), dtype=torch.float32)
+    def axes(self, of_keys: bool = False) -> tuple[AxisTiles, AxisTiles]:
+        """Tiles of rows and columns of the queries, or of the keys."""
+        axes = zip(self.rule, self.out, self.grid, strict=True)
+        rows, columns = (axis_tiles(spec, out, size, of_keys) for spec, out, size in axes)
+        return rows, columns
 
-    def options(self, keys: int | None = None) -> dict:
-        """Options of a launch; ``keys`` at a time where the tile's number does not suit."""
+    def options(self) -> dict:
+        """Options of a launch."""
         return {
-            "QUERIES": self.tile.queries,
-            "KEYS": keys or self.tile.keys,
+            "WHOLE_D": self.attention.heads.dim <= self.tile.head_dim,
             "BLOCK_D": self.tile.head_dim,
-            "PRECISION": launch.dot_precision(),
+            "BLOCK_C": self.tile.channels,
+            "PRECISION": launch.dot_precision(self.tile.in_parts),
             "num_warps": self.tile.warps,
-            "maxnreg": self.tile.registers,
+            "num_stages": self.tile.stages,
+            "maxnreg": 255,
         }
 
 
-def _lists(rows: AxisBlocks, columns: AxisBlocks, device: torch.device) -> tuple[Lists, Lists]:
-    """Queries and keys of the tiles."""
-    y, x = rows.on(device), columns.on(device)
-    return Lists(*y[:2], *x[:2]), Lists(*y[2:], *x[2:])
+def tiles_of(rows: AxisTiles, columns: AxisTiles, device: torch.device) -> Tiles:
+    return Tiles(*rows.on(device), rows.partners.shape[1], *columns.on(device), columns.partners.shape[1])
 
 
 @triton.jit
-def count_of(lists, i, j):
-    ny = tl.load(lists.begin_y + i + 1) - tl.load(lists.begin_y + i)
-    return ny * (tl.load(lists.begin_x + j + 1) - tl.load(lists.begin_x + j))
+def tile_of(program, y_tiles, x_tiles):
+    """(image, row of tiles, column of tiles)"""
+    return program // x_tiles // y_tiles, program // x_tiles % y_tiles, program % x_tiles
 
 
 @triton.jit
-def cells_of(lists, i, j, start, BLOCK: tl.constexpr):
-    """Cells start .. start + BLOCK of row list i and column list j."""
-    y_begin, x_begin = tl.load(lists.begin_y + i), tl.load(lists.begin_x + j)
-    ny, nx = tl.load(lists.begin_y + i + 1) - y_begin, tl.load(lists.begin_x + j + 1) - x_begin
-    at = start + tl.arange(0, BLOCK)
-    inside = at < ny * nx
-    y = tl.load(lists.items_y + y_begin + at // nx, mask=inside, other=0)
-    x = tl.load(lists.items_x + x_begin + at % nx, mask=inside, other=0)
-    return Cells(y, x, inside)
+def _cells(rows, columns):
+    """The cells of eight rows and eight columns, those of a row after each other; both given by where they are."""
+    side, at = tl.arange(0, SIDE), tl.arange(0, CELLS)
+    y, x = tl.load(rows + at // SIDE), tl.load(columns + at % SIDE)
+    return Cells(tl.load(rows + side), tl.load(columns + side), y, x, (y >= 0) & (x >= 0))
+
+
+@triton.jit
+def members_of(tiles, i, j):
+    """The cells that tile (i, j) is made of."""
+    return _cells(tiles.members_y + i * SIDE, tiles.members_x + j * SIDE)
+
+
+@triton.jit
+def partners_of(tiles, i, j, step):
+    """The cells of step ``step`` that the members of tile (i, j) go with."""
+    columns = tl.load(tiles.steps_x + j)
+    y = tiles.partners_y + i * tiles.pitch_y + step // columns * SIDE
+    return _cells(y, tiles.partners_x + j * tiles.pitch_x + step % columns * SIDE)
+
+
+@triton.jit
+def steps_of(tiles, i, j):
+    return tl.load(tiles.steps_y + i) * tl.load(tiles.steps_x + j)
 
 
 @triton.jit
 def _pointers(map, b, cells, c):
     """Of channels c of the cells, (cells, channels)."""
-    pixels = map.data + b.to(tl.int64) * map.stride_b
+    pixels = map.data + tl.cast(b, tl.int64) * map.stride_b
     pixels = pixels + cells.y.to(tl.int64) * map.stride_y + cells.x.to(tl.int64) * map.stride_x
     return pixels[:, None] + (c.to(tl.int64) * map.stride_c)[None, :]
 
@@ -209,37 +231,74 @@ def store_cells(map, b, cells, first, end, values, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def products_of(left, right, b, left_cells, right_cells, first, end, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-                BLOCK: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Products of the cells of two maps over channels [first, end), (LEFT, RIGHT) float32."""
-    total = tl.zeros((LEFT, RIGHT), dtype=tl.float32)
-    c = first
-    while c < end:
-        a = load_cells(left, b, left_cells, c, end, BLOCK)
-        other = load_cells(right, b, right_cells, c, end, BLOCK)
+def products_of(left, right, b, left_cells, right_cells, first, end, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
+    """Products of the cells of two maps over channels [first, end), (left, right) float32; BLOCK at a time, or all."""
+    total = tl.zeros((CELLS, CELLS), dtype=tl.float32)
+    if WHOLE:
+        a = load_cells(left, b, left_cells, first, end, BLOCK)
+        other = load_cells(right, b, right_cells, first, end, BLOCK)
+        return tl.dot(a, tl.trans(other), input_precision=PRECISION)
+    for c in range(0, bound(end - first), BLOCK):
+        a = load_cells(left, b, left_cells, first + c, end, BLOCK)
+        other = load_cells(right, b, right_cells, first + c, end, BLOCK)
         total = tl.dot(a, tl.trans(other), total, input_precision=PRECISION)
-        c += BLOCK
     return total
 
 
 @triton.jit
-def scores_of(attention, b, head, queries, keys, QUERIES: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
-              PRECISION: tl.constexpr):  # fmt: skip
-    """Scores of one head, (QUERIES, KEYS); -inf where a query does not read a key."""
-    valid = queries.inside[:, None] & keys.inside[None, :]
-    at_y = queries.y[:, None] * attention.terms.key_height + keys.y[None, :]
-    at_x = queries.x[:, None] * attention.terms.key_width + keys.x[None, :]
-    term = tl.load(attention.terms.rows + at_y, mask=valid, other=float("-inf"))
-    term += tl.load(attention.terms.columns + at_x, mask=valid, other=float("-inf"))
-    if attention.terms.bias_rows is not None:
-        rows = attention.terms.bias_rows + head.to(tl.int64) * attention.terms.height * attention.terms.key_height
-        columns = attention.terms.bias_columns + head.to(tl.int64) * attention.terms.width * attention.terms.key_width
-        bias = tl.load(rows + at_y, mask=valid, other=0.0) + tl.load(columns + at_x, mask=valid, other=0.0)
-        term = tl.where(term == float("-inf"), term, term + bias)
+def _entries(table, own_stride, partner_stride, own, partners):
+    """Entries of a table for each of ``own`` and each of eight ``partners``; 0 where one of them is -1."""
+    at = own[:, None] * own_stride + partners[None, :] * partner_stride
+    return tl.load(table + at, mask=(own >= 0)[:, None] & (partners >= 0)[None, :], other=0.0)
+
+
+@triton.jit
+def terms_of(attention, head, mine, partners, OF_KEYS: tl.constexpr):
+    """What a head's scores get, (mine, partners): -inf where a query does not read a key. ``OF_KEYS``: mine are keys,
+    and the tables are transposed.
+    """
+    terms = attention.terms
+    if OF_KEYS:
+        own_y, own_x, partner_y, partner_x = 1, 1, terms.key_height, terms.key_width
+    else:
+        own_y, own_x, partner_y, partner_x = terms.key_height, terms.key_width, 1, 1
+    rows = _entries(terms.rows, own_y, partner_y, mine.y, partners.rows)
+    columns = _entries(terms.columns, own_x, partner_x, mine.x, partners.columns)
+    if terms.bias_rows is not None:
+        of_rows = terms.bias_rows + tl.cast(head, tl.int64) * terms.height * terms.key_height
+        of_columns = terms.bias_columns + tl.cast(head, tl.int64) * terms.width * terms.key_width
+        rows += _entries(of_rows, own_y, partner_y, mine.y, partners.rows)
+        columns += _entries(of_columns, own_x, partner_x, mine.x, partners.columns)
+    term = tl.reshape(rows[:, :, None] + columns[:, None, :], (CELLS, CELLS))
+    return tl.where(partners.inside[None, :], term, float("-inf"))
+
+
+@triton.jit
+def scores_of(attention, b, head, mine, partners, term, OF_KEYS: tl.constexpr, WHOLE_D: tl.constexpr,
+              BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Scores of one head, (mine, partners); ``term``: those of all heads, None if they differ."""
+    own, other = attention.q, attention.k
+    if OF_KEYS:
+        own, other = attention.k, attention.q
     first = head * attention.heads.dim
-    products = products_of(attention.q, attention.k, b, queries, keys, first, first + attention.heads.dim,
-                           QUERIES, KEYS, BLOCK_D, PRECISION)  # fmt: skip
-    return tl.where(term == float("-inf"), float("-inf"), products * attention.heads.scale + term)
+    products = products_of(own, other, b, mine, partners, first, first + attention.heads.dim, WHOLE_D, BLOCK_D,
+                           PRECISION)  # fmt: skip
+    if term is None:
+        term = terms_of(attention, head, mine, partners, OF_KEYS)
+    return products * attention.heads.scale + term
+
+
+@triton.jit
+def shift_of(largest):
+    """What is subtracted from scores: a largest one of -inf, of nothing but keys that are not read, would give NaN."""
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def exponential_of(x):
+    """A power of e as one of two, which is one instruction; Triton's own is five."""
+    return tl.exp2(x * LOG2_E)
 
 
 @triton.jit
@@ -247,34 +306,3 @@ def statistic_at(attention, b, head, cells):
     """Where the number of a query and a head lies in (B, heads, H, W)."""
     row = (b * attention.heads.count + head).to(tl.int64) * attention.terms.height + cells.y
     return row * attention.terms.width + cells.x
-
-
-@triton.jit
-def weights_of(attention, softmax, b, head, queries, keys, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-               BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Softmax weights of one head, (QUERIES, KEYS) float32; 0 outside the tile."""
-    s = scores_of(attention, b, head, queries, keys, QUERIES, KEYS, BLOCK_D, PRECISION)
-    at = statistic_at(attention, b, head, queries)
-    largest = tl.load(softmax.largest + at, mask=queries.inside, other=0.0)
-    total = tl.load(softmax.total + at, mask=queries.inside, other=1.0)
-    weights = tl.exp(s - largest[:, None]) / total[:, None]
-    return tl.where(queries.inside[:, None] & keys.inside[None, :], weights, 0.0)
-
-
-@triton.jit
-def mean_weights(attention, softmax, b, group, queries, keys, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-                 BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """The weights that a group's channels get, the mean of its heads': (QUERIES, KEYS) float32."""
-    share = attention.heads.count // attention.heads.groups
-    total = tl.zeros((QUERIES, KEYS), dtype=tl.float32)
-    head = group * share
-    while head < (group + 1) * share:
-        total += weights_of(attention, softmax, b, head, queries, keys, QUERIES, KEYS, BLOCK_D, PRECISION)
-        head += 1
-    return total / share
-
-
-@triton.jit
-def tile_of(program, y_tiles, x_tiles):
-    """(image, row of tiles, column of tiles)"""
-    return program // x_tiles // y_tiles, program // x_tiles % y_tiles, program % x_tiles

@@ -53,9 +53,14 @@ def unified(channels: int, filters: int, kernel: int, grid: tuple[int, int]) -> 
 
 def attended(channels: int, heads: int, grid: tuple[int, int], keys: tuple[int, int]) -> Callable[[], None]:
     def call() -> None:
-        q, k, v = ones(1, channels, *grid), ones(1, channels, *keys), ones(1, channels, *keys)
-        bias = tuple(ones(heads, n, m) for n, m in zip(grid, keys, strict=True))
-        backward(mf.window_attention(q, k, v, windows=mf.windows.full(), num_heads=heads, bias=bias))
+        for values in ("mean", "split"):
+            q, k, v = ones(1, channels, *grid), ones(1, channels, *keys), ones(1, channels, *keys)
+            bias = tuple(ones(heads, n, m) for n, m in zip(grid, keys, strict=True))
+            options = {"windows": mf.windows.full(), "num_heads": heads, "values": values}
+            backward(mf.window_attention(q, k, v, bias=bias, **options))
+            backward(mf.window_attention(q, k, v.detach(), **options))
+            out, lse = mf.window_attention(q.detach(), k.detach(), v, return_lse=True, **options)
+            backward(out + lse.sum())
 
     return call
 
@@ -127,6 +132,8 @@ CALLS = {
     "one head of one channel": attended(1, 1, (1, 1), (1, 1)),
     "one query": attended(4, 2, (1, 1), (2, 3)),
     "one key": attended(4, 1, (2, 3), (1, 1)),
+    "one row of many keys": attended(1, 1, (1, 3), (1, 9)),
+    "heads of one row of queries": attended(3, 3, (1, 65), (9, 1)),
     "one neighbour": neighbours(1, 1, 1),
     "one neighbour each": neighbours(3, 2, 1),
     "adaptive convolution of one pixel": convolved(1, (1, 1), (1, 1), 1),

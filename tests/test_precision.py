@@ -98,6 +98,7 @@ def test_tf32_where_torch_allows_it():
         for precision, expected in (("high", "tf32"), ("highest", "ieee")):
             torch.set_float32_matmul_precision(precision)
             assert launch.dot_precision() == expected
+            assert launch.dot_precision(in_parts=True) == expected.replace("ieee", "tf32x3")
         if hasattr(matmul, "fp32_precision"):
             for precision in ("tf32", "ieee"):
                 matmul.fp32_precision = precision

@@ -37,13 +37,13 @@ def test_every_kernel_fits(compiled, arch):
 
 
 def test_products_use_tensor_cores(compiled):
-    """All in half precision, and those in float32 if TF32 is allowed; without that they are exact."""
+    """All in half precision, and those in float32 if TF32 is allowed; without that exact, or in three parts."""
     for kernel in compiled:
-        expected = "tf32" if kernel["tf32"] or kernel["name"] in IN_PARTS else "ieee"
+        expected = {"tf32"} if kernel["tf32"] or kernel["name"] in IN_PARTS else {"ieee", "tf32x3"}
         if kernel["name"] == ALWAYS_SPLIT:
-            expected = "tf32x3"
+            expected = {"tf32x3"}
         for dtype, precision in kernel["products"]:
-            assert dtype != "f32" or precision == expected, kernel
+            assert dtype != "f32" or precision in expected, kernel
         fast = any(dtype != "f32" or precision != "ieee" for dtype, precision in kernel["products"])
         assert kernel["mma"] == fast, kernel
 
@@ -54,7 +54,7 @@ def test_every_kernel_of_products_follows_the_switch(compiled):
         single, parts = ([kernel["dots"] for kernel in own if kernel["tf32"] == tf32] for tf32 in (True, False))
         assert sorted(parts) == sorted(3 * n for n in single)
         assert any(single)
-    exact = {kernel["name"] for kernel in compiled if ["f32", "ieee"] in kernel["products"]}
+    exact = {k["name"] for k in compiled if ["f32", "ieee"] in k["products"] or ["f32", "tf32x3"] in k["products"]}
     fast = {kernel["name"] for kernel in compiled if ["f32", "tf32"] in kernel["products"]}
-    assert exact == fast - IN_PARTS
+    assert exact - {ALWAYS_SPLIT} == fast - IN_PARTS
     assert len(fast) > 5

@@ -366,6 +366,8 @@ TRITON_CASES = (
     Case("fraction", windows.neighborhood((7, 8), (3, 3), 2), (7, 8), (3, 3), batch=1),
     Case("repeated", windows.tables(FEW, FEW, (3, 3)), (2, 2), (3, 3), batch=1),
     Case("wide", windows.full(), (2, 3), (3, 18), heads=1, batch=1, channels=3),
+    # More queries of a tile of keys, and more channels, than one program takes.
+    Case("many_queries", windows.full(), (17, 18), (2, 3), heads=2, batch=1, head_dim=34, channels=36, bias=True),
 )
 SHAPES = for_triton(TRITON_CASES, [c for c in CASES if c.batch])
 

@@ -118,16 +118,19 @@ def tiny(device: str) -> None:
 
 @configurations("window_attention")
 def shapes(device: str, dtype: torch.dtype) -> None:
-    """Blocks of 64 queries, with many channels: averages of heads; a share for each, with a bias and log-sum-exps."""
-    q, k, v = (
-        torch.zeros(1, c, n, n, device=device, dtype=dtype).contiguous(memory_format=CL).requires_grad_()
-        for c, n in ((128, 42), (128, 6), (384, 6))
-    )
-    bias = tuple(torch.zeros(4, 42, 6, device=device, requires_grad=True) for _ in range(2))
-    rule = murf_fast.windows.ratio((42, 42), (6, 6), 0.1)
-    for values, biases in (("mean", None), ("split", bias)):
-        options = {"windows": rule, "num_heads": 4, "values": values, "bias": biases}
-        if biases is None:
-            backward(murf_fast.window_attention(q, k, v, **options))
-        else:
-            backward(*murf_fast.window_attention(q, k, v, return_lse=True, **options))
+    """Windows of at most 64 keys and of more; averages of heads, and a share for each; with a bias and log-sum-exps."""
+
+    def inputs(depth: int, channels: int, grid: int, keys: int) -> list[Tensor]:
+        sizes = (depth, grid), (depth, keys), (channels, keys)
+        maps = (torch.zeros(1, c, n, n, device=device, dtype=dtype).contiguous(memory_format=CL) for c, n in sizes)
+        return [m.requires_grad_() for m in maps]
+
+    for windows, keys in ((murf_fast.windows.ratio(42, 6, 0.1), 6), (murf_fast.windows.full(), 12)):
+        for values in ("mean", "split"):
+            options = {"windows": windows, "num_heads": 4, "values": values}
+            backward(murf_fast.window_attention(*inputs(128, 384, 42, keys), **options))
+            bias = tuple(torch.zeros(4, 42, keys, device=device, requires_grad=True) for _ in range(2))
+            many = inputs(256, 128, 42, keys)
+            backward(*murf_fast.window_attention(*many, bias=bias, return_lse=True, **options))
+        q, k, v = inputs(128, 384, 42, keys)
+        backward(murf_fast.window_attention(q.detach(), k.detach(), v, windows=windows, num_heads=4))

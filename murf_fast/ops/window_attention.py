@@ -60,10 +60,10 @@ def window_attention(
         TypeError, ValueError: An argument is wrong; the message names it.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: the result, and the scores of one block of at most 64 queries per thread. Backward: the gradients, and on
-    CPU float32 partial sums of the gradients of k and v, as large as the largest tensor at most. Queries with similar
-    windows are processed together, so a key or value that is not finite can also reach queries whose windows end next
-    to it.
+    Memory: the result, and on CPU the scores of one block of at most 64 queries per thread. Backward: the gradients,
+    float32 partial sums of the gradients of k and v, as large as the largest tensor at most, and on a GPU three float32
+    numbers per query and head. Queries with similar windows are processed together, so a key or value that is not
+    finite can also reach queries whose windows end next to it.
 
     Source: AnyUp's and JAFAR's cross attention (heads averaged, raw values), NAF's (values split), FeatSharp's.
     """

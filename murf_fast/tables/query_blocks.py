@@ -1,4 +1,4 @@
-"""Queries that share keys, grouped: what the kernels of window attention walk."""
+"""Queries that share keys, grouped: what the CPU's kernels of window attention walk."""
 
 from __future__ import annotations
 
@@ -34,19 +34,8 @@ class AxisBlocks(Table):
     masks: np.ndarray
     exact: np.ndarray
 
-    @property
-    def max_members(self) -> int:
-        return int(np.diff(self.member_begin).max())
-
-    @property
-    def max_keys(self) -> int:
-        return int(np.diff(self.key_begin).max())
-
     def __len__(self) -> int:
         return len(self.exact)
-
-    def device_arrays(self) -> tuple[np.ndarray, ...]:
-        return self.member_begin, self.members, self.key_begin, self.keys
 
 
 @functools.lru_cache(256)
