@@ -15,6 +15,7 @@ from pathlib import Path
 
 import status
 from machine import slug
+from status import headline
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -45,11 +46,6 @@ def merged(old: dict, new: dict) -> dict:
             tool: old.get("sanitize", {}).get(tool, {}) | new["sanitize"].get(tool, {}) for tool in sorted(tools)
         }
     return found
-
-
-def headline(contender: dict) -> float:
-    """Seconds that are quoted: of the replay of a CUDA graph where there is one."""
-    return contender.get("replay_s") or contender["median_s"]
 
 
 def _with_origin(results: dict) -> list[dict]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import predictions
 import registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +28,11 @@ Written by `python benchmarks/report.py --status STATUS.md` from the tests that 
   `tests/test_triton_compile.py`.
 - **launcher**: what Triton's own launcher hands to a stand-in for the driver is what was passed, in every dtype:
   `tests/test_triton_launch.py`.
-- **parity, memcheck, racecheck, speed**: on a GPU, by `benchmarks/gpu.sh`.
+- **predicted**: milliseconds that the kernels of its cases take on an H100 SXM at least, in float32 and in half
+  precision, computed from their instructions, bytes and products (`benchmarks/results/offline/README.md`): no
+  measurement.
+- **parity, memcheck, racecheck, speed**: on a GPU, by `benchmarks/gpu.sh`; **measured**: milliseconds of the cases
+  that ran, beside what is predicted for the same.
 """
 
 
@@ -48,20 +53,61 @@ def operations() -> list[str]:
 
 def _offline() -> str:
     interpreted, configured = _interpreted(), registry.all_configurations()
-    lines = ["| operation | interpreter | compiled | launcher |", "|---|---|---|---|"]
+    rows = predictions.recorded()["rows"]
+    lines = ["| operation | interpreter | compiled | launcher | predicted |", "|---|---|---|---|---|"]
     for op in operations():
         compiled = ", ".join(f"sm_{chip}" for chip in _chips()) if op in configured else "as others' kernels"
         launcher = "tested" if op in configured else "as others' kernels"
-        lines.append(f"| `{op}` | {'tested' if op in interpreted else 'no test'} | {compiled} | {launcher} |")
+        tested = "tested" if op in interpreted else "no test"
+        lines.append(f"| `{op}` | {tested} | {compiled} | {launcher} | {_predicted(rows, op)} |")
     return "\n".join(lines)
 
 
 def _on_device(results: dict, verdicts: Callable) -> str:
-    lines = ["| operation | parity | memcheck | racecheck | speed against the fastest other |", "|---|---|---|---|---|"]
+    ran = bool(results["cases"])
+    columns = ["operation", "parity", "memcheck", "racecheck", "speed against the fastest other"]
+    columns += ["predicted", "measured"] if ran else []
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for op in operations():
         cells = [_parity(results, op), *(_sanitizer(results, tool, op) for tool in ("memcheck", "racecheck"))]
-        lines.append(f"| `{op}` | {' | '.join([*cells, _speed(results, op, verdicts)])} |")
+        cells += [_speed(results, op, verdicts), *(_beside(results, op) if ran else [])]
+        lines.append(f"| `{op}` | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _predicted(rows: list[dict], op: str) -> str:
+    """Least times of the operation's cases: float32, half precision."""
+    cases = {key: own for key, own in predictions.by_case(rows).items() if key[0] == op and key[1] != predictions.SMALL}
+    if not cases:
+        return "no case"
+    kinds: dict[str, list[float]] = {"float32": [], "half": []}
+    for (_, _, dtype), own in cases.items():
+        kinds["float32" if dtype == "float32" else "half"].append(predictions.seconds(own, "H100"))
+    return ", ".join(_range(times) for times in kinds.values() if times)
+
+
+def _beside(results: dict, op: str) -> list[str]:
+    """Least times and measured ones of the same cases."""
+    device = next((name for name in predictions.DEVICES if name in results["machine"]["device"]), None)
+    known = predictions.by_case(predictions.recorded()["rows"])
+    predicted, measured = [], []
+    for case in results["cases"]:
+        key = (case["op"], case["case"].removesuffix(f", {case['dtype']}"), case["dtype"])
+        key = key if key in known else (case["op"], case["case"], case["dtype"])
+        if case["op"] == op:
+            measured.append(headline(case["contenders"]["murf_fast"]))
+            predicted += [predictions.seconds(known[key], device)] if device and key in known else []
+    return [_range(predicted) if predicted else "no record", _range(measured) if measured else NEVER]
+
+
+def headline(contender: dict) -> float:
+    """Seconds that are quoted: of the replay of a CUDA graph where there is one."""
+    return contender.get("replay_s") or contender["median_s"]
+
+
+def _range(times: Iterable[float]) -> str:
+    ends = [f"{1000 * time:.3g}" for time in (min(times), max(times))]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def _title(machine: dict) -> str:

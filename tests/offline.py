@@ -76,9 +76,7 @@ def launched(factory: pytest.TempPathFactory) -> list[dict]:
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], list[dict]]) -> list[dict]:
     """What ``make`` gave to the first process of this test run that asked; the others wait for it."""
-    shared = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
+    shared = shared_folder(factory)
     result = shared / f"{name}.json"
     with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -87,9 +85,15 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], list
     return json.loads(result.read_text())
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of all processes of this test run."""
+    folder = factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 def _compile(folder: Path) -> list[dict]:
     script = [sys.executable, TESTS / "triton_compile_all.py", *REQUESTS]
-    done = subprocess.run(script, env=_environment(folder), capture_output=True, text=True)
+    done = subprocess.run(script, env=environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -103,7 +107,7 @@ def _launch(folder: Path) -> list[dict]:
     processes = [
         subprocess.Popen(
             [*script, str(share), str(PROCESSES)],
-            env=_environment(folder),
+            env=environment(folder),
             stdout=subprocess.PIPE,
             stderr=(folder / f"launch{share}.log").open("w"),
             text=True,
@@ -118,6 +122,7 @@ def _launch(folder: Path) -> list[dict]:
     return calls
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
+    """Of a process that compiles, with one cache for all of them."""
     cache = os.environ.get("TRITON_CACHE_DIR", str(folder / "triton"))
     return os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}

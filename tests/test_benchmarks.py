@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import measure
+import predictions
 import pytest
 import registry
 import report
@@ -230,8 +231,18 @@ def test_status_of_a_run(results, tmp_path):
     (tmp_path / "gpu-some-gpu" / "results.json").write_text(json.dumps(results))
     text = status.page(report.verdicts, tmp_path)
     assert "## Some GPU, 2026-01-01, commit abc" in text
-    assert "| `upsample_sum` | 8 tests passed, **1 failed** | clean | never ran | 2.0 |" in text
-    assert "| `resize` | never ran | never ran | never ran | never ran |" in text
+    assert "| `upsample_sum` | 8 tests passed, **1 failed** | clean | never ran | 2.0 | no record | 1 |" in text
+    assert "| `resize` | never ran | never ran | never ran | never ran | no record | never ran |" in text
+
+
+def test_status_puts_what_was_measured_beside_what_was_predicted(results, tmp_path):
+    row = next(r for r in predictions.recorded()["rows"] if r["op"] == "upsample_sum" and r["dtype"] == "bfloat16")
+    results["machine"].update(device="NVIDIA H200", driver="1.2")
+    results["cases"][0].update(case=f"{row['case']}, bfloat16", dtype="bfloat16")
+    (tmp_path / "gpu-h200").mkdir()
+    (tmp_path / "gpu-h200" / "results.json").write_text(json.dumps(results))
+    least = f"{1000 * predictions.seconds([row], 'H200'):.3g}"
+    assert f"| never ran | never ran | never ran | 2.0 | {least} | 1 |" in status.page(report.verdicts, tmp_path)
 
 
 def test_a_later_run_of_one_operation_keeps_what_was_checked(results):
