@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.products import product
 from murf_fast.tables.moments import join
 
 __all__ = ["pixel_linear"]
@@ -38,13 +39,15 @@ class PixelTile:
     registers: int
 
 
-def pixel_tile(dtype: torch.dtype, rotates: bool) -> PixelTile:
+def pixel_tile(dtype: torch.dtype, inputs: int, rotates: bool) -> PixelTile:
     """Sums of 64 pixels x 128 channels are 32 registers of each of 256 threads. Angles need as many again, and spilled
-    at 64 pixels. float32 products run outside the tensor cores, where operands wait in registers: half the pixels, and
-    fewer inputs at a time.
+    at 64 pixels. The parts of float32 products are as many again, too: half the pixels leave room for two programs on a
+    multiprocessor. The few channels of an image are no product for tensor cores, which take sixteen.
     """
+    if inputs <= 4:
+        return PixelTile(32, 1, 8, 168)
     if dtype == torch.float32:
-        return PixelTile(32, 16, 8, 168)
+        return PixelTile(32, 32, 8, 168)
     return PixelTile(32 if rotates else 64, 32, 8, 255)
 
 
@@ -119,8 +122,15 @@ def _pixel_linear(x, gain, offset, weight, bias, residual, rotate_rows, rotate_c
             at = weight + i.to(tl.int64)[:, None] * channels + c[None, :]
             both = (i < inputs)[:, None] & c_inside[None, :]
             left, right = tl.load(at, mask=both, other=0.0), tl.load(at + half, mask=both, other=0.0)
-            first = tl.dot(v, left, first, input_precision=PRECISION)
-            second = tl.dot(v, right, second, input_precision=PRECISION)
+            if DEPTH == 1:
+                first += v.to(tl.float32) * left.to(tl.float32)
+                second += v.to(tl.float32) * right.to(tl.float32)
+            elif weight.dtype.element_ty == tl.float32:
+                first = product(v, left, first, PRECISION)
+                second = product(v, right, second, PRECISION)
+            else:
+                first = tl.dot(v, left, first)
+                second = tl.dot(v, right, second)
             begin += DEPTH
         if UNIT:
             inverse = 1.0 / tl.sqrt(squares / inputs + unit_eps)
@@ -151,7 +161,7 @@ def pixel_linear(
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     pixels, channels = out.shape
-    tile = pixel_tile(out.dtype, rotation is not None)
+    tile = pixel_tile(out.dtype, x.shape[1], rotation is not None)
     programs = launch.cdiv(pixels, tile.pixels)
     parts = out.new_empty((programs, 2, channels), dtype=torch.float32) if statistics else None
     gain, offset = norm or (None, None)

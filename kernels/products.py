@@ -1,9 +1,9 @@
 """Float32 products on tensor cores.
 
 Tensor cores multiply float32 in TF32, which keeps 11 of its 24 digits. The sum of an operand's nearest TF32 number and
-the TF32 number nearest to what that leaves has 23; three products of such parts are as exact as float32 arithmetic.
-Triton's own ``tf32x3`` cuts digits off instead of rounding: the product that both leave out is then up to four times
-larger, and never cancels: sums of a few terms missed the budgets of the tests twice over.
+of what that leaves, cut to 11 digits, has 22 and more; three products of such parts are as exact as float32 arithmetic.
+Triton's own ``tf32x3`` is the same and looks for NaN in every sum besides, which takes a comparison and a selection for
+each element; it keeps what is beside an infinity.
 """
 
 from __future__ import annotations

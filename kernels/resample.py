@@ -80,7 +80,7 @@ def gather_tile(channels: int, width: int) -> Tile:
     56 x 56 cells more programs than a GPU has multiprocessors.
     """
     block = min(power_of_two(channels), 16)
-    return Tile(min(power_of_two(width), 256 // block), block, 2, 168)
+    return Tile(min(power_of_two(width), 256 // block), block, 2, 255)
 
 
 def taps_of(axes: Axes) -> Taps:

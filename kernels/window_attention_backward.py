@@ -41,6 +41,7 @@ from murf_fast.kernels.window_weights import (
     terms_of,
     tile_of,
     tiles_of,
+    without_warp_groups,
 )
 
 __all__ = ["window_attention_backward"]
@@ -74,9 +75,9 @@ class GradientTile:
 def gradient_tile(heads: Heads, mean: bool, dtype: torch.dtype, architecture: int) -> GradientTile:
     """Scores and their gradients are 64 registers of a thread of four warps, results beside them up to 64 more: more of
     them, or four warps for the programs of keys, or for any of float32 in parts, spilled when compiled for sm_90 and
-    sm_100. On sm_80 the parts alone were too many.
+    sm_100. Without warp groups the parts alone were too many.
     """
-    dim, in_parts = block_of(heads.dim, 32), architecture >= 90
+    dim, in_parts = block_of(heads.dim, 32), not without_warp_groups(architecture)
     if dtype == torch.float32:
         return GradientTile(dim, block_of(heads.width, 32), block_of(heads.dim, 16), 16, 8, 8, in_parts)
     width = block_of(heads.width, 128 if mean else 64)

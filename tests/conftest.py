@@ -72,14 +72,15 @@ def poisoned_memory(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def checked_memory():
-    """Every launch in Triton's interpreter has its addresses checked."""
+def as_on_a_gpu():
+    """Every launch in Triton's interpreter has its addresses checked, and its products have a GPU's digits."""
     if HAS_GPU or backends.triton_problems():
         yield
         return
     from checked_memory import checked
+    from tensor_cores import tensor_cores
 
-    with checked():
+    with checked(), tensor_cores():
         yield
 
 

@@ -242,14 +242,6 @@ def test_conv(case, dtype, backend, device):
     assert_parity(*on(device, *tensors), dtype, str(case), backend=backend)
 
 
-@pytest.mark.skipif(HAS_GPU, reason="a GPU has the digits of tensor cores anyway")
-@pytest.mark.parametrize("case", SMALL_CONVS[1:3], ids=str)
-def test_conv_with_digits_of_tensor_cores(case, device):
-    tensor_cores = pytest.importorskip("tensor_cores")
-    with tensor_cores.tensor_cores():
-        assert_parity(*conv_of(case, batch=1), torch.float32, str(case), backend="triton")
-
-
 @pytest.mark.parametrize("channels", [1, 16, 65, 150])
 def test_conv_every_level(level, channels):
     for case in CONV_CASES[:4]:

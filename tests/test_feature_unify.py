@@ -7,7 +7,7 @@ import functools
 import originals
 import pytest
 import torch
-from suite import DTYPES, HAS_GPU, LAYOUTS, TRITON_DTYPES, for_triton
+from suite import DTYPES, LAYOUTS, TRITON_DTYPES, for_triton
 from util import assert_gradient_within_budget, assert_within_budget, layouts
 
 import murf_fast
@@ -110,15 +110,6 @@ def test_triton_bands(shape, variant, device, monkeypatch):
     folded = pytest.importorskip("murf_fast.kernels.folded")
     monkeypatch.setattr(folded, "BAND_BYTES", 1)
     check(shape, torch.float32, "tokens", variant, "triton", device)
-
-
-@pytest.mark.skipif(HAS_GPU, reason="a GPU has the digits of tensor cores anyway")
-@VARIANTS
-@pytest.mark.parametrize("shape", [((1, 5, 2, 3), 16, 5), ((1, 32, 1, 2), 32, 5)], ids=str)
-def test_digits_of_tensor_cores(shape, variant, device):
-    tensor_cores = pytest.importorskip("tensor_cores")
-    with tensor_cores.tensor_cores():
-        check(shape, torch.float32, "tokens", variant, "triton", device)
 
 
 def test_golden(level):

@@ -371,7 +371,7 @@ def test_launches_of_a_stack(dtype, device):
     levels the last convolution and its sum, and its bias for the last level; half types have their weights rounded."""
     if device != "cpu":
         pytest.skip("launches are counted in the interpreter")
-    from launches import counted
+    from counted_launches import counted
 
     stack = seeded(JBUStack(5)).requires_grad_(False)
     source, guidance = (draw(1, n, 4, 6).to(dtype).contiguous(memory_format=torch.channels_last) for n in (5, 3))

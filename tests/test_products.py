@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from suite import HAS_GPU
 from util import assert_within_budget
 
 pytest.importorskip("triton")
@@ -22,18 +21,6 @@ def _multiply(a, b, out, SIZE: tl.constexpr, PRECISION: tl.constexpr):
     at = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     total = tl.zeros((SIZE, SIZE), dtype=tl.float32)
     tl.store(out + at, product(tl.load(a + at), tl.load(b + at), total, PRECISION))
-
-
-@pytest.fixture(autouse=True)
-def digits():
-    """Those of tensor cores, which the interpreter does not have."""
-    if HAS_GPU:
-        yield
-        return
-    from tensor_cores import tensor_cores
-
-    with tensor_cores():
-        yield
 
 
 def operands(kind: str, seed: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ IN_PARTS = {
     "_feature_unify",
     "_feature_unify_grad_patches",
     "_feature_unify_grad_basis",
+    "_pixel_linear",
 }
 
 

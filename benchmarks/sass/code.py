@@ -17,7 +17,7 @@ REGISTER = re.compile(r"\bU?(?:R\d+|P\d+)\b")
 ENDS = ("BRA", "EXIT", "RET", "CALL")
 # Instructions that write nothing that a branch could read: memory, barriers, the flow itself.
 SILENT = (
-    "BAR", "BRA", "BSSY", "BSYNC", "CALL", "CCTL", "DEPBAR", "ERRBAR", "EXIT", "FENCE", "LDGDEPBAR", "LDGSTS",
+    "BAR", "BRA", "BREAK", "BSSY", "BSYNC", "CALL", "CCTL", "DEPBAR", "ERRBAR", "EXIT", "FENCE", "LDGDEPBAR", "LDGSTS",
     "MEMBAR", "NOP", "RED", "RET", "STG", "STS", "STSM", "UTMACMDFLUSH", "WARPGROUP", "WARPSYNC", "YIELD",
 )  # fmt: skip
 # Those that write one 32-bit register; and two.
@@ -194,7 +194,7 @@ def blocks_of(code: list[Instruction]) -> list[Block]:
                 starts.add(target_of(instruction))
             if i + 1 < len(code):
                 starts.add(code[i + 1].address)
-        elif instruction.name in ("BRX", "JMP", "JMX", "BREAK", "KILL") or instruction.name.endswith("BRA"):
+        elif instruction.name in ("BRX", "JMP", "JMX", "KILL") or instruction.name.endswith("BRA"):
             raise UnknownInstruction(instruction.text)
     blocks: list[Block] = []
     for instruction in code:
