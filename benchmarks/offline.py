@@ -1,4 +1,4 @@
-"""What can be known of the Triton kernels' speed without a GPU: results/offline/{results.json, README.md}.
+"""What can be known of the Triton kernels' speed without a GPU: results/offline/{record.json, README.md}.
 
     python benchmarks/offline.py            # everything, some minutes
     python benchmarks/offline.py OP ...     # the cases of some operations; the rest of the record stays
@@ -60,6 +60,7 @@ def small_tasks() -> list[Task]:
 def rows(task: Task, only: Iterable[str] | None = None, without: Iterable[str] = ()) -> list[dict]:
     """A row for every kernel that the case launches; for some of them ``only``, or ``without`` some."""
     op, name, dtype = task
+    without = {*without, *predictions.BY_DATA}
     try:
         with captured(ARCHITECTURE, lambda k: (only is None or k in only) and k not in without) as launches:
             _call(op, name)(getattr(torch, dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
 from sass.code import REGISTER, Block, Instruction
 
@@ -130,8 +131,12 @@ class Slice:
 
 def loops(blocks: list[Block]) -> set[tuple[int, int]]:
     """The edges that lead back to the head of a loop, as (from, to)."""
+    return _edges_back(lambda index: blocks[index].after)
+
+
+def _edges_back(following: Callable[[int], Sequence[int]]) -> set[tuple[int, int]]:
     found, open_, done = set(), {0}, set()
-    pending = [(0, iter(blocks[0].after))]
+    pending = [(0, iter(following(0)))]
     while pending:
         index, successors = pending[-1]
         for successor in successors:
@@ -139,7 +144,7 @@ def loops(blocks: list[Block]) -> set[tuple[int, int]]:
                 found.add((index, successor))
             elif successor >= 0 and successor not in done:
                 open_.add(successor)
-                pending.append((successor, iter(blocks[successor].after)))
+                pending.append((successor, iter(following(successor))))
                 break
         else:
             pending.pop()
@@ -151,19 +156,38 @@ def loops(blocks: list[Block]) -> set[tuple[int, int]]:
 class Lengths:
     """Instructions of the longest way from a block to the end of the program that enters no loop twice."""
 
-    def __init__(self, blocks: list[Block], back: set[tuple[int, int]]):
-        self.blocks, self.back = blocks, back
+    def __init__(self, blocks: list[Block]):
+        self.blocks = blocks
+        # Of the program without the ways from a function back to each of its callers.
+        self.back = _edges_back(self._following)
         self._known = {-1: 0}
 
     def of(self, index: int) -> int:
-        if index not in self._known:
-            block = self.blocks[index]
-            ways = [] if block.last.name == "RET" else [s for s in block.after if (index, s) not in self.back]
-            lengths = [self.of(successor) for successor in ways]
-            if block.last.name == "CALL":  # of a function, and then of what follows
-                lengths = [self.of(block.after[0]) + self.of(index + 1)]
-            self._known[index] = block.issued + max(lengths, default=0)
+        pending = [index]
+        while pending:
+            at = pending[-1]
+            missing = [] if at in self._known else [n for n in self._onwards(at) if n not in self._known]
+            if missing:
+                pending += missing
+                continue
+            if at not in self._known:
+                lengths = [self._known[n] for n in self._onwards(at)]
+                called = self.blocks[at].last.name == "CALL"
+                self._known[at] = self.blocks[at].issued + (sum(lengths) if called else max(lengths, default=0))
+            pending.pop()
         return self._known[index]
+
+    def _following(self, index: int) -> list[int]:
+        """The blocks, one of which comes next; both of a call: the function, and what follows it."""
+        block = self.blocks[index]
+        if block.last.name == "RET":
+            return []
+        if block.last.name == "CALL":
+            return [block.after[0], index + 1]
+        return block.after
+
+    def _onwards(self, index: int) -> list[int]:
+        return [s for s in self._following(index) if (index, s) not in self.back]
 
     def shorter(self, start: int) -> int:
         """The successor from which less is left to do.

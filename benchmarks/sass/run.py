@@ -72,7 +72,7 @@ class Program:
     def __init__(self, blocks: list[Block]):
         self.blocks = blocks
         slice_, self.back = Slice(blocks), loops(blocks)
-        self.lengths = Lengths(blocks, self.back)
+        self.lengths = Lengths(blocks)
         for start in {start for start, _ in self.back}:
             if slice_.ends_by_data(blocks[start].last):
                 raise UnknownFlow(f"a loop that ends by data: {blocks[start].last.text}")
