@@ -56,6 +56,11 @@ def architecture(device: torch.device) -> int:
     return triton.runtime.driver.active.get_current_target().arch  # compiled for a GPU that is not here
 
 
+def without_warp_groups(architecture: int) -> bool:
+    """Whether a warp multiplies by itself, with its operands in its registers: sm_80, sm_89, sm_120."""
+    return not 90 <= architecture < 120
+
+
 @functools.lru_cache(64)
 def _capability(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)

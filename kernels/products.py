@@ -20,12 +20,14 @@ def product(a, b, total, PRECISION: tl.constexpr):
     """
     a_high, a_low = _parts(a)
     b_high, b_low = _parts(b)
-    if PRECISION != "tf32":
-        # The smallest first.
-        if a.dtype == tl.float32:
-            total = tl.dot(a_low, b_high, total, input_precision="tf32")
-        if b.dtype == tl.float32:
-            total = tl.dot(a_high, b_low, total, input_precision="tf32")
+    if PRECISION == "tf32":
+        # Else the low parts keep a NaN.
+        return tl.dot(_or_nan(a_high, a), _or_nan(b_high, b), total, input_precision="tf32")
+    # The smallest first.
+    if a.dtype == tl.float32:
+        total = tl.dot(a_low, b_high, total, input_precision="tf32")
+    if b.dtype == tl.float32:
+        total = tl.dot(a_high, b_low, total, input_precision="tf32")
     return tl.dot(a_high, b_high, total, input_precision="tf32")
 
 
@@ -34,6 +36,10 @@ def _parts(x):
     """The TF32 numbers nearest to ``x``, as float32, and what they leave."""
     x = x.to(tl.float32)
     high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    # A GPU's NaN has all bits of its fraction set, and would be rounded to zero.
-    high = tl.where(x == x, high, x)
     return high, x - high
+
+
+@triton.jit
+def _or_nan(high, x):
+    """A GPU's NaN has all bits of its fraction set, and was rounded to zero."""
+    return tl.where(x == x, high, x.to(tl.float32))

@@ -41,7 +41,6 @@ from murf_fast.kernels.window_weights import (
     terms_of,
     tile_of,
     tiles_of,
-    without_warp_groups,
 )
 
 __all__ = ["window_attention_backward"]
@@ -77,7 +76,7 @@ def gradient_tile(heads: Heads, mean: bool, dtype: torch.dtype, architecture: in
     them, or four warps for the programs of keys, or for any of float32 in parts, spilled when compiled for sm_90 and
     sm_100. Without warp groups the parts alone were too many.
     """
-    dim, in_parts = block_of(heads.dim, 32), not without_warp_groups(architecture)
+    dim, in_parts = block_of(heads.dim, 32), not launch.without_warp_groups(architecture)
     if dtype == torch.float32:
         return GradientTile(dim, block_of(heads.width, 32), block_of(heads.dim, 16), 16, 8, 8, in_parts)
     width = block_of(heads.width, 128 if mean else 64)

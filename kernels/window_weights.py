@@ -108,17 +108,12 @@ def attention_tile(
     sm_90, 32 of q and k on sm_100. Weights that are formed again take eight warps, as four spilled.
     """
     again = mean and not one_step
-    old = without_warp_groups(architecture)
+    old = launch.without_warp_groups(architecture)
     warps = 8 if again else 4
     if dtype != torch.float32:
         return AttentionTile(block_of(head_dim, 64), block_of(width, 64), warps, 2 if mean and one_step else 1, True)
     channels = 16 if old else 32 if again else 64
     return AttentionTile(block_of(head_dim, 16), block_of(width, channels), warps, 1, not (again and old))
-
-
-def without_warp_groups(architecture: int) -> bool:
-    """Whether a warp multiplies by itself, with its operands in its registers: sm_80, sm_89, sm_120."""
-    return not 90 <= architecture < 120
 
 
 def block_of(channels: int, most: int) -> int:

@@ -25,7 +25,7 @@ COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc
 # What each architecture is asked for: float32; a half dtype, whose kernels differ by a conversion; TF32. Those that the
 # launches take come first.
 REQUESTS = ("90:float32", "90:bfloat16", "80:float32", "100:float32", "80:float16", "100:bfloat16", "90:float32:tf32")
-REQUESTS += ("89:float16", "120:float32")
+REQUESTS += ("89:float16", "120:float16")
 PROCESSES = 2  # of the launches
 
 
