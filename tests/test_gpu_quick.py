@@ -36,7 +36,14 @@ MANY_TAPS = Op(
     ("x",),
     linear=True,
 )
-QUICK = (*OPS, MANY_TAPS)
+# Gradients of all heads in one program, which a bias has no room for.
+UNBIASED = Op(
+    "window_attention[no bias]",
+    lambda n, b: {"q": torch.randn(b, 4, n, n + 1), "k": torch.randn(b, 4, 3, 2), "v": torch.randn(b, 6, 3, 2)},
+    lambda t, **k: murf_fast.window_attention(*t.values(), windows=murf_fast.windows.full(), num_heads=2, **k),
+    ("q", "k", "v"),
+)
+QUICK = (*OPS, MANY_TAPS, UNBIASED)
 
 over_ops = pytest.mark.parametrize("op", QUICK, ids=str)
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
