@@ -50,6 +50,12 @@
     (DType dtype, DType grad_dtype, Bilateral net, Strided guidance, Strided grad, int64_t bands,                    \
      float* grad_logits, float* grad_guidance, float* grad_params, int threads),                                     \
     work::bilateral(net))                                                                                            \
+  X(gaussian_bilateral_upsample, (DType dtype, GaussianBilateral upsampling, Strided out, int threads),              \
+    work::gaussian_bilateral(upsampling))                                                                            \
+  X(gaussian_bilateral_upsample_backward,                                                                            \
+    (DType dtype, GaussianBilateral upsampling, Strided grad, int64_t shares, float* grad_values,                    \
+     float* grad_guidance, float* sums, int threads),                                                                \
+    work::gaussian_bilateral(upsampling))                                                                            \
   X(image_to_patches,                                                                                                \
     (bool is_uint8, DType dtype, DType out_dtype, Image image, Axis y, Axis x, PatchRows rows, void* out,            \
      int threads),                                                                                                   \

@@ -136,6 +136,20 @@ struct PixelLinear {
   double* statistics;
 };
 
+// Values (batch, height, width, channels up to a multiple of 16) and a guidance of the result's pixels (batch, guides,
+// out_height, out_width), float32. cells (batch, height, width, 5 + guides): a matrix [[0, 1], [2, 3]] that takes the
+// distance (x, y) of a pixel to the two numbers whose squares a weight's logarithm loses, the factor of the squared
+// difference in guidance, and the guidance. radii (batch, out_height, out_width): windows in cells, null for `radius`.
+// counts (3, 3, radius + 1, radius + 1, radius + 1): how often they count a cell, see murf_fast/tables/disk.py.
+struct GaussianBilateral {
+  int64_t batch, channels, height, width, out_height, out_width, guides, radius;
+  const float* values;
+  Strided guidance;
+  const float* cells;
+  const uint8_t* radii;
+  const float* counts;
+};
+
 // Rows of features: data[row * stride + i], times scale[row] where there is one (unit norm, for cosine distances).
 struct NearestRows {
   const void* data;

@@ -54,6 +54,14 @@ inline double bilateral(const Bilateral& net) {
   return double(net.batch) * double((net.row_end - net.row_begin) * net.width) * per_pixel;
 }
 
+// The weight of every cell of a pixel's window, and the window applied to the channels.
+inline double gaussian_bilateral(const GaussianBilateral& u) {
+  const int64_t diameter = 2 * u.radius + 1;
+  const double window = double(u.height < diameter ? u.height : diameter) * double(u.width < diameter ? u.width : diameter);
+  return double(u.batch) * double(u.out_height * u.out_width) * window *
+         (double(u.channels + u.guides) + 2 * kTranscendental);
+}
+
 inline double image_to_patches(const Image& image, const Axis& y, const Axis& x) {
   return 3 * double(image.batch) * double(y.out) * (double(image.width * y.taps) + double(x.out * x.taps));
 }

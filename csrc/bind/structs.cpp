@@ -41,6 +41,9 @@ DESCRIBE(PixelLinear, FIELD(pixels), FIELD(in_channels), FIELD(out_channels), FI
 DESCRIBE(AdaptiveConv, FIELD(batch), FIELD(channels), FIELD(y), FIELD(x), ROWS)
 DESCRIBE(Bilateral, FIELD(batch), FIELD(height), FIELD(width), FIELD(guides), FIELD(key), FIELD(radius), FIELD(fixup),
          FIELD(params), FIELD(range_mask), FIELD(fixup_mask), ROWS)
+DESCRIBE(GaussianBilateral, FIELD(batch), FIELD(channels), FIELD(height), FIELD(width), FIELD(out_height),
+         FIELD(out_width), FIELD(guides), FIELD(radius), FIELD(values), FIELD(guidance), FIELD(cells), FIELD(radii),
+         FIELD(counts))
 DESCRIBE(NearestRows, FIELD(data), FIELD(dtype), FIELD(rows), FIELD(dim), FIELD(stride), FIELD(scale))
 DESCRIBE(NearestBlock, FIELD(stride), FIELD(first), FIELD(columns), FIELD(query_errors), FIELD(query_squared_norms),
          FIELD(error), FIELD(squared_norm), FIELD(absolute), FIELD(relative))

@@ -21,6 +21,7 @@ from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops.adaptive_conv import adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
 from murf_fast.ops.feature_unify import feature_unify
+from murf_fast.ops.gaussian_bilateral_upsample import gaussian_bilateral_upsample
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.joint_bilateral_upsample import joint_bilateral_upsample
@@ -47,6 +48,7 @@ __all__ = [
     "adaptive_conv",
     "bilateral_kernels",
     "feature_unify",
+    "gaussian_bilateral_upsample",
     "gaussian_blur",
     "image_to_patches",
     "joint_bilateral_upsample",
