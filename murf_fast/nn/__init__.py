@@ -6,6 +6,7 @@ from murf_fast.nn.guided.jafar import JAFAR
 from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.nn.guided.jbu_stack import JBUStack
 from murf_fast.nn.guided.naf import NAF
+from murf_fast.nn.guided.upsample_anything import CellKernels, UpsampleAnything
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
@@ -18,6 +19,7 @@ __all__ = [
     "NAF",
     "S2",
     "AnyUp",
+    "CellKernels",
     "DepthHead",
     "FeatSharpJBU",
     "JBULevel",
@@ -26,6 +28,7 @@ __all__ = [
     "MultiResolutionEncoder",
     "MultiResolutionFeatures",
     "SegmentationHead",
+    "UpsampleAnything",
     "fine_to_coarse_loss",
     "multi_scale_target",
 ]
