@@ -17,7 +17,7 @@ from murf_fast.tables.disk import disk_counts
 
 SIDE = tl.constexpr(8)
 PIXELS = tl.constexpr(64)
-BLOCK_Q = tl.constexpr(32)
+BLOCK_Q = tl.constexpr(16)
 
 
 class Grids(NamedTuple):
@@ -43,9 +43,10 @@ class Tables(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """Of every pixel: index in the image, whether it exists, its cell, its distance to that cell, its window."""
+    """Of every pixel: its place, whether it exists, its cell, its distance to that cell, its window."""
 
-    index: Tensor
+    y: Tensor
+    x: Tensor
     inside: Tensor
     row: Tensor
     column: Tensor
@@ -86,22 +87,27 @@ def first_pixel(cell, n, cells):
 
 
 @triton.jit
+def pixel_at(grids, b, y, x):
+    """Place of a pixel in a map of one channel (B, 1, H, W)."""
+    return (b.to(tl.int64) * grids.height + y) * grids.width + x
+
+
+@triton.jit
 def pixels_of(grids, tables, b, top, left, bottom, right):
     """Eight by eight pixels from (top, left) on, those before (bottom, right); others are the last one's twins."""
     k = tl.arange(0, PIXELS)
     y, x = top + k // SIDE, left + k % SIDE
     inside = (y < bottom) & (x < right)
-    y, x = tl.minimum(y, grids.height - 1).to(tl.int64), tl.minimum(x, grids.width - 1).to(tl.int64)
+    y, x = tl.minimum(y, grids.height - 1).to(tl.int32), tl.minimum(x, grids.width - 1).to(tl.int32)
     row, column = cell_of(y, grids.height, grids.h), cell_of(x, grids.width, grids.w)
     # Whole numbers, so that positions far from the origin keep their digits.
-    dy = ((2 * y + 1) * grids.h - (2 * row + 1) * grids.height).to(tl.float32) / (2 * grids.h)
-    dx = ((2 * x + 1) * grids.w - (2 * column + 1) * grids.width).to(tl.float32) / (2 * grids.w)
-    index = y * grids.width + x
+    dy = ((2 * y.to(tl.int64) + 1) * grids.h - (2 * row + 1) * grids.height).to(tl.float32) / (2 * grids.h)
+    dx = ((2 * x.to(tl.int64) + 1) * grids.w - (2 * column + 1) * grids.width).to(tl.float32) / (2 * grids.w)
     radius = tl.full((PIXELS,), 0, dtype=tl.int32) + grids.radius
     if tables.radii is not None:
-        own = tl.load(tables.radii + b.to(tl.int64) * grids.height * grids.width + index).to(tl.int32)
+        own = tl.load(tables.radii + pixel_at(grids, b, y, x)).to(tl.int32)
         radius = tl.minimum(tl.maximum(own, 1), radius)
-    return Pixels(index, inside, row.to(tl.int32), column.to(tl.int32), dy, dx, radius)
+    return Pixels(y, x, inside, row.to(tl.int32), column.to(tl.int32), dy, dx, radius)
 
 
 @triton.jit
@@ -127,8 +133,7 @@ def cells_of(grids, b, first_i, first_j, columns, count, step):
 @triton.jit
 def tones_of(grids, tables, b, pixels, cells, g):
     """(pixels, cells): difference in channel ``g`` of the guidance."""
-    plane = tables.guidance + (b.to(tl.int64) * grids.guides + g) * grids.height * grids.width
-    own = tl.load(plane + pixels.index)
+    own = tl.load(tables.guidance + pixel_at(grids, b.to(tl.int64) * grids.guides + g, pixels.y, pixels.x))
     other = tl.load(tables.cells + cells.at * (5 + grids.guides) + 5 + g)
     return own[:, None] - other[None, :]
 

@@ -1,6 +1,6 @@
 """Joint bilateral upsampling with a Gaussian for every cell: a running softmax over the cells of a tile of pixels.
 
-A program has eight by eight pixels and a block of channels. It forms the weights of 32 cells at a time and multiplies
+A program has eight by eight pixels and a block of channels. It forms the weights of 16 cells at a time and multiplies
 them with those cells' values on tensor cores; nothing of a window is in memory.
 """
 
@@ -43,7 +43,7 @@ def gaussian_tile(channels: int) -> GaussianTile:
     for 128 channels; 64 sums a thread.
     """
     block = min(max(launch.power_of_two(channels), 16), 128)
-    return GaussianTile(block, 4)
+    return GaussianTile(block, 8)
 
 
 @triton.jit
@@ -74,9 +74,8 @@ def _gaussian_bilateral_upsample(features, out, grids, tables, channels, BLOCK_C
         result = product(weights, value, result * before[:, None], PRECISION)
         largest = peak
     result *= (1.0 / total)[:, None]
-    y, x = pixels.index // grids.width, pixels.index % grids.width
-    to = out.data + b.to(tl.int64) * out.stride_b + (y * out.stride_y + x * out.stride_x)[:, None]
-    to += c.to(tl.int64)[None, :] * out.stride_c
+    at = pixels.y.to(tl.int64) * out.stride_y + pixels.x.to(tl.int64) * out.stride_x
+    to = out.data + b.to(tl.int64) * out.stride_b + at[:, None] + c.to(tl.int64)[None, :] * out.stride_c
     tl.store(to, result.to(out.data.dtype.element_ty), mask=pixels.inside[:, None] & (c < channels)[None, :])
 
 

@@ -1,7 +1,7 @@
 """Gradients of gaussian_bilateral_upsample, without atomics: a first pass over the pixels, others over the cells.
 
 The gradient of a weight's logarithm is ``w (<grad, value> - mean)``. The first pass finds every pixel's logarithm of its
-total and its mean, and the gradient of the guidance. Then blocks of four by eight cells gather from all pixels that
+total and its mean, and the gradient of the guidance. Then blocks of four by four cells gather from all pixels that
 count them: the sums that the gradients of their maps are made of, and the gradients of their values. Where the cells are few,
 their pixels are shared out to several programs, whose parts are added up in their order.
 """
@@ -24,6 +24,7 @@ from murf_fast.kernels.gaussian_bilateral import (
     first_pixel,
     grids_of,
     logs_of,
+    pixel_at,
     pixels_of,
     tables_of,
     tones_of,
@@ -34,8 +35,8 @@ from murf_fast.kernels.products import product
 
 __all__ = ["gaussian_bilateral_upsample_backward"]
 
-ROWS, COLUMNS = tl.constexpr(4), tl.constexpr(8)  # of cells that gather together; BLOCK_Q in all
-CHANNELS = 32  # that a program multiplies at a time
+ROWS, COLUMNS = tl.constexpr(4), tl.constexpr(4)  # of cells that gather together; BLOCK_Q in all
+CHANNELS = 16  # that a program multiplies at a time
 PROGRAMS = 1024  # of a launch that gathers: some for each multiprocessor of any GPU
 
 
@@ -49,12 +50,11 @@ def _pointers(map, b, y, x, c):
 @triton.jit
 def _of_weights(features, grad, grids, b, pixels, cells, channels, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):
     """(pixels, cells): products of incoming gradients and values."""
-    y, x = pixels.index // grids.width, pixels.index % grids.width
     total = tl.zeros((PIXELS, BLOCK_Q), dtype=tl.float32)
     for first in range(0, bound(channels), BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
         mask = (c < channels)[None, :]
-        own = tl.load(_pointers(grad, b, y, x, c), mask=pixels.inside[:, None] & mask, other=0.0)
+        own = tl.load(_pointers(grad, b, pixels.y, pixels.x, c), mask=pixels.inside[:, None] & mask, other=0.0)
         value = tl.load(_pointers(features, b, cells.i, cells.j, c), mask=cells.used[:, None] & mask, other=0.0)
         total = product(own, tl.trans(value), total, PRECISION)
     return total
@@ -83,7 +83,7 @@ def _statistics(features, grad, grids, tables, statistics, of_guidance, channels
         mean = mean * before + tl.sum(weights * products, axis=1)
         largest = peak
     mean, lse = mean / total, largest + tl.log(total)
-    at = b.to(tl.int64) * grids.height * grids.width + pixels.index
+    at = pixel_at(grids, b, pixels.y, pixels.x)
     tl.store(statistics + 2 * at, lse, mask=pixels.inside)
     tl.store(statistics + 2 * at + 1, mean, mask=pixels.inside)
     if of_guidance is not None:
@@ -98,14 +98,14 @@ def _statistics(features, grad, grids, tables, statistics, of_guidance, channels
             for g in range(bound(grids.guides)):
                 term = tl.sum(slope * tones_of(grids, tables, b, pixels, cells, g), axis=1)
                 result += tl.where((column == g)[None, :], term[:, None], 0.0)
-        plane = b.to(tl.int64) * grids.guides + column
-        to = of_guidance + (plane * grids.height * grids.width)[None, :] + pixels.index[:, None]
+        planes = (b.to(tl.int64) * grids.guides + column)[None, :]
+        to = of_guidance + pixel_at(grids, planes, pixels.y[:, None], pixels.x[:, None])
         tl.store(to, result, mask=pixels.inside[:, None] & (column < grids.guides)[None, :])
 
 
 @triton.jit
 def _block_of(grids, block):
-    """Four by eight cells; the image; rows and columns of pixels that may count them, and tiles of those."""
+    """Four by four cells; the image; rows and columns of pixels that may count them, and tiles of those."""
     x_blocks, y_blocks = tl.cdiv(grids.w, COLUMNS), tl.cdiv(grids.h, ROWS)
     first_i, first_j = block // x_blocks % y_blocks * ROWS, block % x_blocks * COLUMNS
     b = block // (x_blocks * y_blocks)
@@ -126,7 +126,7 @@ def _block_of(grids, block):
 def _weights_of(grids, tables, statistics, b, pixels, cells):
     """(pixels, cells): weights, and what :func:`logs_of` gives beside them; the pixels' means."""
     logs, along, across, squares = logs_of(grids, tables, b, pixels, cells)
-    at = statistics + 2 * (b.to(tl.int64) * grids.height * grids.width + pixels.index)
+    at = statistics + 2 * pixel_at(grids, b, pixels.y, pixels.x)
     weights = tl.where(pixels.inside[:, None], tl.exp(logs - tl.load(at)[:, None]), 0.0)
     return weights, along, across, squares, tl.load(at + 1)
 
@@ -178,9 +178,8 @@ def _to_values(grad, grids, tables, statistics, parts, cells_in_all, shares, cha
         own_top, own_left = top + tile // columns * SIDE, left + tile % columns * SIDE
         pixels = pixels_of(grids, tables, b, own_top, own_left, bottom, right)
         weights, _, _, _, _ = _weights_of(grids, tables, statistics, b, pixels, cells)
-        y, x = pixels.index // grids.width, pixels.index % grids.width
         mask = pixels.inside[:, None] & (c < channels)[None, :]
-        own = tl.load(_pointers(grad, b, y, x, c), mask=mask, other=0.0)
+        own = tl.load(_pointers(grad, b, pixels.y, pixels.x, c), mask=mask, other=0.0)
         total = product(tl.trans(weights), own, total, PRECISION)
         tile += shares
     to = parts + ((share.to(tl.int64) * cells_in_all + cells.at) * channels)[:, None] + c[None, :]
@@ -212,7 +211,7 @@ def gaussian_bilateral_upsample_backward(
         tiles = batch * launch.cdiv(height, SIDE.value) * launch.cdiv(width, SIDE.value)
         _statistics[(tiles,)](
             *maps, grids, tables, statistics, of_guidance, channels, BLOCK_C=block_c, BLOCK_G=block_g,
-            PRECISION=precision, num_warps=4
+            PRECISION=precision, num_warps=8
         )  # fmt: skip
         sums = of_values = None
         if wanted[2]:
@@ -220,7 +219,7 @@ def gaussian_bilateral_upsample_backward(
             parts = cells.new_empty(shares, batch, h, w, terms - 1)
             _to_maps[(_blocks(grids, batch) * shares,)](
                 *maps, grids, tables, statistics, parts, count, shares, channels, BLOCK_C=block_c, BLOCK_G=block_g,
-                PRECISION=precision, num_warps=4
+                PRECISION=precision, num_warps=8
             )  # fmt: skip
             sums = parts.sum(0)
         if wanted[0]:
@@ -230,7 +229,7 @@ def gaussian_bilateral_upsample_backward(
             parts = cells.new_empty(shares, batch, h, w, channels)
             _to_values[(_blocks(grids, batch) * c_tiles * shares,)](
                 maps[1], grids, tables, statistics, parts, count, shares, channels, BLOCK_C=wide, PRECISION=precision,
-                num_warps=4
+                num_warps=8
             )  # fmt: skip
             of_values = parts.sum(0).permute(0, 3, 1, 2)
     return of_values, of_guidance, sums
