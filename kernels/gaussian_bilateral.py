@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from murf_fast.kernels.launch import bound
 from murf_fast.tables.disk import disk_counts
 
 SIDE = tl.constexpr(8)
@@ -81,9 +80,9 @@ def cell_of(pixel, n, cells):
 
 @triton.jit
 def first_pixel(cell, n, cells):
-    """The first pixel whose centre lies in ``cell`` or beyond."""
+    """The first pixel whose centre lies in ``cell`` or beyond, of no more than ``n``."""
     twice = 2 * cell.to(tl.int64) * n - cells
-    return tl.where(twice <= 0, 0, (twice + 2 * cells - 1) // (2 * cells))
+    return tl.minimum(tl.where(twice <= 0, 0, (twice + 2 * cells - 1) // (2 * cells)), n).to(tl.int32)
 
 
 @triton.jit
@@ -155,9 +154,11 @@ def logs_of(grids, tables, b, pixels, cells):
     along = tl.load(own)[None, :] * dx + tl.load(own + 1)[None, :] * dy
     across = tl.load(own + 2)[None, :] * dx + tl.load(own + 3)[None, :] * dy
     squares = tl.zeros((PIXELS, BLOCK_Q), dtype=tl.float32)
-    for g in range(bound(grids.guides)):
+    g = 0
+    while g < grids.guides:
         difference = tones_of(grids, tables, b, pixels, cells, g)
         squares += difference * difference
+        g += 1
     far_y, far_x = tl.abs(far_y), tl.abs(far_x)
     near = cells.used[None, :] & (far_y <= grids.radius) & (far_x <= grids.radius)
     kinds = (3 * _kind(cells.i, grids.h) + _kind(cells.j, grids.w))[None, :]

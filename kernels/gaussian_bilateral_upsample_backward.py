@@ -51,12 +51,14 @@ def _pointers(map, b, y, x, c):
 def _of_weights(features, grad, grids, b, pixels, cells, channels, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):
     """(pixels, cells): products of incoming gradients and values."""
     total = tl.zeros((PIXELS, BLOCK_Q), dtype=tl.float32)
-    for first in range(0, bound(channels), BLOCK_C):
+    first = 0
+    while first < channels:
         c = first + tl.arange(0, BLOCK_C)
         mask = (c < channels)[None, :]
         own = tl.load(_pointers(grad, b, pixels.y, pixels.x, c), mask=pixels.inside[:, None] & mask, other=0.0)
         value = tl.load(_pointers(features, b, cells.i, cells.j, c), mask=cells.used[:, None] & mask, other=0.0)
         total = product(own, tl.trans(value), total, PRECISION)
+        first += BLOCK_C
     return total
 
 
@@ -95,9 +97,11 @@ def _statistics(features, grad, grids, tables, statistics, of_guidance, channels
             products = _of_weights(features, grad, grids, b, pixels, cells, channels, BLOCK_C, PRECISION)
             tone = tl.load(tables.cells + cells.at * (5 + grids.guides) + 4)
             slope = tl.exp(logs - lse[:, None]) * (products - mean[:, None]) * (-2.0 * tone)[None, :]
-            for g in range(bound(grids.guides)):
+            g = 0
+            while g < grids.guides:
                 term = tl.sum(slope * tones_of(grids, tables, b, pixels, cells, g), axis=1)
                 result += tl.where((column == g)[None, :], term[:, None], 0.0)
+                g += 1
         planes = (b.to(tl.int64) * grids.guides + column)[None, :]
         to = of_guidance + pixel_at(grids, planes, pixels.y[:, None], pixels.x[:, None])
         tl.store(to, result, mask=pixels.inside[:, None] & (column < grids.guides)[None, :])
@@ -114,9 +118,9 @@ def _block_of(grids, block):
     used = (i < grids.h) & (j < grids.w)
     i, j = tl.where(used, i, 0), tl.where(used, j, 0)
     top = first_pixel(first_i - grids.radius, grids.height, grids.h)
-    bottom = tl.minimum(first_pixel(first_i + (grids.radius + ROWS), grids.height, grids.h), grids.height)
+    bottom = first_pixel(first_i + (grids.radius + ROWS), grids.height, grids.h)
     left = first_pixel(first_j - grids.radius, grids.width, grids.w)
-    right = tl.minimum(first_pixel(first_j + (grids.radius + COLUMNS), grids.width, grids.w), grids.width)
+    right = first_pixel(first_j + (grids.radius + COLUMNS), grids.width, grids.w)
     columns = tl.cdiv(right - left, SIDE)
     cells = Cells(i, j, (b.to(tl.int64) * grids.h + i) * grids.w + j, used)
     return cells, b, top, bottom, left, right, columns, tl.cdiv(bottom - top, SIDE) * columns
@@ -144,16 +148,18 @@ def _to_maps(features, grad, grids, tables, statistics, parts, cells_in_all, sha
     while tile < tiles:
         own_top, own_left = top + tile // columns * SIDE, left + tile % columns * SIDE
         pixels = pixels_of(grids, tables, b, own_top, own_left, bottom, right)
-        weights, along, across, squares, mean = _weights_of(grids, tables, statistics, b, pixels, cells)
         products = _of_weights(features, grad, grids, b, pixels, cells, channels, BLOCK_C, PRECISION)
+        weights, along, across, squares, mean = _weights_of(grids, tables, statistics, b, pixels, cells)
         slope = weights * (products - mean[:, None])
         xx += tl.sum(slope * along * along, axis=0)
         yy += tl.sum(slope * across * across, axis=0)
         xy += tl.sum(slope * along * across, axis=0)
         tones += tl.sum(slope * squares, axis=0)
-        for g in range(bound(grids.guides)):
+        g = 0
+        while g < grids.guides:
             term = tl.sum(slope * tones_of(grids, tables, b, pixels, cells, g), axis=0)
             of_guidance += tl.where((column == g)[None, :], term[:, None], 0.0)
+            g += 1
         tile += shares
     to = parts + (share.to(tl.int64) * cells_in_all + cells.at) * (4 + grids.guides)
     tl.store(to, xx, mask=cells.used)

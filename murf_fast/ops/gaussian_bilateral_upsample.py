@@ -147,13 +147,14 @@ def _cells(low_guidance: Tensor, *maps: Tensor) -> Tensor:
     """What a kernel needs of a cell, float32 (B, h, w, 5 + G).
 
     The rows of the matrix that takes a distance to the two numbers whose squares are subtracted from the logarithm of a
-    weight; the factor of the squared difference in guidance; the guidance.
+    weight; the factor of the squared difference in guidance; the guidance. Each is rounded once: all pixels around a
+    cell have its errors.
     """
-    sigma_x, sigma_y, theta, sigma_r = (x[:, 0].float() for x in maps)
+    sigma_x, sigma_y, theta, sigma_r = (x[:, 0].double() for x in maps)
     (along, across, tone), cos, sin = map(_factor, (sigma_x, sigma_y, sigma_r)), theta.cos(), theta.sin()
     along, across = along.sqrt(), across.sqrt()
-    rows = (along * cos, along * sin, -across * sin, across * cos, tone, *low_guidance.float().unbind(1))
-    return torch.stack(rows, -1).contiguous()
+    rows = (along * cos, along * sin, -across * sin, across * cos, tone, *low_guidance.double().unbind(1))
+    return torch.stack(rows, -1).float()
 
 
 def _factor(sigma: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ def _of_maps(sums: Tensor, *sigmas: Tensor) -> list[Tensor]:
     difference in guidance, and the difference.
     """
     xx, yy, xy, tones = sums[..., :4].unbind(-1)
-    sigma_x, sigma_y, sigma_r = (x[:, 0].float() for x in sigmas)
+    sigma_x, sigma_y, sigma_r = (x[:, 0].double() for x in sigmas)
     along, across, tone = map(_factor, (sigma_x, sigma_y, sigma_r))
     of_x = 4 * sigma_x * along * xx * (sigma_x >= _LEAST)
     of_y = 4 * sigma_y * across * yy * (sigma_y >= _LEAST)
