@@ -1,9 +1,9 @@
 """Gradients of gaussian_bilateral_upsample, without atomics: a first pass over the pixels, others over the cells.
 
-The gradient of a weight's logarithm is ``w (<grad, value> - mean)``. The first pass finds every pixel's logarithm of its
-total and its mean, and the gradient of the guidance. Then blocks of four by four cells gather from all pixels that
-count them: the sums that the gradients of their maps are made of, and the gradients of their values. Where the cells are few,
-their pixels are shared out to several programs, whose parts are added up in their order.
+The gradient of a weight's logarithm is ``w (<grad, value> - mean)``. The first pass finds the logarithm of every
+pixel's total, its mean, and the gradient of the guidance. Then blocks of four by four cells gather from all pixels that
+count them: the sums that the gradients of their maps are made of, and the gradients of their values. Where the cells
+are few, their pixels are shared out to several programs, whose parts are added up in their order.
 """
 
 from __future__ import annotations
@@ -201,8 +201,8 @@ def gaussian_bilateral_upsample_backward(
     radius: int,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of the features and of the guidance, and the sums (B, h, w, 4 + G) that those of the cells' maps are made
-    of; all float32, None where not wanted.
+    """Gradients of the features and of the guidance, and the sums (B, h, w, 4 + G) that those of the cells' maps are
+    made of; all float32, None where not wanted.
     """
     (batch, channels, height, width), (_, h, w, terms) = grad.shape, cells.shape
     grids, tables = grids_of(guidance, cells, radius), tables_of(guidance, cells, radii, radius)

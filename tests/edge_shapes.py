@@ -92,6 +92,17 @@ def bilateral(keys: int, channels: int, size: tuple[int, int]) -> Callable[[], N
     return call
 
 
+def gaussians(channels: int, guides: int, grid: tuple[int, int], size: tuple[int, int]) -> Callable[[], None]:
+    def call() -> None:
+        for reach in (None, 1.0):
+            maps = [ones(1, 1, *grid) for _ in range(4)]
+            features, guidance = ones(1, channels, *grid), ones(1, guides, *size)
+            backward(mf.gaussian_bilateral_upsample(features, guidance, *maps, radius=1, reach=reach))
+            backward(mf.gaussian_bilateral_upsample(features, guidance.detach(), *[m.detach() for m in maps], radius=1))
+
+    return call
+
+
 def patches(patch: int, size: tuple[int, int]) -> Callable[[], None]:
     return lambda: mf.image_to_patches(torch.ones(1, 3, 1, 1), [size], patch)
 
@@ -140,6 +151,9 @@ CALLS = {
     "adaptive convolution of one channel": convolved(1, (2, 2), (2, 3), 9),
     "one key of guidance": bilateral(1, 1, (2, 2)),
     "keys of two columns": bilateral(4, 2, (5, 2)),
+    "a Gaussian of one pixel": gaussians(1, 1, (1, 1), (1, 1)),
+    "Gaussians of one row": gaussians(1, 3, (1, 2), (1, 3)),
+    "more Gaussians than pixels": gaussians(17, 1, (3, 2), (1, 1)),
     "patches of one pixel": patches(1, (1, 1)),
     "one patch": patches(2, (2, 2)),
     "one large patch": patches(21, (21, 21)),

@@ -170,6 +170,11 @@ OPS = (
        lambda t, **k: mf.neighborhood_attention(t["q"], t["k"], t["v"], kernel_size=3,
                                                 bias=(t["rows"], t["columns"]), **k),
        ("q", "k", "v"), ("rows", "columns")),
+    Op("gaussian_bilateral_upsample",
+       lambda n, b: {"features": r(b, 5, n, 3), "guidance": r(b, 3, 2 * n, n + 3), "low_guidance": r(b, 3, n, 3)}
+       | {name: torch.rand(b, 1, n, 3) + 0.5 for name in ("sigma_x", "sigma_y", "theta", "sigma_r")},
+       lambda t, **k: mf.gaussian_bilateral_upsample(**t, radius=2, reach=1.3, **k), ("features",),
+       ("guidance", "low_guidance", "sigma_x", "sigma_y", "theta", "sigma_r"), large=("guidance", "low_guidance")),
     Op("gaussian_blur", lambda n, b: {"x": r(b, 1, n, n + 1)}, lambda t, **k: mf.gaussian_blur(t["x"], 1.0, **k),
        ("x",), linear=True, differentiable=False),
     Op("image_to_patches", lambda n, b: {"images": torch.rand(b, 3, n, n + 1)},

@@ -14,8 +14,8 @@ import murf_fast
 from murf_fast.tables.disk import disk_counts
 
 NAMES = ("features", "guidance", "sigma_x", "sigma_y", "theta", "sigma_r", "low_guidance")
-# (batch, channels, guides), cells, pixels, radius, reach: primes, one cell, one row, fewer pixels than cells, more pixels
-# of a cell than are worked on together, few channels and many, windows of one radius and of several.
+# (batch, channels, guides), cells, pixels, radius, reach: primes, one cell, one column, fewer pixels than cells, more
+# pixels of a cell than are worked on together, few channels and many, windows of one radius and of several.
 CASES = (
     ((2, 5, 3), (5, 7), (23, 31), 3, 0.11),
     ((1, 3, 3), (2, 3), (19, 31), 7, None),

@@ -91,6 +91,8 @@ KIND = {
     "sigma": "number", "size": "size", "sizes": "sizes", "source": "maps", "source_grid": "size", "start": "indices",
     "std": "numbers", "stride": "pair", "target": "labels", "tiles": "integers", "v": "map", "values": "tensor",
     "variant": "choice", "via": "size", "weight": "map", "weights": "numbers", "windows": "other", "x": "map",
+    "sigma_x": "tensor", "sigma_y": "tensor", "theta": "tensor", "sigma_r": "tensor", "reach": "number",
+    "low_guidance": "map",
     "bank": "array", "cosine": "flag", "device": "choice", "rows": "other", "columns": "other", "ratio": "number",
 }  # fmt: skip
 # Where a name means something else in one function.
@@ -98,6 +100,7 @@ OWN = {
     ("nearest_distance", "k"): "integer",
     ("k_center_greedy", "features"): "array",
     ("feature_unify", "features"): "map",
+    ("gaussian_bilateral_upsample", "features"): "map",
     ("upsample_cross_entropy", "weight"): "tensor",
     ("linear_head", "norm"): "other",
     ("low_resolution_logits", "norm"): "other",
@@ -153,6 +156,10 @@ def cases():
         "adaptive_conv": {"source": x[:, :, :4, :4], "kernels": torch.ones(1, 9, 8, 8), "bias": row, "size": (8, 8)},
         "bilateral_kernels": jbu,
         "feature_unify": {"features": x, "basis": torch.ones(2, 1, 3, 3)},
+        "gaussian_bilateral_upsample": {
+            "features": x, "guidance": y, "radius": 2, "reach": 1.5, "low_guidance": x[:, :3],
+            **dict.fromkeys(("sigma_x", "sigma_y", "theta", "sigma_r"), x[:, :1]),
+        },
         "gaussian_blur": {"x": x, "sigma": 1.0},
         "image_to_patches": {"images": images, "sizes": [28], "patch_size": 14, "mean": [0.5] * 3, "std": [0.5] * 3},
         "joint_bilateral_upsample": {"source": x, **jbu, "bias": row},

@@ -60,12 +60,16 @@ def op_calls() -> dict[str, list]:
     tokens, slopes = draw(1, 6, 7, 2, 4), (draw(2), draw(2))
     table, attention = draw(1 + 16, 8), {"windows": windows.ratio((9, 10), (4, 5)), "num_heads": 2}
     norm = torch.nn.BatchNorm2d(16)
+    widths = [draw(1, 1, 6, 7).abs() + 1 for _ in range(4)]
     return {
         "adaptive_conv": [with_gradients(lambda s, k: ops.adaptive_conv(s, k), source, kernels)],
         "bilateral_kernels": [
             with_gradients(lambda g, *p: ops.bilateral_kernels(g, ops.BilateralParams(*p), radius=1), guide, *network)
         ],
         "feature_unify": [with_gradients(ops.feature_unify, x, draw(5, 1, 3, 3))],
+        "gaussian_bilateral_upsample": [
+            with_gradients(lambda f, g, *m: ops.gaussian_bilateral_upsample(f, g, *m, radius=2), source, guide, *widths)
+        ],
         "gaussian_blur": [lambda: ops.gaussian_blur(x, 1.5), lambda: ops.gaussian_blur(x.double(), 1.5)],
         "image_to_patches": [lambda: ops.image_to_patches(images, [16, (24, 20)], 4, mean=[0.5] * 3, std=[0.2] * 3)],
         "joint_bilateral_upsample": [
@@ -190,6 +194,7 @@ def module_calls() -> dict[str, object]:
             return trained_level(x, guide)
 
     return {
+        "UpsampleAnything": [lambda: nn.UpsampleAnything(steps=2, radius=2)(guide, x)],
         "JAFAR": [lambda: jafar(guide, x), with_gradients(lambda f: jafar(guide, f, (10, 12)), x)],
         "NAF": [lambda: naf(guide, x), with_gradients(lambda f: naf(guide, f, (10, 12)), x)],
         "AnyUp": [lambda: anyup(guide, x), with_gradients(lambda f: anyup(guide, f, (10, 12)), x)],
@@ -276,7 +281,7 @@ def check(calls: list, name: str) -> None:
 
 DEFAULTS = ("bfloat16", "float16", "float64", "meta")
 OPS = sorted(n for n in ops.__all__ if callable(getattr(ops, n)) and not isinstance(getattr(ops, n), type))
-MODULES = sorted(n for n in nn.__all__ if isinstance(getattr(nn, n), type) and n != "MultiResolutionFeatures")
+MODULES = sorted(n for n in nn.__all__ if isinstance(getattr(nn, n), type) and not n.endswith(("Features", "Kernels")))
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,10 @@ def labels(shape) -> Tensor:
     return torch.randint(0, C, shape)
 
 
+def radii(shape) -> Tensor:
+    return torch.randint(1, 3, shape, dtype=torch.uint8)
+
+
 def maps(dtypes=None) -> list[Argument]:
     return [Argument("B C . .", dtypes=dtypes), Argument("B C . .", dtypes=dtypes)]
 
@@ -83,6 +87,14 @@ ATTENTION = {
     "scale": 0.5,
 }
 HEADS = {"Q": 8, "V": 6, "h": 4, "w": 5, "N": 2}
+GAUSSIANS = {
+    "guidance": Argument("B G H W"),
+    "low_guidance": Argument("B G h w"),
+    **{name: Argument("B 1 h w", positive, ANY) for name in ("sigma_x", "sigma_y", "theta", "sigma_r")},
+    "radii": Argument("B 1 H W", radii),
+    "max_radius": 2,
+}
+CELLS = {"G": 3, "h": 4, "w": 5}
 LOSS = {
     "features": maps(),
     "bias": Argument("B C", dtypes=ANY),
@@ -145,6 +157,18 @@ OPS = {
             "wanted": [True, True],
         },
         {"M": 4},
+    ),
+    "gaussian_bilateral_upsample": Op(
+        {"features": Argument("B C h w", dtypes=FLOATS), **GAUSSIANS, "channels_last": True}, CELLS
+    ),
+    "gaussian_bilateral_upsample_backward": Op(
+        {
+            "grad": Argument("B C H W", dtypes=FLOATS),
+            "features": Argument("B C h w"),
+            **GAUSSIANS,
+            "wanted": [True] * 7,
+        },
+        CELLS,
     ),
     "gaussian_blur": Op(
         {"x": Argument(". . . .", dtypes=FLOATS), "sigma": 1.5, "border": "symmetric", "channels_last": False}
@@ -298,6 +322,7 @@ WRONG = {
     "k": [0, -1, 21],
     "kernels_dtype": [torch.float64, torch.bfloat16, torch.int8],
     "label_smoothing": [-0.1, 1.5, float("nan")],
+    "max_radius": [0, -1, 33],
     "metric": ["L2", "", "manhattan"],
     "num_heads": [0, -2, 3, 16],
     "offset": [[0.0], [0.0] * 4],

@@ -87,6 +87,9 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "adaptive_conv": lambda i, **o: murf_fast.adaptive_conv(i.x, i.kernels, **o),
     "bilateral_kernels": lambda i, **o: murf_fast.bilateral_kernels(i.guidance, i.params, **o),
     "feature_unify": lambda i, **o: murf_fast.feature_unify(i.x, i.basis, **o),
+    "gaussian_bilateral_upsample": lambda i, **o: murf_fast.gaussian_bilateral_upsample(
+        i.x, i.guidance, *[i.x[:, :1]] * 4, **o
+    ),
     "gaussian_blur": lambda i, **o: murf_fast.gaussian_blur(i.x, 1.0, **o),
     "image_to_patches": lambda i, **o: murf_fast.image_to_patches(i.images, [SIZE], 4, **o)[0],
     "joint_bilateral_upsample": lambda i, **o: murf_fast.joint_bilateral_upsample(i.x, i.guidance, i.params, **o),

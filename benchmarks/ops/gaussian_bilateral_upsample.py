@@ -17,8 +17,9 @@ from murf_fast.nn import UpsampleAnything
 RADIUS = 8
 
 
-def plain(features: Tensor, guidance: Tensor, sigma_x: Tensor, sigma_y: Tensor, theta: Tensor, sigma_r: Tensor) -> Tensor:
+def plain(features: Tensor, guidance: Tensor, *maps: Tensor) -> Tensor:
     """One image, all offsets at once, as its authors train it: maps gathered for every pixel and offset."""
+    sigma_x, sigma_y, theta, sigma_r = maps
     (h, w), (height, width) = features.shape[2:], guidance.shape[2:]
     device, dtype = features.device, guidance.dtype
     y, x = (torch.arange(n, device=device) for n in (height, width))

@@ -41,8 +41,8 @@ def gaussian_bilateral_upsample_backward(
     radius: int,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of the features and of the guidance, and the sums (B, h, w, 4 + G) that those of the cells' maps are made
-    of; all float32, None where not wanted.
+    """Gradients of the features and of the guidance, and the sums (B, h, w, 4 + G) that those of the cells' maps are
+    made of; all float32, None where not wanted.
     """
     upsampling, held = _upsampling(features, guidance, cells, radii, radius)
     batch, channels, h, w = features.shape
@@ -71,7 +71,7 @@ def _upsampling(features: Tensor, guidance: Tensor, cells: Tensor, radii: Tensor
     if features.dtype is single and channels == padded and features.is_contiguous(memory_format=torch.channels_last):
         values = features.permute(0, 2, 3, 1)
     else:
-        values = torch.zeros((batch, h, w, padded), dtype=single)
+        values = features.new_zeros((batch, h, w, padded), dtype=single)
         values[..., :channels] = features.permute(0, 2, 3, 1)
     upsampling = extension.GaussianBilateral(
         batch=batch,

@@ -32,15 +32,15 @@ def gaussian_bilateral_upsample(
 ) -> Tensor:
     """Average the features around every pixel, weighed by the Gaussians of their cells in position and in guidance.
 
-    With ``d = p - center(q)`` in pixels of the result, turned into the cell's axes
-    ``d_x = d[x] cos(theta) + d[y] sin(theta)``, ``d_y = d[y] cos(theta) - d[x] sin(theta)``, every map taken at cell q::
+    With ``d = p - center(q)`` in pixels of the result and every map taken at cell q::
 
+        d_x = d[x] cos(theta) + d[y] sin(theta),    d_y = d[y] cos(theta) - d[x] sin(theta)
         log w(p, q) = -d_x^2 / (2 sigma_x^2) - d_y^2 / (2 sigma_y^2) - |guidance(p) - low_guidance(q)|^2 / (2 sigma_r^2)
         out(p) = sum_q w(p, q) features(q) / sum_q w(p, q)
 
-    over the cells ``q`` within ``r(p)`` rows and columns (a disk) of the cell that p lies in; cells beyond the border are
-    those of the border, which count as often. ``r(p) = ceil(reach * max(sigma_x, sigma_y))``, resized bilinearly to the
-    result, from 1 to ``radius`` cells. Sigmas are 1e-6 at least, and 1e-8 is added to ``2 sigma^2``.
+    over the disk of cells ``q`` with a radius of ``r(p)`` cells around the one that p lies in; cells beyond the border
+    are those of the border, which count as often. ``r(p)`` is ``reach * max(sigma_x, sigma_y)``, resized bilinearly to
+    the result and rounded up, from 1 to ``radius``. Sigmas are 1e-6 at least, and 1e-8 is added to ``2 sigma^2``.
 
     Args:
         features: (B, C, h, w), floating point, any strides; any C.
@@ -49,7 +49,7 @@ def gaussian_bilateral_upsample(
         theta: (B, 1, h, w), in radians.
         sigma_r: (B, 1, h, w), in units of the guidance.
         radius: Of the largest window, in cells; 1 to 32.
-        reach: Cells for a sigma of one pixel; None: windows of ``radius`` everywhere.
+        reach: Cells of a window for each pixel of a sigma; None: windows of ``radius`` everywhere.
         low_guidance: (B, G, h, w), in the dtype of the features or float32; None: the guidance in float32, resized
             bilinearly without antialiasing.
         memory_format: Layout of the result; None means that of the features.
@@ -91,9 +91,10 @@ def gaussian_bilateral_upsample(
         _check_shape(op, "low_guidance", low_guidance, (batch, guides, h, w))
     channels_last = wants_channels_last(op, memory_format, features)
     chosen = _checks.backend(backend, features)
+    # As kernels take it; and both gradients that it may get are rounded together.
+    guidance = guidance.to(torch.promote_types(guidance.dtype, torch.float32))
     if low_guidance is None:
-        precise = guidance.to(torch.promote_types(guidance.dtype, torch.float32))
-        low_guidance = resize(precise, (h, w), backend=backend)
+        low_guidance = resize(guidance, (h, w), backend=backend)
     radii = None
     if reach is not None:
         radii = reference.gaussian_bilateral_radii(sigma_x, sigma_y, (height, width), radius, reach)
@@ -229,7 +230,7 @@ def _gradient_backward(_, arguments, directions):
 
 _gaussian_bilateral_upsample = register(
     "gaussian_bilateral_upsample(Tensor features, Tensor guidance, Tensor low_guidance, Tensor sigma_x, "
-    "Tensor sigma_y, Tensor theta, Tensor sigma_r, Tensor? radii, int radius, bool channels_last, str backend) "
+    "Tensor sigma_y, Tensor theta, Tensor sigma_r, Tensor? radii, int max_radius, bool channels_last, str backend) "
     "-> Tensor",
     _requires,
     _empty,
@@ -239,7 +240,7 @@ _gaussian_bilateral_upsample = register(
 )
 _gradient = register(
     "gaussian_bilateral_upsample_backward(Tensor grad, Tensor features, Tensor guidance, Tensor low_guidance, "
-    "Tensor sigma_x, Tensor sigma_y, Tensor theta, Tensor sigma_r, Tensor? radii, int radius, bool[] wanted, "
+    "Tensor sigma_x, Tensor sigma_y, Tensor theta, Tensor sigma_r, Tensor? radii, int max_radius, bool[] wanted, "
     "str backend) -> Tensor[]",
     _gradient_requires,
     _gradient_empty,

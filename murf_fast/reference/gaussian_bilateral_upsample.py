@@ -27,7 +27,7 @@ def gaussian_bilateral_upsample(
     features, guidance, low, theta = (x.to(dtype) for x in (features, guidance, low_guidance, theta))
     sigma_x, sigma_y, sigma_r = (x.to(dtype).clamp_min(1e-6) for x in (sigma_x, sigma_y, sigma_r))
     cells = [theta.cos(), theta.sin(), 2 * sigma_x**2 + 1e-8, 2 * sigma_y**2 + 1e-8, 2 * sigma_r**2 + 1e-8]
-    y, x = (torch.arange(n, device=features.device) for n in (height, width))
+    y, x = (torch.arange(n, dtype=torch.int64, device=features.device) for n in (height, width))
     row, column = (2 * y + 1) * h // (2 * height), (2 * x + 1) * w // (2 * width)
     limit = radius if radii is None else radii.long()
     logs, read = [], []

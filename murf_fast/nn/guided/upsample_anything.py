@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast.ops import _checks, gaussian_bilateral_upsample, resize
+from murf_fast.tables.disk import MAX_RADIUS
 
 _WHAT = "UpsampleAnything"
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's Adam
@@ -62,7 +63,9 @@ class UpsampleAnything(nn.Module):
         self.rate, self.sigma, self.sigma_r = (
             _positive(name, value) for name, value in (("rate", rate), ("sigma", sigma), ("sigma_r", sigma_r))
         )
-        self.radius = _checks.integer(_WHAT, "radius", radius, 1)
+        self.radius = _checks.integer(_WHAT, "radius", radius)
+        if not 1 <= self.radius <= MAX_RADIUS:
+            raise ValueError(f"murf_fast.{_WHAT}: `radius` must be 1 to {MAX_RADIUS} cells, got {radius!r}")
         self.reach = None if reach is None else _positive("reach", reach)
 
     def forward(self, image: Tensor, features: Tensor, kernels: CellKernels | None = None) -> Tensor:
@@ -89,9 +92,7 @@ class UpsampleAnything(nn.Module):
         elif not isinstance(kernels, tuple) or len(kernels) != len(CellKernels._fields):
             raise TypeError(f"murf_fast.{_WHAT}: `kernels` must be what `fit` returns, got {type(kernels).__name__}")
         precise = torch.float64 if features.dtype == torch.float64 else torch.float32
-        return gaussian_bilateral_upsample(
-            features, image.to(precise), *kernels, radius=self.radius, reach=self.reach
-        )
+        return gaussian_bilateral_upsample(features, image.to(precise), *kernels, radius=self.radius, reach=self.reach)
 
     def fit(self, image: Tensor, grid: int | tuple[int, int]) -> CellKernels:
         """Kernels for maps of ``grid`` = (h, w) cells; they carry no gradient.
