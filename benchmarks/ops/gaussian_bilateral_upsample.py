@@ -73,9 +73,8 @@ def result(device, dtype):
 
     def oracle():
         exact = [m.double() for m in maps]
-        for c in range(0, channels, 16):
-            where = (slice(None), slice(c, c + 16))
-            yield where, plain(features[where].double(), guidance.double(), *exact)
+        where = (slice(None), slice(None, None, max(1, channels // 3)))
+        yield where, plain(features[where].double(), guidance.double(), *exact)
 
     return Contenders(
         lambda: murf_fast.gaussian_bilateral_upsample(features, guidance, *maps),
@@ -170,10 +169,9 @@ def large(device, dtype):
         return murf_fast.gaussian_bilateral_upsample(features, guidance, *maps, backend="reference")
 
     def oracle():
-        for c in range(0, channels, max(1, channels // 3)):
-            where = (slice(None), slice(c, c + 1))
-            exact = [features[where].double(), guidance.double(), *(m.double() for m in maps)]
-            yield where, murf_fast.gaussian_bilateral_upsample(*exact, backend="reference")
+        where = (slice(None), slice(None, None, max(1, channels // 2)))
+        exact = [features[where].double(), guidance.double(), *(m.double() for m in maps)]
+        yield where, murf_fast.gaussian_bilateral_upsample(*exact, backend="reference")
 
     return Contenders(
         lambda: murf_fast.gaussian_bilateral_upsample(features, guidance, *maps),
