@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from murf_fast.tables.disk import disk_counts
+from murf_fast.tables.disk import cells_of_axis, disk_counts
 
 SIDE = tl.constexpr(8)
 PIXELS = tl.constexpr(64)
@@ -32,13 +32,19 @@ class Grids(NamedTuple):
 
 class Tables(NamedTuple):
     """Float32 guidance (B, G, H, W), cells (B, h, w, 5 + G), radii (B, 1, H, W) or None, the counts of
-    :mod:`murf_fast.tables.disk`; all dense.
+    :mod:`murf_fast.tables.disk`; all dense. And both axes' tables of cells.
     """
 
     guidance: Tensor
     cells: Tensor
     radii: Tensor | None
     counts: Tensor
+    row: Tensor
+    dy: Tensor
+    top: Tensor
+    column: Tensor
+    dx: Tensor
+    left: Tensor
 
 
 class Pixels(NamedTuple):
@@ -69,20 +75,15 @@ def grids_of(guidance: Tensor, cells: Tensor, radius: int) -> Grids:
 
 
 def tables_of(guidance: Tensor, cells: Tensor, radii: Tensor | None, radius: int) -> Tables:
-    return Tables(guidance.contiguous(), cells, radii, disk_counts(radius, cells.device))
+    (_, h, w, _), (_, _, height, width), device = cells.shape, guidance.shape, cells.device
+    axes = (*cells_of_axis(height, h, device), *cells_of_axis(width, w, device))
+    return Tables(guidance.contiguous(), cells, radii, disk_counts(radius, device), *axes)
 
 
 @triton.jit
-def cell_of(pixel, n, cells):
-    """The cell that a pixel's centre lies in; in 64 bits."""
-    return (2 * pixel.to(tl.int64) + 1) * cells // (2 * n)
-
-
-@triton.jit
-def first_pixel(cell, n, cells):
-    """The first pixel whose centre lies in ``cell`` or beyond, of no more than ``n``."""
-    twice = 2 * cell.to(tl.int64) * n - cells
-    return tl.minimum(tl.where(twice <= 0, 0, (twice + 2 * cells - 1) // (2 * cells)), n).to(tl.int32)
+def first_pixel(first, cell, cells):
+    """The first pixel of an axis that lies in ``cell`` or beyond, by its table."""
+    return tl.load(first + tl.minimum(tl.maximum(cell, 0), cells))
 
 
 @triton.jit
@@ -98,26 +99,24 @@ def pixels_of(grids, tables, b, top, left, bottom, right):
     y, x = top + k // SIDE, left + k % SIDE
     inside = (y < bottom) & (x < right)
     y, x = tl.minimum(y, grids.height - 1).to(tl.int32), tl.minimum(x, grids.width - 1).to(tl.int32)
-    row, column = cell_of(y, grids.height, grids.h), cell_of(x, grids.width, grids.w)
-    # Whole numbers, so that positions far from the origin keep their digits.
-    dy = ((2 * y.to(tl.int64) + 1) * grids.h - (2 * row + 1) * grids.height).to(tl.float32) / (2 * grids.h)
-    dx = ((2 * x.to(tl.int64) + 1) * grids.w - (2 * column + 1) * grids.width).to(tl.float32) / (2 * grids.w)
+    row, column = tl.load(tables.row + y), tl.load(tables.column + x)
+    dy, dx = tl.load(tables.dy + y), tl.load(tables.dx + x)
     radius = tl.full((PIXELS,), 0, dtype=tl.int32) + grids.radius
     if tables.radii is not None:
         own = tl.load(tables.radii + pixel_at(grids, b, y, x)).to(tl.int32)
         radius = tl.minimum(tl.maximum(own, 1), radius)
-    return Pixels(y, x, inside, row.to(tl.int32), column.to(tl.int32), dy, dx, radius)
+    return Pixels(y, x, inside, row, column, dy, dx, radius)
 
 
 @triton.jit
-def window_of(grids, top, left):
+def window_of(grids, tables, top, left):
     """Cells that a tile of the result counts: first row and column, columns, cells."""
     bottom, right = tl.minimum(top + (SIDE - 1), grids.height - 1), tl.minimum(left + (SIDE - 1), grids.width - 1)
-    i = tl.maximum(cell_of(top, grids.height, grids.h) - grids.radius, 0)
-    j = tl.maximum(cell_of(left, grids.width, grids.w) - grids.radius, 0)
-    rows = tl.minimum(cell_of(bottom, grids.height, grids.h) + grids.radius, grids.h - 1) - i + 1
-    columns = tl.minimum(cell_of(right, grids.width, grids.w) + grids.radius, grids.w - 1) - j + 1
-    return i.to(tl.int32), j.to(tl.int32), columns.to(tl.int32), (rows * columns).to(tl.int32)
+    i = tl.maximum(tl.load(tables.row + top) - grids.radius, 0)
+    j = tl.maximum(tl.load(tables.column + left) - grids.radius, 0)
+    rows = tl.minimum(tl.load(tables.row + bottom) + grids.radius, grids.h - 1) - i + 1
+    columns = tl.minimum(tl.load(tables.column + right) + grids.radius, grids.w - 1) - j + 1
+    return i, j, columns, rows * columns
 
 
 @triton.jit

@@ -54,7 +54,7 @@ def _gaussian_bilateral_upsample(features, out, grids, tables, channels, BLOCK_C
     top, left = rest // x_tiles % y_tiles * SIDE, rest % x_tiles * SIDE
     b = rest // (x_tiles * y_tiles)
     pixels = pixels_of(grids, tables, b, top, left, grids.height, grids.width)
-    first_i, first_j, columns, count = window_of(grids, top, left)
+    first_i, first_j, columns, count = window_of(grids, tables, top, left)
     c = c_tile * BLOCK_C + tl.arange(0, BLOCK_C)
     values = features.data + b.to(tl.int64) * features.stride_b + c.to(tl.int64)[None, :] * features.stride_c
     largest = tl.full((PIXELS,), float("-inf"), dtype=tl.float32)

@@ -63,14 +63,14 @@ def _of_weights(features, grad, grids, b, pixels, cells, channels, BLOCK_C: tl.c
 
 
 @triton.jit
-def _statistics(features, grad, grids, tables, statistics, of_guidance, channels, BLOCK_C: tl.constexpr,
-                BLOCK_G: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _gaussian_statistics(features, grad, grids, tables, statistics, of_guidance, channels, BLOCK_C: tl.constexpr,
+                         BLOCK_G: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Of a tile's pixels (B, H, W, 2): logarithm of the total, mean; and the gradient of the guidance, if wanted."""
     x_tiles, y_tiles = tl.cdiv(grids.width, SIDE), tl.cdiv(grids.height, SIDE)
     tile = tl.program_id(0)
     top, left, b = tile // x_tiles % y_tiles * SIDE, tile % x_tiles * SIDE, tile // (x_tiles * y_tiles)
     pixels = pixels_of(grids, tables, b, top, left, grids.height, grids.width)
-    first_i, first_j, columns, count = window_of(grids, top, left)
+    first_i, first_j, columns, count = window_of(grids, tables, top, left)
     largest = tl.full((PIXELS,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((PIXELS,), dtype=tl.float32)
     mean = tl.zeros((PIXELS,), dtype=tl.float32)
@@ -108,7 +108,7 @@ def _statistics(features, grad, grids, tables, statistics, of_guidance, channels
 
 
 @triton.jit
-def _block_of(grids, block):
+def _block_of(grids, tables, block):
     """Four by four cells; the image; rows and columns of pixels that may count them, and tiles of those."""
     x_blocks, y_blocks = tl.cdiv(grids.w, COLUMNS), tl.cdiv(grids.h, ROWS)
     first_i, first_j = block // x_blocks % y_blocks * ROWS, block % x_blocks * COLUMNS
@@ -117,10 +117,10 @@ def _block_of(grids, block):
     i, j = first_i + k // COLUMNS, first_j + k % COLUMNS
     used = (i < grids.h) & (j < grids.w)
     i, j = tl.where(used, i, 0), tl.where(used, j, 0)
-    top = first_pixel(first_i - grids.radius, grids.height, grids.h)
-    bottom = first_pixel(first_i + (grids.radius + ROWS), grids.height, grids.h)
-    left = first_pixel(first_j - grids.radius, grids.width, grids.w)
-    right = first_pixel(first_j + (grids.radius + COLUMNS), grids.width, grids.w)
+    top = first_pixel(tables.top, first_i - grids.radius, grids.h)
+    bottom = first_pixel(tables.top, first_i + (grids.radius + ROWS), grids.h)
+    left = first_pixel(tables.left, first_j - grids.radius, grids.w)
+    right = first_pixel(tables.left, first_j + (grids.radius + COLUMNS), grids.w)
     columns = tl.cdiv(right - left, SIDE)
     cells = Cells(i, j, (b.to(tl.int64) * grids.h + i) * grids.w + j, used)
     return cells, b, top, bottom, left, right, columns, tl.cdiv(bottom - top, SIDE) * columns
@@ -136,11 +136,11 @@ def _weights_of(grids, tables, statistics, b, pixels, cells):
 
 
 @triton.jit
-def _to_maps(features, grad, grids, tables, statistics, parts, cells_in_all, shares, channels, BLOCK_C: tl.constexpr,
-             BLOCK_G: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _gaussian_to_maps(features, grad, grids, tables, statistics, parts, cells_in_all, shares, channels,
+                      BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Sums over the pixels of a share, (shares, B, h, w, 4 + G)."""
     share = tl.program_id(0) % shares
-    cells, b, top, bottom, left, right, columns, tiles = _block_of(grids, tl.program_id(0) // shares)
+    cells, b, top, bottom, left, right, columns, tiles = _block_of(grids, tables, tl.program_id(0) // shares)
     column = tl.arange(0, BLOCK_G)
     xx, yy, xy, tones = (tl.zeros((BLOCK_Q,), dtype=tl.float32),) * 4
     of_guidance = tl.zeros((BLOCK_Q, BLOCK_G), dtype=tl.float32)
@@ -171,13 +171,13 @@ def _to_maps(features, grad, grids, tables, statistics, parts, cells_in_all, sha
 
 
 @triton.jit
-def _to_values(grad, grids, tables, statistics, parts, cells_in_all, shares, channels, BLOCK_C: tl.constexpr,
-               PRECISION: tl.constexpr):  # fmt: skip
+def _gaussian_to_values(grad, grids, tables, statistics, parts, cells_in_all, shares, channels, BLOCK_C: tl.constexpr,
+                        PRECISION: tl.constexpr):  # fmt: skip
     """A block of channels of gradients of values, summed over the pixels of a share: (shares, B, h, w, C)."""
     share, rest = tl.program_id(0) % shares, tl.program_id(0) // shares
     c_tiles = tl.cdiv(channels, BLOCK_C)
     c = rest % c_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
-    cells, b, top, bottom, left, right, columns, tiles = _block_of(grids, rest // c_tiles)
+    cells, b, top, bottom, left, right, columns, tiles = _block_of(grids, tables, rest // c_tiles)
     total = tl.zeros((BLOCK_Q, BLOCK_C), dtype=tl.float32)
     tile = share + tl.zeros_like(tiles)
     while tile < tiles:
@@ -215,7 +215,7 @@ def gaussian_bilateral_upsample_backward(
     count = batch * h * w
     with launch.on_device_of(grad):
         tiles = batch * launch.cdiv(height, SIDE.value) * launch.cdiv(width, SIDE.value)
-        _statistics[(tiles,)](
+        _gaussian_statistics[(tiles,)](
             *maps, grids, tables, statistics, of_guidance, channels, BLOCK_C=block_c, BLOCK_G=block_g,
             PRECISION=precision, num_warps=8
         )  # fmt: skip
@@ -223,7 +223,7 @@ def gaussian_bilateral_upsample_backward(
         if wanted[2]:
             shares = _shares(grids, batch, 1, height * width * channels)
             parts = cells.new_empty(shares, batch, h, w, terms - 1)
-            _to_maps[(_blocks(grids, batch) * shares,)](
+            _gaussian_to_maps[(_blocks(grids, batch) * shares,)](
                 *maps, grids, tables, statistics, parts, count, shares, channels, BLOCK_C=block_c, BLOCK_G=block_g,
                 PRECISION=precision, num_warps=8
             )  # fmt: skip
@@ -233,7 +233,7 @@ def gaussian_bilateral_upsample_backward(
             c_tiles = launch.cdiv(channels, wide)
             shares = _shares(grids, batch, c_tiles, height * width)
             parts = cells.new_empty(shares, batch, h, w, channels)
-            _to_values[(_blocks(grids, batch) * c_tiles * shares,)](
+            _gaussian_to_values[(_blocks(grids, batch) * c_tiles * shares,)](
                 maps[1], grids, tables, statistics, parts, count, shares, channels, BLOCK_C=wide, PRECISION=precision,
                 num_warps=8
             )  # fmt: skip

@@ -15,6 +15,7 @@ FOLDER = TESTS.parent / "kernels"
 ELSEWHERE = {
     "adaptive_conv": "bilateral",
     "bilateral_kernels": "bilateral",
+    "gaussian_bilateral_upsample_backward": "gaussian_bilateral_upsample",
     "joint_bilateral_upsample": "bilateral",
     "resize_adjoint": "resize",
     "window_attention_backward": "window_attention",

@@ -588,12 +588,15 @@ def _absolute(i: Instruction) -> Callable:
 
 def _extreme(i: Instruction) -> Callable:
     """VIMNMX, and VIADDMNMX of a sum."""
-    if set(i.modifiers) - {"U32"}:
+    if set(i.modifiers) - {"U32", "U16x2"} or len(i.modifiers) > 1:
         raise UnknownInstruction(i.text)
     *summed, last = (_getter(o) for o in _sources(i))
 
     def extreme(least, y, *x):
         a, y = sum(x[1:], x[0]) & LOW, y
+        if "U16x2" in i.modifiers:  # of both halves
+            low, high = ((a & part, y & part) for part in (U(0xFFFF), U(0xFFFF0000)))
+            return np.where(least, np.minimum(*low) | np.minimum(*high), np.maximum(*low) | np.maximum(*high))
         if "U32" in i.modifiers:
             return np.where(least, np.minimum(a, y), np.maximum(a, y))
         a, y = _signed(a), _signed(y)

@@ -36,3 +36,20 @@ def _counts(radius: int, device: torch.device) -> Tensor:
     counts = np.einsum("krax,lbx->klrab", rows, clamped.astype(np.int64))
     with np.errstate(divide="ignore"):
         return torch.from_numpy(np.log(counts).astype(np.float32)).to(device)
+
+
+def cells_of_axis(pixels: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every pixel of an axis the cell that its centre lies in, int32, and its distance to that cell's centre in
+    pixels, float32; of every cell and of one beyond the last the first pixel that lies there or beyond, int32.
+    """
+    return kept(device, ("cells", pixels, cells), _cells(pixels, cells, device))
+
+
+@lru_cache(maxsize=256)
+def _cells(pixels: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    twice = 2 * np.arange(pixels, dtype=np.int64) + 1
+    cell = twice * cells // (2 * pixels)
+    distance = (twice * cells - (2 * cell + 1) * pixels) / (2 * cells)
+    first = np.searchsorted(cell, np.arange(cells + 1))
+    arrays = cell.astype(np.int32), distance.astype(np.float32), first.astype(np.int32)
+    return tuple(torch.from_numpy(array).to(device) for array in arrays)

@@ -1,1 +1,1 @@
-"""Upsamplers of feature maps that an image guides: joint bilateral, AnyUp, NAF and JAFAR."""
+"""Upsamplers of feature maps that an image guides: joint bilateral, AnyUp, NAF, JAFAR, Upsample Anything."""
