@@ -6,10 +6,10 @@ namespace murf {
 namespace MURF_LEVEL {
 namespace {
 
-// Queries of a block that read one run of its keys.
-struct Readers {
-  int64_t first, end, key_begin, key_end;
-};
+constexpr int64_t kValueChunk = 192;
+
+// Whether channels of the result are planes, written one after the other.
+bool planar(const WindowAttention& a, const Strided& out) { return out.stride_c != 1 && a.channels > 1; }
 
 template <class T>
 class Output {
@@ -23,18 +23,19 @@ class Output {
     rows_ = holds_rows<T>(out);
     stream_ = rows_ && large && reinterpret_cast<uintptr_t>(out.data) % (kLanes * sizeof(float)) == 0 &&
               strides % kLanes == 0;
-    planar_ = out.stride_c != 1 && a.channels > 1;
+    planar_ = planar(a, out);
     result_ = arena.floats(planar_ ? row_ * lanes_up(queries) : (queries + 1) * row_);
-    values_ = arena.floats(kKeyChunk * kChannelChunk);
+    values_ = arena.floats(kValueChunk * kChannelChunk);
     tile_ = arena.floats(kMostRows * kChannelChunk);
-    key_ = arena.pointers<const float*>(kKeyChunk);
+    key_ = arena.pointers<const float*>(kValueChunk);
     places_ = arena.pointers<int64_t>(queries);
-    readers_ = reinterpret_cast<Readers*>(arena.floats(a.y.max_members * int64_t(sizeof(Readers) / sizeof(float))));
+    rows_of_ = arena.structs<KeyRows>(a.y.max_members);
   }
 
   void enter(const Block& block) {
     query_places(block, out_, places_);
-    find_readers(block);
+    key_rows_of_queries(a_.y, block, rows_of_);
+    by_row_ = !a_.y.exact[block.y_block];
   }
 
   // Weights times channels [first, first + n) of the values of keys [begin, end).
@@ -43,22 +44,21 @@ class Output {
     for (int64_t c = 0; c < n; c += kChannelChunk) {
       const int64_t now = min64(kChannelChunk, n - c);
       // Rows are read and written in whole vectors.
-      const bool as_it_is = holds_rows<T>(a_.v) && now % kLanes == 0 && !planar_;
-      for (int64_t at = begin; at < end; at += kKeyChunk) {
-        const int64_t stop = min64(at + kKeyChunk, end);
+      const bool as_it_is = false;
+      for (int64_t at = begin; at < end; at += kValueChunk) {
+        const int64_t stop = min64(at + kValueChunk, end);
         key_rows<T>(block, a_.v, at, stop, first + c, now, as_it_is, values_, kChannelChunk, key_);
         const float* own = weights + (at - begin) * block.width;
         if (planar_) {
           gemm(now, stop - at, block.width, values_, 1, kChannelChunk, own, block.width,
                result_ + (first + c) * block.width, block.width, at > 0);
         } else {
-          for (int64_t i = 0; i < reader_count_; ++i)
-            weigh(block, readers_[i], first + c, now, at, stop, own);
+          weigh(block, first + c, now, at, stop, own);
         }
       }
       if (last && planar_) write_planes(block, first + c, now);
     }
-    if (last && !planar_ && block.keys > kKeyChunk)
+    if (last && !planar_ && block.keys > kValueChunk)
       for (int64_t m = 0; m < block.queries; ++m)
         store_row(static_cast<T*>(out_.data) + places_[m] + first, result_ + m * row_ + first, n);
   }
@@ -66,35 +66,30 @@ class Output {
  private:
   static constexpr int kMostRows = 8;
 
-  // Where windows of rows differ, every row of queries has its own run of rows of keys.
-  void find_readers(const Block& block) {
-    reader_count_ = 1;
-    readers_[0] = {0, block.queries, 0, block.keys};
-    if (a_.y.exact[block.y_block] || block.x_queries < 4) return;
-    const float* mask = a_.y.masks + a_.y.mask_begin[block.y_block];
-    reader_count_ = block.y_queries;
-    for (int64_t i = 0; i < block.y_queries; ++i) {
-      int64_t begin = 0, end = block.y_keys;
-      while (mask[begin * block.y_queries + i] == kNever) ++begin;
-      while (mask[(end - 1) * block.y_queries + i] == kNever) --end;
-      readers_[i] = {i * block.x_queries, (i + 1) * block.x_queries, begin * block.x_keys, end * block.x_keys};
+  // Where windows of rows differ, every row of queries has its own run of keys.
+  void weigh(const Block& block, int64_t first, int64_t n, int64_t begin, int64_t end, const float* weights) {
+    if (!by_row_) return weigh_queries(block, 0, block.queries, begin, end, first, n, begin, weights);
+    for (int64_t y = 0; y < block.y_queries; ++y) {
+      const int64_t from = max64(begin, rows_of_[y].begin * block.x_keys);
+      const int64_t to = max64(min64(end, rows_of_[y].end * block.x_keys), from);
+      weigh_queries(block, y * block.x_queries, (y + 1) * block.x_queries, from, to, first, n, begin, weights);
     }
   }
 
-  void weigh(const Block& block, const Readers& readers, int64_t first, int64_t n, int64_t begin, int64_t end,
-             const float* weights) {
-    const int64_t from = max64(begin, readers.key_begin), to = max64(min64(end, readers.key_end), from);
+  // Queries [m, end) and keys [from, to) of those from `begin` on.
+  void weigh_queries(const Block& block, int64_t m, int64_t end, int64_t from, int64_t to, int64_t first, int64_t n,
+                     int64_t begin, const float* weights) {
     const float* own = weights + (from - begin) * block.width;
     each_in_vectors(lanes_up(n), [&](int64_t c, auto vectors) {
       constexpr int V = decltype(vectors)::value, Rows = kRowsOf<V>;
-      int64_t m = readers.first;
+      int64_t at = m;
       auto tile = [&]<int R>() {
-        weigh_tile<R, V>(block, own + m, to - from, key_ + (from - begin), c, first + c, n - c, m, readers.end, begin);
-        m += R;
+        weigh_tile<R, V>(block, own + at, to - from, key_ + (from - begin), c, first + c, n - c, at, end, begin);
+        at += R;
       };
-      while (m + Rows <= readers.end) tile.template operator()<Rows>();
-      while (m + 4 <= readers.end) tile.template operator()<4>();
-      while (m < readers.end) tile.template operator()<2>();
+      while (at + Rows <= end) tile.template operator()<Rows>();
+      while (at + 4 <= end) tile.template operator()<4>();
+      while (at < end) tile.template operator()<2>();
     });
   }
 
@@ -104,7 +99,7 @@ class Output {
                   int64_t first, int64_t n, int64_t m, int64_t end, int64_t begin) {
     const int64_t rows = min64(R, end - m);
     float* to[R];
-    if (block.keys > kKeyChunk) {
+    if (block.keys > kValueChunk) {
       for (int i = 0; i < R; ++i) to[i] = result_ + (i < rows ? m + i : block.queries) * row_ + first;
       values_tile<R, V, false>(keys, weights, block.width, values, column, to, begin > 0);
       return;
@@ -134,31 +129,30 @@ class Output {
 
   const WindowAttention& a_;
   const Strided& out_;
-  int64_t row_, reader_count_ = 0;
-  bool rows_, stream_, planar_;
+  int64_t row_;
+  bool rows_, stream_, planar_, by_row_ = false;
   float *result_, *values_, *tile_;
   const float** key_;
   int64_t* places_;
-  Readers* readers_;
+  KeyRows* rows_of_;
 };
 
 template <class T>
 void forward(const WindowAttention& a, const Strided& out, float* lse, int threads) {
   auto floats = [&] {
     Arena arena(nullptr);
-    BlockWeights<T> weights(a, arena);
+    BlockWeights<T> weights(a, planar(a, out), arena);
     Output<T> output(a, out, arena);
     return arena.used();
   };
   const int64_t share = floats();
   Scratch scratch(share * threads);
-  const int64_t blocks = a.y.blocks * a.x.blocks;
-  parallel(threads, a.batch * blocks, [&](int thread, int64_t begin, int64_t end) {
+  parallel(threads, a.batch * a.y.blocks * a.x.blocks, [&](int thread, int64_t begin, int64_t end) {
     Arena arena(scratch.data() + thread * share);
-    BlockWeights<T> weights(a, arena);
+    BlockWeights<T> weights(a, planar(a, out), arena);
     Output<T> output(a, out, arena);
     for (int64_t task = begin; task < end; ++task) {
-      const Block block(a, task / blocks, task % blocks / a.x.blocks, task % a.x.blocks);
+      const Block block = block_of(a, task);
       output.enter(block);
       const int64_t n = a.mean ? a.channels : a.channels / a.heads;
       weights.each(block, lse, [&](int64_t head, int64_t from, int64_t to, const float* given) {

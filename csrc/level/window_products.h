@@ -30,11 +30,22 @@ inline void each_in_vectors(int64_t width, Visit visit) {
   if (rest == 1) visit(n, VectorCount<1>{});
 }
 
+// An initializer would be a call of memset for every tile.
+template <int Rows, int Vectors>
+inline void clear(Vec (&sum)[Rows][Vectors]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+    for (int n = 0; n < Vectors; ++n) sum[i][n] = Vec{};
+}
+
 template <int Rows, int Vectors>
 inline void scores_tile(int64_t depth, const float* const* keys, const float* queries, int64_t width, float* scores) {
-  Vec sum[Rows][Vectors] = {};
+  Vec sum[Rows][Vectors];
+  clear(sum);
   const float* key[Rows];
   for (int i = 0; i < Rows; ++i) key[i] = keys[i];
+#pragma GCC unroll 4
   for (int64_t t = 0; t < depth; ++t) {
     Vec right[Vectors];
     for (int n = 0; n < Vectors; ++n) right[n] = load_vec(queries + t * width + n * kLanes);
@@ -48,23 +59,28 @@ inline void scores_tile(int64_t depth, const float* const* keys, const float* qu
 // Keys beyond the last that a product may read and scores that it may write.
 constexpr int64_t kKeySlack = 8;
 
-// scores[j][m] = <keys[j], queries[.][m]>. The pointers go on for kKeySlack keys, to any that exist, and so do scores.
+// scores[j][m] = <keys[j], queries[.][m]> for so many vectors of queries. The pointers go on for kKeySlack keys, to any that
+// exist, and so do scores. ahead(j) is called before the products of keys up to j.
+template <int Vectors, class Ahead>
 inline void score_products(int64_t count, int64_t depth, const float* const* keys, const float* queries, int64_t width,
-                           float* scores) {
-  each_in_vectors(width, [&](int64_t n, auto vectors) {
-    constexpr int V = decltype(vectors)::value, Rows = kRowsOf<V>;
-    int64_t j = 0;
-    for (; j + Rows / 2 < count; j += Rows)
-      scores_tile<Rows, V>(depth, keys + j, queries + n, width, scores + j * width + n);
-    if (j < count) scores_tile<Rows / 2, V>(depth, keys + j, queries + n, width, scores + j * width + n);
-  });
+                           float* scores, Ahead ahead) {
+  constexpr int Rows = kRowsOf<Vectors>;
+  int64_t j = 0;
+  for (; j + Rows / 2 < count; j += Rows) {
+    ahead(min64(j + Rows, count));
+    scores_tile<Rows, Vectors>(depth, keys + j, queries, width, scores + j * width);
+  }
+  if (j >= count) return;
+  ahead(count);
+  scores_tile<Rows / 2, Vectors>(depth, keys + j, queries, width, scores + j * width);
 }
 
 // sum_t weights[t * width + i] * values[t][n], into rows of their own.
 template <int Rows, int Vectors, bool Stream>
 inline void values_tile(int64_t keys, const float* weights, int64_t width, const float* const* values, int64_t first,
                         float* const* to, bool accumulate) {
-  Vec sum[Rows][Vectors] = {};
+  Vec sum[Rows][Vectors];
+  clear(sum);
   for (int64_t t = 0; t < keys; ++t) {
     Vec right[Vectors];
     for (int n = 0; n < Vectors; ++n) right[n] = load_vec(values[t] + first + n * kLanes);

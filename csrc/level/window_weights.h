@@ -18,6 +18,14 @@ namespace MURF_LEVEL {
 // Scores of a run of keys: 256 KB, and as many mixed weights; no longer runs than the packed keys of half precision fit.
 constexpr int64_t kRunFloats = 1 << 16, kLongestRun = 1024;
 
+// Keys of an image beyond this do not stay in the second-level cache from one row of blocks to the next.
+constexpr int64_t kNearFloats = 1 << 18;
+
+template <class T>
+inline void prefetch_row(const T* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + i, 0, 2);
+}
+
 // Memory of one thread, cut into arrays; or only counted, from null.
 class Arena {
  public:
@@ -31,6 +39,11 @@ class Arena {
   P* pointers(int64_t n) {
     static_assert(sizeof(P) <= kPointerFloats * sizeof(float));
     return reinterpret_cast<P*>(floats(n * kPointerFloats));
+  }
+  template <class S>
+  S* structs(int64_t n) {
+    static_assert(sizeof(S) % sizeof(float) == 0);
+    return reinterpret_cast<S*>(floats(n * int64_t(sizeof(S) / sizeof(float))));
   }
   int64_t used() const { return used_; }
 
@@ -56,6 +69,28 @@ inline void query_places(const Block& block, const Strided& t, int64_t* places) 
       places[y * block.x_queries + x] = block.b * t.stride_b + block.ys[y] * t.stride_y + block.xs[x] * t.stride_x;
 }
 
+inline Vec load_lanes(const float* from) { return load_vec(from); }
+inline Vec load_lanes(const bf16* from) {
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return Vec(__builtin_convertvector(halves, UintVec) << 16);
+}
+inline Vec load_lanes(const f16* from) {
+  float lane[kLanes];
+  load_row(lane, from, kLanes);
+  return load_vec(lane);
+}
+
+// Up to kLanes values, and zeros.
+template <class T>
+inline Vec load_some(const T* from, int64_t n) {
+  if (n >= kLanes) return load_lanes(from);
+  float lane[kLanes] = {};
+  load_row(lane, from, n);
+  return load_vec(lane);
+}
+
 // Channels [first, first + n) of keys [begin, end) as float32 rows: rows[i] points to a key's, in the map itself where it
 // holds such rows, else in `packed` with `row` floats a key, padded with zeros.
 template <class T>
@@ -71,8 +106,14 @@ inline void key_rows(const Block& block, const Strided& t, int64_t begin, int64_
       }
     }
     float* to = packed + i * row;
-    load_strided(to, key, t.stride_c, n);
-    fill_row(to + n, 0.f, row - n);
+    if (t.stride_c == 1) {
+      int64_t c = 0;
+      for (; c + kLanes <= n; c += kLanes) store_vec(to + c, load_lanes(key + c));
+      if (c < n) store_vec(to + c, load_some(key + c, n - c));
+    } else {
+      load_strided(to, key, t.stride_c, n);
+      fill_row(to + n, 0.f, row - n);
+    }
     rows[i] = to;
   });
 }
@@ -82,25 +123,56 @@ constexpr bool holds_rows(const Strided& t) {
   return sizeof(T) == sizeof(float) && t.stride_c == 1;
 }
 
+inline Block block_of(const WindowAttention& a, int64_t task) {
+  const int64_t blocks = a.y.blocks * a.x.blocks, at = task % blocks;
+  return Block(a, task / blocks, at / a.x.blocks, at % a.x.blocks);
+}
+
+// Queries of a block that read one run of its keys: whole vectors from query `first` on.
+struct Band {
+  int64_t first, vectors, key_begin, key_end;
+};
+
+// The run of rows of keys that a row of queries reads, of those of its block.
+struct KeyRows {
+  int64_t begin, end;
+};
+
+inline void key_rows_of_queries(const WindowAxis& y, const Block& block, KeyRows* rows) {
+  const float* mask = y.exact[block.y_block] ? nullptr : y.masks + y.mask_begin[block.y_block];
+  for (int64_t i = 0; i < block.y_queries; ++i) {
+    int64_t begin = 0, end = block.y_keys;
+    if (mask != nullptr) {
+      while (mask[begin * block.y_queries + i] == kNever) ++begin;
+      while (mask[(end - 1) * block.y_queries + i] == kNever) --end;
+    }
+    rows[i] = {begin, end};
+  }
+}
+
 template <class T>
 class BlockWeights {
  public:
-  BlockWeights(const WindowAttention& a, Arena& arena) : a_(a), shared_terms_(a.bias_y == nullptr) {
+  // dense: weights are 0 where a band has no scores; else they are nothing there.
+  BlockWeights(const WindowAttention& a, bool dense, Arena& arena)
+      : a_(a), shared_terms_(a.bias_y == nullptr), dense_(dense) {
     const int64_t queries = a.y.max_members * a.x.max_members, keys = a.y.max_keys * a.x.max_keys;
     const int64_t width = lanes_up(queries), tables = shared_terms_ ? 1 : a.heads;
     run_ = min64(max64(kRunFloats / width / kKeyChunk * kKeyChunk, kKeyChunk), kLongestRun);
     const int64_t run = min64(run_, keys);
     depth_ = lanes_up(a.head_dim);
-    queries_ = arena.floats((keys > run ? a.heads : 1) * a.head_dim * width);
+    far_ = a.k.stride_c == 1 && a.v.stride_c == 1 && a.y.in * a.x.in * a.heads * a.head_dim > kNearFloats;
+    queries_ = arena.floats(a.heads * a.head_dim * width);
     keys_ = holds_rows<T>(a.k) ? nullptr : arena.floats(run * depth_);
     scores_ = arena.floats((run + kKeySlack) * width), weights_ = arena.floats(run * width);
     terms_y_ = arena.floats(tables * a.y.max_keys * width), terms_x_ = arena.floats(tables * a.x.max_keys * width);
     largest_ = arena.floats(a.heads * width), inverse_ = arena.floats(a.heads * width);
-    row_ = arena.floats(kLanes * depth_);
     term_y_ = arena.pointers<const float*>(tables * a.y.max_keys);
     term_x_ = arena.pointers<const float*>(tables * a.x.max_keys);
     key_ = arena.pointers<const float*>(run + kKeySlack);
     places_ = arena.pointers<int64_t>(queries);
+    bands_ = arena.structs<Band>(width / kLanes);
+    rows_ = arena.structs<KeyRows>(a.y.max_members);
   }
 
   // take(head, begin, end, weights) for every head and run of keys of a block; where heads are averaged, once for all of
@@ -108,6 +180,8 @@ class BlockWeights {
   template <class Take>
   void each(const Block& block, float* lse, Take take) {
     query_places(block, a_.q, places_);
+    transpose_queries(block);
+    find_bands(block);
     for (int64_t head = 0; head < (shared_terms_ ? 1 : a_.heads); ++head) {
       make_terms(block, a_.y, a_.bias_y, head, true, terms_y_ + head * a_.y.max_keys * block.width,
                  term_y_ + head * a_.y.max_keys);
@@ -116,19 +190,17 @@ class BlockWeights {
     }
     const bool whole = block.keys <= run_;
     for (int64_t head = 0; head < a_.heads; ++head) {
-      float* q = queries_ + (whole ? 0 : head * a_.head_dim * block.width);
-      transpose_queries(block, head, q);
       fill_row(largest_ + head * block.width, kNever, block.width);
       fill_row(inverse_ + head * block.width, 0.f, block.width);
       for (int64_t begin = 0; begin < block.keys; begin += run_) {
         const int64_t end = min64(begin + run_, block.keys);
-        score(block, head, q, begin, end);
-        if (whole) exponentials<true>(block, head, end - begin);
-        else exponentials<false>(block, head, end - begin);
+        score(block, head, begin, end);
+        if (whole) exponentials<true>(block, head, begin, end);
+        else exponentials<false>(block, head, begin, end);
       }
       finish(block, head, lse);
       if (!whole) continue;
-      mix(block, head, block.keys);
+      mix(block, head, 0, block.keys);
       if (!a_.mean) take(head, int64_t(0), block.keys, weights_);
     }
     if (whole) {
@@ -138,8 +210,8 @@ class BlockWeights {
     for (int64_t begin = 0; begin < block.keys; begin += run_) {
       const int64_t end = min64(begin + run_, block.keys);
       for (int64_t head = 0; head < a_.heads; ++head) {
-        score(block, head, queries_ + head * a_.head_dim * block.width, begin, end);
-        mix_exponentials(block, head, end - begin);
+        score(block, head, begin, end);
+        mix_exponentials(block, head, begin, end);
         if (!a_.mean) take(head, begin, end, weights_);
       }
       if (a_.mean) take(int64_t(0), begin, end, weights_);
@@ -173,46 +245,92 @@ class BlockWeights {
     }
   }
 
-  // One head's queries, scaled: q[channel * width + query], zeros beyond the last query.
-  void transpose_queries(const Block& block, int64_t head, float* q) const {
-    const T* data = static_cast<const T*>(a_.q.data) + head * a_.head_dim * a_.q.stride_c;
-    const int64_t d = a_.head_dim, width = block.width;
+  // All heads' queries, scaled: [channel][query], zeros beyond the last query. A row of queries is read from one end to
+  // the other, as the prefetchers like it.
+  void transpose_queries(const Block& block) const {
+    const T* data = static_cast<const T*>(a_.q.data);
+    const int64_t d = a_.heads * a_.head_dim, width = block.width;
     if (a_.q.stride_c != 1) {
       for (int64_t i = 0; i < d; ++i) {
         const T* channel = data + i * a_.q.stride_c;
-        for (int64_t m = 0; m < block.queries; ++m) q[i * width + m] = a_.scale * to_float(channel[places_[m]]);
-        fill_row(q + i * width + block.queries, 0.f, width - block.queries);
+        for (int64_t m = 0; m < block.queries; ++m)
+          queries_[i * width + m] = a_.scale * to_float(channel[places_[m]]);
+        fill_row(queries_ + i * width + block.queries, 0.f, width - block.queries);
       }
       return;
     }
-    for (int64_t first = 0; first < width; first += kLanes) {
-      const int64_t now = min64(kLanes, block.queries - first);
-      for (int64_t m = 0; m < kLanes; ++m) {
-        float* row = row_ + m * depth_;
-        const int64_t n = m < now ? d : 0;
-        if (m < now) load_row(row, data + places_[first + m], d);
-        fill_row(row + n, 0.f, depth_ - n);
-      }
+    for (int64_t first = 0; first < width; first += kLanes)
       for (int64_t i = 0; i < d; i += kLanes) {
+        const int64_t now = min64(kLanes, d - i), rows = min64(kLanes, block.queries - first);
         Vec vecs[kLanes];
-        for (int m = 0; m < kLanes; ++m) vecs[m] = load_vec(row_ + m * depth_ + i);
+#pragma GCC unroll 16
+        for (int m = 0; m < kLanes; ++m) vecs[m] = m < rows ? load_some(data + places_[first + m] + i, now) : Vec{};
         transpose_vecs(vecs);
-        for (int64_t n = 0; n < min64(kLanes, d - i); ++n) store_vec(q + (i + n) * width + first, a_.scale * vecs[n]);
+        for (int64_t n = 0; n < now; ++n) store_vec(queries_ + (i + n) * width + first, a_.scale * vecs[n]);
       }
+  }
+
+  void find_bands(const Block& block) {
+    key_rows_of_queries(a_.y, block, rows_);
+    band_count_ = 0;
+    for (int64_t first = 0; first < block.width; first += kLanes) {
+      KeyRows rows = rows_[first / block.x_queries];
+      const int64_t last = (min64(first + kLanes, block.queries) - 1) / block.x_queries;
+      for (int64_t y = first / block.x_queries; y <= last; ++y)
+        rows = {min64(rows.begin, rows_[y].begin), max64(rows.end, rows_[y].end)};
+      const int64_t begin = rows.begin * block.x_keys, end = rows.end * block.x_keys;
+      Band* before = bands_ + band_count_ - 1;
+      if (band_count_ > 0 && before->key_begin == begin && before->key_end == end) ++before->vectors;
+      else bands_[band_count_++] = {first, 1, begin, end};
     }
   }
 
-  // Scores of keys [begin, end), with `largest` raised to theirs; what it was before is in places where sums are.
-  void score(const Block& block, int64_t head, const float* q, int64_t begin, int64_t end) {
+  // visit(n, VectorCount<V>, from, to) for vectors of queries from query n on and their keys of a run, counted from its
+  // first.
+  template <class Visit>
+  void each_band(int64_t begin, int64_t end, Visit visit) const {
+    for (int64_t i = 0; i < band_count_; ++i) {
+      const Band& band = bands_[i];
+      const int64_t from = max64(band.key_begin, begin), to = max64(min64(band.key_end, end), from);
+      each_in_vectors(band.vectors * kLanes, [&](int64_t n, auto vectors) {
+        visit(band.first + n, vectors, from - begin, to - begin);
+      });
+    }
+  }
+
+  // Scores of keys [begin, end). Rows of a large map come from far: those of the values, and of the next head's keys, are
+  // asked for in time.
+  void score(const Block& block, int64_t head, int64_t begin, int64_t end) {
     const int64_t count = end - begin, width = block.width, d = a_.head_dim;
     key_rows<T>(block, a_.k, begin, end, head * d, d, holds_rows<T>(a_.k), keys_, depth_, key_);
     for (int64_t i = 0; i < kKeySlack; ++i) key_[count + i] = key_[count - 1];
-    score_products(count, d, key_, q, width, scores_);
+    const T* next = static_cast<const T*>(a_.k.data) + block.b * a_.k.stride_b + (head + 1) * d;
+    const int64_t n_values = a_.mean ? 0 : a_.channels / a_.heads;
+    const T* values = static_cast<const T*>(a_.v.data) + block.b * a_.v.stride_b + head * n_values;
     const float* const* term_y = term_y_ + (shared_terms_ ? 0 : head * a_.y.max_keys);
     const float* const* term_x = term_x_ + (shared_terms_ ? 0 : head * a_.x.max_keys);
-    each_key(block, begin, end, [&](int64_t i, int64_t y, int64_t x) {
-      if (term_y[y] != nullptr) add_scaled_row(scores_ + i * width, term_y[y], 1.f, width);
-      if (term_x[x] != nullptr) add_scaled_row(scores_ + i * width, term_x[x], 1.f, width);
+    int64_t asked = far_ ? 0 : count, y = begin / block.x_keys, x = begin % block.x_keys;
+    auto ahead = [&](int64_t to) {
+      for (; asked < to; ++asked) {
+        const int64_t key_y = block.key_ys[y], key_x = block.key_xs[x];
+        if (head + 1 < a_.heads) prefetch_row(next + key_y * a_.k.stride_y + key_x * a_.k.stride_x, d);
+        prefetch_row(values + key_y * a_.v.stride_y + key_x * a_.v.stride_x, n_values);
+        if (++x == block.x_keys) x = 0, ++y;
+      }
+    };
+    each_band(begin, end, [&](int64_t n, auto vectors, int64_t from, int64_t to) {
+      constexpr int V = decltype(vectors)::value;
+      float* scores = scores_ + from * width + n;
+      score_products<V>(to - from, d, key_ + from, queries_ + head * d * width + n, width, scores,
+                        [&](int64_t j) { ahead(from + j); });
+      each_key(block, begin + from, begin + to, [&](int64_t i, int64_t key_y, int64_t key_x) {
+        for (const float* term : {term_y[key_y], term_x[key_x]})
+          if (term != nullptr)
+            for (int v = 0; v < V; ++v) {
+              float* at = scores + i * width + v * kLanes;
+              store_vec(at, load_vec(at) + load_vec(term + n + v * kLanes));
+            }
+      });
     });
   }
 
@@ -222,11 +340,12 @@ class BlockWeights {
   // Raises `largest` to the scores of a run and adds their exponentials to `inverse`, which holds sums until the last;
   // scores become their exponentials if they are kept.
   template <bool Keep>
-  void exponentials(const Block& block, int64_t head, int64_t keys) {
+  void exponentials(const Block& block, int64_t head, int64_t run_begin, int64_t run_end) {
     const int64_t width = block.width;
-    each_in_vectors(width, [&](int64_t n, auto vectors) {
+    each_band(run_begin, run_end, [&](int64_t n, auto vectors, int64_t from, int64_t to) {
       constexpr int V = decltype(vectors)::value;
-      float* scores = scores_ + n;
+      const int64_t keys = to - from;
+      float* scores = scores_ + from * width + n;
       float *largest = largest_ + head * width + n, *total = inverse_ + head * width + n;
       Vec top[V], sum[V], shift[V];
       for (int v = 0; v < V; ++v) top[v] = load_vec(largest + v * kLanes);
@@ -267,27 +386,28 @@ class BlockWeights {
   }
 
   // weights = exponentials / sum, or the average of the heads' so far.
-  void mix(const Block& block, int64_t head, int64_t keys) {
-    each_weight(block, head, keys, [](Vec e, Vec) { return e; });
+  void mix(const Block& block, int64_t head, int64_t begin, int64_t end) {
+    each_weight(block, head, begin, end, [](Vec e, Vec) { return e; });
   }
 
   // The same from scores.
-  void mix_exponentials(const Block& block, int64_t head, int64_t keys) {
-    each_weight(block, head, keys, [](Vec s, Vec shift) { return exp_of_negative(s - shift); });
+  void mix_exponentials(const Block& block, int64_t head, int64_t begin, int64_t end) {
+    each_weight(block, head, begin, end, [](Vec s, Vec shift) { return exp_of_negative(s - shift); });
   }
 
   template <class Exponential>
-  void each_weight(const Block& block, int64_t head, int64_t keys, Exponential exponential) {
+  void each_weight(const Block& block, int64_t head, int64_t begin, int64_t end, Exponential exponential) {
     const int64_t width = block.width;
     const bool add = a_.mean && head > 0;
-    each_in_vectors(width, [&](int64_t n, auto vectors) {
+    if (dense_ && !add && band_count_ > 1) fill_row(weights_, 0.f, (end - begin) * width);
+    each_band(begin, end, [&](int64_t n, auto vectors, int64_t from, int64_t to) {
       constexpr int V = decltype(vectors)::value;
       Vec inverse[V], shift[V];
       for (int v = 0; v < V; ++v) {
         inverse[v] = load_vec(inverse_ + head * width + n + v * kLanes);
         shift[v] = shift_of(load_vec(largest_ + head * width + n + v * kLanes));
       }
-      for (int64_t j = 0; j < keys; ++j)
+      for (int64_t j = from; j < to; ++j)
         for (int v = 0; v < V; ++v) {
           const int64_t at = j * width + n + v * kLanes;
           const Vec e = exponential(load_vec(scores_ + at), shift[v]) * inverse[v];
@@ -297,11 +417,14 @@ class BlockWeights {
   }
 
   const WindowAttention& a_;
-  const bool shared_terms_;
-  int64_t run_, depth_;
-  float *queries_, *keys_, *scores_, *weights_, *terms_y_, *terms_x_, *largest_, *inverse_, *row_;
+  const bool shared_terms_, dense_;
+  int64_t run_, depth_, band_count_ = 0;
+  bool far_;
+  float *queries_, *keys_, *scores_, *weights_, *terms_y_, *terms_x_, *largest_, *inverse_;
   const float **term_y_, **term_x_, **key_;
   int64_t* places_;
+  Band* bands_;
+  KeyRows* rows_;
 };
 
 }  // namespace MURF_LEVEL
