@@ -6,8 +6,6 @@ namespace murf {
 namespace MURF_LEVEL {
 namespace {
 
-constexpr int64_t kValueChunk = 192;
-
 // Whether channels of the result are planes, written one after the other.
 bool planar(const WindowAttention& a, const Strided& out) { return out.stride_c != 1 && a.channels > 1; }
 

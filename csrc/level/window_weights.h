@@ -16,7 +16,10 @@ namespace murf {
 namespace MURF_LEVEL {
 
 // Scores of a run of keys: 256 KB, and as many mixed weights; no longer runs than the packed keys of half precision fit.
-constexpr int64_t kRunFloats = 1 << 16, kLongestRun = 1024;
+constexpr int64_t kRunFloats = 1 << 16, kLongestRun = 960;
+
+// Values of so many keys are summed in registers.
+constexpr int64_t kValueChunk = 192;
 
 // Keys of an image beyond this do not stay in the second-level cache from one row of blocks to the next.
 constexpr int64_t kNearFloats = 1 << 18;
@@ -158,7 +161,7 @@ class BlockWeights {
       : a_(a), shared_terms_(a.bias_y == nullptr), dense_(dense) {
     const int64_t queries = a.y.max_members * a.x.max_members, keys = a.y.max_keys * a.x.max_keys;
     const int64_t width = lanes_up(queries), tables = shared_terms_ ? 1 : a.heads;
-    run_ = min64(max64(kRunFloats / width / kKeyChunk * kKeyChunk, kKeyChunk), kLongestRun);
+    run_ = min64(max64(kRunFloats / width / kValueChunk * kValueChunk, kValueChunk), kLongestRun);
     const int64_t run = min64(run_, keys);
     depth_ = lanes_up(a.head_dim);
     far_ = a.k.stride_c == 1 && a.v.stride_c == 1 && a.y.in * a.x.in * a.heads * a.head_dim > kNearFloats;
