@@ -271,6 +271,7 @@ OPS = {
         }
     ),
     "window_attention": Op({**ATTENTION, "return_lse": True}, HEADS),
+    "window_attention_argmax": Op({**ATTENTION, "class_bias": Argument("B V", dtypes=ANY)}, HEADS),
     "window_attention_backward": Op(
         {
             "grad_out": Argument("B V H W"),

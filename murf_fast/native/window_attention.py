@@ -33,7 +33,7 @@ def window_attention(
     grid = tuple(q.shape[2:])
     extension.window_attention(
         dtype=dtype_tag(q.dtype),
-        attention=_attention(forward_blocks_of, q, k, v, bias_y, bias_x, rule, heads, mean, scale),
+        attention=attention_of(forward_blocks_of, q, k, v, bias_y, bias_x, rule, heads, mean, scale),
         out=strided(out, q.dtype, (len(q), v.shape[1], *grid)),
         lse=address(lse, torch.float32, len(q) * heads * grid[0] * grid[1]),
         threads=_fork.threads(),
@@ -64,7 +64,7 @@ def window_attention_backward(
     grid = tuple(q.shape[2:])
     extension.window_attention_backward(
         dtype=dtype_tag(q.dtype),
-        attention=_attention(blocks_of, q, k, v, bias_y, bias_x, rule, heads, mean, scale),
+        attention=attention_of(blocks_of, q, k, v, bias_y, bias_x, rule, heads, mean, scale),
         gradients=extension.WindowGradients(
             grad_out=strided(grad_out, q.dtype, (len(q), v.shape[1], *grid)),
             grad_lse=address(grad_lse, torch.float32, len(q) * heads * grid[0] * grid[1]),
@@ -82,7 +82,7 @@ def window_attention_backward(
             result.copy_(part.sum(0))
 
 
-def _attention(blocks, q, k, v, bias_y, bias_x, rule, heads, mean, scale):
+def attention_of(blocks, q, k, v, bias_y, bias_x, rule, heads, mean, scale):
     (batch, depth, *grid), (*_, height, width), single = q.shape, k.shape, torch.float32
     rows, columns = blocks(*rule, tuple(grid), (height, width))
     return extension.WindowAttention(

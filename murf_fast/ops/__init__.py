@@ -38,6 +38,7 @@ from murf_fast.ops.upsample_expectation import upsample_expectation
 from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.ops.upsample_sum import upsample_sum
 from murf_fast.ops.window_attention import window_attention
+from murf_fast.ops.window_attention_argmax import window_attention_argmax
 
 __all__ = [
     "BilateralParams",
@@ -65,4 +66,5 @@ __all__ = [
     "upsample_mean",
     "upsample_sum",
     "window_attention",
+    "window_attention_argmax",
 ]
