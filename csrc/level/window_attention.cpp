@@ -14,7 +14,8 @@ class Output {
  public:
   Output(const WindowAttention& a, const Strided& out, Arena& arena) : a_(a), out_(out) {
     const int64_t queries = a.y.max_members * a.x.max_members;
-    row_ = lanes_up(a.channels);
+    width_ = a.mean ? a.channels : a.channels / a.heads;
+    row_ = (a.mean ? 1 : a.heads) * lanes_up(width_);
     // The aligned rows of a large result go past the caches.
     const bool large = worth_streaming(a.batch * a.channels * a.y.out * a.x.out * int64_t(sizeof(T)));
     const int64_t strides = out.stride_b | out.stride_y | out.stride_x;
@@ -25,7 +26,6 @@ class Output {
     result_ = arena.floats(planar_ ? row_ * lanes_up(queries) : (queries + 1) * row_);
     values_ = arena.floats(kValueChunk * kChannelChunk);
     tile_ = arena.floats(kMostRows * kChannelChunk);
-    key_ = arena.pointers<const float*>(kValueChunk);
     places_ = arena.pointers<int64_t>(queries);
     rows_of_ = arena.structs<KeyRows>(a.y.max_members);
   }
@@ -36,16 +36,17 @@ class Output {
     by_row_ = !a_.y.exact[block.y_block];
   }
 
-  // Weights times channels [first, first + n) of the values of keys [begin, end).
-  void take(const Block& block, int64_t first, int64_t n, int64_t begin, int64_t end, const float* weights) {
+  // Weights times the values of keys [begin, end): a head's channels, or all of them.
+  void take(const Block& block, int64_t head, int64_t begin, int64_t end, const float* weights) {
+    const int64_t n = width_, first = head * n;
     const bool last = end == block.keys;
+    // Results are whole vectors, those of a head apart from the next one's.
+    head_result_ = result_ + head * (lanes_up(n) - n);
     for (int64_t c = 0; c < n; c += kChannelChunk) {
       const int64_t now = min64(kChannelChunk, n - c);
-      // Rows are read and written in whole vectors.
-      const bool as_it_is = false;
       for (int64_t at = begin; at < end; at += kValueChunk) {
         const int64_t stop = min64(at + kValueChunk, end);
-        key_rows<T>(block, a_.v, at, stop, first + c, now, as_it_is, values_, kChannelChunk, key_);
+        pack_rows<T>(block, a_.v, at, stop, first + c, now, values_, kChannelChunk);
         const float* own = weights + (at - begin) * block.width;
         if (planar_) {
           gemm(now, stop - at, block.width, values_, 1, kChannelChunk, own, block.width,
@@ -58,7 +59,7 @@ class Output {
     }
     if (last && !planar_ && block.keys > kValueChunk)
       for (int64_t m = 0; m < block.queries; ++m)
-        store_row(static_cast<T*>(out_.data) + places_[m] + first, result_ + m * row_ + first, n);
+        store_row(static_cast<T*>(out_.data) + places_[m] + first, head_result_ + m * row_ + first, n);
   }
 
  private:
@@ -82,7 +83,7 @@ class Output {
       constexpr int V = decltype(vectors)::value, Rows = kRowsOf<V>;
       int64_t at = m;
       auto tile = [&]<int R>() {
-        weigh_tile<R, V>(block, own + at, to - from, key_ + (from - begin), c, first + c, n - c, at, end, begin);
+        weigh_tile<R, V>(block, own + at, to - from, values_ + (from - begin) * kChannelChunk + c, first + c, n - c, at, end, begin);
         at += R;
       };
       while (at + Rows <= end) tile.template operator()<Rows>();
@@ -93,13 +94,13 @@ class Output {
 
   // Queries m .. m + R - 1, of which the last may be none of the block; `first` channel of the result, n of them.
   template <int R, int V>
-  void weigh_tile(const Block& block, const float* weights, int64_t keys, const float* const* values, int64_t column,
-                  int64_t first, int64_t n, int64_t m, int64_t end, int64_t begin) {
+  void weigh_tile(const Block& block, const float* weights, int64_t keys, const float* values, int64_t first,
+                  int64_t n, int64_t m, int64_t end, int64_t begin) {
     const int64_t rows = min64(R, end - m);
     float* to[R];
     if (block.keys > kValueChunk) {
-      for (int i = 0; i < R; ++i) to[i] = result_ + (i < rows ? m + i : block.queries) * row_ + first;
-      values_tile<R, V, false>(keys, weights, block.width, values, column, to, begin > 0);
+      for (int i = 0; i < R; ++i) to[i] = head_result_ + (i < rows ? m + i : block.queries) * row_ + first;
+      values_tile<R, V, false>(keys, weights, block.width, values, kChannelChunk, to, begin > 0);
       return;
     }
     T* out = static_cast<T*>(out_.data) + first;
@@ -107,13 +108,13 @@ class Output {
       if (rows_ && rows == R && n >= V * kLanes) {
         for (int i = 0; i < R; ++i) to[i] = out + places_[m + i];
         if (stream_ && first % kLanes == 0)
-          values_tile<R, V, true>(keys, weights, block.width, values, column, to, false);
-        else values_tile<R, V, false>(keys, weights, block.width, values, column, to, false);
+          values_tile<R, V, true>(keys, weights, block.width, values, kChannelChunk, to, false);
+        else values_tile<R, V, false>(keys, weights, block.width, values, kChannelChunk, to, false);
         return;
       }
     }
     for (int i = 0; i < R; ++i) to[i] = tile_ + i * kChannelChunk;
-    values_tile<R, V, false>(keys, weights, block.width, values, column, to, false);
+    values_tile<R, V, false>(keys, weights, block.width, values, kChannelChunk, to, false);
     for (int64_t i = 0; i < rows; ++i) store_row(out + places_[m + i], to[i], min64(n, V * kLanes));
   }
 
@@ -127,10 +128,9 @@ class Output {
 
   const WindowAttention& a_;
   const Strided& out_;
-  int64_t row_;
+  int64_t row_, width_;
   bool rows_, stream_, planar_, by_row_ = false;
-  float *result_, *values_, *tile_;
-  const float** key_;
+  float *result_, *head_result_ = nullptr, *values_, *tile_;
   int64_t* places_;
   KeyRows* rows_of_;
 };
@@ -152,9 +152,8 @@ void forward(const WindowAttention& a, const Strided& out, float* lse, int threa
     for (int64_t task = begin; task < end; ++task) {
       const Block block = block_of(a, task);
       output.enter(block);
-      const int64_t n = a.mean ? a.channels : a.channels / a.heads;
       weights.each(block, lse, [&](int64_t head, int64_t from, int64_t to, const float* given) {
-        output.take(block, head * n, n, from, to, given);
+        output.take(block, head, from, to, given);
       });
     }
     stream_fence();

@@ -13,7 +13,6 @@ class Logits {
   Logits(const WindowAttention& a, Arena& arena) : a_(a), classes_(a.mean ? a.channels : a.channels / a.heads) {
     logits_ = arena.floats(classes_ * lanes_up(a.y.max_members * a.x.max_members));
     values_ = arena.floats(kKeyChunk * kChannelChunk);
-    key_ = arena.pointers<const float*>(kKeyChunk);
   }
 
   // Adds weights times the values of keys [begin, end) and of a head, if heads have their own.
@@ -22,7 +21,7 @@ class Logits {
       const int64_t stop = min64(at + kKeyChunk, end);
       for (int64_t c = 0; c < classes_; c += kChannelChunk) {
         const int64_t now = min64(kChannelChunk, classes_ - c);
-        key_rows<T>(block, a_.v, at, stop, head * classes_ + c, now, false, values_, kChannelChunk, key_);
+        pack_rows<T>(block, a_.v, at, stop, head * classes_ + c, now, values_, kChannelChunk);
         gemm(now, stop - at, block.width, values_, 1, kChannelChunk, weights + (at - begin) * block.width, block.width,
              logits_ + c * block.width, block.width, head > 0 || at > 0);
       }
@@ -58,7 +57,6 @@ class Logits {
   const WindowAttention& a_;
   const int64_t classes_;
   float *logits_, *values_;
-  const float** key_;
 };
 
 template <class T, class Label>

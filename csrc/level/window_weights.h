@@ -94,30 +94,20 @@ inline Vec load_some(const T* from, int64_t n) {
   return load_vec(lane);
 }
 
-// Channels [first, first + n) of keys [begin, end) as float32 rows: rows[i] points to a key's, in the map itself where it
-// holds such rows, else in `packed` with `row` floats a key, padded with zeros.
+// Channels [first, first + n) of keys [begin, end): dst[(j - begin) * row + i], padded with zeros to `row`.
 template <class T>
-inline void key_rows(const Block& block, const Strided& t, int64_t begin, int64_t end, int64_t first, int64_t n,
-                     bool as_it_is, float* packed, int64_t row, const float** rows) {
+inline void pack_rows(const Block& block, const Strided& t, int64_t begin, int64_t end, int64_t first, int64_t n,
+                      float* dst, int64_t row) {
   const T* data = static_cast<const T*>(t.data) + block.b * t.stride_b + first * t.stride_c;
   each_key(block, begin, end, [&](int64_t i, int64_t y, int64_t x) {
     const T* key = data + block.key_ys[y] * t.stride_y + block.key_xs[x] * t.stride_x;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (as_it_is) {
-        rows[i] = key;
-        return;
-      }
-    }
-    float* to = packed + i * row;
+    float* to = dst + i * row;
+    int64_t c = 0;
     if (t.stride_c == 1) {
-      int64_t c = 0;
       for (; c + kLanes <= n; c += kLanes) store_vec(to + c, load_lanes(key + c));
-      if (c < n) store_vec(to + c, load_some(key + c, n - c));
-    } else {
-      load_strided(to, key, t.stride_c, n);
-      fill_row(to + n, 0.f, row - n);
     }
-    rows[i] = to;
+    load_strided(to + c, key + c * t.stride_c, t.stride_c, n - c);
+    fill_row(to + n, 0.f, row - n);
   });
 }
 
@@ -301,11 +291,27 @@ class BlockWeights {
     }
   }
 
+  // Points to a head's keys [begin, end) as float32 rows: in their map where it holds such rows, else to copies.
+  void find_keys(const Block& block, int64_t head, int64_t begin, int64_t end) {
+    const int64_t d = a_.head_dim;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (keys_ == nullptr) {
+        const float* data = static_cast<const float*>(a_.k.data) + block.b * a_.k.stride_b + head * d;
+        each_key(block, begin, end, [&](int64_t i, int64_t y, int64_t x) {
+          key_[i] = data + block.key_ys[y] * a_.k.stride_y + block.key_xs[x] * a_.k.stride_x;
+        });
+        return;
+      }
+    }
+    pack_rows<T>(block, a_.k, begin, end, head * d, d, keys_, depth_);
+    for (int64_t i = 0; i < end - begin; ++i) key_[i] = keys_ + i * depth_;
+  }
+
   // Scores of keys [begin, end). Rows of a large map come from far: those of the values, and of the next head's keys, are
   // asked for in time.
   void score(const Block& block, int64_t head, int64_t begin, int64_t end) {
     const int64_t count = end - begin, width = block.width, d = a_.head_dim;
-    key_rows<T>(block, a_.k, begin, end, head * d, d, holds_rows<T>(a_.k), keys_, depth_, key_);
+    find_keys(block, head, begin, end);
     for (int64_t i = 0; i < kKeySlack; ++i) key_[count + i] = key_[count - 1];
     const T* next = static_cast<const T*>(a_.k.data) + block.b * a_.k.stride_b + (head + 1) * d;
     const int64_t n_values = a_.mean ? 0 : a_.channels / a_.heads;
