@@ -1,8 +1,8 @@
 """Labels of attended logits: window attention with a running argmax over chunks of classes at its end.
 
-A program is a tile of queries with all its heads. Logits of a chunk of classes are a product of the averaged weights and
-the values, or the sum of the heads' products; they meet the classes before them in registers. The weights are formed
-again for every chunk, of which there is one up to 64 classes (16 in float32 on sm_80).
+A program is a tile of queries with all its heads. Logits of a chunk of classes are a product of the averaged weights
+and the values, or the sum of the heads' products; they meet the classes before them in registers. The weights are
+formed again for every chunk, of which there is one up to 64 classes (16 or 32 in float32, see ``attention_tile``).
 """
 
 from __future__ import annotations

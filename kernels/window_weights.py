@@ -316,7 +316,7 @@ def of_head(statistic, head, HEADS: tl.constexpr):
 @triton.jit
 def statistics_of(attention, b, mine, tiles, i, j, HEADS: tl.constexpr, WHOLE_D: tl.constexpr, BLOCK_D: tl.constexpr,
                   PRECISION: tl.constexpr):  # fmt: skip
-    """Every head's largest score and sum of exponentials, (queries, HEADS) both, in one pass over the keys of a tile."""
+    """Every head's largest score and sum of exponentials, (queries, HEADS) both, in one pass over a tile's keys."""
     peaks = tl.full((CELLS, HEADS), float("-inf"), dtype=tl.float32)
     totals = tl.zeros((CELLS, HEADS), dtype=tl.float32)
     for step in range(bound(steps_of(tiles, i, j))):

@@ -159,8 +159,8 @@ Q, V = torch.ones(2, 4, 3, 2), torch.ones(2, 6, 3, 2)
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"class_bias": torch.ones(5)}, ValueError, r"`class_bias` must have shape \(6,\) or \(2, 6\), one entry per class"),
-        ({"class_bias": torch.ones(6), "values": "split"}, ValueError, r"must have shape \(3,\) or \(2, 3\).*got \(6,\)"),
+        ({"class_bias": torch.ones(5)}, ValueError, r"`class_bias` must have shape \(6,\) or \(2, 6\), one"),
+        ({"class_bias": torch.ones(6), "values": "split"}, ValueError, r"shape \(3,\) or \(2, 3\).*got \(6,\)"),
         ({"class_bias": [1.0]}, TypeError, "`class_bias` must be a floating-point tensor, got list"),
         ({"class_bias": torch.ones(6, dtype=torch.int64)}, TypeError, "got torch.int64"),
         ({"v": V[:, :5], "values": "split"}, ValueError, "must divide the 5 channels of `v`"),

@@ -79,11 +79,12 @@ class Output {
   void weigh_queries(const Block& block, int64_t m, int64_t end, int64_t from, int64_t to, int64_t first, int64_t n,
                      int64_t begin, const float* weights) {
     const float* own = weights + (from - begin) * block.width;
+    const float* values = values_ + (from - begin) * kChannelChunk;
     each_in_vectors(lanes_up(n), [&](int64_t c, auto vectors) {
       constexpr int V = decltype(vectors)::value, Rows = kRowsOf<V>;
       int64_t at = m;
       auto tile = [&]<int R>() {
-        weigh_tile<R, V>(block, own + at, to - from, values_ + (from - begin) * kChannelChunk + c, first + c, n - c, at, end, begin);
+        weigh_tile<R, V>(block, own + at, to - from, values + c, first + c, n - c, at, end, begin);
         at += R;
       };
       while (at + Rows <= end) tile.template operator()<Rows>();

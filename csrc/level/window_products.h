@@ -1,6 +1,6 @@
-// The matrix products of window attention's forward kernels. Keys are read where they lie, by the pointers of their rows:
-// a block of queries meets each of them once, which would not pay for a packed copy. Values meet every few queries, and
-// are packed: 64 keys of 1024 channels, 4 KB apart, share four sets of the first-level cache.
+// The matrix products of window attention's forward kernels. Keys are read where they lie, by the pointers of their
+// rows: a block of queries meets each of them once, which would not pay for a packed copy. Values meet every few
+// queries, and are packed: 64 keys of 1024 channels, 4 KB apart, share four sets of the first-level cache.
 #pragma once
 
 #include <utility>
@@ -60,8 +60,8 @@ inline void scores_tile(int64_t depth, const float* const* keys, const float* qu
 // Keys beyond the last that a product may read and scores that it may write.
 constexpr int64_t kKeySlack = 8;
 
-// scores[j][m] = <keys[j], queries[.][m]> for so many vectors of queries. The pointers go on for kKeySlack keys, to any that
-// exist, and so do scores. ahead(j) is called before the products of keys up to j.
+// scores[j][m] = <keys[j], queries[.][m]> for so many vectors of queries. The pointers go on for kKeySlack keys, to any
+// that exist, and so do scores. ahead(j) is called before the products of keys up to j.
 template <int Vectors, class Ahead>
 inline void score_products(int64_t count, int64_t depth, const float* const* keys, const float* queries, int64_t width,
                            float* scores, Ahead ahead) {

@@ -1,9 +1,10 @@
 // The weights of window attention, block of queries after block, for the forward kernels.
 //
-// Scores of a block lie by key, then query, so that a softmax is vertical arithmetic on vectors of queries. A block with
-// few keys has all its scores of a head in the second-level cache. One with more takes its keys in runs, twice: first for
-// every head's largest score and sum of exponentials, then for the weights, a run at a time. That makes the products of
-// queries and keys twice, and keeps memory and cache as they are with few keys, whatever the heads do with the values.
+// Scores of a block lie by key, then query, so that a softmax is vertical arithmetic on vectors of queries. A block
+// with few keys has all its scores of a head in the second-level cache. One with more takes its keys in runs, twice:
+// first for every head's largest score and sum of exponentials, then for the weights, a run at a time. That makes the
+// products of queries and keys twice, and keeps memory and cache as they are with few keys, whatever is made of the
+// values.
 #pragma once
 
 #include <math.h>
@@ -15,7 +16,7 @@
 namespace murf {
 namespace MURF_LEVEL {
 
-// Scores of a run of keys: 256 KB, and as many mixed weights; no longer runs than the packed keys of half precision fit.
+// Scores of a run of keys: 256 KB, and as many weights. Runs are no longer because keys may have to be copied.
 constexpr int64_t kRunFloats = 1 << 16, kLongestRun = 960;
 
 // Values of so many keys are summed in registers.
@@ -168,8 +169,8 @@ class BlockWeights {
     rows_ = arena.structs<KeyRows>(a.y.max_members);
   }
 
-  // take(head, begin, end, weights) for every head and run of keys of a block; where heads are averaged, once for all of
-  // them. Weights lie by key, then query, block.width apart; a query's add up to 1. lse: as window_attention has it.
+  // take(head, begin, end, weights) for every head and run of keys of a block; where heads are averaged, once for all
+  // of them. Weights lie by key, then query, block.width apart; a query's add up to 1. lse: as window_attention has it.
   template <class Take>
   void each(const Block& block, float* lse, Take take) {
     query_places(block, a_.q, places_);
@@ -307,8 +308,8 @@ class BlockWeights {
     for (int64_t i = 0; i < end - begin; ++i) key_[i] = keys_ + i * depth_;
   }
 
-  // Scores of keys [begin, end). Rows of a large map come from far: those of the values, and of the next head's keys, are
-  // asked for in time.
+  // Scores of keys [begin, end). Rows of a large map come from far: those of the values, and of the next head's keys,
+  // are asked for in time.
   void score(const Block& block, int64_t head, int64_t begin, int64_t end) {
     const int64_t count = end - begin, width = block.width, d = a_.head_dim;
     find_keys(block, head, begin, end);

@@ -14,15 +14,15 @@ from torch import Tensor
 from murf_fast.tables._table import Table, kept
 from murf_fast.windows import AxisWindow, axis_window
 
-# Queries of one block of the backward kernels along an axis. Eight by eight queries fill the registers of a matrix kernel,
-# and the scores of a window of 1024 keys stay within 256 KB; beyond that many keys, four by four.
+# Queries of one block of the backward kernels along an axis. Eight by eight queries fill the registers of a matrix
+# kernel, and the scores of a window of 1024 keys stay within 256 KB; beyond that many keys, four by four.
 MEMBERS, MEMBERS_OF_MANY_KEYS, MANY_KEYS = 8, 4, 1024
 
 # A block of fewer queries along an axis does not fill a vector.
 FEW = 4
 
-# Blocks of the forward kernels are the cheapest of these. A vector of queries times a key is the unit; bringing a key in
-# costs half of it where it was measured, with 64 and with 96 channels a head, and a block a few.
+# Blocks of the forward kernels are the cheapest of these. A vector of queries times a key is the unit; bringing a key
+# in costs about half of it with 64 channels a head, where that was profiled, and a block a few.
 SIDES, MOST_QUERIES = (4, 8, 16), 256
 LANES, BRINGING_IN, PER_BLOCK = 16, 0.5, 8.0
 # Keys whose values are summed in registers (csrc/level/window_attention.cpp), and scores that a thread keeps
@@ -111,11 +111,13 @@ def blocks_of(rows: str, columns: str, out: tuple[int, int], grid: tuple[int, in
 def forward_blocks_of(
     rows: str, columns: str, out: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[AxisBlocks, AxisBlocks]:
-    """Blocks of both axes for the forward kernels, which multiply a vector of queries with the keys of its rows only."""
+    """Blocks of both axes for the forward kernels, where a vector of queries meets the keys of its rows only."""
 
     def cost(blocks: tuple[AxisBlocks, AxisBlocks]) -> float:
         y_blocks, x_blocks = blocks
-        shapes = Counter(zip(np.diff(x_blocks.member_begin).tolist(), np.diff(x_blocks.key_begin).tolist(), strict=True))
+        shapes = Counter(
+            zip(np.diff(x_blocks.member_begin).tolist(), np.diff(x_blocks.key_begin).tolist(), strict=True)
+        )
         bands = Counter(y_blocks.spans())
         return sum(
             many * times * _block_cost(spans, queries, keys)
