@@ -79,7 +79,8 @@ KINDS = {
 }  # fmt: skip
 KIND = {
     "antialias": "flag", "backend": "choice", "basis": "map", "bias": "tensor", "border": "choice", "count": "integer",
-    "class_bias": "tensor", "cls": "other", "dilation": "pair", "dtype": "other", "features": "maps", "fixup_mask": "mask",
+    "class_bias": "tensor",
+    "cls": "other", "dilation": "pair", "dtype": "other", "features": "maps", "fixup_mask": "mask",
     "flavor": "choice", "fraction": "number", "grid": "size", "guidance": "map", "ignore_index": "integer",
     "images": "map", "include_start": "flag", "index": "choice", "k": "map", "keep": "flag", "kernel_size": "pair",
     "kernels": "map", "label_smoothing": "number", "layout": "choice", "maps": "maps", "mean": "numbers",
