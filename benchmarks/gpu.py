@@ -44,6 +44,7 @@ PRODUCTS = (
     "nearest_distance",
     "neighborhood_attention",
     "window_attention",
+    "window_attention_argmax",
 )
 CAPTURE_FAILURES = 3  # a failed capture costs a process; after so many none is tried
 SANITIZER_ERROR = re.compile(r"^=+ *(Invalid|Misaligned|Error: |Warning: .*hazard|Program hit).*$", re.MULTILINE)

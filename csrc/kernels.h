@@ -62,6 +62,9 @@
     work::image_to_patches(image, y, x))                                                                             \
   X(window_attention, (DType dtype, WindowAttention attention, Strided out, float* lse, int threads),                \
     work::window_attention(attention))                                                                               \
+  X(window_attention_argmax,                                                                                         \
+    (DType dtype, WindowAttention attention, Bias bias, int label_bytes, void* labels, int threads),                 \
+    work::window_attention(attention))                                                                               \
   X(window_attention_backward, (DType dtype, WindowAttention attention, WindowGradients gradients, int threads),     \
     work::window_attention(attention))                                                                               \
   X(feature_unify, (DType dtype, FeatureUnify unify, Strided out, int threads), work::feature_unify(unify))          \

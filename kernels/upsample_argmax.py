@@ -8,6 +8,7 @@ from torch import Tensor
 
 from murf_fast.kernels import launch, resample
 from murf_fast.kernels.aligned_maps import aligned_maps
+from murf_fast.kernels.best_class import best_class
 from murf_fast.kernels.resample import Axes, resampled_sum
 
 __all__ = ["upsample_argmax"]
@@ -32,16 +33,7 @@ def _upsample_argmax(maps, readable, bias, bias_stride, labels, values, channels
         logits = resampled_sum(
             maps, readable, bias, bias_stride, b, y, x, c, x_inside, c_inside, BLOCK_X, BLOCK_C, TAPS_Y, TAPS_X
         )
-        logits = tl.where(c_inside[None, :], logits, float("-inf"))
-        # As torch: the lowest class among equals, and the first NaN beats everything.
-        is_nan = logits != logits
-        has_nan = tl.max(is_nan.to(tl.int32), axis=1) > 0
-        largest = tl.max(tl.where(is_nan, float("-inf"), logits), axis=1)
-        winners = tl.where(has_nan[:, None], is_nan, logits == largest[:, None])
-        winner = tl.min(tl.where(winners, c[None, :], channels), axis=1)
-        wins = (best == best) & (has_nan | (largest > best))
-        best = tl.where(wins, tl.where(has_nan, float("nan"), largest), best)
-        index = tl.where(wins, winner, index)
+        best, index = best_class(logits, c, channels, best, index)
         start += BLOCK_C
     at = row.to(tl.int64) * width + x
     tl.store(labels + at, index.to(labels.dtype.element_ty), mask=x_inside)

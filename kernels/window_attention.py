@@ -22,10 +22,12 @@ from murf_fast.kernels.window_weights import (
     exponential_of,
     load_cells,
     members_of,
+    of_head,
     partners_of,
     scores_of,
     shift_of,
     statistic_at,
+    statistics_of,
     steps_of,
     store_cells,
     terms_of,
@@ -67,12 +69,6 @@ def _window_attention_split(attention, out, lse, tiles, y_tiles, x_tiles, WHOLE_
 
 
 @triton.jit
-def _of_head(statistic, head, HEADS: tl.constexpr):
-    """Column ``head`` of (queries, HEADS)."""
-    return tl.sum(tl.where((tl.arange(0, HEADS) == head)[None, :], statistic, 0.0), axis=1)
-
-
-@triton.jit
 def _window_attention_mean(attention, out, lse, tiles, y_tiles, x_tiles, ONE_STEP: tl.constexpr, HEADS: tl.constexpr,
                            WHOLE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
                            PRECISION: tl.constexpr):  # fmt: skip
@@ -98,22 +94,10 @@ def _window_attention_mean(attention, out, lse, tiles, y_tiles, x_tiles, ONE_STE
             store_cells(out, b, mine, c, heads.width, tl.dot(mean, values, input_precision=PRECISION), BLOCK_C)
     else:
         steps = steps_of(tiles, i, j)
-        peaks = tl.full((CELLS, HEADS), float("-inf"), dtype=tl.float32)
-        totals = tl.zeros((CELLS, HEADS), dtype=tl.float32)
-        for step in range(bound(steps)):
-            read = partners_of(tiles, i, j, step)
-            term = terms_of(attention, 0, mine, read, False) if attention.terms.bias_rows is None else None
-            for head in range(bound(heads.count)):
-                s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
-                largest, total = _of_head(peaks, head, HEADS), _of_head(totals, head, HEADS)
-                peak = tl.maximum(largest, tl.max(s, axis=1))
-                shift = shift_of(peak)
-                total = total * exponential_of(largest - shift) + tl.sum(exponential_of(s - shift[:, None]), axis=1)
-                own = (tl.arange(0, HEADS) == head)[None, :]
-                peaks, totals = tl.where(own, peak[:, None], peaks), tl.where(own, total[:, None], totals)
+        peaks, totals = statistics_of(attention, b, mine, tiles, i, j, HEADS, WHOLE_D, BLOCK_D, PRECISION)
         if lse is not None:
             for head in range(bound(heads.count)):
-                value = _of_head(peaks, head, HEADS) + tl.log(_of_head(totals, head, HEADS))
+                value = of_head(peaks, head, HEADS) + tl.log(of_head(totals, head, HEADS))
                 tl.store(lse + statistic_at(attention, b, head, mine), value, mask=mine.inside)
         for c in range(0, bound(heads.width), BLOCK_C):
             result = tl.zeros((CELLS, BLOCK_C), dtype=tl.float32)
@@ -123,7 +107,7 @@ def _window_attention_mean(attention, out, lse, tiles, y_tiles, x_tiles, ONE_STE
                 mean = tl.zeros((CELLS, CELLS), dtype=tl.float32)
                 for head in range(bound(heads.count)):
                     s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
-                    largest, total = _of_head(peaks, head, HEADS), _of_head(totals, head, HEADS)
+                    largest, total = of_head(peaks, head, HEADS), of_head(totals, head, HEADS)
                     weights = exponential_of(s - shift_of(largest)[:, None])
                     mean += weights * (1.0 / (total * heads.count))[:, None]
                 values = load_cells(attention.v, b, read, c, heads.width, BLOCK_C)

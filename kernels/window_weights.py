@@ -305,3 +305,29 @@ def statistic_at(attention, b, head, cells):
     """Where the number of a query and a head lies in (B, heads, H, W)."""
     row = (b * attention.heads.count + head).to(tl.int64) * attention.terms.height + cells.y
     return row * attention.terms.width + cells.x
+
+
+@triton.jit
+def of_head(statistic, head, HEADS: tl.constexpr):
+    """Column ``head`` of (queries, HEADS)."""
+    return tl.sum(tl.where((tl.arange(0, HEADS) == head)[None, :], statistic, 0.0), axis=1)
+
+
+@triton.jit
+def statistics_of(attention, b, mine, tiles, i, j, HEADS: tl.constexpr, WHOLE_D: tl.constexpr, BLOCK_D: tl.constexpr,
+                  PRECISION: tl.constexpr):  # fmt: skip
+    """Every head's largest score and sum of exponentials, (queries, HEADS) both, in one pass over a tile's keys."""
+    peaks = tl.full((CELLS, HEADS), float("-inf"), dtype=tl.float32)
+    totals = tl.zeros((CELLS, HEADS), dtype=tl.float32)
+    for step in range(bound(steps_of(tiles, i, j))):
+        read = partners_of(tiles, i, j, step)
+        term = terms_of(attention, 0, mine, read, False) if attention.terms.bias_rows is None else None
+        for head in range(bound(attention.heads.count)):
+            s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
+            largest, total = of_head(peaks, head, HEADS), of_head(totals, head, HEADS)
+            peak = tl.maximum(largest, tl.max(s, axis=1))
+            shift = shift_of(peak)
+            total = total * exponential_of(largest - shift) + tl.sum(exponential_of(s - shift[:, None]), axis=1)
+            own = (tl.arange(0, HEADS) == head)[None, :]
+            peaks, totals = tl.where(own, peak[:, None], peaks), tl.where(own, total[:, None], totals)
+    return peaks, totals

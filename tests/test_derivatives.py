@@ -45,7 +45,10 @@ def difference(function, values, tangents, step: float) -> Tensor:
     return (function(*plus).double() - function(*minus).double()) / (2 * step)
 
 
-@pytest.mark.parametrize("op", **by_name([op for op in OPS if op.name not in ("upsample_argmax", "k_center_greedy")]))
+LABELS = ("upsample_argmax", "window_attention_argmax", "k_center_greedy")
+
+
+@pytest.mark.parametrize("op", **by_name([op for op in OPS if op.name not in LABELS]))
 def test_forward_mode_is_right_or_raises(op):
     """All variables move at once; then each of them alone, which must not be dropped."""
     tensors = op.tensors()

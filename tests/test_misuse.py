@@ -79,6 +79,7 @@ KINDS = {
 }  # fmt: skip
 KIND = {
     "antialias": "flag", "backend": "choice", "basis": "map", "bias": "tensor", "border": "choice", "count": "integer",
+    "class_bias": "tensor",
     "cls": "other", "dilation": "pair", "dtype": "other", "features": "maps", "fixup_mask": "mask",
     "flavor": "choice", "fraction": "number", "grid": "size", "guidance": "map", "ignore_index": "integer",
     "images": "map", "include_start": "flag", "index": "choice", "k": "map", "keep": "flag", "kernel_size": "pair",
@@ -106,6 +107,8 @@ OWN = {
     ("low_resolution_logits", "norm"): "other",
     ("window_attention", "values"): "choice",
     ("window_attention", "bias"): "other",
+    ("window_attention_argmax", "values"): "choice",
+    ("window_attention_argmax", "bias"): "other",
     ("neighborhood_attention", "bias"): "other",
     ("resample_patch_embed", "patch_size"): "size",
     ("windows.clamped", "radius"): "pair",
@@ -183,6 +186,7 @@ def cases():
         "upsample_mean": {"maps": [x, x], "size": (8, 7), "weights": [1.0, 2.0]},
         "upsample_sum": fuse,
         "window_attention": {"q": x, "k": x, "v": x, "windows": windows.clamped(1), "num_heads": 2},
+        "window_attention_argmax": {"q": x, "k": x, "v": x, "windows": windows.clamped(1), "num_heads": 2},
         "windows.ratio": {"out": (4, 4), "grid": (2, 2), "ratio": 0.25},
         "windows.neighborhood": {"out": 6, "grid": 6, "kernel_size": 3, "stride": 1, "dilation": 1},
         "windows.clamped": {"radius": 2},

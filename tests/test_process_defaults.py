@@ -162,6 +162,10 @@ def op_calls() -> dict[str, list]:
             ),
             lambda: ops.window_attention(q, k, v, **attention, return_lse=True),
         ],
+        "window_attention_argmax": [
+            lambda: ops.window_attention_argmax(q, k, v, **attention),
+            lambda: ops.window_attention_argmax(q, k, v, **attention, values="split", class_bias=draw(v.shape[1] // 2)),
+        ],
     }
 
 

@@ -295,6 +295,7 @@ OPS = {
         }
     ),
     "window_attention": Op({**ATTENTION, "return_lse": True}, HEADS),
+    "window_attention_argmax": Op({**ATTENTION, "class_bias": Argument("B V", dtypes=ANY)}, HEADS),
     "window_attention_backward": Op(
         {
             "grad_out": Argument("B V H W"),
@@ -382,7 +383,7 @@ def wrong_tensors(x: Tensor, argument: Argument, tied: set[str], alone: bool) ->
     if argument.sizes not in ("K G", "K K", "9 P", "9 9", "D D"):
         yield "one dimension more", x[None]
     # (C,) is a bias, too, and (M, k, k) a basis.
-    if x.ndim and argument.sizes not in ("B C", "M 1 3 3"):
+    if x.ndim and argument.sizes not in ("B C", "B V", "M 1 3 3"):
         yield "one dimension less", x[0]
     for i, letter in enumerate(argument.sizes.split()):
         if letter.isdigit() or letter in tied:

@@ -63,6 +63,17 @@ CASES = (
     Case("one_pixel", windows.full(), (1, 1), (1, 1), heads=1, head_dim=1, channels=1),
     Case("empty_batch", windows.full(), (3, 4), (2, 2), batch=0),
 )
+# For the forward kernels: more keys than are summed in registers, and than a run has, the same for all rows of queries
+# and others for each; large results, with rows that are aligned to a vector and rows that are not.
+MANY_KEYS = (
+    sized("hundreds_of_keys", lambda o, g: windows.ratio(o, g, 0.4), (11, 23), (20, 21), channels=67, batch=1),
+    Case("runs", windows.full(), (5, 7), (37, 31), channels=19, batch=1),
+    Case("runs_of_bands", windows.clamped((16, 15)), (37, 31), (37, 31), channels=5, batch=1, bias=True),
+)
+LARGE = (
+    sized("aligned", windows.ratio, (135, 125), (4, 5), heads=1, head_dim=3, channels=128, batch=1),
+    sized("not_aligned", windows.ratio, (135, 131), (4, 5), heads=1, head_dim=3, channels=120, batch=1),
+)
 SMALL = tuple(
     c for c in CASES if c.name in ("ratio", "natten_fraction", "same_grid", "clamped", "repeated", "one_pixel")
 )
@@ -147,6 +158,20 @@ def check_gradients(case, values, dtype, layout, backend="native"):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parity(case, dtype, values):
     check_parity(case, values, dtype, "contiguous")
+
+
+@VALUES
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_many_keys(level, layout, values):
+    for case in MANY_KEYS:
+        check_parity(case, values, torch.float32, layout)
+    check_parity(MANY_KEYS[0], values, torch.bfloat16, layout)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_large_results(level, case):
+    """Whole vectors of more than 8 MB go past the caches."""
+    check_parity(case, "mean", torch.float32, "channels_last")
 
 
 @VALUES

@@ -26,6 +26,25 @@ inline float exp_row_element(float x) {
   return x < -87.3f ? 0.f : p * scale;
 }
 
+// The same for x <= 0, as a softmax has it: no scale overflows.
+inline Vec exp_of_negative(Vec x) {
+  const Vec least = splat(-87.3f);
+  const Vec clamped = x < least ? least : x;
+  const Vec shifted = clamped * 1.44269504f + 12582912.f;
+  const Vec n = shifted - 12582912.f;
+  const Vec r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  // The lowest bits of `shifted` are n; they become the exponent.
+  const UintVec scale = (UintVec(shifted) << 23) + 0x3f800000u;
+  return x < least ? Vec{} : p * Vec(scale);
+}
+
 // v[i] = exp(v[i] - shift); returns the sum.
 inline float exp_row(float* v, float shift, int64_t n) {
   float total = 0.f;

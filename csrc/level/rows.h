@@ -160,6 +160,19 @@ inline void stream_copy(void* dst, const void* src, int64_t bytes) {
   std::memcpy(d, s, size_t(bytes));
 }
 
+// One vector past the caches; `dst` is aligned to it.
+inline void stream_vec(float* dst, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(dst, __m512(v));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(dst, __m256(v));
+#elif defined(__SSE2__)
+  _mm_stream_ps(dst, __m128(v));
+#else
+  store_vec(dst, v);
+#endif
+}
+
 inline void stream_fence() {
 #if defined(__SSE2__)
   _mm_sfence();

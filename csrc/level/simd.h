@@ -67,6 +67,7 @@ constexpr int kLanes = 8, kWide = 2;
 constexpr int kLanes = 4, kWide = 2;
 #endif
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
+typedef uint32_t UintVec __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 // The same width at every level; the compiler splits them where registers are narrower.
 typedef float Vec8 __attribute__((vector_size(8 * sizeof(float))));
 typedef float Vec16 __attribute__((vector_size(16 * sizeof(float))));

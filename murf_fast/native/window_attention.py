@@ -7,7 +7,7 @@ from torch import Tensor
 
 from murf_fast import _fork
 from murf_fast.native._address import address, dtype_tag, extension, prefer_huge_pages, strided, wanted
-from murf_fast.tables.query_blocks import blocks_of
+from murf_fast.tables.query_blocks import blocks_of, forward_blocks_of
 
 __all__ = ["window_attention", "window_attention_backward"]
 
@@ -33,7 +33,7 @@ def window_attention(
     grid = tuple(q.shape[2:])
     extension.window_attention(
         dtype=dtype_tag(q.dtype),
-        attention=_attention(q, k, v, bias_y, bias_x, rule, heads, mean, scale),
+        attention=attention_of(forward_blocks_of, q, k, v, bias_y, bias_x, rule, heads, mean, scale),
         out=strided(out, q.dtype, (len(q), v.shape[1], *grid)),
         lse=address(lse, torch.float32, len(q) * heads * grid[0] * grid[1]),
         threads=_fork.threads(),
@@ -64,7 +64,7 @@ def window_attention_backward(
     grid = tuple(q.shape[2:])
     extension.window_attention_backward(
         dtype=dtype_tag(q.dtype),
-        attention=_attention(q, k, v, bias_y, bias_x, rule, heads, mean, scale),
+        attention=attention_of(blocks_of, q, k, v, bias_y, bias_x, rule, heads, mean, scale),
         gradients=extension.WindowGradients(
             grad_out=strided(grad_out, q.dtype, (len(q), v.shape[1], *grid)),
             grad_lse=address(grad_lse, torch.float32, len(q) * heads * grid[0] * grid[1]),
@@ -82,9 +82,9 @@ def window_attention_backward(
             result.copy_(part.sum(0))
 
 
-def _attention(q, k, v, bias_y, bias_x, rule, heads, mean, scale):
+def attention_of(blocks, q, k, v, bias_y, bias_x, rule, heads, mean, scale):
     (batch, depth, *grid), (*_, height, width), single = q.shape, k.shape, torch.float32
-    rows, columns = blocks_of(*rule, tuple(grid), (height, width))
+    rows, columns = blocks(*rule, tuple(grid), (height, width))
     return extension.WindowAttention(
         batch=batch,
         heads=heads,

@@ -39,6 +39,7 @@ from murf_fast.ops.upsample_expectation import upsample_expectation
 from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.ops.upsample_sum import upsample_sum
 from murf_fast.ops.window_attention import window_attention
+from murf_fast.ops.window_attention_argmax import window_attention_argmax
 
 __all__ = [
     "BilateralParams",
@@ -67,4 +68,5 @@ __all__ = [
     "upsample_mean",
     "upsample_sum",
     "window_attention",
+    "window_attention_argmax",
 ]

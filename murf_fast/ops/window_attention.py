@@ -60,14 +60,41 @@ def window_attention(
         TypeError, ValueError: An argument is wrong; the message names it.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: the result, and on CPU the scores of one block of at most 64 queries per thread. Backward: the gradients,
-    float32 partial sums of the gradients of k and v, as large as the largest tensor at most, and on a GPU three float32
-    numbers per query and head. Queries with similar windows are processed together, so a key or value that is not
-    finite can also reach queries whose windows end next to it.
+    Memory: the result, and on CPU a few MB per thread: results of a block of at most 256 queries, and its scores with
+    at most 960 keys, however many there are. Backward: the gradients, float32 partial sums of the gradients of k and v,
+    as large as the largest tensor at most, on CPU the scores of a block of at most 64 queries with all its keys, and on
+    a GPU three float32 numbers per query and head. Queries with similar windows are processed together, so a key or
+    value that is not finite can also reach queries whose windows end next to it.
 
     Source: AnyUp's and JAFAR's cross attention (heads averaged, raw values), NAF's (values split), FeatSharp's.
     """
     op = "window_attention"
+    num_heads, scale, rows, columns = check_attention(op, q, k, v, windows, num_heads, values, scale, bias)
+    _checks.flag(op, "return_lse", return_lse)
+    backend = _checks.backend(backend, q)
+    if backend == "reference":
+        result, lse = reference.window_attention(q, k, v, windows, num_heads, values, scale, bias, True)
+        result = result.to(q.dtype).contiguous(memory_format=layout_of(is_channels_last(q)))
+    else:
+        bias_y, bias_x = (None, None) if bias is None else bias
+        result, lse = _window_attention(
+            q, k, v, bias_y, bias_x, rows, columns, num_heads, values == "mean", scale, return_lse, backend
+        )
+    return (result, lse) if return_lse else result
+
+
+def check_attention(
+    op: str,
+    q: object,
+    k: object,
+    v: object,
+    windows: object,
+    num_heads: object,
+    values: object,
+    scale: object,
+    bias: object,
+) -> tuple[int, float, str, str]:
+    """Heads, scale and the windows of rows and columns of a call whose arguments fit."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         _checks.map_(op, name, x)
         _checks.same_device_and_dtype(op, name, x, "q", q)
@@ -85,7 +112,6 @@ def window_attention(
     if num_heads < 1 or q.shape[1] % num_heads:
         raise ValueError(f"murf_fast.{op}: `num_heads` must divide the {q.shape[1]} channels of `q`, got {num_heads!r}")
     _checks.choice(op, "values", values, VALUES)
-    _checks.flag(op, "return_lse", return_lse)
     if values == "split" and v.shape[1] % num_heads:
         raise ValueError(
             f"murf_fast.{op}: `num_heads` must divide the {v.shape[1]} channels of `v` for values='split', "
@@ -94,16 +120,7 @@ def window_attention(
     scale = head_scale(op, scale, q.shape[1] // num_heads)
     rows, columns = _check_windows(op, windows, q, k)
     _check_bias(op, bias, num_heads, q, k)
-    backend = _checks.backend(backend, q)
-    if backend == "reference":
-        result, lse = reference.window_attention(q, k, v, windows, num_heads, values, scale, bias, True)
-        result = result.to(q.dtype).contiguous(memory_format=layout_of(is_channels_last(q)))
-    else:
-        bias_y, bias_x = (None, None) if bias is None else bias
-        result, lse = _window_attention(
-            q, k, v, bias_y, bias_x, rows, columns, num_heads, values == "mean", scale, return_lse, backend
-        )
-    return (result, lse) if return_lse else result
+    return num_heads, scale, rows, columns
 
 
 def head_scale(op: str, scale: float | None, head_dim: int) -> float:
@@ -159,7 +176,7 @@ def _is_window_rule(spec: str, out: int, size: int) -> bool:
     )
 
 
-def _requires(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend) -> None:
+def requires_attention(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         _contract.map_(op, name, x)
     _contract.backend(op, backend, q)
@@ -223,7 +240,7 @@ def shares(rows: str, columns: str, q: Tensor, k: Tensor, v: Tensor, bias: bool)
 def _gradient_requires(
     op, grad_out, grad_lse, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, wanted, backend
 ) -> None:
-    _requires(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, False, backend)
+    requires_attention(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, False, backend)
     _contract.tensor(op, "grad_out", grad_out, q, (q.shape[0], v.shape[1], *q.shape[2:]), (q.dtype,))
     if grad_lse is not None:
         shape = (q.shape[0], num_heads, *q.shape[2:])
@@ -267,7 +284,7 @@ def _gradient_backward(_, arguments, directions):
 _window_attention = register(
     "window_attention(Tensor q, Tensor k, Tensor v, Tensor? bias_y, Tensor? bias_x, str rows, str columns, "
     "int num_heads, bool mean, float scale, bool return_lse, str backend) -> (Tensor, Tensor)",
-    _requires,
+    requires_attention,
     _empty,
     _launch,
     _backward,

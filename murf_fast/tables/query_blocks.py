@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,9 +14,21 @@ from torch import Tensor
 from murf_fast.tables._table import Table, kept
 from murf_fast.windows import AxisWindow, axis_window
 
-# Queries of one block along an axis. Eight by eight queries fill the registers of a matrix kernel, and the scores of a
-# window of 1024 keys stay within 256 KB; beyond that many keys, four by four.
+# Queries of one block of the backward kernels along an axis. Eight by eight queries fill the registers of a matrix
+# kernel, and the scores of a window of 1024 keys stay within 256 KB; beyond that many keys, four by four.
 MEMBERS, MEMBERS_OF_MANY_KEYS, MANY_KEYS = 8, 4, 1024
+
+# A block of fewer queries along an axis does not fill a vector.
+FEW = 4
+
+# Blocks of the forward kernels are the cheapest of these. A vector of queries times a key is the unit; bringing a key
+# in costs about half of it with 64 channels a head, where that was profiled, and a block a few.
+SIDES, MOST_QUERIES = (4, 8, 16), 256
+LANES, BRINGING_IN, PER_BLOCK = 16, 0.5, 8.0
+# Keys whose values are summed in registers (csrc/level/window_attention.cpp), and scores that a thread keeps
+# (csrc/level/window_weights.h): sums of more keys go through memory, and the products of more scores are made twice.
+SUMMED_KEYS, THROUGH_MEMORY = 192, 1.3
+KEPT_SCORES, MADE_TWICE = 1 << 16, 1.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +50,27 @@ class AxisBlocks(Table):
     def __len__(self) -> int:
         return len(self.exact)
 
+    def spans(self) -> list[tuple[tuple[int, int], ...]]:
+        """For every block, the run of its keys that each of its queries reads."""
+        spans = []
+        for i in range(len(self)):
+            members, keys = (int(b[i + 1] - b[i]) for b in (self.member_begin, self.key_begin))
+            if self.exact[i]:
+                spans.append(((0, keys),) * members)
+                continue
+            reads = np.isfinite(self.masks[self.mask_begin[i] :][: keys * members].reshape(keys, members))
+            first, end = reads.argmax(0), keys - reads[::-1].argmax(0)
+            spans.append(tuple(zip(first.tolist(), end.tolist(), strict=True)))
+        return spans
+
 
 @functools.lru_cache(256)
-def axis_blocks(spec: str, out: int, size: int, members: int) -> AxisBlocks:
-    """Blocks of at most ``members`` queries for one axis of a window rule."""
+def axis_blocks(spec: str, out: int, size: int, members: int, joined: int = FEW) -> AxisBlocks:
+    """Blocks of at most ``members`` queries for one axis of a window rule; up to ``joined`` of them that share keys are
+    joined whatever it costs.
+    """
     window = axis_window(spec, out, size)
-    blocks = [part for block in _merged(window, members) for part in _split(block, members)]
+    blocks = [part for block in _merged(window, members, joined) for part in _split(block, members)]
     blocks.sort(key=lambda block: block[0])
     member_begin, key_begin, mask_begin, exact = [0], [0], [], []
     all_members, all_keys, masks = [], [], []
@@ -73,10 +101,56 @@ def axis_blocks(spec: str, out: int, size: int, members: int) -> AxisBlocks:
 
 
 def blocks_of(rows: str, columns: str, out: tuple[int, int], grid: tuple[int, int]) -> tuple[AxisBlocks, AxisBlocks]:
-    """Blocks of both axes, small where a window has many keys."""
+    """Blocks of both axes for the backward kernels, small where a window has many keys."""
     keys = axis_window(rows, out[0], grid[0]).taps * axis_window(columns, out[1], grid[1]).taps
     members = MEMBERS if keys <= MANY_KEYS else MEMBERS_OF_MANY_KEYS
     return axis_blocks(rows, out[0], grid[0], members), axis_blocks(columns, out[1], grid[1], members)
+
+
+@functools.lru_cache(256)
+def forward_blocks_of(
+    rows: str, columns: str, out: tuple[int, int], grid: tuple[int, int]
+) -> tuple[AxisBlocks, AxisBlocks]:
+    """Blocks of both axes for the forward kernels, where a vector of queries meets the keys of its rows only."""
+
+    def cost(blocks: tuple[AxisBlocks, AxisBlocks]) -> float:
+        y_blocks, x_blocks = blocks
+        shapes = Counter(
+            zip(np.diff(x_blocks.member_begin).tolist(), np.diff(x_blocks.key_begin).tolist(), strict=True)
+        )
+        bands = Counter(y_blocks.spans())
+        return sum(
+            many * times * _block_cost(spans, queries, keys)
+            for spans, many in bands.items()
+            for (queries, keys), times in shapes.items()
+        )
+
+    # Rows of queries may differ in what they read, as every vector meets the keys of its own rows.
+    choices = (
+        (axis_blocks(rows, out[0], grid[0], y, joined), axis_blocks(columns, out[1], grid[1], x))
+        for y in SIDES
+        for joined in sorted({FEW, y})
+        for x in SIDES
+        if y * x <= MOST_QUERIES
+    )
+    return min(choices, key=cost)
+
+
+def _block_cost(spans: tuple[tuple[int, int], ...], queries: int, keys: int) -> float:
+    """Of a block with ``spans`` of rows of keys, one for each row of ``queries``; ``keys`` in a row."""
+    rows = max(end for _, end in spans)
+    width = -(-len(spans) * queries // LANES) * LANES
+    products = 0.0
+    for first in range(0, len(spans) * queries, LANES):
+        own = spans[first // queries : (min(first + LANES, len(spans) * queries) - 1) // queries + 1]
+        products += max(end for _, end in own) - min(begin for begin, _ in own)
+    if len(set(spans)) > 1:  # rows of queries meet the values one by one, in pairs
+        products = (products + sum(end - begin for begin, end in spans) * (queries + queries % 2) / LANES) / 2
+    if rows * keys > SUMMED_KEYS:
+        products *= THROUGH_MEMORY
+    if rows * keys * width > KEPT_SCORES:
+        products *= MADE_TWICE
+    return (products + BRINGING_IN * rows) * keys + PER_BLOCK
 
 
 def log_multiplicity(spec: str, out: int, size: int, device: torch.device) -> Tensor:
@@ -91,11 +165,11 @@ def _log_multiplicity(spec: str, out: int, size: int, device: torch.device) -> T
         return torch.from_numpy(np.log(axis_window(spec, out, size).multiplicity())).to(device)
 
 
-def _merged(window: AxisWindow, limit: int) -> Iterator[list[int]]:
+def _merged(window: AxisWindow, limit: int, joined: int) -> Iterator[list[int]]:
     """Queries with equal windows; neighbouring groups are joined while that costs less than keeping them apart.
 
-    Work of a block along an axis: keys times (queries + 1), the one for bringing the keys in. Up to four queries are
-    joined whenever they share keys, because a block of fewer does not fill a vector.
+    Work of a block along an axis: keys times (queries + 1), the one for bringing the keys in. Up to ``joined`` queries
+    are joined whenever they share keys.
     """
     groups: dict[bytes, list[int]] = {}
     for i in range(window.out_size):
@@ -107,7 +181,7 @@ def _merged(window: AxisWindow, limit: int) -> Iterator[list[int]]:
         if current:
             together, queries = len(keys | current_keys), len(group) + len(current)
             apart = len(keys) * (len(group) + 1) + len(current_keys) * (len(current) + 1)
-            few = queries <= 4 and together < len(keys) + len(current_keys)
+            few = queries <= joined and together < len(keys) + len(current_keys)
             if queries <= limit and (few or together * (queries + 1) <= apart):
                 current, current_keys = current + group, current_keys | keys
                 continue

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fuzz.cases_resize import check_layout
-from fuzz.compare import Comparison, arithmetic, exact
+from fuzz.compare import Comparison, arithmetic, exact, unit
 from fuzz.draw import Draw
 from fuzz.evaluation import both_ways
 from fuzz.maps import drawn_map, drawn_vector
 from murf_fast import windows
 
-__all__ = ["neighborhood_attention", "window_attention", "window_rules"]
+__all__ = ["neighborhood_attention", "window_attention", "window_attention_argmax", "window_rules"]
 
 
 def ratio_counts(out: int, n: int, ratio: float) -> np.ndarray:
@@ -200,6 +200,45 @@ def window_attention(d: Draw) -> list[Comparison]:
     results = {"result": result} | ({"lse": lse} if with_lse else {})
     wide = arithmetic(dtype)
     return both_ways(formula, inputs, results, d.generator, wide, lambda g: gradient_terms(g, q, k, v, abs(factor)))
+
+
+def window_attention_argmax(d: Draw) -> list[Comparison]:
+    dtype = d.dtype()
+    most = 3 if d.interpreted else 9
+    out, grid = d.grid("out", most), d.grid("keys", most)
+    rule, counts = drawn_rule(d, out, grid, ("full", "ratio", "neighborhood", "ranges", "tables"))
+    if any((c.sum(1) == 0).any() for c in counts):
+        return []  # no key: an error, see window_rules
+    batch, heads, dim = d.batch(), d.choice("heads", (1, 2, 3, 4)), d.choice("dim", (1, 2, 5, 8, 16))
+    values, classes = d.choice("values", ("mean", "split")), d.choice("classes", (1, 3, 17, 70))
+    q = drawn_map(d, "q", (batch, heads * dim, *out), dtype, ("normal", "small"), False)
+    k = drawn_map(d, "k", (batch, heads * dim, *grid), dtype, ("normal", "small"), False)
+    wide = classes * (heads if values == "split" else 1)
+    v = drawn_map(d, "v", (batch, wide, *grid), dtype, ("normal", "offset"), False)
+    bias = None
+    if d.chance("class_bias", 0.6):
+        bias = drawn_vector(d, "class_bias", (batch, classes) if d.chance("by image", 0.3) else (classes,))
+    labels = d.call("window_attention_argmax", q, k, v, windows=rule, num_heads=heads, values=values, class_bias=bias)
+    assert labels.dtype == torch.uint8
+    assert labels.shape == (batch, *out)
+    if not labels.numel():
+        return []
+
+    def logits(dtype):
+        q_, k_, v_ = (x.to(dtype) for x in (q, k, v))
+        s = scores_of(q_, k_, heads, dim**-0.5, counts, None)
+        result = attended(s.flatten(4).softmax(-1).view(s.shape), v_, values)
+        if values == "split":
+            result = result.unflatten(1, (heads, -1)).sum(1)
+        return result if bias is None else result + bias.to(dtype).view(-1, classes, 1, 1)
+
+    exact_logits = logits(torch.float64)
+    chosen, best = exact_logits.gather(1, labels.long()[:, None]), exact_logits.amax(1, keepdim=True)
+    # Two logits that are compared have an error each: a float32 sum's, and that of weights in the dtype of the values.
+    error = (logits(arithmetic(dtype)).double() - exact_logits).abs().max() + unit(dtype) * v.double().abs().max() * (
+        wide // classes
+    )
+    return [Comparison("the chosen logit", chosen, best, 4 * error.expand(best.shape), torch.float64)]
 
 
 def neighborhood_attention(d: Draw) -> list[Comparison]:
