@@ -25,7 +25,9 @@ COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc
 # What each architecture is asked for: one dtype in whole, and products, whose instructions and tiles are its own, in
 # others, too; the half dtypes differ by a conversion. What the launches take comes in whole.
 REQUESTS = ("90:float32", "90:bfloat16", "80:float16", "100:bfloat16")
-REQUESTS += tuple(f"{r}:products" for r in ("80:float32", "90:float32:tf32", "100:float32", "89:float16", "120:float16"))
+REQUESTS += tuple(
+    f"{r}:products" for r in ("80:float32", "90:float32:tf32", "100:float32", "89:float16", "120:float16")
+)
 PROCESSES = 2  # of the launches
 
 

@@ -30,7 +30,7 @@ from sass.code import resources
 
 
 def compile_configurations(arch: int, dtype: str, tf32: bool, name: str, wanted: set[str] | None) -> list[dict]:
-    """The kernels of one entry of the registry, all or the ``wanted``; in a process of its own, whose caches are empty."""
+    """The kernels of one entry of the registry (those ``wanted``), in a process of its own, whose caches are empty."""
     torch.backends.cuda.matmul.allow_tf32 = tf32
     with captured(arch, lambda kernel: wanted is None or kernel in wanted) as launches:
         registry.all_configurations()[name]("cpu", getattr(torch, dtype))
