@@ -45,22 +45,26 @@ class Layers(NamedTuple):
 
 @dataclass(frozen=True)
 class LayersTile:
-    """One program: pixels, and inputs, hidden channels and outputs at a time; its warps."""
+    """One program: pixels, and inputs, hidden channels and outputs at a time; its warps, and the registers of a
+    thread.
+    """
 
     pixels: int
     inputs: int
     hidden: int
     outputs: int
     warps: int
+    registers: int
 
 
 def layers_tile(hidden: int, outputs: int) -> LayersTile:
     """64 pixels times at most 64 hidden channels and 64 outputs are two sums of 16 registers for each of 256 threads;
-    four warps spilled, as operands wait in registers, too. More outputs are other programs', which make the hidden
-    channels again: that is so from a radius of 4 on.
+    four warps spilled, as operands wait in registers, too, and so do the 128 registers that ptxas takes for sm_89 where
+    nobody says how many. More outputs are other programs', which make the hidden channels again: that is so from a
+    radius of 4 on.
     """
     block = [max(16, min(launch.power_of_two(n), 64)) for n in (hidden, outputs)]
-    return LayersTile(64, 16, *block, 4 if max(block) < 64 else 8)
+    return LayersTile(64, 16, *block, 4 if max(block) < 64 else 8, 255)
 
 
 @triton.jit
@@ -190,6 +194,7 @@ class Network:
             BLOCK_O=tile.outputs,
             PRECISION=launch.dot_precision(),
             num_warps=tile.warps,
+            maxnreg=tile.registers,
         )
 
     def guides(self, band: folded.Band) -> Tensor:

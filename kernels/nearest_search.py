@@ -39,7 +39,8 @@ def product_tile(dtype: torch.dtype, architecture: int) -> ProductTile:
     """Half dtypes: the L2 cache feeds 128 x 256 products with three quarters of the bytes that 128 x 128 ones take. On
     sm_90 the 128 registers of their sums and 64 of minima leave eight warps just enough (255 of 255, three stages are
     144 KB of shared memory). sm_80 keeps operands in registers beside the sums and sm_100 moves sums out of its tensor
-    memory in another layout than that of the minima: both spill, and take 128 x 128.
+    memory in another layout than that of the minima: both spill, and take 128 x 128; sm_120 does so even then at 64
+    columns at a time.
 
     float32 is split in registers, three products for one: 128 x 64 took the fewest instructions per result on sm_90
     (7.6; 64 x 64 takes 9.0 and 64 x 128 twelve), and sm_80 spills at more than 16 columns at a time.
@@ -48,7 +49,7 @@ def product_tile(dtype: torch.dtype, architecture: int) -> ProductTile:
         if architecture < 90:
             return ProductTile(64, 128, 128, 16, 8, 2, 255)
         return ProductTile(128, 64, 64, 32, 8, 2, 255)
-    return ProductTile(128, 256 if architecture == 90 else 128, 128, 64, 8, 3, 255)
+    return ProductTile(128, 256 if architecture == 90 else 128, 128, 32 if architecture == 120 else 64, 8, 3, 255)
 
 
 def splits_of(queries: int, rows: int, tile: ProductTile) -> int:

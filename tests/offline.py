@@ -22,10 +22,12 @@ from murf_fast import backends
 
 TESTS = Path(__file__).parent
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-# What each architecture is asked for: float32; a half dtype, whose kernels differ by a conversion; TF32. Those that the
-# launches take come first.
-REQUESTS = ("90:float32", "90:bfloat16", "80:float32", "100:float32", "80:float16", "100:bfloat16", "90:float32:tf32")
-REQUESTS += ("89:float16", "120:float16")
+# What each architecture is asked for: one dtype in whole, and products, whose instructions and tiles are its own, in
+# others, too; the half dtypes differ by a conversion. What the launches take comes in whole.
+REQUESTS = ("90:float32", "90:bfloat16", "80:float16", "100:bfloat16")
+REQUESTS += tuple(
+    f"{r}:products" for r in ("80:float32", "90:float32:tf32", "100:float32", "89:float16", "120:float16")
+)
 PROCESSES = 2  # of the launches
 
 

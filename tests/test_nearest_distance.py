@@ -447,7 +447,7 @@ def test_strides_and_prepared_index(dtype, metric, backend, device):
 def test_tiles_of_every_architecture(precision, architecture, device, monkeypatch):
     """Two groups of lanes at once, or one; a bank of several tiles, the last of which is partly there."""
     launch = pytest.importorskip("murf_fast.kernels.launch")
-    monkeypatch.setattr(launch, "architecture", lambda: architecture)
+    monkeypatch.setattr(launch, "architecture", lambda device: architecture)
     monkeypatch.setattr(importlib.import_module("murf_fast.kernels.nearest_search"), "splits_of", lambda *_: 2)
     bank, query = split(clustered(700, 9, clusters=40).to(device), 3)
     actual = nearest_distance(query, bank, k=4, precision=precision, backend="triton")

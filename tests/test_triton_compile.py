@@ -35,7 +35,9 @@ def compiled(tmp_path_factory) -> list[dict]:
 def test_every_kernel_fits(compiled, arch):
     """A kernel that is missing here needs a call in the `configurations` of its operation's file in benchmarks/."""
     own = [kernel for kernel in compiled if kernel["arch"] == arch]
-    assert {kernel["name"] for kernel in own} == offline.launched_kernels()
+    in_whole = any(int(r.split(":")[0]) == arch for r in offline.REQUESTS if "products" not in r)
+    expected = offline.launched_kernels() if in_whole else {k["name"] for k in compiled if k["products"]}
+    assert {kernel["name"] for kernel in own} == expected
     for kernel in own:
         assert kernel["stack"] == kernel["local"] == 0, f"spills: {kernel}"
         assert kernel["shared"] <= SHARED_LIMIT[arch], kernel

@@ -5,7 +5,10 @@ driver; each kernel is specialized and compiled instead of being launched. Print
 architecture and name, bytes of shared memory, whether it uses tensor cores, its matrix products as (dtype, precision)
 and how many there are, and registers and bytes of local memory and stack per thread (spills) as cuobjdump reports them.
 
-python tests/triton_compile_all.py ARCHITECTURE:DTYPE[:tf32] ...
+python tests/triton_compile_all.py ARCHITECTURE:DTYPE[:tf32][:products] ...
+
+With `products` only kernels that multiply matrices, as other requests have shown: what else there is does not depend on
+the switch for TF32, and little on the chip within a generation.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ from launches import captured
 from sass.code import resources
 
 
-def compile_configurations(arch: int, dtype: str, tf32: bool, name: str) -> list[dict]:
-    """The kernels of one entry of the registry; in a process of its own, whose caches are empty."""
+def compile_configurations(arch: int, dtype: str, tf32: bool, name: str, wanted: set[str] | None) -> list[dict]:
+    """The kernels of one entry of the registry (those ``wanted``), in a process of its own, whose caches are empty."""
     torch.backends.cuda.matmul.allow_tf32 = tf32
-    with captured(arch, lambda kernel: True) as launches:
+    with captured(arch, lambda kernel: wanted is None or kernel in wanted) as launches:
         registry.all_configurations()[name]("cpu", getattr(torch, dtype))
     compiled = {launch.kernel.hash: launch.kernel for launch in launches}
     return [
@@ -46,17 +49,22 @@ def facts(kernel) -> dict:
 
 
 def main(requests: list[str]) -> None:
-    tasks = []
-    for request in requests:
-        arch, dtype, *tf32 = request.split(":")
-        tasks += [(int(arch), dtype, bool(tf32), name) for name in registry.all_configurations()]
-    seen = set()
+    whole = [request for request in requests if "products" not in request.split(":")]
+    seen, products = set(), set()
     with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
-        for kernels in pool.starmap(compile_configurations, tasks, chunksize=1):
-            for kernel in kernels:
-                if kernel["hash"] not in seen:
-                    seen.add(kernel.pop("hash"))
-                    print(json.dumps(kernel))
+        for part, wanted in ((whole, None), ([r for r in requests if r not in whole], products)):
+            tasks = [
+                (int(arch), dtype, "tf32" in options, name, wanted)
+                for arch, dtype, *options in (request.split(":") for request in part)
+                for name in registry.all_configurations()
+            ]
+            for kernels in pool.starmap(compile_configurations, tasks, chunksize=1):
+                for kernel in kernels:
+                    if kernel["products"]:
+                        products.add(kernel["name"])
+                    if kernel["hash"] not in seen:
+                        seen.add(kernel.pop("hash"))
+                        print(json.dumps(kernel))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def tiny(device: str) -> None:
 
 @configurations("upsample_expectation")
 def shapes(device: str, dtype: torch.dtype) -> None:
-    for maps, options in class_maps(device, dtype):
+    for i, (maps, options) in enumerate(class_maps(device, dtype)):
         values = torch.ones(maps[0].shape[1], device=device, requires_grad=True)
-        for norm in ("softmax", "linear"):
+        for norm in ("softmax", "linear")[: 1 if i else 2]:
             murf_fast.upsample_expectation([m.detach() for m in maps], values=values.detach(), norm=norm, **options)
             backward(murf_fast.upsample_expectation(maps, values=values, norm=norm, **options))
