@@ -37,6 +37,8 @@ __all__ = ["gaussian_bilateral_upsample_backward"]
 
 ROWS, COLUMNS = tl.constexpr(4), tl.constexpr(4)  # of cells that gather together; BLOCK_Q in all
 CHANNELS = 16  # that a program multiplies at a time
+# A bound on the registers that is named keeps ptxas from aiming at half of it, where the values' kernel spilled.
+OPTIONS = {"num_warps": 8, "maxnreg": 255}
 PROGRAMS = 1024  # of a launch that gathers: some for each multiprocessor of any GPU
 
 
@@ -217,7 +219,7 @@ def gaussian_bilateral_upsample_backward(
         tiles = batch * launch.cdiv(height, SIDE.value) * launch.cdiv(width, SIDE.value)
         _gaussian_statistics[(tiles,)](
             *maps, grids, tables, statistics, of_guidance, channels, BLOCK_C=block_c, BLOCK_G=block_g,
-            PRECISION=precision, num_warps=8
+            PRECISION=precision, **OPTIONS
         )  # fmt: skip
         sums = of_values = None
         if wanted[2]:
@@ -225,7 +227,7 @@ def gaussian_bilateral_upsample_backward(
             parts = cells.new_empty(shares, batch, h, w, terms - 1)
             _gaussian_to_maps[(_blocks(grids, batch) * shares,)](
                 *maps, grids, tables, statistics, parts, count, shares, channels, BLOCK_C=block_c, BLOCK_G=block_g,
-                PRECISION=precision, num_warps=8
+                PRECISION=precision, **OPTIONS
             )  # fmt: skip
             sums = parts.sum(0)
         if wanted[0]:
@@ -235,7 +237,7 @@ def gaussian_bilateral_upsample_backward(
             parts = cells.new_empty(shares, batch, h, w, channels)
             _gaussian_to_values[(_blocks(grids, batch) * c_tiles * shares,)](
                 maps[1], grids, tables, statistics, parts, count, shares, channels, BLOCK_C=wide, PRECISION=precision,
-                num_warps=8
+                **OPTIONS
             )  # fmt: skip
             of_values = parts.sum(0).permute(0, 3, 1, 2)
     return of_values, of_guidance, sums
