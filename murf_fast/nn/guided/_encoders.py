@@ -63,11 +63,12 @@ class Encoder(nn.Sequential):
             *(EncoderBlock(channels, block, bias=bias, residual=residual) for _ in range(blocks)),
         )
 
-    def weights(self) -> list[Tensor | None]:
-        """In the order of the layers, a bias behind its weight. What is not there, in a module that was replaced, is None."""
+    def weights(self) -> list[Tensor]:
+        """In the order of the layers, a bias behind its weight; those that its modules have."""
         layers = ["0", *(f"{i}.{n}" for i in range(1, len(self)) for n in ("norm1", "conv1", "norm2", "conv2"))]
         modules = [self.get_submodule(layer) for layer in layers]
-        return [getattr(m, kind, None) for m in modules for kind in ("weight", "bias")]
+        found = [getattr(m, kind, None) for m in modules for kind in ("weight", "bias")]
+        return [w for w in found if w is not None]
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         *first, last = self
@@ -116,15 +117,14 @@ def precise(x: Tensor) -> torch.dtype:
 
 
 def fused_backend(
-    model: nn.Module, forms: Mapping[str, Form], image: Tensor, weights: Iterable[Tensor | None]
+    model: nn.Module, forms: Mapping[str, Form], image: Tensor, weights: Iterable[Tensor]
 ) -> str | None:
     """The backend on which the encoders run as passes over the pixels of an image; None where modules are called.
 
     They are where something but their weights has a say (hooks, replaced parts, autocast), where a gradient to the
     image or a weight is needed, and in float64.
     """
-    weights = list(weights)
-    if torch.is_autocast_enabled(image.device.type) or not is_as_made(model, forms) or any(w is None for w in weights):
+    if torch.is_autocast_enabled(image.device.type) or not is_as_made(model, forms):
         return None
     backend = backends.resolve(None, image.device.type, image.dtype)
     return None if backend == "reference" or derivatives_wanted((image, *weights)) else backend

@@ -13,17 +13,14 @@ from murf_fast import windows
 from murf_fast._layout import is_channels_last
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
-from murf_fast.nn._parts import forms_of, refuse_peculiar, weights_of
+from murf_fast.nn._parts import forms_of, refuse_peculiar
 from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_guided, fused_backend, precise
 from murf_fast.ops import _checks, window_attention
 from murf_fast.ops._image_encoders import image_queries
 
 _IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
 _ATTENTION = "cross_decode.cross_attn."
-# The encoders of the image, and what each of them holds.
 _OF_IMAGE = ("image_encoder", "key_encoder", "query_encoder")
-_ENCODER = ("0.weight", *(f"{b}.{n}" for b in (1, 2) for n in
-            ("norm1.weight", "norm1.bias", "conv1.weight", "norm2.weight", "norm2.bias", "conv2.weight")))  # fmt: skip
 # The original asks its attention for the weights only; what it does to the values never reaches the result.
 _DEAD = tuple(
     _ATTENTION + name
@@ -122,7 +119,7 @@ class JAFAR(nn.Module):
             nothing else.
 
         Raises:
-            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_attn``) has hooks; the
+            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_decode``, ``cross_attn``) has hooks; the
                 message names it.
 
         Memory: without gradients the result and its queries, or, if that is more, six maps of ``qk_dim`` channels at
@@ -151,8 +148,9 @@ class JAFAR(nn.Module):
         """Projected queries at ``size``, and what the image gives to the keys on ``grid``."""
         decode = self.cross_decode
         attention = decode.cross_attn.attention
-        refuse_peculiar("JAFAR", {"cross_attn": decode.cross_attn, "cross_attn.attention": attention})
-        encoders = [list(weights_of(getattr(self, name), _ENCODER).values()) for name in _OF_IMAGE]
+        without_call = {"cross_decode": decode, "cross_attn": decode.cross_attn, "cross_attn.attention": attention}
+        refuse_peculiar("JAFAR", without_call)
+        encoders = [getattr(self, name).weights() for name in _OF_IMAGE]
         of_queries = [decode.conv2d.weight, decode.cross_attn.norm_q.weight, attention.q_proj_weight]
         parameters = [*(w for e in encoders for w in e), self.rope.freqs, *of_queries, attention.in_proj_bias]
         backend = fused_backend(self, self._forms, image, parameters)
