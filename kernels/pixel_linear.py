@@ -1,8 +1,8 @@
 """One layer of a pointwise network over rows of pixels: see :mod:`murf_fast.ops._pixel_linear`.
 
-A program makes all channels of a tile of pixels, as two halves: the position mixing pairs a channel of the first half of
-a head with one of the second. It reads all that it needs of its pixels before it writes, so the result may replace the
-input or the residual.
+A program makes all channels of a tile of pixels, as two halves: the position mixing pairs a channel of the first half
+of a head with one of the second. It reads all that it needs of its pixels before it writes, so the result may replace
+the input or the residual.
 """
 
 from __future__ import annotations

@@ -122,7 +122,13 @@ def _run(image, parameters, size, grid, normalize, backend, results) -> None:
         last = _encode(mixed, to_queries, one, two, backend, stop=True)
         if same or size[0] * size[1] >= height * width:
             statistics = pixel_linear(
-                two, one, norm=last[:2], weight=last.weight, residual=one, statistics=normalize and same, backend=backend
+                two,
+                one,
+                norm=last[:2],
+                weight=last.weight,
+                residual=one,
+                statistics=normalize and same,
+                backend=backend,
             )
             encoded = one if same else pool(one, (height, width), size, backend)
             if normalize and not same:

@@ -1,8 +1,9 @@
 """NAF's two encoders of the image, down to the queries and the pooled keys, without gradients.
 
-Layers between two group norms are passes over the pixels: of the 1x1 encoder in place (:mod:`murf_fast.ops._pixel_linear`),
-of the 3x3 encoder between two buffers (:mod:`murf_fast.ops._pixel_conv`). The encoders' halves of the queries serve as
-buffers, so that one map of half the channels is all that is kept beside them.
+Layers between two group norms are passes over the pixels: those of the 1x1 encoder in place
+(:mod:`murf_fast.ops._pixel_linear`), those of the 3x3 encoder between two buffers (:mod:`murf_fast.ops._pixel_conv`).
+Where the image has the queries' size their halves serve as buffers, and one map of half their channels is all that is
+kept beside them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def naf_queries(
         encoders: Weights of the 1x1 and of the 3x3 encoder: weight and bias of a convolution to D / 2 channels, and
             :data:`BLOCK` of every block.
         turns: Angles of the rows (rows, D / heads / 4) and columns (columns, D / heads / 4) of the queries, by which
-            the first and the second half of every head's pairs of channels turn; float32 or float64.
+            the first and the second half of every head's pairs of channels turn; float32.
         num_heads: Heads; contiguous groups of channels, of which channel i turns with i + D / heads / 2.
     """
     return _naf_queries(image, [*encoders[0], *encoders[1]], *turns, num_heads, list(grid), backend)
@@ -75,7 +76,7 @@ def _requires(op, image, parameters, rows, columns, num_heads, grid, backend) ->
             _contract.tensor(op, f"parameters[{at}]", parameters[at], image, shape, _checks.DTYPES)
     for name, turns in (("rows", rows), ("columns", columns)):
         shape = (None, half // num_heads // 2)
-        _contract.tensor(op, name, turns, image, shape, (torch.float32, torch.float64))
+        _contract.tensor(op, name, turns, image, shape, (torch.float32,))
     _contract.grid(op, "queries", (len(rows), len(columns)))
 
 
@@ -173,9 +174,7 @@ def _rotation(rows: Tensor, columns: Tensor, heads: int) -> tuple[Tensor, Tensor
     """(rows, 2, D) and (columns, 2, D): cosines and sines. A pair that turns by rows does not by columns."""
     still = [torch.zeros_like(turns) for turns in (rows, columns)]
     pairs = torch.cat([rows, still[0]], 1), torch.cat([still[1], columns], 1)
-    return tuple(
-        torch.stack([p.cos(), p.sin()], 1).repeat(1, 1, 2 * heads).float().contiguous() for p in pairs
-    )
+    return tuple(torch.stack([p.cos(), p.sin()], 1).repeat(1, 1, 2 * heads).float().contiguous() for p in pairs)
 
 
 _naf_queries = register(

@@ -1,12 +1,12 @@
 """A 3x3 convolution between two norms of a network over rows of pixels, as NAF's and JAFAR's encoders have it.
 
 ``out = conv( f(x) ) + bias`` with ``f`` a normalization by channel, and SiLU (``activate``), or nothing. What the norm
-makes is never written: it is applied to the pixels of a tile, or of a band, that is multiplied next. Returns what the next
-normalization needs (``statistics``): mean and summed squared differences of every channel, in float64.
+makes is never written as a map: it is applied to the pixels of a tile, or of a band, that is multiplied next. Returns
+what the next normalization needs (``statistics``): mean and summed squared differences of every channel, in float64.
 
 On the CPU by minimal filtering (Lavin and Gray, arXiv 1509.09308), F(2, 3) along columns and F(4, 3) along rows: a
-third of the products, and rounding of about 1.3 times a direct sum's. An input that is not finite reaches all results of
-its tile, 2 x 4 pixels and those around them.
+third of the products, and 1.2 to 1.4 times the rounding of a direct sum. An input that is not finite reaches all
+results of every tile that reads it, tiles being 2 x 4 pixels.
 
 Inference only, and no operation of its own: the parts that need gradients run through plain PyTorch.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -3,9 +3,9 @@
 ``out = rotate( f(x) W + bias + residual )`` with ``f`` a normalization by channel and SiLU (``norm``, a pair gain and
 offset), a division by the root mean square of the row (``unit_eps``) or nothing, and any of the other parts left out.
 ``rotate`` is AnyUp's position mixing: ``y cos(a) + turned(y) sin(a)``, ``turned(y) = (-second half, first half)``, with
-angles ``a`` that are the sum of one of the pixel's row and one of its column; with ``heads`` it pairs the halves of every
-head, as NAF's rotary embedding does. Returns what the next normalization needs (``statistics``): mean and summed squared
-differences of every channel, in float64.
+angles ``a`` that are the sum of one of the pixel's row and one of its column; with ``heads`` it pairs the halves of
+every head, as NAF's rotary embedding does. Returns what the next normalization needs (``statistics``): mean and summed
+squared differences of every channel, in float64.
 
 Inference only, and no operation of its own: the parts that need gradients run through plain PyTorch.
 """

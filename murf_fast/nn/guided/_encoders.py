@@ -116,9 +116,7 @@ def precise(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def fused_backend(
-    model: nn.Module, forms: Mapping[str, Form], image: Tensor, weights: Iterable[Tensor]
-) -> str | None:
+def fused_backend(model: nn.Module, forms: Mapping[str, Form], image: Tensor, weights: Iterable[Tensor]) -> str | None:
     """The backend on which the encoders run as passes over the pixels of an image; None where modules are called.
 
     They are where something but their weights has a say (hooks, replaced parts, autocast), where a gradient to the

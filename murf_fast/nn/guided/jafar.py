@@ -37,6 +37,10 @@ class JAFAR(nn.Module):
     ``gamma(f) GN(pool(key_encoder(e), (h, w))) + beta(f)`` of ``f = key_features_encoder(features / |features|)``; both
     RMS-normalized and projected; ``out(p) = sum_j mean_n softmax_j(<q_n(p), k_n(j)> / sqrt(D)) features(j)``.
 
+    Without gradients the image's encoders run as passes over the pixels that read and write activations once per group
+    norm; where gradients are needed, in float64, under autocast, and if a submodule has hooks or was replaced, they are
+    plain PyTorch.
+
     The state dict has the original's names. Its entries that have no influence (``norm_v``, ``v_proj_weight``,
     ``out_proj``) are passed over by :meth:`load_state_dict` and :meth:`from_checkpoint`.
 
@@ -119,12 +123,13 @@ class JAFAR(nn.Module):
             nothing else.
 
         Raises:
-            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_decode``, ``cross_attn``) has hooks; the
-                message names it.
+            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_decode``, ``cross_attn``)
+                has hooks; the message names it.
 
-        Memory: without gradients the result and its queries, or, if that is more, six maps of ``qk_dim`` channels at
-        the image's size, which are gone when the result is made; no scores. Where gradients are needed, about
-        fifty maps of ``qk_dim`` channels at the image's size are kept beside the result.
+        Memory: without gradients the result and its queries, or, if that is more, two maps of ``qk_dim`` channels at
+        the image's size (three, and as many at the output's, if that is another), which are gone when the result is
+        made; no scores. With hooks, replaced layers or autocast the encoders are called, which takes six maps; where
+        gradients are needed, about fifty maps of ``qk_dim`` channels at the image's size are kept beside the result.
         """
         like = self.rope.freqs
         size = check_guided("JAFAR", image, features, output_size, like, reflects=self.kernel_size > 1)

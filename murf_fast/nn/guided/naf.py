@@ -35,6 +35,10 @@ class NAF(nn.Module):
     the first call and whenever the output size is another than in the call before. In evaluation they never are (the
     original keeps the last factor for as long as the size stays that of training).
 
+    Without gradients the encoders run as passes over the pixels that read and write activations once per group norm;
+    where gradients are needed, in float64, under autocast, and if a submodule has hooks or was replaced, they are plain
+    PyTorch.
+
     Args:
         dim: Channels of queries and keys, a multiple of 16 and of four times the heads.
         num_heads: Heads of the attention and of the rotary embedding.
