@@ -123,8 +123,8 @@ class JAFAR(nn.Module):
             nothing else.
 
         Raises:
-            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_decode``, ``cross_attn``)
-                has hooks; the message names it.
+            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_decode``,
+                ``cross_attn``) has hooks; the message names it.
 
         Memory: without gradients the result and its queries, or, if that is more, two maps of ``qk_dim`` channels at
         the image's size (three, and as many at the output's, if that is another), which are gone when the result is
