@@ -1,8 +1,9 @@
 """NAF from end to end: features of a small ViT and an image to features at the image's size.
 
 Weights are random: they do not change the cost. Plain PyTorch is the model as its code is written, but for NATTEN,
-which computes on a CPU for its own tests only: attention to all keys with a mask, in bands of rows. (Keys and values on the
-grid of the queries, tap after tap, took seven times as long.) An image that lies channels_last, and one that does not.
+which computes on a CPU for its own tests only: attention to all keys with a mask, in bands of rows. (Keys and values
+on the grid of the queries, tap after tap, took seven times as long.) An image that lies channels_last, and one that
+does not.
 """
 
 from __future__ import annotations
