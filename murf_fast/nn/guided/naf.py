@@ -127,9 +127,11 @@ class NAF(nn.Module):
             TypeError, ValueError: An argument is wrong; the message names it.
 
         Memory: without gradients the result and its queries (a planar result: a copy of them, too), or, if that is
-        more, three to four maps of ``dim`` channels at the output's size or two to three at the image's (at most four
-        times the output's), which are gone when the result is made; no upsampled keys or values, no scores. Where
-        gradients are needed, about sixteen maps of ``dim`` channels at the image's size are kept beside the result.
+        more, one and a half maps of ``dim`` channels at the output's size, the queries among them (if the image has
+        another size, up to two at the output's and one and a half at the image's, which is at most four times the
+        output's), which are gone when the result is made; no upsampled keys or values, no scores. With hooks, replaced
+        layers or autocast the encoders are called, which takes up to four maps; where gradients are needed, about
+        sixteen maps of ``dim`` channels at the image's size are kept beside the result.
         """
         like = self.image_encoder.rope.periods
         size = check_guided("NAF", image, features, output_size, like, reflects=True)
