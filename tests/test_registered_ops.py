@@ -94,6 +94,7 @@ QUERIES = [
     *(Argument(s, dtypes=ANY) for inputs in ("3", "D", "D") for s in (f"D {inputs} 1 1", *BLOCK)),
     *(Argument(s, dtypes=ANY) for s in ("2 D", "D D 3 3", "D D", "D")),
 ]
+PATHS = [Argument(s, dtypes=ANY) for k in ("1 1", "3 3") for s in (f"D 3 {k}", "D", *("D", "D", f"D D {k}", "D") * 4)]
 
 OPS = {
     "adaptive_conv": Op(
@@ -150,7 +151,13 @@ OPS = {
         {"x": Argument(". . . .", dtypes=FLOATS), "sigma": 1.5, "border": "symmetric", "channels_last": False}
     ),
     "image_queries": Op(
-        {"image": Argument("B 3 H W", dtypes=FLOATS), "parameters": QUERIES, "size": [9, 11], "grid": [4, 5]},
+        {
+            "image": Argument("B 3 H W", dtypes=FLOATS),
+            "parameters": QUERIES,
+            "size": [9, 11],
+            "grid": [4, 5],
+            "normalize": True,
+        },
         {"D": 16},
     ),
     "image_to_patches": Op(
@@ -185,6 +192,17 @@ OPS = {
             "count": 3,
         },
         {"S": 1},
+    ),
+    "naf_queries": Op(
+        {
+            "image": Argument("B 3 H W", dtypes=FLOATS),
+            "parameters": PATHS,
+            "rows": Argument("Y P"),
+            "columns": Argument("X P"),
+            "num_heads": 2,
+            "grid": [4, 5],
+        },
+        {"D": 16, "P": 4, "X": 9, "Y": 11},
     ),
     "nearest_distance": Op(
         {

@@ -13,12 +13,14 @@ from murf_fast import windows
 from murf_fast._layout import is_channels_last
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
-from murf_fast.nn._parts import refuse_peculiar
-from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_guided, precise
+from murf_fast.nn._parts import forms_of, refuse_peculiar
+from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_guided, fused_backend, precise
 from murf_fast.ops import _checks, window_attention
+from murf_fast.ops._image_encoders import image_queries
 
 _IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
 _ATTENTION = "cross_decode.cross_attn."
+_OF_IMAGE = ("image_encoder", "key_encoder", "query_encoder")
 # The original asks its attention for the weights only; what it does to the values never reaches the result.
 _DEAD = tuple(
     _ATTENTION + name
@@ -34,6 +36,10 @@ class JAFAR(nn.Module):
     With ``e = rope(image_encoder(image))``: queries ``GN(pool(query_encoder(e), out))`` through a 3x3 convolution; keys
     ``gamma(f) GN(pool(key_encoder(e), (h, w))) + beta(f)`` of ``f = key_features_encoder(features / |features|)``; both
     RMS-normalized and projected; ``out(p) = sum_j mean_n softmax_j(<q_n(p), k_n(j)> / sqrt(D)) features(j)``.
+
+    Without gradients the image's encoders run as passes over the pixels that read and write activations once per group
+    norm; where gradients are needed, in float64, under autocast, and if a submodule has hooks or was replaced, they are
+    plain PyTorch.
 
     The state dict has the original's names. Its entries that have no influence (``norm_v``, ``v_proj_weight``,
     ``out_proj``) are passed over by :meth:`load_state_dict` and :meth:`from_checkpoint`.
@@ -70,6 +76,7 @@ class JAFAR(nn.Module):
         self.sft_key = _Modulation(qk_dim)
         self.rope = _LearnedRotation(qk_dim)
         self.register_load_state_dict_pre_hook(_keep_used)
+        self._forms = forms_of(self)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, num_heads: int = 4) -> JAFAR:
@@ -116,24 +123,22 @@ class JAFAR(nn.Module):
             nothing else.
 
         Raises:
-            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_attn``) has hooks; the
-                message names it.
+            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_decode``,
+                ``cross_attn``) has hooks; the message names it.
 
-        Memory: without gradients the result and its queries, or, if that is more, six maps of ``qk_dim`` channels at
-        the image's size, which are gone when the result is made; no scores. Where gradients are needed, about
-        fifty maps of ``qk_dim`` channels at the image's size are kept beside the result.
+        Memory: without gradients the result and its queries, or, if that is more, two maps of ``qk_dim`` channels at
+        the image's size (three, and as many at the output's, if that is another), which are gone when the result is
+        made; no scores. With hooks, replaced layers or autocast the encoders are called, which takes six maps; where
+        gradients are needed, about fifty maps of ``qk_dim`` channels at the image's size are kept beside the result.
         """
         like = self.rope.freqs
         size = check_guided("JAFAR", image, features, output_size, like, reflects=self.kernel_size > 1)
         if features.shape[1] != self.v_dim:
             raise ValueError(f"murf_fast.JAFAR: `features` must have {self.v_dim} channels, got {features.shape[1]}")
         grid = tuple(features.shape[2:])
-        encoded = self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
         known = F.normalize(features.to(precise(features)), dim=1).to(like.dtype)
-        k = self.sft_key(self.key_encoder(encoded, grid), self.key_features_encoder(known))
-        q = self.query_encoder(encoded, size)
-        del encoded
-        q, k = self.cross_decode(F.group_norm(q, GROUPS), k)
+        q, k = self._queries_and_pooled_keys(image, size, grid)
+        k = self.cross_decode.keys(self.sft_key(k, self.key_features_encoder(known)))
         layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
         return window_attention(
             q.to(features.dtype).contiguous(memory_format=layout),
@@ -143,6 +148,29 @@ class JAFAR(nn.Module):
             num_heads=self.num_heads,
             values="mean",
         )
+
+    def _queries_and_pooled_keys(self, image: Tensor, size: tuple[int, int], grid: tuple) -> tuple[Tensor, Tensor]:
+        """Projected queries at ``size``, and what the image gives to the keys on ``grid``."""
+        decode = self.cross_decode
+        attention = decode.cross_attn.attention
+        without_call = {"cross_decode": decode, "cross_attn": decode.cross_attn, "cross_attn.attention": attention}
+        refuse_peculiar("JAFAR", without_call)
+        encoders = [getattr(self, name).weights() for name in _OF_IMAGE]
+        of_queries = [decode.conv2d.weight, decode.cross_attn.norm_q.weight, attention.q_proj_weight]
+        parameters = [*(w for e in encoders for w in e), self.rope.freqs, *of_queries, attention.in_proj_bias]
+        backend = fused_backend(self, self._forms, image, parameters)
+        if backend is not None:
+            # The weights of the norm scale the columns of the projection.
+            projection = attention.q_proj_weight * decode.cross_attn.norm_q.weight, attention.in_proj_bias.chunk(3)[0]
+            convolution = decode.conv2d.weight
+            return image_queries(
+                image, encoders, self.rope.freqs, convolution, projection, size, grid, backend, normalize=True
+            )
+        encoded = self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
+        k = self.key_encoder(encoded, grid)
+        q = self.query_encoder(encoded, size)
+        del encoded
+        return decode.queries(F.group_norm(q, GROUPS)), k
 
     def extra_repr(self) -> str:
         return f"v_dim={self.v_dim}, qk_dim={self.qk_dim}, num_heads={self.num_heads}"
@@ -196,13 +224,15 @@ class _CrossDecode(nn.Module):
             attention.register_parameter(name, nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, dim))))
         attention.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))  # queries, keys, and values, which go unused
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def queries(self, q: Tensor) -> Tensor:
         block = self.cross_attn
-        refuse_peculiar("JAFAR", {"cross_attn": block, "cross_attn.attention": block.attention})
-        bias_q, bias_k, _ = block.attention.in_proj_bias.chunk(3)
-        q = F.linear(block.norm_q(self.conv2d(q).permute(0, 2, 3, 1)), block.attention.q_proj_weight, bias_q)
-        k = F.linear(block.norm_k(k.permute(0, 2, 3, 1)), block.attention.k_proj_weight, bias_k)
-        return q.permute(0, 3, 1, 2), k.permute(0, 3, 1, 2)
+        q = block.norm_q(self.conv2d(q).permute(0, 2, 3, 1))
+        return F.linear(q, block.attention.q_proj_weight, block.attention.in_proj_bias.chunk(3)[0]).permute(0, 3, 1, 2)
+
+    def keys(self, k: Tensor) -> Tensor:
+        block = self.cross_attn
+        k = block.norm_k(k.permute(0, 2, 3, 1))
+        return F.linear(k, block.attention.k_proj_weight, block.attention.in_proj_bias.chunk(3)[1]).permute(0, 3, 1, 2)
 
 
 def _keep_used(module: nn.Module | None, state_dict: dict, prefix: str, *rest) -> None:
