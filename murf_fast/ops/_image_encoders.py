@@ -8,7 +8,8 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,16 @@ class Encoder(NamedTuple):
     blocks: tuple[tuple[Half, Half], tuple[Half, Half]]
 
 
+class Network(NamedTuple):
+    """The parameters of a call, as the layers take them."""
+
+    encoders: tuple[Encoder, Encoder, Encoder]  # of the image, the keys and the queries
+    frequencies: Tensor  # (2, C)
+    convolution: Tensor  # (C, C, 3, 3), channels_last
+    projection: Tensor  # (in, out)
+    bias: Tensor  # (C,), float32
+
+
 def image_queries(
     image: Tensor,
     encoders: Sequence[Sequence[Tensor]],
@@ -52,10 +63,10 @@ def image_queries(
     convolution: Tensor,
     projection: tuple[Tensor, Tensor],
     size: Sequence[int],
-    grid: Sequence[int],
+    grids: Sequence[Sequence[int]],
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Projected queries (B, C, *size) and encoded keys (B, C, *grid) of an image, both channels_last.
+) -> list[Tensor]:
+    """Projected queries (B, C, *size) of an image and its encoded keys (B, C, *grid) for every grid, channels_last.
 
     Args:
         image: (B, 3, H, W).
@@ -64,14 +75,28 @@ def image_queries(
         convolution: (C, C, 3, 3), zero padding.
         projection: Weight (C, C), which the queries' norm weights have been multiplied into, and bias (C,).
     """
-    parameters = [t for encoder in encoders for t in encoder] + [frequencies, convolution, *projection]
-    return _image_queries(image, parameters, list(size), list(grid), backend)
+    parameters = flat(encoders, frequencies, convolution, projection)
+    return _image_queries(image, parameters, list(size), [n for grid in grids for n in grid], backend)
 
 
-def _requires(op, image, parameters, size, grid, backend) -> None:
-    _contract.map_(op, "image", image, backend)
+def flat(encoders, frequencies, convolution, projection) -> list[Tensor]:
+    """The parameters as the registered ops take them."""
+    return [t for encoder in encoders for t in encoder] + [frequencies, convolution, *projection]
+
+
+def _requires(op, image, parameters, size, grids, backend) -> None:
+    requires_network(op, image, parameters, backend)
     _contract.grid(op, "size", size)
-    _contract.grid(op, "grid", grid)
+    requires_grids(op, grids)
+
+
+def requires_grids(op: str, grids: Sequence[int]) -> None:
+    if len(grids) % 2 or any(n < 1 for n in grids):
+        raise ValueError(f"murf_fast.{op}: `grids` must be pairs of positive integers, got {tuple(grids)}")
+
+
+def requires_network(op: str, image: Tensor, parameters: Sequence[Tensor], backend: str) -> None:
+    _contract.map_(op, "image", image, backend)
     _contract.count(op, "parameters", parameters, 3 * len(ENCODER) + 4)
     _contract.tensor(op, "parameters[-1]", parameters[-1], image, (None,), _checks.DTYPES)
     channels = len(parameters[-1])
@@ -89,65 +114,98 @@ def _requires(op, image, parameters, size, grid, backend) -> None:
         raise ValueError(f"murf_fast.{op}: `parameters[-3]` must be a 3 x 3 convolution")
 
 
-def _empty(image, parameters, size, grid, backend) -> tuple[Tensor, Tensor]:
+def pairs(grids: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(grids[::2], grids[1::2], strict=True))
+
+
+def empty_maps(image: Tensor, parameters: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Maps of the queries' channels."""
     channels = parameters[-1].shape[0]
-    return tuple(empty_map(image, (image.shape[0], channels, *s), True) for s in (size, grid))
+    return [empty_map(image, (image.shape[0], channels, *size), True) for size in sizes]
 
 
-def _launch(image, parameters, size, grid, backend, results) -> None:
-    with torch.autocast(image.device.type, enabled=False):
-        _run(image, parameters, size, grid, backend, results)
+def _empty(image, parameters, size, grids, backend) -> list[Tensor]:
+    return empty_maps(image, parameters, [size, *pairs(grids)])
 
 
-def _run(image, parameters, size, grid, backend, results) -> None:
-    # The C++ kernels work in float32 throughout; those for GPUs keep activations in the image's type.
+def _launch(image, parameters, size, grids, backend, results) -> None:
+    with torch.autocast(image.device.type, enabled=False), in_arithmetic_of(backend, image, results) as (image, maps):
+        _run(image, network(parameters, image.dtype), size, backend, *maps)
+
+
+@contextlib.contextmanager
+def in_arithmetic_of(backend: str, image: Tensor, results: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Image and results as the kernels compute; the results are copied when all is done.
+
+    The C++ kernels work in float32 throughout; those for GPUs keep activations in the image's type.
+    """
     dtype = torch.float32 if backend == "native" else image.dtype
-    image = image.to(dtype)
+    maps = [torch.empty_like(r, dtype=dtype) if r.dtype != dtype else r for r in results]
+    yield image.to(dtype), maps
+    for result, made in zip(results, maps, strict=True):
+        if made is not result:
+            result.copy_(made)
+
+
+def network(parameters: Sequence[Tensor], dtype: torch.dtype) -> Network:
     *weights, frequencies, convolution, projection, bias = (p.detach() for p in parameters)
     n = len(ENCODER)
-    to_image, to_keys, to_queries = (_encoder(weights[i * n : (i + 1) * n], dtype) for i in range(3))
+    encoders = tuple(_encoder(weights[i * n : (i + 1) * n], dtype) for i in range(3))
     convolution = convolution.to(dtype).contiguous(memory_format=torch.channels_last)
-    projection, bias = projection.to(dtype).T.contiguous(), bias.float()
-    (batch, _, height, width), channels = image.shape, len(bias)
-    queries, keys = (torch.empty_like(r, dtype=dtype) if r.dtype != dtype else r for r in results)
-    rotation = tuple(_angles(n, f) for n, f in zip((height, width), frequencies, strict=True))
-    options = {"dtype": dtype, "device": image.device}
+    return Network(encoders, frequencies, convolution, projection.to(dtype).T.contiguous(), bias.float())
+
+
+def rotation_of(net: Network, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the positions of rows and columns."""
+    return tuple(_angles(n, f) for n, f in zip(size, net.frequencies, strict=True))
+
+
+def _run(image, net, size, backend, queries, *keys) -> None:
+    (batch, _, height, width), channels = image.shape, len(net.bias)
+    to_image, to_keys, to_queries = net.encoders
+    rotation = rotation_of(net, (height, width))
+    options = {"dtype": image.dtype, "device": image.device}
     one, two = (torch.empty((height * width, channels), **options) for _ in range(2))
     same = tuple(size) == (height, width)
     other = None if same else torch.empty_like(one)
     for i in range(batch):
-        final = _pixels(queries[i])
+        final = pixels(queries[i])
         keep = final if same else other
-        mixed = _encode(_pixels(image[i]), to_image, one, two, backend, rotation)
-        last = _encode(mixed, to_keys, keep, two, backend, stop=True)
-        _finish_pooled(keep, two, last, (height, width), grid, _pixels(keys[i]), backend)
-        last = _encode(mixed, to_queries, one, two, backend, stop=True)
+        mixed = encode(pixels(image[i]), to_image, one, two, backend, rotation)
+        last = encode(mixed, to_keys, keep, two, backend, stop=True)
+        finish_pooled(keep, two, last, (height, width), [k[i] for k in keys], backend)
+        last = encode(mixed, to_queries, one, two, backend, stop=True)
         if same or size[0] * size[1] >= height * width:
             pixel_linear(two, one, norm=last[:2], weight=last.weight, residual=one, backend=backend)
             encoded = one if same else _pool(one, (height, width), size, backend)
         else:
             encoded = torch.empty((size[0] * size[1], channels), **options)
-            _finish_pooled(one, two, last, (height, width), size, encoded, backend)
-        _convolve(encoded, tuple(size), convolution, projection, bias, final, backend)
-    for result, made in zip(results, (queries, keys), strict=True):
-        if made is not result:
-            result.copy_(made)
+            finish_pooled(one, two, last, (height, width), [as_map(encoded, size)], backend)
+        _convolve(encoded, tuple(size), net, final, backend)
 
 
-def _pixels(map_: Tensor) -> Tensor:
+def pixels(map_: Tensor) -> Tensor:
     """(H * W, C) of a map (C, H, W); a view where its rows follow each other."""
     return map_.permute(1, 2, 0).flatten(0, 1)
 
 
-def _encode(x, encoder: Encoder, main, spare, backend, rotation=None, *, stop=False):
+def as_map(rows: Tensor, size: Sequence[int]) -> Tensor:
+    """(C, H, W) of its :func:`pixels`."""
+    return rows.view(*size, -1).permute(2, 0, 1)
+
+
+def encode(x, encoder: Encoder, main, spare, backend, rotation=None, *, stop=False, found: list | None = None):
     """Runs an encoder from ``x`` to ``main``; with ``stop`` all but its last layer, whose norm is returned: its input
-    is in ``spare``, its residual in ``main``.
+    is in ``spare``, its residual in ``main``. Gain and offset of every norm are appended to ``found``.
     """
+    found = [] if found is None else found
     statistics = pixel_linear(x, main, weight=encoder.first, statistics=True, backend=backend)
     for i, (opens, closes) in enumerate(encoder.blocks):
-        norm = _norm(statistics, opens, len(main))[:2]
+        norm = norm_of(statistics, opens, len(main))[:2]
         statistics = pixel_linear(main, spare, norm=norm, weight=opens.weight, statistics=True, backend=backend)
-        norm = _norm(statistics, closes, len(main))
+        found.append(norm)
+        norm = norm_of(statistics, closes, len(main))
+        found.append(norm[:2])
         last = i + 1 == len(encoder.blocks)
         if last and stop:
             return norm
@@ -158,39 +216,49 @@ def _encode(x, encoder: Encoder, main, spare, backend, rotation=None, *, stop=Fa
     return main
 
 
-def _norm(statistics: tuple[Tensor, Tensor], half: Half, pixels: int) -> Half:
+def norm_of(statistics: tuple[Tensor, Tensor], half: Half, pixels: int) -> Half:
     gain, offset = group_norm(*statistics, pixels, GROUPS, half.gain, half.offset, NORM_EPS)
     return Half(gain, offset, half.weight)
 
 
-def _finish_pooled(main, spare, last: Half, size, grid, out, backend) -> None:
-    """The encoder's last layer of averages over the cells of ``grid``: both are linear."""
+def finish_pooled(main, spare, last: Half, size, maps: Sequence[Tensor], backend) -> None:
+    """The encoder's last layer of averages over the cells of every map (C, h, w): both are linear."""
     pixel_linear(spare, spare, norm=last[:2], backend=backend)
-    residual, x = (_pool(t, size, grid, backend) for t in (main, spare))
-    pixel_linear(x, out, weight=last.weight, residual=residual, backend=backend)
+    for map_ in maps:
+        residual, x = (_pool(t, size, map_.shape[1:], backend) for t in (main, spare))
+        pixel_linear(x, pixels(map_), weight=last.weight, residual=residual, backend=backend)
 
 
 def _pool(x: Tensor, size: Sequence[int], grid: Sequence[int], backend: str) -> Tensor:
     """Adaptive average pooling of pixels."""
-    map_ = x.view(1, *size, -1).permute(0, 3, 1, 2)
-    return _pixels(resize(map_, tuple(grid), mode="area", memory_format=torch.channels_last, backend=backend)[0])
+    if tuple(size) == tuple(grid):
+        return x
+    return pixels(resize(as_map(x, size)[None], tuple(grid), mode="area", memory_format=torch.channels_last, backend=backend)[0])
 
 
-def _convolve(x, size, convolution, projection, bias, out, backend) -> None:
+def rows_of_a_band(x: Tensor, width: int) -> int:
+    """Rows of ``width`` pixels (.., C) whose activations are a band."""
+    return max(8, _BAND_BYTES[x.device.type] // (width * x.shape[1] * x.element_size()))
+
+
+def _convolve(x, size, net: Network, out, backend) -> None:
     """Projection of the root-mean-square normalized 3x3 convolution, band after band of rows."""
     height, width = size
-    map_ = x.view(1, height, width, -1).permute(0, 3, 1, 2)
-    row_bytes = width * x.shape[1] * x.element_size()
-    rows = max(8, _BAND_BYTES[x.device.type] // row_bytes)
+    map_ = as_map(x, size)[None]
+    rows = rows_of_a_band(x, width)
     for begin in range(0, height, rows):
         end = min(begin + rows, height)
         above, below = int(begin == 0), int(end == height)
         band = map_[:, :, max(begin - 1, 0) : end + 1]
         if above or below:
             band = F.pad(band, (0, 0, above, below))
-        band = F.conv2d(band, convolution, padding=(0, 1)).contiguous(memory_format=torch.channels_last)
-        to = out[begin * width : end * width]
-        pixel_linear(_pixels(band[0]), to, unit_eps=UNIT_EPS, weight=projection, bias=bias, backend=backend)
+        project(F.conv2d(band, net.convolution, padding=(0, 1)), net, out[begin * width : end * width], backend)
+
+
+def project(convolved: Tensor, net: Network, out: Tensor, backend: str) -> None:
+    """Queries (pixels, C) of a map (1, C, H, W) of the 3x3 convolution."""
+    x = pixels(convolved.contiguous(memory_format=torch.channels_last)[0])
+    pixel_linear(x, out, unit_eps=UNIT_EPS, weight=net.projection, bias=net.bias, backend=backend)
 
 
 def _encoder(weights: Sequence[Tensor], dtype: torch.dtype) -> Encoder:
@@ -211,7 +279,7 @@ def _angles(n: int, frequencies: Tensor) -> Tensor:
 
 
 _image_queries = register(
-    "image_queries(Tensor image, Tensor[] parameters, SymInt[] size, SymInt[] grid, str backend) -> (Tensor, Tensor)",
+    "image_queries(Tensor image, Tensor[] parameters, SymInt[] size, SymInt[] grids, str backend) -> Tensor[]",
     _requires,
     _empty,
     _launch,

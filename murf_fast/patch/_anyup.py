@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from murf_fast.nn._parts import is_as_written
 from murf_fast.nn.guided._anyup_checkpoint import canonical
 from murf_fast.nn.guided._anyup_forward import upsample, window_rule
-from murf_fast.nn.guided.anyup import check
+from murf_fast.nn.guided.anyup import check_features, check_image
 from murf_fast.patch._replacements import replace
 
 _MODEL = "anyup.model"
@@ -56,7 +56,8 @@ def _forward(
         return getattr(self, _original)(image, features, output_size, vis_attn=vis_attn, q_chunk_size=q_chunk_size)
     weights = canonical(given)
     output_size = None if output_size is None else tuple(output_size)
-    size = check(_Allowed, image, features, output_size, given["rope.freqs"], self.image_encoder[0].in_channels)
+    size = check_image(_Allowed, image, output_size, given["rope.freqs"], self.image_encoder[0].in_channels)
+    check_features(features, image)
     name = "dense" if weights.keys() == given.keys() else "natten"
     rule = window_rule(name, self.window_ratio, size, features.shape[2:])
     return upsample(weights, image, features, size, rule, _heads(self.cross_decode.cross_attn))
