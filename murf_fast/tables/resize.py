@@ -78,7 +78,7 @@ class AxisTable(Table):
 
 @lru_cache(maxsize=1024)
 def part(table: AxisTable, begin: int, end: int) -> tuple[int, AxisTable]:
-    """Rows ``begin .. end - 1`` of ``U``: the first column they need, and the table from there to the last they need."""
+    """Rows ``begin .. end - 1`` of ``U``: the first column they need, and the table of those up to the last."""
     first, count = table.first[begin:end], table.count[begin:end]
     low, high = int(first.min()), int((first + count).max())
     weights = np.ascontiguousarray(table.weights[begin:end])

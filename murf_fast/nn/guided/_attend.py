@@ -66,7 +66,8 @@ def predicted(
         return logits if reduce is None else logits.argmax(1).to(label_dtype(len(weight)))
 
     batch, _, height, width = attention.queries.shape
-    rows = max(1, _BAND_BYTES[maps.device.type] // max(1, batch * maps.shape[1] * width * maps.element_size()))
+    row = max(1, batch * max(maps.shape[1], len(weight)) * width * maps.element_size())
+    rows = max(1, _BAND_BYTES[maps.device.type] // row)
     if rows >= height or (reduce != "argmax" and writes_nothing((attention.queries, attention.keys, maps, bias))):
         return band(attention)
     begins = range(0, height, rows)

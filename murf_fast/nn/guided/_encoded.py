@@ -71,7 +71,8 @@ class EncodedImage:
         y, x = top - first_y, left - first_x
         if min(y, x) < 0 or y + height > rows or x + width > columns:
             raise ValueError(
-                f"murf_fast.{self.model}: `region` must lie within that of the encoded image, {self.region}, got {region}"
+                f"murf_fast.{self.model}: `region` must lie within that of the encoded image, {self.region}, "
+                f"got {region}"
             )
         return replace(self, queries=self.queries[:, :, y : y + height, x : x + width], region=region)
 

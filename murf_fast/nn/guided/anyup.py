@@ -179,7 +179,7 @@ class AnyUp(GuidedUpsampler):
         Args:
             image: As for :meth:`forward`.
             grids: As for :meth:`encode_image`.
-            recompute: Compute the layers in bands of rows, from the image on for every norm, which takes about three
+            recompute: Compute the layers in bands of rows, from the image on for every norm, which takes about four
                 times as long and keeps nothing of the image's size.
 
         Returns:
@@ -236,8 +236,8 @@ class AnyUp(GuidedUpsampler):
             raise ValueError("murf_fast.AnyUp: `grids` are those of `statistics`, and cannot be given beside them")
         if statistics.image_size != tuple(image.shape[2:]):
             raise ValueError(
-                f"murf_fast.AnyUp: `statistics` must be those of this image, {tuple(image.shape[2:])}, got those of one "
-                f"of {statistics.image_size}"
+                f"murf_fast.AnyUp: `statistics` must be those of this image, {tuple(image.shape[2:])}, got those of "
+                f"one of {statistics.image_size}"
             )
         if wants_gradients(self._weights(), image):
             raise ValueError("murf_fast.AnyUp: `statistics` have no gradient; call under torch.no_grad()")

@@ -129,8 +129,8 @@ class JAFAR(GuidedUpsampler):
             parameter. Autocast gives convolutions and projections its dtype, and changes nothing else.
 
         Raises:
-            TypeError, ValueError: An argument is wrong, or ``cross_decode`` or its ``cross_attn``, which are not called,
-                have hooks; the message names it.
+            TypeError, ValueError: An argument is wrong, or ``cross_decode`` or its ``cross_attn``, which are not
+                called, have hooks; the message names it.
 
         Memory: without gradients the result and its queries, or, if that is more, six maps of ``qk_dim`` channels at
         the image's size, which are gone when the result is made; no scores. A region saves the last convolution, the
