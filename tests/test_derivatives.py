@@ -14,7 +14,7 @@ import murf_fast as mf
 
 DIFFERENTIABLE = [op for op in OPS if op.differentiable]
 # Called by AnyUp's module alone; see there.
-ELSEWHERE = {"image_queries"}
+ELSEWHERE = {"image_queries", "image_rectangle", "image_statistics"}
 
 
 def by_name(ops) -> dict:

@@ -233,9 +233,8 @@ def _pool(x: Tensor, size: Sequence[int], grid: Sequence[int], backend: str) -> 
     """Adaptive average pooling of pixels."""
     if tuple(size) == tuple(grid):
         return x
-    return pixels(
-        resize(as_map(x, size)[None], tuple(grid), mode="area", memory_format=torch.channels_last, backend=backend)[0]
-    )
+    map_ = as_map(x, size)[None]
+    return pixels(resize(map_, tuple(grid), mode="area", memory_format=torch.channels_last, backend=backend)[0])
 
 
 def rows_of_a_band(x: Tensor, width: int) -> int:

@@ -216,12 +216,9 @@ def _rectangle_empty(image, norms, parameters, size, region, backend) -> Tensor:
 
 
 def _rectangle_launch(image, norms, parameters, size, region, backend, result) -> None:
-    with (
-        torch.autocast(image.device.type, enabled=False),
-        in_arithmetic_of(backend, image, [result]) as (image, (out,)),
-    ):
+    with torch.autocast(image.device.type, enabled=False), in_arithmetic_of(backend, image, [result]) as (image, maps):
         net = network(parameters, image.dtype)
-        for x, n, o in zip(image, norms, out, strict=True):
+        for x, n, o in zip(image, norms, *maps, strict=True):
             _rectangle_of(x, n.unbind(0), net, size, region, o, backend)
 
 

@@ -41,6 +41,10 @@ class AnyUp(GuidedUpsampler):
             in float32 does not help, the rounded weights and inputs suffice. float16 is wrong by 0.5 to 0.8 % and needs
             no permission.
 
+    The output projection has no influence and is kept because state dicts have it; it is frozen, as a parameter that
+    never gets a gradient stops ``DistributedDataParallel``. (So do the values' rows of ``in_proj``, whose gradient is
+    zero.)
+
     Without gradients the image's encoders run as passes over the pixels that read and write activations once per group
     norm; where gradients are needed, and in float64, they are plain PyTorch.
 
@@ -88,6 +92,7 @@ class AnyUp(GuidedUpsampler):
         attention.norm_q, attention.norm_k = nn.RMSNorm(qk_dim), nn.RMSNorm(qk_dim)
         # Of its projections only those of queries and keys matter; the released state dicts have all.
         attention.attention = nn.MultiheadAttention(qk_dim, num_heads)
+        attention.attention.out_proj.requires_grad_(False)
         self.cross_decode = nn.Module()
         self.cross_decode.conv2d = nn.Conv2d(qk_dim, qk_dim, 3, bias=False)
         self.cross_decode.cross_attn = attention
