@@ -181,7 +181,7 @@ def _add_pooled(band: Tensor, begin: int, height: int, sums: Tensor, backend: st
     of_rows, of_columns = axes_of(height, width, tuple(grid), "area", False)
     reads = (of_rows.first < begin + rows) & (of_rows.first + of_rows.count > begin)
     low, high = int(reads.argmax()), len(reads) - int(reads[::-1].argmax())
-    shares = torch.zeros((high - low, rows), dtype=band.dtype)
+    shares = torch.zeros((high - low, rows), dtype=band.dtype, device="cpu")
     for cell in range(low, high):
         first = int(of_rows.first[cell]) - begin
         weights = torch.from_numpy(of_rows.weights[cell, : of_rows.count[cell]])

@@ -26,8 +26,8 @@ def oklab_plane(grid: Sequence[int]) -> Tensor:
     rows, columns = ((2 * torch.arange(n, dtype=torch.float32, device="cpu") / n - 1) * CHROMA for n in grid)
     first, second = torch.meshgrid(rows, columns, indexing="ij")
     lab = torch.stack([torch.full_like(first, LIGHTNESS), first, second])
-    cones = torch.einsum("ij,jyx->iyx", torch.tensor(_TO_CONES, device="cpu"), lab)
-    return torch.einsum("ij,jyx->iyx", torch.tensor(_TO_RGB, device="cpu"), cones**3)
+    cones = torch.einsum("ij,jyx->iyx", torch.tensor(_TO_CONES, dtype=torch.float32, device="cpu"), lab)
+    return torch.einsum("ij,jyx->iyx", torch.tensor(_TO_RGB, dtype=torch.float32, device="cpu"), cones**3)
 
 
 def encoded(linear: Tensor) -> Tensor:
