@@ -184,8 +184,8 @@ class AnyUp(GuidedUpsampler):
         Args:
             image: As for :meth:`forward`.
             grids: As for :meth:`encode_image`.
-            recompute: Compute the layers in bands of rows, from the image on for every norm, which takes about four
-                times as long and keeps nothing of the image's size.
+            recompute: Compute the layers in bands of rows, from the image on for every norm, which takes three to
+                four times as long and keeps nothing of the image's size.
 
         Returns:
             An :class:`ImageStatistics`, without gradients. Where images are encoded by plain PyTorch (float64, a larger
