@@ -2,8 +2,8 @@
 
 The norms of the three encoders are statistics of the whole image, each of what the norms before it leave. Either all
 layers run over maps of the image's size, as for the whole (:mod:`murf_fast.ops._image_encoders`), or, one norm after
-the other, over bands of rows, which are computed from the image again each time: four times the layers (in three to four times the
-time, as bands stay in a cache), and nothing of the image's size.
+the other, over bands of rows, which are computed from the image again each time: four times the layers, in three to
+four times the time as bands stay in a cache, and nothing of the image's size.
 """
 
 from __future__ import annotations
