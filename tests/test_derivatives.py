@@ -14,7 +14,7 @@ import murf_fast as mf
 
 DIFFERENTIABLE = [op for op in OPS if op.differentiable]
 # Called by modules alone (AnyUp, JAFAR, NAF); see there.
-ELSEWHERE = {"image_queries", "naf_queries"}
+ELSEWHERE = {"image_queries", "image_rectangle", "image_statistics", "naf_queries"}
 
 
 def by_name(ops) -> dict:

@@ -1,5 +1,6 @@
 """Modules that load the checkpoints of the original code bases and run on the operations of this library."""
 
+from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics
 from murf_fast.nn.guided.anyup import AnyUp
 from murf_fast.nn.guided.featsharp_jbu import FeatSharpJBU
 from murf_fast.nn.guided.jafar import JAFAR
@@ -19,7 +20,9 @@ __all__ = [
     "S2",
     "AnyUp",
     "DepthHead",
+    "EncodedImage",
     "FeatSharpJBU",
+    "ImageStatistics",
     "JBULevel",
     "JBUStack",
     "MuRF",

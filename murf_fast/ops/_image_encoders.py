@@ -8,7 +8,7 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,9 +16,20 @@ from torch import Tensor
 
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import empty_map, register
-from murf_fast.ops._pixel_conv import pixel_conv, pixel_conv_weight
+from murf_fast.ops._pixel_conv import columns_read, pixel_conv, pixel_conv_weight
 from murf_fast.ops._pixel_linear import pixel_linear
-from murf_fast.ops._pixels import GROUPS, NORM_EPS, Half, normalized, pixels_of, pool
+from murf_fast.ops._pixels import (
+    GROUPS,
+    NORM_EPS,
+    Half,
+    as_map,
+    in_arithmetic_of,
+    normalized,
+    pairs,
+    pixels_of,
+    pool,
+    requires_grids,
+)
 from murf_fast.tables.moments import group_norm
 
 # nn.RMSNorm without an eps takes that of the tensor's type; the weights were trained with this one.
@@ -37,6 +48,16 @@ class Encoder(NamedTuple):
     blocks: tuple[tuple[Half, Half], tuple[Half, Half]]
 
 
+class Network(NamedTuple):
+    """The parameters of a call, as the layers take them."""
+
+    encoders: tuple[Encoder, Encoder, Encoder]  # of the image, the keys and the queries
+    frequencies: Tensor  # (2, C)
+    convolution: Tensor  # of pixel_conv_weight
+    projection: Tensor  # (in, out)
+    bias: Tensor  # (C,), float32
+
+
 def image_queries(
     image: Tensor,
     encoders: Sequence[Sequence[Tensor]],
@@ -44,12 +65,14 @@ def image_queries(
     convolution: Tensor,
     projection: tuple[Tensor, Tensor],
     size: Sequence[int],
-    grid: Sequence[int],
+    region: Sequence[int],
+    grids: Sequence[Sequence[int]],
     backend: str,
     *,
     normalize: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Projected queries (B, C, *size) and encoded keys (B, C, *grid) of an image, both channels_last.
+) -> list[Tensor]:
+    """Projected queries (B, C, height, width) of a rectangle of an image's output, and its encoded keys (B, C, *grid)
+    for every grid, channels_last.
 
     Args:
         image: (B, 3, H, W).
@@ -57,16 +80,36 @@ def image_queries(
         frequencies: (2, C) of the position mixing.
         convolution: (C, C, 3, 3), zero padding.
         projection: Weight (C, C), which the queries' norm weights have been multiplied into, and bias (C,).
+        size: (height, width) of the whole output.
+        region: (top, left, height, width) of the rectangle: of it alone is the convolution. On the CPU it is a crop of
+            the whole, bit for bit; where products are cuDNN's, up to rounding.
         normalize: Whether a group norm without weights comes before the convolution (JAFAR).
     """
-    parameters = [t for encoder in encoders for t in encoder] + [frequencies, convolution, *projection]
-    return _image_queries(image, parameters, list(size), list(grid), normalize, backend)
+    parameters, flat_grids = flat(encoders, frequencies, convolution, projection), [n for grid in grids for n in grid]
+    return _image_queries(image, parameters, list(size), list(region), flat_grids, normalize, backend)
 
 
-def _requires(op, image, parameters, size, grid, normalize, backend) -> None:
-    _contract.map_(op, "image", image, backend)
+def flat(encoders, frequencies, convolution, projection) -> list[Tensor]:
+    """The parameters as the registered ops take them."""
+    return [t for encoder in encoders for t in encoder] + [frequencies, convolution, *projection]
+
+
+def _requires(op, image, parameters, size, region, grids, normalize, backend) -> None:
+    requires_network(op, image, parameters, backend)
+    requires_region(op, size, region)
+    requires_grids(op, grids)
+
+
+def requires_region(op: str, size: Sequence[int], region: Sequence[int]) -> None:
     _contract.grid(op, "size", size)
-    _contract.grid(op, "grid", grid)
+    _contract.count(op, "region", region, 4)
+    top, left, height, width = region
+    if min(top, left) < 0 or min(height, width) < 1 or top + height > size[0] or left + width > size[1]:
+        raise ValueError(f"murf_fast.{op}: `region` must lie within {tuple(size)}, got {tuple(region)}")
+
+
+def requires_network(op: str, image: Tensor, parameters: Sequence[Tensor], backend: str) -> None:
+    _contract.map_(op, "image", image, backend)
     _contract.count(op, "parameters", parameters, 3 * len(ENCODER) + 4)
     _contract.tensor(op, "parameters[-1]", parameters[-1], image, (None,), _checks.DTYPES)
     channels = len(parameters[-1])
@@ -87,40 +130,51 @@ def _requires(op, image, parameters, size, grid, normalize, backend) -> None:
         raise ValueError(f"murf_fast.{op}: `parameters[-3]` must be a 3 x 3 convolution")
 
 
-def _empty(image, parameters, size, grid, normalize, backend) -> tuple[Tensor, Tensor]:
+def empty_maps(image: Tensor, parameters: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Maps of the queries' channels."""
     channels = parameters[-1].shape[0]
-    return tuple(empty_map(image, (image.shape[0], channels, *s), True) for s in (size, grid))
+    return [empty_map(image, (image.shape[0], channels, *size), True) for size in sizes]
 
 
-def _launch(image, parameters, size, grid, normalize, backend, results) -> None:
-    with torch.autocast(image.device.type, enabled=False):
-        _run(image, parameters, size, grid, normalize, backend, results)
+def _empty(image, parameters, size, region, grids, normalize, backend) -> list[Tensor]:
+    return empty_maps(image, parameters, [region[2:], *pairs(grids)])
 
 
-def _run(image, parameters, size, grid, normalize, backend, results) -> None:
-    # The C++ kernels work in float32 throughout; those for GPUs keep activations in the image's type.
-    dtype = torch.float32 if backend == "native" else image.dtype
-    image = image.to(dtype)
+def _launch(image, parameters, size, region, grids, normalize, backend, results) -> None:
+    with in_arithmetic_of(backend, image, results) as (image, (queries, *keys)):
+        _run(image, network(parameters, image.dtype, backend), size, region, normalize, backend, queries, keys)
+
+
+def network(parameters: Sequence[Tensor], dtype: torch.dtype, backend: str) -> Network:
     *weights, frequencies, convolution, projection, bias = (p.detach() for p in parameters)
     n = len(ENCODER)
-    to_image, to_keys, to_queries = (_encoder(weights[i * n : (i + 1) * n], dtype, backend) for i in range(3))
+    encoders = tuple(_encoder(weights[i * n : (i + 1) * n], dtype, backend) for i in range(3))
     convolution = pixel_conv_weight(convolution.to(dtype), backend)
-    projection, bias = projection.to(dtype).T.contiguous(), bias.float()
-    (batch, _, height, width), channels = image.shape, len(bias)
-    queries, keys = (torch.empty_like(r, dtype=dtype) if r.dtype != dtype else r for r in results)
-    rotation = tuple(_angles(n, f) for n, f in zip((height, width), frequencies, strict=True))
-    options = {"dtype": dtype, "device": image.device}
-    one, two = (torch.empty((height * width, channels), **options) for _ in range(2))
-    same = tuple(size) == (height, width)
-    other = None if same else torch.empty_like(one)
-    for i in range(batch):
-        final = pixels_of(queries[i])
-        keep = final if same else other
-        mixed = _encode(pixels_of(image[i]), to_image, one, two, backend, (height, width), rotation)
-        last = _encode(mixed, to_keys, keep, two, backend, stop=True)
-        _finish_pooled(keep, two, last, (height, width), grid, pixels_of(keys[i]), backend)
-        last = _encode(mixed, to_queries, one, two, backend, stop=True)
-        if same or size[0] * size[1] >= height * width:
+    return Network(encoders, frequencies, convolution, projection.to(dtype).T.contiguous(), bias.float())
+
+
+def rotation_of(net: Network, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the positions of rows and columns."""
+    return tuple(_angles(n, f) for n, f in zip(size, net.frequencies, strict=True))
+
+
+def _run(image, net, size, region, normalize, backend, queries, keys) -> None:
+    inner, channels = tuple(image.shape[2:]), len(net.bias)
+    size, region = tuple(size), tuple(region)
+    to_image, to_keys, to_queries = net.encoders
+    rotation = rotation_of(net, inner)
+    options = {"dtype": image.dtype, "device": image.device}
+    one, two = (torch.empty((inner[0] * inner[1], channels), **options) for _ in range(2))
+    same = size == inner
+    other = None if same and region == (0, 0, *size) else torch.empty_like(one)
+    for i in range(len(image)):
+        # The result is a buffer too, if it is as large.
+        keep = pixels_of(queries[i]) if other is None else other
+        mixed = encode(pixels_of(image[i]), to_image, one, two, backend, inner, rotation)
+        last = encode(mixed, to_keys, keep, two, backend, stop=True)
+        finish_pooled(keep, two, last, inner, [k[i] for k in keys], backend)
+        last = encode(mixed, to_queries, one, two, backend, stop=True)
+        if same or size[0] * size[1] >= inner[0] * inner[1]:
             statistics = pixel_linear(
                 two,
                 one,
@@ -130,29 +184,35 @@ def _run(image, parameters, size, grid, normalize, backend, results) -> None:
                 statistics=normalize and same,
                 backend=backend,
             )
-            encoded = one if same else pool(one, (height, width), size, backend)
+            encoded = one if same else pool(one, inner, size, backend)
             if normalize and not same:
                 statistics = pixel_linear(encoded, encoded, statistics=True, backend=backend)
         else:
             encoded = torch.empty((size[0] * size[1], channels), **options)
-            statistics = _finish_pooled(one, two, last, (height, width), size, encoded, backend, statistics=normalize)
+            [statistics] = finish_pooled(one, two, last, inner, [as_map(encoded, size)], backend, statistics=normalize)
         norm = _without_weights(statistics, len(encoded)) if normalize else None
-        _convolve(encoded, tuple(size), norm, convolution, projection, bias, final, backend)
-    for result, made in zip(results, (queries, keys), strict=True):
-        if made is not result:
-            result.copy_(made)
+        for band in bands_of(size, region, rows_of_a_band(encoded, reach(region, size))):
+            (top, bottom), (left, right) = band.source
+            source = encoded.view(*size, channels)[top:bottom, left:right].flatten(0, 1)
+            project(source, band, norm, net, queries[i], backend)
 
 
-def _encode(x, encoder: Encoder, main, spare, backend, size=None, rotation=None, *, stop=False):
+def encode(
+    x, encoder: Encoder, main, spare, backend, size=None, rotation=None, *, stop=False, found: list | None = None
+):
     """Runs an encoder from ``x`` to ``main``; with ``stop`` all but its last layer, whose norm is returned: its input
-    is in ``spare``, its residual in ``main``. ``size`` is that of the map, for a first layer that sees it.
+    is in ``spare``, its residual in ``main``. ``size`` is that of the map, for a first layer that sees it. Gain and
+    offset of every norm are appended to ``found``.
     """
+    found = [] if found is None else found
     first = {"weight": encoder.first, "statistics": True, "backend": backend}
     statistics = pixel_conv(x, size, main, reflect=True, **first) if encoder.is_wide else pixel_linear(x, main, **first)
     for i, (opens, closes) in enumerate(encoder.blocks):
         norm = normalized(statistics, opens, len(main))[:2]
         statistics = pixel_linear(main, spare, norm=norm, weight=opens.weight, statistics=True, backend=backend)
+        found.append(norm)
         norm = normalized(statistics, closes, len(main))
+        found.append(norm[:2])
         last = i + 1 == len(encoder.blocks)
         if last and stop:
             return norm
@@ -163,11 +223,16 @@ def _encode(x, encoder: Encoder, main, spare, backend, size=None, rotation=None,
     return main
 
 
-def _finish_pooled(main, spare, last: Half, size, grid, out, backend, *, statistics=False):
-    """The encoder's last layer of averages over the cells of ``grid``: both are linear."""
+def finish_pooled(main, spare, last: Half, size, maps: Sequence[Tensor], backend, *, statistics=False) -> list:
+    """The encoder's last layer of averages over the cells of every map (C, h, w): both are linear. Returns what the
+    layer does, for each.
+    """
     pixel_linear(spare, spare, norm=last[:2], backend=backend)
-    residual, x = (pool(t, size, grid, backend) for t in (main, spare))
-    return pixel_linear(x, out, weight=last.weight, residual=residual, statistics=statistics, backend=backend)
+    options, found = {"weight": last.weight, "statistics": statistics, "backend": backend}, []
+    for map_ in maps:
+        residual, x = (pool(t, size, map_.shape[1:], backend) for t in (main, spare))
+        found.append(pixel_linear(x, pixels_of(map_), residual=residual, **options))
+    return found
 
 
 def _without_weights(statistics: tuple[Tensor, Tensor], pixels: int) -> tuple[Tensor, Tensor]:
@@ -176,19 +241,52 @@ def _without_weights(statistics: tuple[Tensor, Tensor], pixels: int) -> tuple[Te
     return group_norm(*statistics, pixels, GROUPS, torch.ones_like(mean), torch.zeros_like(mean), NORM_EPS)
 
 
-def _convolve(x, size, norm, convolution, projection, bias, out, backend) -> None:
-    """Projection of the root-mean-square normalized 3x3 convolution, band after band of rows."""
-    height, width = size
-    row_bytes = width * x.shape[1] * x.element_size()
-    # Even, so that bands cut no tile of the convolution.
-    rows = max(8, _BAND_BYTES[x.device.type] // row_bytes // 2 * 2)
-    for begin in range(0, height, rows):
-        end = min(begin + rows, height)
-        band = torch.empty(((end - begin) * width, x.shape[1]), dtype=x.dtype, device=x.device)
-        options = {"norm": norm, "activate": False, "rows": (begin, end)}
-        pixel_conv(x, size, band, weight=convolution, backend=backend, **options)
-        to = out[begin * width : end * width]
-        pixel_linear(band, to, unit_eps=UNIT_EPS, weight=projection, bias=bias, backend=backend)
+class Band(NamedTuple):
+    """Rows of a rectangle of queries, and the part of the map that their 3x3 convolution reads.
+
+    Tiles of the convolution begin where they do in the whole map, so that the queries are the same bit for bit.
+    """
+
+    begin: int  # of a tile, in the map; at ``first`` or a row before it
+    first: int
+    end: int
+    source: tuple[tuple[int, int], tuple[int, int]]  # rows and columns, begin and end
+    region: Sequence[int]  # the rectangle, (top, left, height, width)
+
+
+def reach(region: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
+    """Columns that the convolution reads for a rectangle of the output."""
+    return columns_read(region[1], region[1] + region[3], size[1])
+
+
+def bands_of(size: Sequence[int], region: Sequence[int], rows: int) -> Iterator[Band]:
+    """Bands of an even number of ``rows``, but for the first and the last."""
+    top, _, height, _ = region
+    for begin in range(top - top % 2, top + height, rows):
+        first, end = max(begin, top), min(begin + rows, top + height)
+        source = (max(first - 1, 0), min(end + 1, size[0])), reach(region, size)
+        yield Band(begin, first, end, source, region)
+
+
+def rows_of_a_band(x: Tensor, columns: tuple[int, int]) -> int:
+    """Rows of pixels (.., C) in these columns whose activations are a band; even, as tiles of the convolution."""
+    row_bytes = (columns[1] - columns[0]) * x.shape[1] * x.element_size()
+    return max(8, _BAND_BYTES[x.device.type] // row_bytes // 2 * 2)
+
+
+def project(x, band: Band, norm, net: Network, out: Tensor, backend: str) -> None:
+    """Fills a band of the rectangle ``out`` (C, height, width): projection of the root-mean-square normalized 3x3
+    convolution of the pixels of its source.
+    """
+    (from_y, to_y), (from_x, to_x) = band.source
+    top, left, _, columns = band.region
+    width, channels = to_x - from_x, len(net.bias)
+    made = torch.empty(((band.end - band.begin) * width, channels), dtype=x.dtype, device=x.device)
+    options = {"norm": norm, "activate": False, "rows": (band.begin - from_y, band.end - from_y), "backend": backend}
+    pixel_conv(x, (to_y - from_y, width), made, weight=net.convolution, **options)
+    made = made.view(-1, width, channels)[band.first - band.begin :, left - from_x : left - from_x + columns]
+    to = pixels_of(out)[(band.first - top) * columns : (band.end - top) * columns]
+    pixel_linear(made.flatten(0, 1), to, unit_eps=UNIT_EPS, weight=net.projection, bias=net.bias, backend=backend)
 
 
 def _encoder(weights: Sequence[Tensor], dtype: torch.dtype, backend: str) -> Encoder:
@@ -211,8 +309,8 @@ def _angles(n: int, frequencies: Tensor) -> Tensor:
 
 
 _image_queries = register(
-    "image_queries(Tensor image, Tensor[] parameters, SymInt[] size, SymInt[] grid, bool normalize, str backend) "
-    "-> (Tensor, Tensor)",
+    "image_queries(Tensor image, Tensor[] parameters, SymInt[] size, SymInt[] region, SymInt[] grids, bool normalize, "
+    "str backend) -> Tensor[]",
     _requires,
     _empty,
     _launch,

@@ -18,7 +18,16 @@ from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import empty_map, register
 from murf_fast.ops._pixel_conv import pixel_conv, pixel_conv_weight
 from murf_fast.ops._pixel_linear import pixel_linear
-from murf_fast.ops._pixels import GROUPS, Half, normalized, pixels_of, pool
+from murf_fast.ops._pixels import (
+    GROUPS,
+    Half,
+    in_arithmetic_of,
+    normalized,
+    pairs,
+    pixels_of,
+    pool,
+    requires_grids,
+)
 
 # What a block holds, in the order of its layers; an encoder begins with the weight and the bias of a convolution.
 BLOCK = ("norm1.weight", "norm1.bias", "conv1.weight", "conv1.bias",
@@ -36,10 +45,10 @@ def naf_queries(
     encoders: tuple[Sequence[Tensor], Sequence[Tensor]],
     turns: tuple[Tensor, Tensor],
     num_heads: int,
-    grid: Sequence[int],
+    grids: Sequence[Sequence[int]],
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Turned queries (B, D, rows, columns) and keys (B, D, *grid) of an image, both channels_last.
+) -> list[Tensor]:
+    """Turned queries (B, D, rows, columns) of an image and keys (B, D, *grid) for every grid, all channels_last.
 
     Args:
         image: (B, 3, H, W) from 2 x 2.
@@ -49,12 +58,13 @@ def naf_queries(
             the first and the second half of every head's pairs of channels turn; float32.
         num_heads: Heads; contiguous groups of channels, of which channel i turns with i + D / heads / 2.
     """
-    return _naf_queries(image, [*encoders[0], *encoders[1]], *turns, num_heads, list(grid), backend)
+    parameters = [*encoders[0], *encoders[1]]
+    return _naf_queries(image, parameters, *turns, num_heads, [n for grid in grids for n in grid], backend)
 
 
-def _requires(op, image, parameters, rows, columns, num_heads, grid, backend) -> None:
+def _requires(op, image, parameters, rows, columns, num_heads, grids, backend) -> None:
     _contract.map_(op, "image", image, backend)
-    _contract.grid(op, "grid", grid)
+    requires_grids(op, grids)
     if min(image.shape[2:]) < 2:
         raise ValueError(f"murf_fast.{op}: `image` must have at least 2 rows and columns, got {tuple(image.shape[2:])}")
     count, rest = divmod(len(parameters), 2)
@@ -80,25 +90,22 @@ def _requires(op, image, parameters, rows, columns, num_heads, grid, backend) ->
     _contract.grid(op, "queries", (len(rows), len(columns)))
 
 
-def _empty(image, parameters, rows, columns, num_heads, grid, backend) -> tuple[Tensor, Tensor]:
-    shapes = ((image.shape[0], 2 * parameters[1].shape[0], *s) for s in ((rows.shape[0], columns.shape[0]), grid))
-    return tuple(empty_map(image, shape, True) for shape in shapes)
+def _empty(image, parameters, rows, columns, num_heads, grids, backend) -> list[Tensor]:
+    sizes = [(rows.shape[0], columns.shape[0]), *pairs(grids)]
+    return [empty_map(image, (image.shape[0], 2 * parameters[1].shape[0], *size), True) for size in sizes]
 
 
-def _launch(image, parameters, rows, columns, num_heads, grid, backend, results) -> None:
-    with torch.autocast(image.device.type, enabled=False):
-        _run(image, parameters, rows, columns, num_heads, grid, backend, results)
+def _launch(image, parameters, rows, columns, num_heads, grids, backend, results) -> None:
+    with in_arithmetic_of(backend, image, results) as (image, (queries, *keys)):
+        _run(image, parameters, rows, columns, num_heads, backend, queries, keys)
 
 
-def _run(image, parameters, rows, columns, num_heads, grid, backend, results) -> None:
-    # The C++ kernels work in float32 throughout; those for GPUs keep activations in the image's type.
-    dtype = torch.float32 if backend == "native" else image.dtype
-    image = image.to(dtype)
+def _run(image, parameters, rows, columns, num_heads, backend, queries, keys) -> None:
+    dtype = image.dtype
     parameters = [p.detach() for p in parameters]
     count = len(parameters) // 2
     pointwise, wide = (_encoder(parameters[i * count : (i + 1) * count], dtype, backend) for i in range(2))
     inner, size, half = tuple(image.shape[2:]), (len(rows), len(columns)), len(parameters[1])
-    queries, keys = (torch.empty_like(r, dtype=dtype) if r.dtype != dtype else r for r in results)
     rotation = _rotation(rows, columns, num_heads)
     same = inner == size
     spare = torch.empty((inner[0] * inner[1], half), dtype=dtype, device=image.device)
@@ -113,10 +120,8 @@ def _run(image, parameters, rows, columns, num_heads, grid, backend, results) ->
         if not same:
             final[:, half:] = pool(made, inner, size, backend)
         pixel_linear(final, final, rotation=rotation, heads=num_heads, backend=backend)
-        pixels_of(keys[i]).copy_(final if size == tuple(grid) else pool(final, size, grid, backend))
-    for result, made in zip(results, (queries, keys), strict=True):
-        if made is not result:
-            result.copy_(made)
+        for k in keys:
+            pixels_of(k[i]).copy_(pool(final, size, k.shape[2:], backend))
 
 
 def _encode_pointwise(x, encoder: Encoder, to, backend) -> Half:
@@ -178,8 +183,8 @@ def _rotation(rows: Tensor, columns: Tensor, heads: int) -> tuple[Tensor, Tensor
 
 
 _naf_queries = register(
-    "naf_queries(Tensor image, Tensor[] parameters, Tensor rows, Tensor columns, int num_heads, SymInt[] grid, "
-    "str backend) -> (Tensor, Tensor)",
+    "naf_queries(Tensor image, Tensor[] parameters, Tensor rows, Tensor columns, int num_heads, SymInt[] grids, "
+    "str backend) -> Tensor[]",
     _requires,
     _empty,
     _launch,

@@ -20,10 +20,23 @@ from torch import Tensor
 
 from murf_fast import backends
 
+# Results of a tile on the CPU, rows and columns.
+TILE = (2, 4)
+
 
 def pixel_conv_weight(weight: Tensor, backend: str) -> Tensor:
     """A convolution (C, I, 3, 3) as :func:`pixel_conv` takes it; float32 on CPU, else in the dtype of the pixels."""
     return weight if backend == "reference" else backends.launcher(backend).pixel_conv_weight(weight)
+
+
+def columns_read(begin: int, end: int, width: int) -> tuple[int, int]:
+    """Columns of a map of which the results ``begin`` to ``end`` can be made bit for bit as of the whole map.
+
+    Tiles start at the same columns, and what is read beyond is read; results beside those differ.
+    """
+    columns = TILE[1]
+    last = -(-end // columns) * columns
+    return max((begin - 1) // columns * columns, 0), min(last + (last == end), width)
 
 
 def pixel_conv(
@@ -49,7 +62,7 @@ def pixel_conv(
     activate: Whether SiLU follows the norm.
     bias: (C,), float32.
     reflect: Whether pixels beyond the border are mirrored, of maps from 2 x 2, or zero (after the norm).
-    rows: Which rows of the result are made, (begin, end); None: all.
+    rows: Which rows of the result are made, (begin, end); None: all. From an even row on, bit for bit those of all.
     statistics: Whether to return them.
     """
     options = {"weight": weight, "norm": norm, "activate": activate, "bias": bias, "reflect": reflect, "rows": rows}

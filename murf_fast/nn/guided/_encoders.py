@@ -83,27 +83,15 @@ def convolution(inputs: int, outputs: int, kernel_size: int, *, bias: bool) -> n
     return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, padding_mode=mode, bias=bias)
 
 
-def check_guided(
-    what: str, image: object, features: object, output_size: object, like: Tensor, *, reflects: bool
-) -> tuple[int, int]:
-    """The arguments of a guided upsampler; returns the output's (height, width), the image's if not given.
+def check_image(what: str, image: object, output_size: object, like: Tensor, *, reflects: bool) -> tuple[int, int]:
+    """The image of a guided upsampler; returns the output's (height, width), the image's if not given.
 
     ``like`` is one of the module's parameters; with ``reflects`` an encoder pads the image by reflection.
     """
     _checks.map_(what, "image", image)
-    _checks.map_(what, "features", features)
     if image.shape[1] != 3:
         raise ValueError(f"murf_fast.{what}: `image` must have 3 channels, got {image.shape[1]}")
-    if image.shape[0] != features.shape[0]:
-        raise ValueError(
-            f"murf_fast.{what}: `features` must have the batch size of `image`, {image.shape[0]}, "
-            f"got {features.shape[0]}"
-        )
     _checks.same_device_and_dtype(what, "image", image, "the parameters", like)
-    if features.device != image.device:
-        raise ValueError(
-            f"murf_fast.{what}: `features` must be on the device of `image`, {image.device}, got {features.device}"
-        )
     if reflects and min(image.shape[2:]) < 2:
         raise ValueError(
             f"murf_fast.{what}: `image` must have at least 2 rows and columns, got {tuple(image.shape[2:])}"

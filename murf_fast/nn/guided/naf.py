@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import windows
-from murf_fast._layout import is_channels_last
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import forms_of
-from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_guided, fused_backend, pooled, precise
-from murf_fast.ops import _checks, resize, window_attention
+from murf_fast.nn.guided._encoded import EncodedImage, ImageKeys
+from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_image, fused_backend, pooled, precise
+from murf_fast.nn.guided._upsampler import GuidedUpsampler
+from murf_fast.ops import _checks, resize
 from murf_fast.ops._naf_encoder import naf_queries
 
 _FIRST = "image_encoder.encoder.0.weight"
 _PERIODS = "image_encoder.rope.periods"
 
 
-class NAF(nn.Module):
+class NAF(GuidedUpsampler):
     """Features of any backbone at any resolution: neighborhood attention whose queries and keys see only the image.
 
     ``e = pool(cat[encoder(image), sem_encoder(image)], out)``, ``q = rope(e)``, ``k = pool(q, (h, w))``,
@@ -108,20 +109,33 @@ class NAF(nn.Module):
         load_into(model, opened)
         return model.eval()
 
-    def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Tensor | Sequence[Tensor],
+        output_size: int | tuple[int, int] | None = None,
+        *,
+        values: Tensor | Sequence[Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> Tensor | list[Tensor]:
         """Upsamples ``features`` along the edges of ``image``.
 
         Args:
-            image: (B, 3, H, W) of any size from 2 x 2, ImageNet-normalized, in the dtype of the parameters.
+            image: (B, 3, H, W) of any size from 2 x 2, ImageNet-normalized, in the dtype of the parameters. Or what
+                :meth:`encode_image` made of it.
             features: (B, C, h, w), C a multiple of the heads, any floating-point dtype; queries and keys are rounded
-                to it.
+                to it. Or a list of such maps, of any grids and channels, which share the queries.
             output_size: (height, width) of the result, or one number for both; None: those of the image. Each has
                 room for ``kernel_size`` windows: ``kernel_size * (height // h) <= height``, which holds if
                 ``h >= kernel_size``.
+            values: (B, K, h, w), K a multiple of the heads, to weigh in place of the features, of which then only the
+                grid matters; a list beside a list. Queries and keys are rounded to their dtype.
+            region: (top, left, height, width) of the output: the result is this rectangle of the whole one. None: all.
 
         Returns:
-            (B, C, height, width) in dtype and layout of the features. Differentiable with respect to the image, the
-            features and every parameter. Autocast gives the encoders' convolutions its dtype, and changes nothing else.
+            (B, C, height, width) in dtype and layout of the features (or the values, with their channels); a list if
+            ``features`` is one. Differentiable with respect to the image, the features, the values and every parameter.
+            Autocast gives the encoders' convolutions its dtype, and changes nothing else.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
@@ -129,42 +143,54 @@ class NAF(nn.Module):
         Memory: without gradients the result and its queries (a planar result: a copy of them, too), or, if that is
         more, one and a half maps of ``dim`` channels at the output's size, the queries among them (if the image has
         another size, up to two at the output's and one and a half at the image's, which is at most four times the
-        output's), which are gone when the result is made; no upsampled keys or values, no scores. With hooks, replaced
-        layers or autocast the encoders are called, which takes up to four maps; where gradients are needed, about
-        sixteen maps of ``dim`` channels at the image's size are kept beside the result.
+        output's), which are gone when the result is made; no upsampled keys or values, no scores. A region saves the
+        attention of the rest: keys are averages of all queries. With hooks, replaced layers or autocast the encoders
+        are called, which takes up to four maps; where gradients are needed, about sixteen maps of ``dim`` channels at
+        the image's size are kept beside the result.
         """
-        like = self.image_encoder.rope.periods
-        size = check_guided("NAF", image, features, output_size, like, reflects=True)
-        grid = tuple(features.shape[2:])
-        if features.shape[1] % self.num_heads:
-            raise ValueError(
-                f"murf_fast.NAF: `features` must have a multiple of {self.num_heads} channels, got {features.shape[1]}"
-            )
-        for axis, out, n in zip(("height", "width"), size, grid, strict=True):
-            if self.kernel_size * max(1, out // n) > out:
-                raise ValueError(
-                    f"murf_fast.NAF: windows of {self.kernel_size} features do not fit: `features` of {axis} {n} and "
-                    f"`output_size` of {out} leave steps of {max(1, out // n)} between the keys"
-                )
-        q, k = self._queries_and_keys(image, size, grid)
-        layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
-        return window_attention(
-            q.to(features.dtype).contiguous(memory_format=layout),
-            k.to(features.dtype),
-            features,
-            windows=windows.neighborhood(size, grid, self.kernel_size),
-            num_heads=self.num_heads,
-            values="split",
-        )
+        return self._upsample(image, features, output_size, values, region)
 
-    def _queries_and_keys(self, image: Tensor, size: tuple[int, int], grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    _values = "split"
+
+    def _encode(self, image, size, region, grids) -> EncodedImage:
         parts = self.image_encoder
         encoders = [e.weights() for e in (parts.encoder, parts.sem_encoder)]
         backend = fused_backend(self, self._forms, image, [*encoders[0], *encoders[1]])
         if backend is None:
             q = parts(image, size)
-            return q, pooled(q, grid)
-        return naf_queries(parts.fitted(image, size), encoders, parts.rope.turns(size), self.num_heads, grid, backend)
+            maps = [pooled(q, grid) for grid in grids or ()]
+        else:
+            turns = parts.rope.turns(size)
+            q, *maps = naf_queries(parts.fitted(image, size), encoders, turns, self.num_heads, grids or (), backend)
+        keys = ImageKeys((), q) if grids is None else ImageKeys(tuple(maps))
+        return EncodedImage("NAF", q, keys, size, (0, 0, *size)).crop(region)
+
+    def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
+        return of_image
+
+    def _rule(self, size, grid) -> windows.Windows:
+        return windows.neighborhood(size, grid, self.kernel_size)
+
+    def _query_channels(self) -> int:
+        return self.dim
+
+    def _check_image(self, image, output_size) -> tuple[int, int]:
+        return check_image("NAF", image, output_size, self.image_encoder.rope.periods, reflects=True)
+
+    def _check_features(self, features: Tensor, image: Tensor) -> None:
+        super()._check_features(features, image)
+        if features.shape[1] % self.num_heads:
+            raise ValueError(
+                f"murf_fast.NAF: `features` must have a multiple of {self.num_heads} channels, got {features.shape[1]}"
+            )
+
+    def _check_windows(self, size, features: Tensor) -> None:
+        for axis, out, n in zip(("height", "width"), size, features.shape[2:], strict=True):
+            if self.kernel_size * max(1, out // n) > out:
+                raise ValueError(
+                    f"murf_fast.NAF: windows of {self.kernel_size} features do not fit: `features` of {axis} {n} and "
+                    f"`output_size` of {out} leave steps of {max(1, out // n)} between the keys"
+                )
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}"
