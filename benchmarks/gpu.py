@@ -41,6 +41,8 @@ PRODUCTS = (
     "adaptive_conv",
     "anyup_model",
     "feature_unify",
+    "jafar_model",
+    "naf_model",
     "nearest_distance",
     "neighborhood_attention",
     "window_attention",

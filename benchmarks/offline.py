@@ -36,7 +36,7 @@ DTYPES = ("float32", "bfloat16")
 LEFT_OUT = ("overhead",)
 # Cases that are built in their own dtype alone: AnyUp refuses bfloat16; the precision of an index is an argument; whole
 # models have cases of both dtypes.
-OWN_DTYPE = ("anyup_model", "murf", "nearest_distance")
+OWN_DTYPE = ("anyup_model", "jafar_model", "murf", "naf_model", "nearest_distance")
 
 Task = tuple[str, str, str]  # operation, case (or predictions.SMALL), dtype
 

@@ -152,7 +152,7 @@ def classes(n: int) -> int:
 
 
 class Rows(list):
-    """Patch rows of several sizes, compared as one tensor but not joined while the clock runs."""
+    """Patch rows of several sizes, or maps, compared as one tensor but not joined while the clock runs."""
 
     def joined(self) -> Tensor:
         return torch.cat(self, dim=1)

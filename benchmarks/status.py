@@ -16,6 +16,8 @@ import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
+# Models whose kernels are those of the layers on pixels.
+MODELS = ("anyup_model", "jafar_model", "naf_model")
 NEVER = "never ran"
 HEAD = f"""# What is known of the Triton kernels
 
@@ -115,7 +117,7 @@ def _title(machine: dict) -> str:
 
 
 def _parity(results: dict, op: str) -> str:
-    found = results.get("check", {}).get("pixel_linear" if op == "anyup_model" else op)
+    found = results.get("check", {}).get("pixel_linear" if op in MODELS else op)
     if not found:
         return NEVER
     failed = f", **{len(found['failed'])} failed**" if found["failed"] else ""
@@ -146,7 +148,7 @@ def _interpreted() -> set[str]:
             found.add(path.stem.removeprefix("test_"))
     calls = ast.parse((ROOT / "tests" / "every_op.py").read_text())
     named = {node.attr for node in ast.walk(calls) if isinstance(node, ast.Attribute)}
-    return found | (named & set(operations())) | ({"anyup_model"} if "pixel_linear" in found else set())
+    return found | (named & set(operations())) | (set(MODELS) if "pixel_linear" in found else set())
 
 
 def _chips() -> list[int]:

@@ -73,6 +73,7 @@
      int threads),                                                                                                   \
     work::feature_unify(unify))                                                                                      \
   X(pixel_linear, (PixelLinear layer, int threads), work::pixel_linear(layer))                                       \
+  X(pixel_conv, (PixelConv layer, int threads), work::pixel_conv(layer))                                             \
   X(nearest_prepare,                                                                                                 \
     (NearestRows x, const float* mean, DType out_dtype, void* out, int64_t out_stride, NearestRole role,             \
      double* squared_norms, double* errors, int threads),                                                            \

@@ -83,6 +83,11 @@ inline double pixel_linear(const PixelLinear& p) {
   return double(p.pixels) * (double(p.out_channels) * product + kTranscendental * double(p.in_channels));
 }
 
+inline double pixel_conv(const PixelConv& p) {
+  const double pixels = double((p.row_end - p.row_begin) * p.width);
+  return 3 * pixels * double(p.in_channels) * (double(p.out_channels) + kTranscendental);
+}
+
 inline double rows(const NearestRows& x) { return double(x.rows) * double(x.dim); }
 
 // Products are read once; few of them lead to a row that is scored.

@@ -1,7 +1,8 @@
 """One layer of a pointwise network over rows of pixels: see :mod:`murf_fast.ops._pixel_linear`.
 
-A program makes all channels of a tile of pixels, as two halves: the position mixing pairs channel i with i + C / 2. It
-reads all that it needs of its pixels before it writes, so the result may replace the input or the residual.
+A program makes all channels of a tile of pixels, as two halves: the position mixing pairs a channel of the first half
+of a head with one of the second. It reads all that it needs of its pixels before it writes, so the result may replace
+the input or the residual.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def _finished(y, bias, residual, p, inside, c, c_inside, channels):
 
 
 @triton.jit
-def _written(y, out, statistics, p, inside, c, c_inside, channels, count):
-    at = p.to(tl.int64)[:, None] * channels + c[None, :]
+def _written(y, out, out_stride, statistics, p, inside, c, c_inside, channels, count):
+    at = p.to(tl.int64)[:, None] * out_stride + c[None, :]
     tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
     if statistics is not None:
         mean = tl.sum(tl.where(inside, y, 0.0), axis=0) / count
@@ -97,13 +98,16 @@ def _written(y, out, statistics, p, inside, c, c_inside, channels, count):
 
 
 @triton.jit
-def _pixel_linear(x, gain, offset, weight, bias, residual, rotate_rows, rotate_columns, out, statistics, pixels,
-                  inputs, channels, width, unit_eps, UNIT: tl.constexpr, PIXELS: tl.constexpr, DEPTH: tl.constexpr,
-                  HALF: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _pixel_linear(x, gain, offset, weight, bias, residual, rotate_rows, rotate_columns, out, out_stride, statistics,
+                  pixels, inputs, channels, width, unit_eps, UNIT: tl.constexpr, HEADS: tl.constexpr,
+                  PIXELS: tl.constexpr, DEPTH: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    # Of every head the first half of the channels, and with `half` more the second.
     c = tl.arange(0, HALF)
-    half = channels // 2
-    p_inside, c_inside = p < pixels, c < half
+    half = channels // 2 // HEADS
+    p_inside, c_inside = p < pixels, c < channels // 2
+    if HEADS > 1:  # one head's are a run of memory, which the compiler has to see
+        c = c // half * 2 * half + c % half
     inside = p_inside[:, None] & c_inside[None, :]
     if weight is None:
         first = _inputs(x, gain, offset, p, p_inside, c, c_inside)
@@ -144,8 +148,8 @@ def _pixel_linear(x, gain, offset, weight, bias, residual, rotate_rows, rotate_c
         second = second * cosine + first * sine
         first = turned
     count = tl.minimum(pixels - tl.program_id(0) * PIXELS, PIXELS).to(tl.float32)
-    _written(first, out, statistics, p, inside, c, c_inside, channels, count)
-    _written(second, out, statistics, p, inside, c + half, c_inside, channels, count)
+    _written(first, out, out_stride, statistics, p, inside, c, c_inside, channels, count)
+    _written(second, out, out_stride, statistics, p, inside, c + half, c_inside, channels, count)
 
 
 def pixel_linear(
@@ -158,6 +162,7 @@ def pixel_linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     rotation: tuple[Tensor, Tensor] | None = None,
+    heads: int = 1,
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     pixels, channels = out.shape
@@ -177,6 +182,7 @@ def pixel_linear(
             rows,
             columns,
             out,
+            out.stride(0),
             parts,
             pixels,
             x.shape[1],
@@ -184,6 +190,7 @@ def pixel_linear(
             1 if columns is None else len(columns),
             unit_eps or 0.0,
             UNIT=unit_eps is not None,
+            HEADS=heads,
             PIXELS=tile.pixels,
             DEPTH=tile.depth,
             HALF=max(16, launch.power_of_two(channels // 2)),

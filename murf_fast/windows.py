@@ -88,9 +88,42 @@ class Windows:
             raise ValueError("murf_fast.windows: this rule fits any size: `out` and `grid` must be given")
         return axis_window(self.rows, out[0], grid[0]), axis_window(self.columns, out[1], grid[1])
 
+    def crop(self, top: int, left: int, height: int, width: int, *, out: int | Pair | None = None) -> Windows:
+        """The rule of the outputs ``top .. top + height - 1`` by ``left .. left + width - 1``: each reads what it read.
+
+        Args:
+            top, left, height, width: A rectangle within the output, in its pixels.
+            out: (height, width) of the whole output, for a rule that fits any.
+
+        Raises:
+            ValueError: The rectangle leaves the output, or ``out`` is needed and not given, or is not the rule's own.
+        """
+        what = "windows.Windows.crop"
+        whole = self.out if out is None else _arguments.pair(what, "out", out)
+        if whole is None:
+            raise ValueError("murf_fast.windows: this rule fits any size: `out` must be given to crop it")
+        if self.out not in (None, whole):
+            raise ValueError(f"murf_fast.{what}: `out` must be the rule's own, {self.out}, got {whole}")
+        specs = []
+        for spec, n, begin, length, names in (
+            (self.rows, whole[0], top, height, ("top", "height")),
+            (self.columns, whole[1], left, width, ("left", "width")),
+        ):
+            begin = _arguments.integer(what, names[0], begin, 0)
+            length = _arguments.integer(what, names[1], length, 1)
+            if begin + length > n:
+                raise ValueError(
+                    f"murf_fast.{what}: `{names[0]}` and `{names[1]}` must stay within the {n} pixels of the output, "
+                    f"got {begin} and {length}"
+                )
+            specs.append(_cropped_spec(spec, begin, n))
+        # A radius is a rule for outputs and keys on one grid.
+        grid = whole if self.grid is None and any("clamped" in spec for spec in specs) else self.grid
+        return Windows(*specs, (height, width), grid)
+
     def __reduce__(self) -> tuple:
         """For pickling and copying: tables that the user gave travel with the rule."""
-        given = [_given[spec.split()[1]] for spec in (self.rows, self.columns) if spec.startswith("given ")]
+        given = [_given[spec.split()[-1]] for spec in (self.rows, self.columns) if "given" in spec.split()]
         return _restored, (self.rows, self.columns, self.out, self.grid, given)
 
 
@@ -235,6 +268,9 @@ def axis_window(spec: str, out: int, size: int) -> AxisWindow:
                 "pickle the rule itself, or make it again with `tables` or `ranges`"
             )
         return _given[arguments[0]]
+    if kind == "crop":
+        begin, whole, inner = spec.split(maxsplit=3)[1:]
+        return _cropped(axis_window(inner, int(whole), size), int(begin), out)
     if kind == "full":
         return _from_ranges(np.zeros(out, np.int32), np.full(out, size, np.int32), size)
     if kind == "ratio":
@@ -243,6 +279,23 @@ def axis_window(spec: str, out: int, size: int) -> AxisWindow:
         at, radius = np.arange(out), int(arguments[0])
         return _from_ranges(np.maximum(at - radius, 0), np.minimum(at + radius + 1, size), size)
     return _neighborhood_axis(out, size, *map(int, arguments))
+
+
+def _cropped_spec(spec: str, begin: int, whole: int) -> str:
+    """The rule of an axis of ``whole`` outputs from output ``begin`` on; one of a crop's crop has the first's whole."""
+    kind = spec.split()[0]
+    if kind == "full":
+        return spec
+    if kind == "crop":
+        first, whole, spec = spec.split(maxsplit=3)[1:]
+        begin += int(first)
+    return f"crop {begin} {whole} {spec}"
+
+
+def _cropped(axis: AxisWindow, begin: int, out: int) -> AxisWindow:
+    count = axis.count[begin : begin + out]
+    index = np.ascontiguousarray(axis.index[begin : begin + out, : count.max()])
+    return AxisWindow(index, count, axis.size)
 
 
 def _ratio_axis(out: int, size: int, ratio: float) -> AxisWindow:

@@ -27,7 +27,8 @@ def _defined(module: ModuleType) -> list[str]:
 def _described(name: str, value: object) -> Iterator[str]:
     if inspect.isclass(value):
         yield f"{name}{_signature(value)}"
-        for member, defined in sorted(vars(value).items()):
+        own = [vars(kind) for kind in reversed(value.__mro__) if kind.__module__.split(".")[0] == "murf_fast"]
+        for member, defined in sorted({name: x for v in own for name, x in v.items()}.items()):
             if member.startswith("_") and member != "__call__":
                 continue
             if isinstance(defined, property):

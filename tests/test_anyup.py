@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from util import assert_gradient_within_budget, assert_within_budget, layouts, n
 import murf_fast
 from murf_fast import _extension, backends, windows
 from murf_fast.nn import AnyUp
+from murf_fast.nn.guided.anyup import _warn_of_chunks
 from murf_fast.ops import _image_encoders
 from murf_fast.reference.anyup import anyup as dense
 
@@ -206,6 +208,15 @@ def test_features_alone_need_gradients():
 
     oracle, same = gradient(plain, torch.float64), gradient(plain, torch.float32)
     assert_gradient_within_budget(gradient(lambda m, *a: m(*a), torch.float32), oracle, same)
+
+
+def test_chunks_of_queries_are_not_needed():
+    model, (image, features) = seeded(AnyUp(16, num_heads=2)), (draw(1, 3, 9, 9), draw(1, 4, 3, 3))
+    _warn_of_chunks.cache_clear()
+    with torch.no_grad(), pytest.warns(UserWarning, match="`q_chunk_size` is not needed"):
+        chunked = model(image, features, q_chunk_size=10)
+    with torch.no_grad(), warnings.catch_warnings(action="error"):
+        assert torch.equal(model(image, features, q_chunk_size=10), chunked)
 
 
 def test_empty_batch():

@@ -50,14 +50,16 @@ def test_every_operation_has_a_suite():
     types = {name for name in murf_fast.ops.__all__ if isinstance(getattr(murf_fast.ops, name), type)}
     assert set(bench.operations()) == (set(murf_fast.ops.__all__) - {"resample_patch_embed"} - types) | {
         "anyup_model",
+        "jafar_model",
         "murf",
+        "naf_model",
         "overhead",
     }
 
 
 def test_every_operation_has_a_case_of_its_overhead():
     names = {c.name.split(",")[0] for c in registry.cases() if c.op == "overhead"}
-    assert names == set(registry.suites()) - {"anyup_model", "murf", "overhead"}
+    assert names == set(registry.suites()) - {"anyup_model", "jafar_model", "murf", "naf_model", "overhead"}
 
 
 @pytest.mark.parametrize("name", registry.suites())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from murf_fast.nn import JAFAR, NAF, AnyUp, DepthHead, JBUStack, SegmentationHead
+from murf_fast.nn import JAFAR, NAF, AnyUp, DepthHead, FeatSharpJBU, JBUStack, SegmentationHead
 from murf_fast.nn._checkpoint_files import PREFIXES, WRAPPERS
 
 MODULES = {
@@ -20,6 +20,7 @@ MODULES = {
     "JAFAR": (JAFAR(6, qk_dim=16), JAFAR.from_checkpoint),
     "JBUStack": (JBUStack(6, norm=True), JBUStack.from_checkpoint),
     "JBUStack, shared": (JBUStack(None, shared=True), JBUStack.from_checkpoint),
+    "FeatSharpJBU": (FeatSharpJBU(6), lambda c: FeatSharpJBU.from_checkpoint(c, 6)),
     "SegmentationHead": (SegmentationHead(5, 3), SegmentationHead.from_state_dict),
     "DepthHead": (DepthHead(5, 3, depth_range=(1, 2)), lambda c: DepthHead.from_state_dict(c, depth_range=(1, 2))),
 }

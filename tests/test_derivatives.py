@@ -13,8 +13,8 @@ from util import assert_gradient_within_budget
 import murf_fast as mf
 
 DIFFERENTIABLE = [op for op in OPS if op.differentiable]
-# Called by AnyUp's module alone; see there.
-ELSEWHERE = {"image_queries"}
+# Called by modules alone (AnyUp, JAFAR, NAF); see there.
+ELSEWHERE = {"image_queries", "image_rectangle", "image_statistics", "naf_queries"}
 
 
 def by_name(ops) -> dict:

@@ -7,6 +7,7 @@ of the same sums is another error), plus one rounding.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from util import rounding
+from util import assert_within_budget, rounding
 
 import murf_fast
-from murf_fast.nn import DepthHead, SegmentationHead
+from murf_fast.nn import NAF, DepthHead, SegmentationHead
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -360,3 +361,27 @@ def test_bad_inputs():
             function(MAPS, (0, 3), CLS)
         with pytest.raises(TypeError, match="`features` must be a non-empty list"):
             function([], SIZE)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_folded_head_behind_an_upsampler(norm):
+    """Labels and logits of upsampled features, as the head itself has them of those features."""
+    torch.manual_seed(0)
+    head, model = SegmentationHead(6, 4, norm=norm, grid="image").eval(), NAF(32, num_heads=2, kernel_size=3).eval()
+    if norm:
+        for buffer in (head.norm.running_mean, head.norm.running_var, head.norm.weight.data, head.norm.bias.data):
+            buffer.uniform_(0.5, 2)
+    image, features = torch.randn(1, 3, 12, 10), torch.randn(1, 6, 4, 3)
+
+    def plain(dtype):
+        own, naf = copy.deepcopy(head).to(dtype), copy.deepcopy(model).to(dtype)
+        up = naf(image.to(dtype), features.to(dtype))
+        return own.classifier(up if own.norm is None else own.norm(up))
+
+    with torch.no_grad():
+        oracle = plain(torch.float64)
+        assert_within_budget(model.predict(image, features, *head.folded()), oracle, plain(torch.float32))
+        assert torch.equal(model.predict(image, features, *head.folded(), reduce="argmax"), oracle.argmax(1).byte())
+    if norm:
+        with pytest.raises(ValueError, match="must be in eval mode"):
+            head.train().folded()

@@ -12,7 +12,11 @@ from guided import LargestTensor, assert_close, assert_parity, draw, plain_encod
 from torch import nn
 from util import assert_within_budget, layouts
 
+import murf_fast
+from murf_fast import backends
 from murf_fast.nn import JAFAR
+from murf_fast.nn.guided import jafar as jafar_module
+from murf_fast.ops._image_encoders import image_queries
 
 
 def plain_rope(x, freqs):
@@ -125,6 +129,35 @@ def test_output_size():
     model, image, features = small(), draw(1, 3, 14, 13), draw(1, 6, 4, 5)
     assert torch.equal(model(image, features), model(image, features, (14, 13)))
     assert torch.equal(model(image, features, 17), model(image, features, output_size=[17, 17]))
+
+
+@pytest.mark.parametrize("case", MODELS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pixels(case, dtype, level):
+    """The encoders as passes over the pixels."""
+    arguments, image, grid, size = case
+    model = seeded(JAFAR(**arguments)).requires_grad_(False).to(dtype)
+    image, features = draw(2, 3, *image).to(dtype), draw(2, arguments["v_dim"], *grid, seed=1).to(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = []
+        patch.setattr(jafar_module, "image_queries", lambda *a, **o: calls.append(a) or image_queries(*a, **o))
+        result = model(image, features, size)
+    assert len(calls) == 1
+    same = plain_jafar(model, image, features, size)
+    assert_within_budget(result, plain_jafar(model.double(), image.double(), features.double(), size), same)
+
+
+@pytest.mark.skipif(
+    bool(backends.reasons_against("triton", "cpu")), reason="; ".join(backends.reasons_against("triton", "cpu"))
+)
+@pytest.mark.parametrize(("size", "kernel_size"), [((9, 8), 1), ((6, 11), 3)])
+def test_triton(size, kernel_size):
+    model = small(kernel_size=kernel_size).requires_grad_(False)
+    image, features = draw(1, 3, 9, 8), draw(1, 6, 3, 2)
+    with murf_fast.use_backend("triton"):
+        result = model(image, features, size)
+    same = plain_jafar(model, image, features, size)
+    assert_within_budget(result, plain_jafar(model.double(), image.double(), features.double(), size), same)
 
 
 def test_empty_batch():

@@ -412,3 +412,39 @@ def test_featsharp_level(file, dtype):
     size = [n * int(data["factor"]) for n in data["lr"].shape[2:]]
     guidance = murf_fast.resize(data["guidance"], size).to(dtype)
     assert_close(upsampler.to(dtype)(data["lr"].to(dtype), guidance), data["jbu_output"], 2e-5)
+
+
+@pytest.mark.parametrize("stack", ["plain", "shared", "no final"])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_predict(stack, scale):
+    """The head of the result is the result of the head, and kernels do not sum to one."""
+    make = {"plain": lambda: JBUStack(6, norm=True), "shared": lambda: JBUStack(6, shared=True, radius=1)}
+    model = seeded(make.get(stack, lambda: JBUStack(None))()).requires_grad_(False)
+    source, guidance, weight, bias = draw(2, 6, 4, 5), draw(2, 3, 16, 20), draw(4, 6), draw(4)
+    oracle, same = (
+        torch.einsum(
+            "kc,bchw->bkhw", weight.to(dtype), model.to(dtype)(source.to(dtype), guidance.to(dtype), scale=scale)
+        )
+        + bias.to(dtype)[:, None, None]
+        for dtype in (torch.float64, torch.float32)
+    )
+    model.float()
+    logits = model.predict(source, guidance, weight[:, :, None, None], bias, scale=scale)
+    assert_within_budget(logits, oracle, same)
+    shares = model.predict(source, guidance, weight, bias, scale=scale, reduce="softmax")
+    assert_within_budget(shares, oracle.softmax(1), same.softmax(1))
+    labels = model.predict(source, guidance, weight, bias, scale=scale, reduce="argmax")
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels, logits.argmax(1).to(torch.uint8))
+    bare = model.predict(source, guidance, weight, scale=scale)
+    assert_within_budget(bare, oracle - bias[:, None, None], same - bias[:, None, None])
+
+
+def test_bad_predictions():
+    model, source, guidance = seeded(JBUStack(6)), draw(1, 6, 4, 5), draw(1, 3, 16, 20)
+    with pytest.raises(ValueError, match=r"JBUStack.predict: `weight` must have one column per channel .* got 5"):
+        model.predict(source, guidance, draw(3, 5))
+    with pytest.raises(ValueError, match=r"JBUStack.predict: `scale` must be one of .* got 3"):
+        model.predict(source, guidance, draw(3, 6), scale=3)
+    with pytest.raises(TypeError, match="`source` must be a tensor, got list"):
+        model.predict([source], guidance, draw(3, 6))

@@ -10,9 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from guided import LargestTensor, assert_close, assert_parity, draw, plain_encoder, seeded, tensors
-from util import assert_within_budget, layouts
+from util import assert_gradient_within_budget, assert_within_budget, layouts
 
+import murf_fast
+from murf_fast import backends
 from murf_fast.nn import NAF
+from murf_fast.nn.guided import naf as naf_module
+from murf_fast.ops import _naf_encoder
 
 
 def window(out, grid, kernel):
@@ -152,16 +156,147 @@ def test_output_size():
     assert torch.equal(model(image, features, 17), model(image, features, output_size=[17, 17]))
 
 
+def path_taken(model, *inputs):
+    """Which of the two ways a call goes: "pixels", or "modules" that are called."""
+    with pytest.MonkeyPatch.context() as patch:
+        calls = []
+        own = naf_module.naf_queries
+        patch.setattr(naf_module, "naf_queries", lambda *a: calls.append(a) or own(*a))
+        model(*inputs)
+    return "pixels" if calls else "modules"
+
+
+def test_which_path_is_taken():
+    image, features = draw(1, 3, 14, 13), draw(1, 6, 4, 5)
+    assert path_taken(small(), image, features) == "modules"  # its parameters want gradients
+    frozen = small().requires_grad_(False)
+    assert path_taken(frozen, image, features) == "pixels"
+    assert path_taken(frozen, image, features.requires_grad_()) == "pixels"
+    assert path_taken(frozen, image.clone().requires_grad_(), features) == "modules"
+    assert path_taken(small().requires_grad_(False).double(), image.double(), features.double()) == "modules"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert path_taken(frozen, image, features) == "modules"
+    frozen.image_encoder.sem_encoder[1].norm2.register_forward_hook(lambda *_: None)
+    assert path_taken(frozen, image, features) == "modules"
+
+
+@pytest.mark.parametrize("case", MODELS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pixels(case, dtype, level):
+    """The encoders as passes over the pixels."""
+    arguments, image, features, size = case
+    model = seeded(NAF(**arguments)).requires_grad_(False).to(dtype)
+    image, features = draw(2, 3, *image).to(dtype), draw(2, *features, seed=1).to(dtype)
+    result, same = model(image, features, size), plain_naf(model, image, features, size)
+    assert_within_budget(result, plain_naf(model.double(), image.double(), features.double(), size), same)
+
+
+def test_features_alone_need_gradients():
+    """Then the image still takes the fast way, and the gradient is that of the slow one."""
+    model, image, features = small().requires_grad_(False), draw(1, 3, 14, 13), draw(1, 6, 4, 5)
+
+    def gradient(call, dtype):
+        leaf = features.to(dtype).requires_grad_()
+        result = call(model.to(dtype), image.to(dtype), leaf, (14, 13))
+        return torch.autograd.grad(result.square().sum(), leaf)[0]
+
+    oracle, same = gradient(plain_naf, torch.float64), gradient(plain_naf, torch.float32)
+    assert_gradient_within_budget(gradient(lambda m, *a: m(*a), torch.float32), oracle, same)
+
+
+@pytest.mark.skipif(
+    bool(backends.reasons_against("triton", "cpu")), reason="; ".join(backends.reasons_against("triton", "cpu"))
+)
+@pytest.mark.parametrize("size", [(9, 8), (7, 6)])
+def test_triton(size):
+    model = seeded(NAF(16, num_heads=1, kernel_size=2)).requires_grad_(False)
+    image, features = draw(1, 3, 9, 8), draw(1, 2, 3, 2)
+    with murf_fast.use_backend("triton"):
+        result = model(image, features, size)
+    same = plain_naf(model, image, features, size)
+    assert_within_budget(result, plain_naf(model.double(), image.double(), features.double(), size), same)
+
+
+def test_opcheck():
+    model = small().requires_grad_(False)
+    calls = []
+    op = _naf_encoder._naf_queries
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_naf_encoder, "_naf_queries", lambda *a: calls.append(a) or op(*a))
+        model(draw(1, 3, 9, 8), draw(1, 4, 3, 3))
+    torch.library.opcheck(torch.ops.murf_fast.naf_queries.default, calls[0])
+
+
+def training(**arguments):
+    return NAF(32, num_heads=2, kernel_size=3, **arguments).train()
+
+
+def factor_of(model, size):
+    rope = model.image_encoder.rope
+    turns, rope.training = rope.turns(size), False
+    plain, rope.training = rope.turns(size), True
+    return [float((a / b).nanmedian()) for a, b in zip(turns, plain, strict=True)]
+
+
+def test_coordinates_are_scaled_in_training():
+    """By one factor for both axes, log-uniform between 1/2 and 2, from torch's generator."""
+    factors = []
+    for seed in range(20):
+        model = training()
+        torch.manual_seed(seed)
+        expected = float(torch.empty(1).uniform_(-math.log(2), math.log(2)).exp())
+        torch.manual_seed(seed)
+        assert factor_of(model, (6, 5)) == pytest.approx([expected, expected], rel=1e-6)
+        factors.append(expected)
+    assert 0.5 <= min(factors) < 0.7 < 1.4 < max(factors) <= 2
+
+
+def test_factors_are_drawn_anew_for_another_size():
+    model, image, features = training(), draw(1, 3, 14, 13), draw(1, 6, 4, 5)
+    first = factor_of(model, (6, 5))
+    assert factor_of(model, (6, 5)) == first
+    second = factor_of(model, (5, 6))
+    assert second != first
+    assert factor_of(model, (6, 5)) != first
+    evaluated = model.eval()(image, features)
+    assert_within_budget(evaluated, *(plain_naf(model.to(d), image.to(d), features.to(d), (14, 13))
+                                      for d in (torch.float64, torch.float32)))  # fmt: skip
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_factor_reaches_the_result(grad):
+    """On both paths: scaled coordinates are periods divided by the factor."""
+    image, features = draw(1, 3, 14, 13), draw(1, 6, 4, 5)
+    model = seeded(training()).train().requires_grad_(grad)
+    result, (factor, _) = model(image, features), factor_of(model, (14, 13))
+    assert factor != 1
+    model.image_encoder.rope.periods /= factor
+    model.eval()
+    expected = model(image, features)
+    torch.testing.assert_close(result, expected)
+    model.image_encoder.rope.periods *= factor
+    assert not torch.allclose(result, model(image, features))
+
+
+def test_unscaled_training():
+    image, features = draw(1, 3, 14, 13), draw(1, 6, 4, 5)
+    model = seeded(training(rope_rescale=None)).train()
+    state = torch.get_rng_state()
+    result = model(image, features)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(result, model.eval()(image, features))
+
+
 def test_empty_batch():
     assert small()(draw(0, 3, 14, 13), draw(0, 6, 4, 5), (9, 20)).shape == (0, 6, 9, 20)
 
 
 def test_memory():
-    """No scores and no upsampled keys or values: nothing larger than an encoder's padded map or the result."""
+    """No scores and no upsampled keys or values: nothing larger than the queries or the result."""
     model = small()
     with LargestTensor() as largest, torch.no_grad():
         model(draw(1, 3, 64, 64), draw(1, 40, 8, 8))
-    assert largest.elements <= max(16 * 66 * 66, 40 * 64 * 64)
+    assert largest.elements <= 40 * 64 * 64
 
 
 def test_compile():
@@ -225,6 +360,7 @@ def test_bad_input(change, error, words):
         ({"dim": 48, "num_heads": 8}, "four times the heads, 32, got 48"),
         ({"kernel_size": 0}, "`kernel_size` must be at least 1, got 0"),
         ({"blocks": 0}, "`blocks` must be at least 1, got 0"),
+        ({"rope_rescale": 0.5}, "`rope_rescale` must be at least 1, got 0.5"),
     ],
 )
 def test_bad_arguments(arguments, words):

@@ -11,6 +11,7 @@ import torch
 
 from murf_fast import patch
 from murf_fast.nn import AnyUp
+from murf_fast.patch import _attention_colors
 
 EXTENSION = """
     import torch
@@ -240,11 +241,35 @@ def test_anyup(anyup, use_natten):
     assert model(image, features) == "AnyUp itself"
 
 
+def test_attention_in_colors(anyup, monkeypatch):
+    """``vis_attn=True`` shows the mean color of what a pixel attends to, and changes nothing."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    shown = []
+    monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.gcf()))
+    torch.manual_seed(0)
+    model, (image, features) = anyup(), (torch.randn(2, 3, 15, 18), torch.randn(2, 5, 4, 3))
+    patch.anyup()
+    with torch.no_grad():
+        assert torch.equal(model(image, features, (9, 8), vis_attn=True), model(image, features, (9, 8)))
+        (figure,) = shown
+        reference, output = (torch.from_numpy(axis.get_images()[0].get_array().data.copy()) for axis in figure.axes)
+        assert reference.shape == (4, 3, 3)
+        # The middle of the plane is grey: the cube of OKLab's lightness, in all three channels.
+        middle = _attention_colors.oklab_plane((2, 2))[:, 1, 1]
+        torch.testing.assert_close(middle, torch.full((3,), 0.7**3), atol=1e-3, rtol=0)
+        ours = AnyUp.from_checkpoint(model.state_dict(), num_heads=2, window_ratio=0.3)
+        colors = _attention_colors.oklab_plane((4, 3))[None]
+        expected = _attention_colors.encoded(ours(image[:1], features[:1], (9, 8), values=colors)[0])
+        torch.testing.assert_close(output, expected.permute(1, 2, 0))
+        pyplot.close(figure)
+        with pytest.warns(UserWarning, match="shows nothing for NATTEN's windows"):
+            anyup(use_natten=True)(image, features, vis_attn=True)
+
+
 def test_anyup_as_it_was(anyup):
     """What this library does not have is left to the original."""
     patch.anyup()
     image, features = torch.randn(1, 3, 15, 18), torch.randn(1, 5, 4, 3)
-    assert anyup()(image, features, vis_attn=True) == "AnyUp itself"
     assert anyup(lfu_dim=32)(image, features) == "AnyUp itself"
     assert anyup().bfloat16()(image.bfloat16(), features.bfloat16()).dtype == torch.bfloat16
 

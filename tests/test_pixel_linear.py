@@ -17,8 +17,10 @@ LAYERS = {
     "open": ("norm", "weight", "statistics"),
     "close": ("norm", "weight", "residual", "statistics", "in place of residual"),
     "turn": ("norm", "weight", "residual", "rotation", "in place of residual"),
+    "turn heads": ("rotation", "heads", "in place"),
     "next": ("weight", "statistics", "in place"),
     "activate": ("norm", "in place"),
+    "half": ("norm", "weight", "bias", "statistics", "beside others"),
     "pooled": ("weight", "residual"),
     "project": ("unit", "weight", "bias"),
 }
@@ -51,7 +53,10 @@ def results(parts, size, dtype, backend, device="cpu"):
         else:
             several = isinstance(values[name], tuple)
             options[name] = tuple(t.to(device) for t in values[name]) if several else values[name].to(device)
+    options["heads"] = 4 if "heads" in parts else 1
     out = torch.empty(pixels, channels, dtype=dtype, device=device)
+    if "beside others" in parts:
+        out = torch.empty(pixels, 2 * channels, dtype=dtype, device=device)[:, channels:]
     if "in place" in parts:
         out = x
     if "in place of residual" in parts:

@@ -106,6 +106,7 @@ QUERIES = [
     *(Argument(s, dtypes=ANY) for inputs in ("3", "D", "D") for s in (f"D {inputs} 1 1", *BLOCK)),
     *(Argument(s, dtypes=ANY) for s in ("2 D", "D D 3 3", "D D", "D")),
 ]
+PATHS = [Argument(s, dtypes=ANY) for k in ("1 1", "3 3") for s in (f"D 3 {k}", "D", *("D", "D", f"D D {k}", "D") * 4)]
 
 OPS = {
     "adaptive_conv": Op(
@@ -174,7 +175,33 @@ OPS = {
         {"x": Argument(". . . .", dtypes=FLOATS), "sigma": 1.5, "border": "symmetric", "channels_last": False}
     ),
     "image_queries": Op(
-        {"image": Argument("B 3 H W", dtypes=FLOATS), "parameters": QUERIES, "size": [9, 11], "grid": [4, 5]},
+        {
+            "image": Argument("B 3 H W", dtypes=FLOATS),
+            "parameters": QUERIES,
+            "size": [9, 11],
+            "region": [2, 3, 4, 5],
+            "grids": [4, 5, 3, 3],
+            "normalize": True,
+        },
+        {"D": 16},
+    ),
+    "image_rectangle": Op(
+        {
+            "image": Argument("B 3 H W", dtypes=FLOATS),
+            "norms": Argument("B 12 2 D", positive),
+            "parameters": QUERIES,
+            "size": [9, 11],
+            "region": [2, 3, 4, 5],
+        },
+        {"D": 16},
+    ),
+    "image_statistics": Op(
+        {
+            "image": Argument("B 3 H W", dtypes=FLOATS),
+            "parameters": QUERIES,
+            "grids": [4, 5, 3, 3],
+            "recompute": True,
+        },
         {"D": 16},
     ),
     "image_to_patches": Op(
@@ -209,6 +236,17 @@ OPS = {
             "count": 3,
         },
         {"S": 1},
+    ),
+    "naf_queries": Op(
+        {
+            "image": Argument("B 3 H W", dtypes=FLOATS),
+            "parameters": PATHS,
+            "rows": Argument("Y P"),
+            "columns": Argument("X P"),
+            "num_heads": 2,
+            "grids": [4, 5, 3, 3],
+        },
+        {"D": 16, "P": 4, "X": 9, "Y": 11},
     ),
     "nearest_distance": Op(
         {
@@ -316,7 +354,7 @@ WRONG = {
     "count": [0, -1, 99],
     "dtype": [torch.float64, torch.int8],
     "gain": [[1.0], [1.0] * 4],
-    "grid": [[0, 5], [4, -1], [4], [4, 5, 6]],
+    "grids": [[0, 5], [4, -1], [4], [4, 5, 6]],
     "in_size": [[0, 6], [5, -1], [5], [5, 6, 7]],
     "index": [[torch.zeros(5)], [torch.zeros(5)] * 4, [torch.zeros(5)] * 5, [torch.zeros(5)] * 6],
     "interpolation": ["nonsense", "", "Bilinear"],
@@ -331,6 +369,7 @@ WRONG = {
     "patch_size": [0, -4, 9],
     "precision": ["float64", ""],
     "radius": [-1, 2, 9],
+    "region": [[0, 0, 10, 1], [0, 11, 1, 1], [-1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 1], [0, 0, 1, 1, 1]],
     "rows": ["nonsense", "", "ratio 1e-9", "neighborhood 10 1 1", "clamped 1", "given 0123"],
     "scale": [float("nan"), float("inf")],
     "scale_factor": [

@@ -90,6 +90,8 @@ def rules() -> list[windows.Windows]:
         windows.neighborhood(6, 6, 3),
         windows.clamped(1),
         windows.full(),
+        windows.ratio((5, 6), (3, 4), 0.3).crop(1, 2, 3, 4),
+        windows.tables(torch.tensor([[0, 2], [1, 1]], dtype=INT), steps[:, None], (3, 4)).crop(1, 1, 1, 2),
     ]
 
 
@@ -163,3 +165,43 @@ def test_a_ratio_that_leaves_a_query_without_a_key_is_named(backend):
 def test_bad_input(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def sliced(table, begin, length):
+    return [row[:n].tolist() for row, n in zip(table.index, table.count, strict=True)][begin : begin + length]
+
+
+@pytest.mark.parametrize("rule", rules(), ids=str)
+def test_a_crop_is_a_slice(rule):
+    out = rule.out or (4, 5)
+    grid = rule.grid or (4, 5)
+    top, left = out[0] // 2, 1
+    height, width = out[0] - top, out[1] - 1
+    part = rule.crop(top, left, height, width, out=out)
+    assert part.out == (height, width)
+    for whole, table, begin, length in zip(
+        rule.tables(out, grid), part.tables(grid=grid), (top, left), (height, width), strict=True
+    ):
+        assert sliced(table, 0, length) == sliced(whole, begin, length)
+        assert table.out_size == length
+        assert table.taps == max(table.count)
+    again = part.crop(0, width - 1, 1, 1)
+    assert tables_of(again) == tables_of(rule.crop(top, left + width - 1, 1, 1, out=out))
+    assert again == rule.crop(top, left + width - 1, 1, 1, out=out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ((0, 0, 6, 1), {}, "`top` and `height` must stay within the 5 pixels of the output, got 0 and 6"),
+        ((0, 5, 1, 2), {}, "`left` and `width` must stay within the 6 pixels of the output, got 5 and 2"),
+        ((-1, 0, 1, 1), {}, "`top` must be at least 0, got -1"),
+        ((0, 0, 1, 0), {}, "`width` must be at least 1, got 0"),
+        ((0, 0, 1, 1), {"out": 7}, r"`out` must be the rule's own, \(5, 6\), got \(7, 7\)"),
+    ],
+)
+def test_bad_crops(arguments, options, words):
+    with pytest.raises(ValueError, match=words):
+        windows.ratio((5, 6), (3, 4), 0.3).crop(*arguments, **options)
+    with pytest.raises(ValueError, match="`out` must be given to crop it"):
+        windows.clamped(1).crop(0, 0, 1, 1)

@@ -6,16 +6,18 @@ queries and keys, the weights of every head; at 1024^2 it would need 64 GB, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from inputs import CL, randn
-from registry import Contenders, Target, case, classes, configurations, side, smallest
+from registry import Contenders, Rows, Target, case, classes, configurations, side, smallest
 from tiny import maps
 from torch import Tensor
 
 import murf_fast
 from murf_fast.nn import AnyUp
-from murf_fast.nn.guided._anyup_forward import _projected, _queries_and_keys, window_rule
+from murf_fast.nn.guided._anyup_forward import _projected, window_rule
 from murf_fast.reference.anyup import anyup, encoder, mixed_with_positions, residual_blocks
 
 CHANNELS = 384
@@ -33,6 +35,36 @@ def _inputs(device: str, dtype: torch.dtype, coarse: int, fine: int) -> tuple[Te
     return randn(device, dtype, 1, 3, side(fine), side(fine)), features
 
 
+def exact(model: AnyUp, image: Tensor, features: Tensor, size: tuple[int, int]) -> Callable[[int, int], Tensor]:
+    """Rows (1, C, end - begin, W) of the result in float64, by begin and end.
+
+    The 3x3 convolution of all in float64 would unfold its input, ten gigabytes.
+    """
+    weights, v = {name: w.double() for name, w in model.named_parameters()}, features.double()
+    grid = tuple(features.shape[2:])
+    rule = window_rule("dense", model.window_ratio, size, grid)
+    encoded = mixed_with_positions(encoder(weights, "image_encoder", image.double()), weights["rope.freqs"])
+    k = F.adaptive_avg_pool2d(encoder(weights, "key_encoder", encoded), grid)
+    unified = murf_fast.reference.feature_unify(F.normalize(v, dim=1), weights["key_features_encoder.0.basis"])
+    k = torch.cat([k, residual_blocks(weights, "key_features_encoder", unified)], 1)
+    q = encoder(weights, "query_encoder", encoded)
+    del encoded
+    block = "cross_decode.cross_attn"
+    k, of_q = encoder(weights, "aggregation", k), weights[f"{block}.norm_q.weight"]
+    weight, bias = (weights[f"{block}.attention.in_proj_{n}"].chunk(3) for n in ("weight", "bias"))
+    k = _projected(k, weight[1] * weights[f"{block}.norm_k.weight"], bias[1])
+
+    def rows(begin: int, end: int) -> Tensor:
+        band = q[:, :, max(begin - 1, 0) : end + 1]
+        band = F.pad(band, (0, 0, int(begin == 0), int(end == size[0])))
+        band = F.conv2d(band, weights["cross_decode.conv2d.weight"], padding=(0, 1))
+        band = _projected(band, weight[0] * of_q, bias[0])
+        own = rule.crop(begin, 0, end - begin, size[1])
+        return murf_fast.reference.window_attention(band, k, v, own, model.num_heads)
+
+    return rows
+
+
 def end_to_end(device, dtype, coarse: int, fine: int, contenders: set[str]) -> Contenders:
     model = _model(device, dtype)
     image, features = _inputs(device, dtype, coarse, fine)
@@ -42,8 +74,8 @@ def end_to_end(device, dtype, coarse: int, fine: int, contenders: set[str]) -> C
 
     def plain():
         with murf_fast.use_backend("reference"):
-            q, k = _queries_and_keys(weights, image, features, size)
-        return murf_fast.window_attention(q, k, features, windows=rule, num_heads=model.num_heads)
+            encoded = model.encode_image(image, grids=[grid])
+        return model(encoded, features)
 
     def smaller():
         image, features = _inputs(device, dtype, 32, 448)
@@ -56,32 +88,10 @@ def end_to_end(device, dtype, coarse: int, fine: int, contenders: set[str]) -> C
         return five_times
 
     def oracle():
-        """A few rows. The 3x3 convolution of all in float64 would unfold its input, ten gigabytes."""
-        exact = {name: w.double() for name, w in weights.items()}
-        v = features.double()
-        encoded = mixed_with_positions(encoder(exact, "image_encoder", image.double()), exact["rope.freqs"])
-        k = F.adaptive_avg_pool2d(encoder(exact, "key_encoder", encoded), grid)
-        unified = murf_fast.reference.feature_unify(F.normalize(v, dim=1), exact["key_features_encoder.0.basis"])
-        k = torch.cat([k, residual_blocks(exact, "key_features_encoder", unified)], 1)
-        q = encoder(exact, "query_encoder", encoded)
-        del encoded
-        block = "cross_decode.cross_attn"
-        k, of_q = encoder(exact, "aggregation", k), exact[f"{block}.norm_q.weight"]
-        weight, bias = (exact[f"{block}.attention.in_proj_{n}"].chunk(3) for n in ("weight", "bias"))
-        k = _projected(k, weight[1] * exact[f"{block}.norm_k.weight"], bias[1])
-        rows, columns = rule.tables()
+        """A few rows."""
+        rows = exact(model, image, features, size)
         for y in range(0, size[0], max(1, size[0] // 7)):
-            band = q[:, :, max(y - 1, 0) : y + 2]
-            band = F.pad(band, (0, 0, int(y == 0), int(y == size[0] - 1)))
-            band = F.conv2d(band, exact["cross_decode.conv2d.weight"], padding=(0, 1))
-            one = murf_fast.windows.ranges(
-                tuple(torch.from_numpy(n[y : y + 1]) for n in _spans(rows)),
-                tuple(torch.from_numpy(n) for n in _spans(columns)),
-                grid,
-            )
-            band = _projected(band, weight[0] * of_q, bias[0])
-            part = murf_fast.reference.window_attention(band, k, v, one, model.num_heads)
-            yield (slice(None), slice(None), slice(y, y + 1)), part
+            yield (slice(None), slice(None), slice(y, y + 1)), rows(y, y + 1)
 
     others = {
         "dense reference": lambda: lambda: anyup(weights, image, features, rule, size),
@@ -95,11 +105,6 @@ def end_to_end(device, dtype, coarse: int, fine: int, contenders: set[str]) -> C
         features.shape[1] * size[0] * size[1] * image.element_size(),
         operations=2 * size[0] * size[1] * 128 * 128 * (14 + 9 + 1),
     )
-
-
-def _spans(axis) -> tuple:
-    """Starts and ends of an axis's windows."""
-    return axis.index[:, 0], axis.index[:, 0] + axis.count
 
 
 @case(
@@ -124,6 +129,111 @@ def anyup_1024(device, dtype):
     return end_to_end(device, dtype, 64, 1024, {"plain encoders", "linear in pixels: 448^2 five times"})
 
 
+@case(
+    "anyup_model",
+    "labels of 21 classes, 32^2 -> 448^2",
+    targets=(Target("head on 384 channels", 3.0),),
+    less_memory=("head on 384 channels", 0.25),
+)
+def anyup_labels(device, dtype):
+    """The head before the attention instead of after it."""
+    model = _model(device, dtype)
+    image, features = _inputs(device, dtype, 32, 448)
+    size, count = tuple(image.shape[2:]), classes(21)
+    weight, bias = randn(device, dtype, count, features.shape[1]), randn(device, dtype, count)
+
+    def after():
+        return F.conv2d(model(image, features), weight[:, :, None, None], bias).argmax(1)
+
+    def oracle():
+        rows = exact(model, image, features, size)
+        bands = (rows(y, min(y + 32, size[0])) for y in range(0, size[0], 32))
+        logits = [torch.einsum("kc,bchw->bkhw", weight.double(), band) for band in bands]
+        yield (), torch.cat(logits, 2) + bias.double()[:, None, None]
+
+    return Contenders(
+        lambda: model.predict(image, features, weight, bias, reduce="argmax"),
+        {"head on 384 channels": after},
+        oracle,
+        size[0] * size[1],
+        labels=True,
+    )
+
+
+@case("anyup_model", "three maps of one image, 448^2", targets=(Target("three calls", 2.2),))
+def anyup_maps(device, dtype):
+    """Two layers and another scale: the queries are made once."""
+    model = _model(device, dtype)
+    image = randn(device, dtype, 1, 3, side(448), side(448))
+    maps = [randn(device, dtype, 1, classes(CHANNELS), side(n), side(n), memory_format=CL) for n in (32, 31, 16)]
+    size = tuple(image.shape[2:])
+
+    def oracle():
+        channels = 0
+        for f in maps:
+            rows = exact(model, image, f, size)
+            for y in range(0, size[0], max(1, size[0] // 3)):
+                where = (slice(None), slice(channels, channels + f.shape[1]), slice(y, y + 1))
+                yield where, rows(y, y + 1)
+            channels += f.shape[1]
+
+    return Contenders(
+        lambda: Rows(model(image, maps)),
+        {"three calls": lambda: Rows(model(image, f) for f in maps)},
+        oracle,
+        sum(f.shape[1] for f in maps) * size[0] * size[1] * image.element_size(),
+    )
+
+
+def tile(device, dtype, coarse: int, fine: int) -> Contenders:
+    """The second tile of the second row of four by four, once the statistics of the image are known."""
+    model = _model(device, dtype)
+    image, features = _inputs(device, dtype, coarse, fine)
+    n = image.shape[2] // 4
+    region, inside = (n, n, n, n), (slice(None), slice(None), slice(n, 2 * n), slice(n, 2 * n))
+    statistics = model.statistics(image, grids=[features])
+
+    def oracle():
+        rows = exact(model, image, features, tuple(image.shape[2:]))
+        for y in range(0, n, max(1, n // 3)):
+            yield (slice(None), slice(None), slice(y, y + 1)), rows(n + y, n + y + 1)[:, :, :, n : 2 * n]
+
+    return Contenders(
+        lambda: model(model.encode_image(image, region=region, statistics=statistics), features),
+        {
+            "whole image": lambda: model(image, features)[inside],
+            "tile and statistics": lambda: model(image, features, region=region),
+            "statistics": lambda: model.statistics(image, grids=[features]).norms,
+            "statistics, recomputed": lambda: model.statistics(image, grids=[features], recompute=True).norms,
+        },
+        oracle,
+        features.shape[1] * n * n * image.element_size(),
+    )
+
+
+# A sixteenth of the pixels, for at most 1.3 sixteenths of the time and the memory.
+@case(
+    "anyup_model",
+    "a 256^2 tile of 1024^2",
+    targets=(Target("whole image", 16 / 1.3),),
+    less_memory=("whole image", 1.3 / 16),
+    devices=("cpu",),
+)
+def anyup_tile(device, dtype):
+    return tile(device, dtype, 64, 1024)
+
+
+@case(
+    "anyup_model",
+    "a 512^2 tile of 2048^2",
+    targets=(Target("whole image", 16 / 1.3),),
+    less_memory=("whole image", 1.3 / 16),
+    devices=("cuda",),
+)
+def anyup_large_tile(device, dtype):
+    return tile(device, dtype, 128, 2048)
+
+
 @case("anyup_model", "384 channels, 32^2 -> 448^2, float16", devices=("cuda",), dtype=torch.float16)
 def anyup_448_half(device, dtype):
     return end_to_end(device, dtype, 32, 448, {"plain encoders"})
@@ -136,7 +246,11 @@ def anyup_2048(device, dtype):
 
 @smallest("anyup_model")
 def tiny_anyup(device: str):
-    return AnyUp(qk_dim=32).to(device).requires_grad_(False)(torch.randn(1, 3, 9, 8, device=device), maps(device)[0])
+    model, image = AnyUp(qk_dim=32).to(device).requires_grad_(False), torch.randn(1, 3, 9, 8, device=device)
+    features = maps(device)[0]
+    for size in (None, (5, 11)):
+        model(image, features, size, region=(1, 2, 3, 4))
+    return model(image, features)
 
 
 @configurations("anyup_model")
@@ -145,4 +259,6 @@ def layers(device: str, dtype: torch.dtype) -> None:
     model = AnyUp(allow_bfloat16=True).to(device, dtype).requires_grad_(False)
     for height, width in ((12, 20), (4, 5)):
         features = torch.zeros(1, 384, height, width, device=device, dtype=dtype)
-        model(torch.zeros(1, 3, 10, 30, device=device, dtype=dtype), features)
+        image = torch.zeros(1, 3, 10, 30, device=device, dtype=dtype)
+        model(image, features)
+        model(image, features, (12, 20), region=(1, 2, 5, 7))

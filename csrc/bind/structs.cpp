@@ -37,7 +37,10 @@ DESCRIBE(FeatureUnify, SHAPE, FIELD(filters), FIELD(kernel), FIELD(released), FI
 DESCRIBE(PixelLinear, FIELD(pixels), FIELD(in_channels), FIELD(out_channels), FIELD(chunk), FIELD(width), FIELD(x),
          field("x_strides", &Struct::x_stride, &Struct::x_stride_c), FIELD(gain), FIELD(offset), FIELD(unit),
          FIELD(eps), FIELD(weight), FIELD(bias), FIELD(residual), FIELD(rotate_rows), FIELD(rotate_columns),
-         FIELD(out), FIELD(statistics))
+         FIELD(rotate_group), FIELD(out), FIELD(out_stride), FIELD(statistics))
+DESCRIBE(PixelConv, FIELD(height), FIELD(width), FIELD(in_channels), FIELD(out_channels), ROWS, FIELD(x),
+         field("x_strides", &Struct::x_stride, &Struct::x_stride_c), FIELD(gain), FIELD(offset), FIELD(activate),
+         FIELD(reflect), FIELD(weight), FIELD(bias), FIELD(out), FIELD(out_stride), FIELD(statistics))
 DESCRIBE(AdaptiveConv, FIELD(batch), FIELD(channels), FIELD(y), FIELD(x), ROWS)
 DESCRIBE(Bilateral, FIELD(batch), FIELD(height), FIELD(width), FIELD(guides), FIELD(key), FIELD(radius), FIELD(fixup),
          FIELD(params), FIELD(range_mask), FIELD(fixup_mask), ROWS)

@@ -1,20 +1,15 @@
 // One layer of a pointwise network on rows of pixels: normalize, activate, multiply, add, and the statistics that the
 // next normalization needs, while the rows are in the cache.
-#include "activations.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "launch.h"
-#include "rows.h"
+#include "pixels.h"
 
 namespace murf {
 namespace MURF_LEVEL {
 namespace {
 
 constexpr int64_t kTilePixels = 16 * kTileRows;
-// Inputs of a product that are summed in one run: the rounding of a sum grows with its length, and a chain of fifteen
-// layers shows it.
-constexpr int64_t kDepth = 32;
-
 // A thread's buffers: one tile of inputs and of results, and the weights in panels of the columns of one gemm tile, so
 // that a panel is one run of memory.
 struct TileBuffers {
@@ -52,60 +47,28 @@ void load_pixels(const PixelLinear& p, int64_t first, int64_t n, float* to) {
   }
 }
 
-void silu_row(float* __restrict x, const float* __restrict gain, const float* __restrict offset, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float v = x[i] * gain[i] + offset[i];
-    x[i] = v / (1.f + exp_row_element(-v));
-  }
-}
-
 void unit_row(float* x, float eps, int64_t n) {
   const float inverse = 1.f / __builtin_sqrtf(dot_of(x, x, n) / float(n) + eps);
   for (int64_t i = 0; i < n; ++i) x[i] *= inverse;
 }
 
 // row = row * cos(a) + turned(row) * sin(a), a = (angle of the image row) + (angle of the column); the table rows hold
-// cosines, then sines. turned = (-second half, first half).
+// cosines, then sines. turned = (-second half, first half) of every `group` channels.
 void rotate_row(float* __restrict row, float* __restrict old, const float* __restrict by_row,
-                const float* __restrict by_column, int64_t n) {
-  const int64_t half = n / 2;
+                const float* __restrict by_column, int64_t n, int64_t group) {
+  const int64_t half = group / 2;
   load_row(old, row, n);
-  for (int64_t i = 0; i < half; ++i) {
-    const float cosine = by_row[i] * by_column[i] - by_row[n + i] * by_column[n + i];
-    const float sine = by_row[n + i] * by_column[i] + by_row[i] * by_column[n + i];
-    row[i] = old[i] * cosine - old[half + i] * sine;
-  }
-  for (int64_t i = half; i < n; ++i) {
-    const float cosine = by_row[i] * by_column[i] - by_row[n + i] * by_column[n + i];
-    const float sine = by_row[n + i] * by_column[i] + by_row[i] * by_column[n + i];
-    row[i] = old[i] * cosine + old[i - half] * sine;
-  }
-}
-
-// Means and sums of squared differences from them, of the columns of a tile; `mean` and `spread` are of one tile.
-void tile_statistics(const float* rows, int64_t stride, int64_t n, int64_t channels, float* __restrict mean,
-                     float* __restrict spread) {
-  fill_row(mean, 0.f, channels);
-  for (int64_t i = 0; i < n; ++i) add_scaled_row(mean, rows + i * stride, 1.f, channels);
-  for (int64_t c = 0; c < channels; ++c) mean[c] /= float(n);
-  fill_row(spread, 0.f, channels);
-  for (int64_t i = 0; i < n; ++i) {
-    const float* __restrict row = rows + i * stride;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float d = row[c] - mean[c];
-      spread[c] += d * d;
+  for (int64_t first = 0; first < n; first += group) {
+    for (int64_t i = first; i < first + half; ++i) {
+      const float cosine = by_row[i] * by_column[i] - by_row[n + i] * by_column[n + i];
+      const float sine = by_row[n + i] * by_column[i] + by_row[i] * by_column[n + i];
+      row[i] = old[i] * cosine - old[half + i] * sine;
     }
-  }
-}
-
-// Joins a tile of n pixels to the `count` pixels before it (Chan, Golub and LeVeque): the mean, then the spread.
-void join_statistics(double* __restrict joined, double count, const float* __restrict mean,
-                     const float* __restrict spread, double n, int64_t channels) {
-  const double share = n / (count + n), weight = count * share;
-  for (int64_t c = 0; c < channels; ++c) {
-    const double d = double(mean[c]) - joined[c];
-    joined[c] += d * share;
-    joined[channels + c] += double(spread[c]) + d * d * weight;
+    for (int64_t i = first + half; i < first + group; ++i) {
+      const float cosine = by_row[i] * by_column[i] - by_row[n + i] * by_column[n + i];
+      const float sine = by_row[n + i] * by_column[i] + by_row[i] * by_column[n + i];
+      row[i] = old[i] * cosine + old[i - half] * sine;
+    }
   }
 }
 
@@ -132,8 +95,8 @@ void run_tile(const PixelLinear& p, int64_t first, int64_t n, TileBuffers& w) {
     if (p.residual != nullptr) add_scaled_row(row, p.residual + (first + i) * p.out_channels, 1.f, p.out_channels);
     if (p.rotate_rows != nullptr)
       rotate_row(row, w.row, p.rotate_rows + (first + i) / p.width * 2 * p.out_channels,
-                 p.rotate_columns + (first + i) % p.width * 2 * p.out_channels, p.out_channels);
-    load_row(p.out + (first + i) * p.out_channels, row, p.out_channels);
+                 p.rotate_columns + (first + i) % p.width * 2 * p.out_channels, p.out_channels, p.rotate_group);
+    load_row(p.out + (first + i) * p.out_stride, row, p.out_channels);
   }
 }
 

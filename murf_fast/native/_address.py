@@ -43,6 +43,13 @@ def place(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -
     return x.data_ptr() or no_memory(x)
 
 
+def rows_at(x: Tensor, dtype: torch.dtype = torch.float32) -> int:
+    """Where rows begin that lie apart, each of them dense."""
+    if x.dtype is not dtype or not x.is_cpu or x.ndim != 2 or (x.stride(1) != 1 and x.shape[1] > 1):
+        refuse(x, dtype, "dense rows")
+    return x.data_ptr() or no_memory(x)
+
+
 def strided(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None):
     """A map (B, C, H, W) of any strides; ``shape`` is what the kernel walks."""
     if x.dtype is not dtype or not x.is_cpu or (shape is not None and x.shape != shape):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast.native._address import address, empty, extension, place, prefer_huge_pages
+from murf_fast.native._address import address, empty, extension, place, prefer_huge_pages, rows_at
 from murf_fast.tables.moments import join
 
 __all__ = ["pixel_linear"]
@@ -26,6 +26,7 @@ def pixel_linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     rotation: tuple[Tensor, Tensor] | None = None,
+    heads: int = 1,
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     """``x`` (P, I) and ``out`` (P, C), float32; the other arguments and the result are those of
@@ -38,6 +39,8 @@ def pixel_linear(
     gain, shift = norm or (None, None)
     rows, columns = rotation or (None, None)
     width = 0 if columns is None else len(columns)
+    if channels % heads:
+        raise ValueError(f"murf_fast: {heads} heads do not divide {channels} channels")
     if weight is None and inputs != channels:
         raise ValueError(f"murf_fast: without a weight a layer keeps its {inputs} channels, got {channels}")
     layer = extension.PixelLinear(
@@ -57,7 +60,9 @@ def pixel_linear(
         residual=address(residual, single, pixels * channels),
         rotate_rows=address(rows, single, pixels // max(width, 1) * 2 * channels),
         rotate_columns=address(columns, single, width * 2 * channels),
-        out=address(out, single, pixels * channels),
+        rotate_group=channels // heads,
+        out=rows_at(out),
+        out_stride=out.stride(0),
         statistics=address(parts, torch.float64, chunks * 2 * channels),
     )
     extension.pixel_linear(layer=layer, threads=_fork.threads())

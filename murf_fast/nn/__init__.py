@@ -1,5 +1,6 @@
 """Modules that load the checkpoints of the original code bases and run on the operations of this library."""
 
+from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics
 from murf_fast.nn.guided.anyup import AnyUp
 from murf_fast.nn.guided.featsharp_jbu import FeatSharpJBU
 from murf_fast.nn.guided.jafar import JAFAR
@@ -21,7 +22,9 @@ __all__ = [
     "AnyUp",
     "CellKernels",
     "DepthHead",
+    "EncodedImage",
     "FeatSharpJBU",
+    "ImageStatistics",
     "JBULevel",
     "JBUStack",
     "MuRF",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from murf_fast.nn._signatures import is_customized
+from murf_fast.nn._signatures import has_global_hooks, is_customized
 
 Form = tuple[type, tuple]
 
@@ -43,6 +43,14 @@ def forms_of(module: nn.Module) -> dict[str, Form]:
 def peculiarity(module: nn.Module) -> str | None:
     """What about a module is lost if only its weights are read, or None."""
     return "has hooks or a forward of its own" if is_customized(module) else None
+
+
+def is_as_made(module: nn.Module, forms: Mapping[str, Form]) -> bool:
+    """Whether all submodules are those whose ``forms`` were noted, and nothing is lost if only weights are read."""
+    found = submodules_of(module)
+    return not has_global_hooks() and all(
+        peculiarity(m) is None and form_of(m) == forms.get(name) for name, m in found.items()
+    )
 
 
 def refuse_peculiar(what: str, modules: Mapping[str, nn.Module], forms: Mapping[str, Form] | None = None) -> None:

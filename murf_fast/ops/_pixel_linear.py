@@ -1,10 +1,11 @@
-"""One layer of a pointwise network over rows of pixels, which AnyUp's image encoders are chains of.
+"""One layer of a pointwise network over rows of pixels, which the image encoders are chains of.
 
 ``out = rotate( f(x) W + bias + residual )`` with ``f`` a normalization by channel and SiLU (``norm``, a pair gain and
 offset), a division by the root mean square of the row (``unit_eps``) or nothing, and any of the other parts left out.
 ``rotate`` is AnyUp's position mixing: ``y cos(a) + turned(y) sin(a)``, ``turned(y) = (-second half, first half)``, with
-angles ``a`` that are the sum of one of the pixel's row and one of its column. Returns what the next normalization needs
-(``statistics``): mean and summed squared differences of every channel, in float64.
+angles ``a`` that are the sum of one of the pixel's row and one of its column; with ``heads`` it pairs the halves of
+every head, as NAF's rotary embedding does. Returns what the next normalization needs (``statistics``): mean and summed
+squared differences of every channel, in float64.
 
 Inference only, and no operation of its own: the parts that need gradients run through plain PyTorch.
 """
@@ -27,26 +28,28 @@ def pixel_linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     rotation: tuple[Tensor, Tensor] | None = None,
+    heads: int = 1,
     statistics: bool = False,
     backend: str,
 ) -> tuple[Tensor, Tensor] | None:
     """Args:
     x: (pixels, in), any strides.
-    out: (pixels, C), dense; may be ``x`` or ``residual``.
+    out: (pixels, C), its rows dense; may be ``x`` or ``residual``.
     norm: Gain and offset (in,), float32.
     unit_eps: Added to the mean square.
     weight: (in, C), dense; float32 on CPU, else in the dtype of ``x``. None: ``in`` is C.
     bias: (C,), float32.
     residual: (pixels, C), dense.
     rotation: Cosines and sines of the angles of rows (H, 2, C) and columns (W, 2, C), float32; pixels are H * W.
+    heads: Of the rotation; contiguous groups of channels.
     statistics: Whether to return them.
     """
     options = {"norm": norm, "unit_eps": unit_eps, "weight": weight, "bias": bias, "residual": residual}
     launch = _definition if backend == "reference" else backends.launcher(backend).pixel_linear
-    return launch(x, out, rotation=rotation, statistics=statistics, **options)
+    return launch(x, out, rotation=rotation, heads=heads, statistics=statistics, **options)
 
 
-def _definition(x, out, *, norm, unit_eps, weight, bias, residual, rotation, statistics):
+def _definition(x, out, *, norm, unit_eps, weight, bias, residual, rotation, heads, statistics):
     """For tests; in the dtype of ``x``."""
     y = x
     if norm is not None:
@@ -60,8 +63,8 @@ def _definition(x, out, *, norm, unit_eps, weight, bias, residual, rotation, sta
         (row_cosine, row_sine), (cosine, sine) = (t.to(y.dtype).unbind(1) for t in rotation)
         both = row_cosine[:, None] * cosine - row_sine[:, None] * sine
         turning = row_sine[:, None] * cosine + row_cosine[:, None] * sine
-        first, second = y.chunk(2, 1)
-        y = y * both.flatten(0, 1) + torch.cat([-second, first], 1) * turning.flatten(0, 1)
+        first, second = y.unflatten(1, (heads, 2, -1)).unbind(2)
+        y = y * both.flatten(0, 1) + torch.stack([-second, first], 2).flatten(1) * turning.flatten(0, 1)
     out.copy_(y)
     mean = y.double().mean(0)
     return (mean, (y.double() - mean).square().sum(0)) if statistics else None

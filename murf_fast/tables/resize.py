@@ -76,6 +76,15 @@ class AxisTable(Table):
         return self.first, self.count, self.weights
 
 
+@lru_cache(maxsize=1024)
+def part(table: AxisTable, begin: int, end: int) -> tuple[int, AxisTable]:
+    """Rows ``begin .. end - 1`` of ``U``: the first column they need, and the table of those up to the last."""
+    first, count = table.first[begin:end], table.count[begin:end]
+    low, high = int(first.min()), int((first + count).max())
+    weights = np.ascontiguousarray(table.weights[begin:end])
+    return low, AxisTable(high - low, end - begin, first - np.int32(low), np.ascontiguousarray(count), weights)
+
+
 @lru_cache(maxsize=4096)
 def axis(
     in_size: int,

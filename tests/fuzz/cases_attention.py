@@ -106,6 +106,12 @@ def window_rules(d: Draw) -> list[Comparison]:
         raise AssertionError("a window without a key is accepted")
     if d.chance("pickled", 0.5):
         rule = pickle.loads(pickle.dumps(rule))
+    if d.chance("cropped", 0.3):
+        top, left = d.integer("top", 0, out[0] - 1), d.integer("left", 0, out[1] - 1)
+        height, width = d.integer("height", 1, out[0] - top), d.integer("width", 1, out[1] - left)
+        rule = rule.crop(top, left, height, width, out=out)
+        counts = [counts[0][top : top + height], counts[1][left : left + width]]
+        out = height, width
     made = rule.tables(out, grid)
     made = [torch.from_numpy(t.multiplicity()) for t in made]
     if d.change is not None:

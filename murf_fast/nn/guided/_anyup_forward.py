@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import backends, windows
+from murf_fast.nn.guided._encoded import ImageKeys, ImageStatistics, grids_of
 from murf_fast.ops import feature_unify, window_attention
 from murf_fast.ops._derivatives import derivatives_wanted
-from murf_fast.ops._image_encoders import ENCODER, UNIT_EPS, image_queries
+from murf_fast.ops._image_encoders import ENCODER, UNIT_EPS, flat, image_queries
+from murf_fast.ops._image_regions import image_rectangle, image_statistics
 from murf_fast.reference.anyup import encoder, mixed_with_positions, residual_blocks
 
 _ATTENTION = "cross_decode.cross_attn"
@@ -41,38 +43,103 @@ def upsample(
     size: Sequence[int],
     rule: windows.Windows,
     num_heads: int,
+    values: Tensor | None = None,
 ) -> Tensor:
     """(B, C, *size) from checked arguments; differentiable, and without gradients in far less time and memory.
 
-    Queries and keys are made in the dtype of the image, and attend in the wider of that and the features'.
+    Queries and keys are made in the dtype of the image, and attend in the wider of that and the values'.
     """
-    given, dtype = features.dtype, torch.promote_types(features.dtype, image.dtype)
+    v = features if values is None else values
+    dtype = torch.promote_types(v.dtype, image.dtype)
+    grid = tuple(features.shape[2:])
+    q, of_image = encode(weights, image, size, (0, 0, *size), [grid])
+    k = keys_of(weights, of_image.maps[0], features)
+    return window_attention(q.to(dtype), k.to(dtype), v.to(dtype), windows=rule, num_heads=num_heads).to(v.dtype)
+
+
+def encode(
+    weights: Mapping[str, Tensor],
+    image: Tensor,
+    size: Sequence[int],
+    region: Sequence[int],
+    grids: Sequence[Sequence[int]] | None,
+    known: ImageStatistics | None = None,
+) -> tuple[Tensor, ImageKeys]:
+    """Projected queries of the region, and the image's part of the keys; ``known`` saves the pass for it."""
+    whole = tuple(region) == (0, 0, *size)
     with torch.autocast(image.device.type, enabled=False):
-        q, k = _queries_and_keys(weights, image, features.to(image.dtype), size)
-        result = window_attention(q.to(dtype), k.to(dtype), features.to(dtype), windows=rule, num_heads=num_heads)
-        return result.to(given)
+        network, backend = _network(weights, image)
+        if backend is None:
+            encoded, of_image = _plain_keys(weights, image, grids)
+            q = _plain_queries(weights, encoded, size, region)
+            return q, of_image if known is None else known.keys
+        if whole and known is None:
+            q, *maps = image_queries(image, *network, size, region, grids_of(image, grids), backend)
+            return q, ImageKeys.of(maps, grids)
+        if known is None:
+            known = statistics_of(weights, image, grids)
+        return image_rectangle(image, known.norms, flat(*network), size, region, backend), known.keys
 
 
-def _queries_and_keys(weights, image, features, size) -> tuple[Tensor, Tensor]:
-    """Projected; the queries at ``size``, the keys on the grid of the features."""
-    grid = features.shape[2:]
-    weight, bias = (weights[f"{_ATTENTION}.attention.in_proj_{name}"].chunk(3)[:2] for name in ("weight", "bias"))
-    # The weights of the norms scale the columns of the projections.
-    of_q, of_k = (w * weights[f"{_ATTENTION}.norm_{name}.weight"] for w, name in zip(weight, "qk", strict=True))
-    convolution = weights["cross_decode.conv2d.weight"]
-    encoders = [[weights[f"{name}.{part}"] for part in ENCODER] for name in _OF_IMAGE]
-    frequencies = weights["rope.freqs"]
-    parameters = [*(w for e in encoders for w in e), frequencies, convolution, of_q, bias[0]]
+def statistics_of(
+    weights: Mapping[str, Tensor], image: Tensor, grids: Sequence[Sequence[int]] | None, recompute: bool = False
+) -> ImageStatistics:
+    """What every region needs of the whole image."""
+    with torch.autocast(image.device.type, enabled=False):
+        network, backend = _network(weights, image)
+        if backend is None:
+            _, of_image = _plain_keys(weights, image, grids)
+            return ImageStatistics(None, of_image, tuple(image.shape[2:]))
+        norms, *maps = image_statistics(image, flat(*network), grids_of(image, grids), recompute, backend)
+        return ImageStatistics(norms, ImageKeys.of(maps, grids), tuple(image.shape[2:]))
+
+
+def keys_of(weights: Mapping[str, Tensor], of_image: Tensor, features: Tensor) -> Tensor:
+    """Projected keys on the grid of the features."""
+    with torch.autocast(features.device.type, enabled=False):
+        weight, bias = _projection(weights, 1)
+        return _projected(_keys(weights, of_image, features.to(of_image.dtype)), weight, bias)
+
+
+def wants_gradients(weights: Mapping[str, Tensor], image: Tensor) -> bool:
+    """Whether anything of the image's part wants one."""
+    return derivatives_wanted((image, *flat(*_parameters(weights))))
+
+
+def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[tuple, str | None]:
+    """The parameters as the passes over pixels take them, and their backend; None where plain PyTorch has to do."""
+    network = _parameters(weights)
     backend = backends.resolve(None, image.device.type, image.dtype)
-    if derivatives_wanted((image, *parameters)) or backend == "reference" or encoders[0][0].shape[2:] != (1, 1):
-        encoded = mixed_with_positions(encoder(weights, _OF_IMAGE[0], image), frequencies)
-        k = F.adaptive_avg_pool2d(encoder(weights, _OF_IMAGE[1], encoded), grid)
-        q = F.adaptive_avg_pool2d(encoder(weights, _OF_IMAGE[2], encoded), tuple(size))
-        q = _projected(F.conv2d(q, convolution, padding=1), of_q, bias[0])
-    else:
-        projection = (of_q, bias[0])
-        q, k = image_queries(image, encoders, frequencies, convolution, projection, size, grid, backend)
-    return q, _projected(_keys(weights, k, features), of_k, bias[1])
+    plain = backend == "reference" or weights["image_encoder.0.weight"].shape[2:] != (1, 1)
+    return network, None if plain or wants_gradients(weights, image) else backend
+
+
+def _parameters(weights: Mapping[str, Tensor]) -> tuple:
+    encoders = [[weights[f"{name}.{part}"] for part in ENCODER] for name in _OF_IMAGE]
+    return encoders, weights["rope.freqs"], weights["cross_decode.conv2d.weight"], _projection(weights, 0)
+
+
+def _projection(weights: Mapping[str, Tensor], which: int) -> tuple[Tensor, Tensor]:
+    """Of queries (0) or keys (1): the norm's weights scale the columns."""
+    weight, bias = (weights[f"{_ATTENTION}.attention.in_proj_{name}"].chunk(3)[which] for name in ("weight", "bias"))
+    return weight * weights[f"{_ATTENTION}.norm_{'qk'[which]}.weight"], bias
+
+
+def _plain_keys(weights, image, grids) -> tuple[Tensor, ImageKeys]:
+    """The encoded image, and the keys of it."""
+    encoded = mixed_with_positions(encoder(weights, _OF_IMAGE[0], image), weights["rope.freqs"])
+    of_keys = encoder(weights, _OF_IMAGE[1], encoded)
+    maps = [F.adaptive_avg_pool2d(of_keys, tuple(grid)) for grid in grids_of(image, grids)]
+    return encoded, ImageKeys.of(maps, grids)
+
+
+def _plain_queries(weights, encoded, size, region) -> Tensor:
+    (height, width), (top, left, rows, columns) = size, region
+    q = F.adaptive_avg_pool2d(encoder(weights, _OF_IMAGE[2], encoded), tuple(size))
+    # Zeros around the output, not around the rectangle.
+    q = q[:, :, max(top - 1, 0) : top + rows + 1, max(left - 1, 0) : left + columns + 1]
+    q = F.pad(q, (int(left == 0), int(left + columns == width), int(top == 0), int(top + rows == height)))
+    return _projected(F.conv2d(q, weights["cross_decode.conv2d.weight"]), *_projection(weights, 0))
 
 
 def _keys(weights: Mapping[str, Tensor], from_image: Tensor, features: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from murf_fast.nn._parts import is_plain
+from murf_fast import backends
+from murf_fast.nn._parts import Form, is_as_made, is_plain
 from murf_fast.ops import _checks, resize
+from murf_fast.ops._derivatives import derivatives_wanted
 
 GROUPS = 8
 
@@ -61,6 +63,13 @@ class Encoder(nn.Sequential):
             *(EncoderBlock(channels, block, bias=bias, residual=residual) for _ in range(blocks)),
         )
 
+    def weights(self) -> list[Tensor]:
+        """In the order of the layers, a bias behind its weight; those that its modules have."""
+        layers = ["0", *(f"{i}.{n}" for i in range(1, len(self)) for n in ("norm1", "conv1", "norm2", "conv2"))]
+        modules = [self.get_submodule(layer) for layer in layers]
+        found = [getattr(m, kind, None) for m in modules for kind in ("weight", "bias")]
+        return [w for w in found if w is not None]
+
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
         *first, last = self
         for layer in first:
@@ -74,27 +83,15 @@ def convolution(inputs: int, outputs: int, kernel_size: int, *, bias: bool) -> n
     return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, padding_mode=mode, bias=bias)
 
 
-def check_guided(
-    what: str, image: object, features: object, output_size: object, like: Tensor, *, reflects: bool
-) -> tuple[int, int]:
-    """The arguments of a guided upsampler; returns the output's (height, width), the image's if not given.
+def check_image(what: str, image: object, output_size: object, like: Tensor, *, reflects: bool) -> tuple[int, int]:
+    """The image of a guided upsampler; returns the output's (height, width), the image's if not given.
 
     ``like`` is one of the module's parameters; with ``reflects`` an encoder pads the image by reflection.
     """
     _checks.map_(what, "image", image)
-    _checks.map_(what, "features", features)
     if image.shape[1] != 3:
         raise ValueError(f"murf_fast.{what}: `image` must have 3 channels, got {image.shape[1]}")
-    if image.shape[0] != features.shape[0]:
-        raise ValueError(
-            f"murf_fast.{what}: `features` must have the batch size of `image`, {image.shape[0]}, "
-            f"got {features.shape[0]}"
-        )
     _checks.same_device_and_dtype(what, "image", image, "the parameters", like)
-    if features.device != image.device:
-        raise ValueError(
-            f"murf_fast.{what}: `features` must be on the device of `image`, {image.device}, got {features.device}"
-        )
     if reflects and min(image.shape[2:]) < 2:
         raise ValueError(
             f"murf_fast.{what}: `image` must have at least 2 rows and columns, got {tuple(image.shape[2:])}"
@@ -105,3 +102,15 @@ def check_guided(
 def precise(x: Tensor) -> torch.dtype:
     """The dtype in which positions and angles of ``x`` are computed."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def fused_backend(model: nn.Module, forms: Mapping[str, Form], image: Tensor, weights: Iterable[Tensor]) -> str | None:
+    """The backend on which the encoders run as passes over the pixels of an image; None where modules are called.
+
+    They are where something but their weights has a say (hooks, replaced parts, autocast), where a gradient to the
+    image or a weight is needed, and in float64.
+    """
+    if torch.is_autocast_enabled(image.device.type) or not is_as_made(model, forms):
+        return None
+    backend = backends.resolve(None, image.device.type, image.dtype)
+    return None if backend == "reference" or derivatives_wanted((image, *weights)) else backend

@@ -25,13 +25,15 @@ def run_levels(
     norm: nn.Module | None = None,
     final: nn.Sequential | None = None,
     own: bool = True,
+    head: tuple[Tensor, Tensor | None] | None = None,
 ) -> list[Tensor]:
     """Each level brings the sources up by its factor, guided by the guidance averaged to its output's size.
 
     ``norm`` is called on the channels of the sources first. ``own``: the levels are :class:`JBULevel`.
     ``final`` is FeatUp's (Dropout2d, Conv2d) after the last level, ``s + 0.1 (W drop(s) + b)``. Levels are linear and
     treat every channel alike, so the matrix moves in front of them, where pixels are few; the bias cannot (kernels do
-    not sum to one) and is added by the last level. Autocast changes nothing.
+    not sum to one) and is added by the last level. So does a linear ``head`` of the result, (K, C) and (K,) or None.
+    Autocast changes nothing.
     """
     levels = [level for _, level in named]
     _check(what, sources, guidance, levels)
@@ -44,7 +46,7 @@ def run_levels(
     with torch.autocast(guidance.device.type, enabled=False):
         if norm is not None:
             sources = [norm(s.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for s in sources]
-        return _run(levels, factors, sources, guidance, mode, final)
+        return _run(levels, factors, sources, guidance, mode, final, head)
 
 
 def passed_over(named: Sequence[tuple[str, nn.Module]], final: nn.Sequential | None) -> str | None:
@@ -64,6 +66,7 @@ def _run(
     guidance: Tensor,
     mode: str,
     final: nn.Sequential | None,
+    head: tuple[Tensor, Tensor | None] | None,
 ) -> list[Tensor]:
     # All draws in FeatUp's order: the same seed drops the same channels.
     drawn = [Drawn.of(level, guidance) for level in levels]
@@ -72,6 +75,13 @@ def _run(
     if final is not None:
         sources = [_corrected(s, final) for s in sources]
         bias = None if final[-1].bias is None else 0.1 * final[-1].bias
+    if head is not None:
+        weight, offset = head
+        sources = [F.conv2d(s, weight[:, :, None, None]) for s in sources]
+        if bias is not None:
+            of_final = weight.to(bias.dtype) @ bias
+            offset = of_final if offset is None else offset + of_final
+        bias = offset
     if not levels:
         return [s if bias is None else s + bias.to(s.dtype).view(1, -1, 1, 1) for s in sources]
     sources = [s.contiguous(memory_format=torch.channels_last) for s in sources]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 
 import torch
@@ -12,11 +14,14 @@ from torch import Tensor, nn
 from murf_fast import _arguments
 from murf_fast.nn import _checkpoints, _parts
 from murf_fast.nn.guided import _anyup_checkpoint
-from murf_fast.nn.guided._anyup_forward import WINDOWS, upsample, window_rule
+from murf_fast.nn.guided._anyup_forward import WINDOWS, encode, keys_of, statistics_of, wants_gradients, window_rule
+from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, check_region
+from murf_fast.nn.guided._upsampler import GuidedUpsampler, check_grids
 from murf_fast.ops import _checks
+from murf_fast.windows import Windows
 
 
-class AnyUp(nn.Module):
+class AnyUp(GuidedUpsampler):
     """Feature maps of any backbone, with any number of channels, at the resolution of an image, along its edges.
 
     Every output pixel is a weighted mean of the features around it: ``out = mean_n P_n V`` with raw features ``V`` and
@@ -35,6 +40,10 @@ class AnyUp(nn.Module):
             wrong by 5.4 to 5.9 % (relative norm), when AnyUp itself changes bilinear upsampling by a third; arithmetic
             in float32 does not help, the rounded weights and inputs suffice. float16 is wrong by 0.5 to 0.8 % and needs
             no permission.
+
+    The output projection has no influence and is kept because state dicts have it; it is frozen, as a parameter that
+    never gets a gradient stops ``DistributedDataParallel``. (So do the values' rows of ``in_proj``, whose gradient is
+    zero.)
 
     Without gradients the image's encoders run as passes over the pixels that read and write activations once per group
     norm; where gradients are needed, and in float64, they are plain PyTorch.
@@ -83,6 +92,7 @@ class AnyUp(nn.Module):
         attention.norm_q, attention.norm_k = nn.RMSNorm(qk_dim), nn.RMSNorm(qk_dim)
         # Of its projections only those of queries and keys matter; the released state dicts have all.
         attention.attention = nn.MultiheadAttention(qk_dim, num_heads)
+        attention.attention.out_proj.requires_grad_(False)
         self.cross_decode = nn.Module()
         self.cross_decode.conv2d = nn.Conv2d(qk_dim, qk_dim, 3, bias=False)
         self.cross_decode.cross_attn = attention
@@ -120,18 +130,34 @@ class AnyUp(nn.Module):
         _checkpoints.load_into(model, opened)
         return model.eval()
 
-    def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Tensor | Sequence[Tensor],
+        output_size: int | tuple[int, int] | None = None,
+        *,
+        values: Tensor | Sequence[Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        q_chunk_size: int | None = None,
+    ) -> Tensor | list[Tensor]:
         """Upsamples ``features`` to ``output_size``.
 
         Args:
-            image: (B, 3, H, W), normalized with ImageNet's mean and deviation; in the dtype of the parameters.
+            image: (B, 3, H, W), normalized with ImageNet's mean and deviation; in the dtype of the parameters. Or what
+                :meth:`encode_image` made of it.
             features: (B, C, h, w) with any C, as the backbone gives them, in any floating-point dtype: the attention
-                runs in the wider of theirs and the parameters'.
+                runs in the wider of the values' and the parameters'. Or a list of such maps, of any grids and channels,
+                which share the queries.
             output_size: (height, width) in pixels; None: that of the image.
+            values: (B, K, h, w) to weigh in place of the features, which then give the attention alone; a list beside a
+                list.
+            region: (top, left, height, width) of the output: the result is this rectangle of the whole one. None: all.
+            q_chunk_size: The original's; there is nothing to cut here, and a value is warned about once.
 
         Returns:
-            (B, C, *output_size) in the dtype of the features, channels_last in memory. Differentiable with respect to
-            image, features and parameters. Autocast changes nothing.
+            (B, C, *output_size) in the dtype of the features (or the values, with their channels), channels_last in
+            memory; a list if ``features`` is one. Differentiable with respect to image, features, values and
+            parameters. Autocast changes nothing.
 
         Raises:
             TypeError, ValueError: An argument is wrong, or a submodule has hooks or was replaced, whose weights alone
@@ -140,15 +166,121 @@ class AnyUp(nn.Module):
         Memory: without gradients the result and its queries (a third of it at 384 channels), or, if that is more, two
         maps of ``qk_dim`` channels at the image's size (three, and as many at the output's, if that is another), which
         are gone when the result is made. Features narrower than the parameters take a second result, in the parameters'
-        dtype. Where gradients are needed, about fifty maps of ``qk_dim`` channels at the image's size are kept beside
-        the result.
+        dtype. Of a region, result and queries are the region's, and the norms, which are the whole image's, take three
+        maps of ``qk_dim`` channels at its size; :meth:`statistics` does without. Where gradients are needed, about
+        fifty maps of ``qk_dim`` channels at the image's size are kept beside the result, for a region too.
         """
+        if q_chunk_size is not None:
+            _warn_of_chunks()
+        return self._upsample(image, features, output_size, values, region)
+
+    def statistics(
+        self, image: Tensor, *, grids: Sequence[tuple[int, int] | Tensor] | None = None, recompute: bool = False
+    ) -> ImageStatistics:
+        """What every region of an image's output needs of the whole image: group norms, and the image's keys.
+
+        For outputs in tiles: made once, and passed to :meth:`encode_image` with every tile's region.
+
+        Args:
+            image: As for :meth:`forward`.
+            grids: As for :meth:`encode_image`.
+            recompute: Compute the layers in bands of rows, from the image on for every norm, which takes three to
+                four times as long and keeps nothing of the image's size.
+
+        Returns:
+            An :class:`ImageStatistics`, without gradients. Where images are encoded by plain PyTorch (float64, a larger
+            first kernel, no backend but the reference) there are keys only, and regions encode the whole image.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or gradients are needed; the message names it.
+
+        Memory: three maps of ``qk_dim`` channels at the image's size while it runs, or with ``recompute`` three bands
+        of rows (24 MiB on a CPU); the keys of every grid.
+        """
+        what, weights = "AnyUp.statistics", self._weights()
+        self._check_image(image, None)
+        _arguments.flag(what, "recompute", recompute)
+        if wants_gradients(weights, image):
+            raise ValueError(f"murf_fast.{what}: statistics have no gradient; call under torch.no_grad()")
+        return statistics_of(weights, image, None if grids is None else check_grids(what, grids), recompute)
+
+    def encode_image(
+        self,
+        image: Tensor,
+        output_size: int | tuple[int, int] | None = None,
+        *,
+        grids: Sequence[tuple[int, int] | Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        statistics: ImageStatistics | None = None,
+    ) -> EncodedImage:
+        """What the model makes of an image alone, for calls with it in the image's place.
+
+        Args:
+            image: As for :meth:`forward`.
+            output_size: (height, width) of the output; None: that of the image.
+            grids: (height, width) of the feature maps to come, or the maps themselves; None: they may have any grid,
+                and a map of ``qk_dim`` channels at the image's size is kept.
+            region: (top, left, height, width) of the output whose queries are wanted; None: all.
+            statistics: Those of this image, which have the keys as well (``grids`` is theirs). Then only the pixels
+                under the region are encoded, in bands of rows.
+
+        Returns:
+            An :class:`EncodedImage`. Differentiable, without ``statistics``.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it.
+
+        Memory: the queries of the region, the keys, and as for :meth:`forward` while it runs; with ``statistics`` a few
+        bands of rows in place of the latter.
+        """
+        if statistics is None:
+            return super().encode_image(image, output_size, grids=grids, region=region)
+        size = self._check_image(image, output_size)
+        region = check_region("AnyUp", region, size)
+        if grids is not None:
+            raise ValueError("murf_fast.AnyUp: `grids` are those of `statistics`, and cannot be given beside them")
+        if statistics.image_size != tuple(image.shape[2:]):
+            raise ValueError(
+                f"murf_fast.AnyUp: `statistics` must be those of this image, {tuple(image.shape[2:])}, got those of "
+                f"one of {statistics.image_size}"
+            )
+        if wants_gradients(self._weights(), image):
+            raise ValueError("murf_fast.AnyUp: `statistics` have no gradient; call under torch.no_grad()")
+        queries, keys = encode(self._weights(), image, size, region, None, statistics)
+        return EncodedImage("AnyUp", queries, keys, size, region)
+
+    def _encode(self, image, size, region, grids) -> EncodedImage:
+        return EncodedImage("AnyUp", *encode(self._weights(), image, size, region, grids), size, region)
+
+    def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
+        return keys_of(self._weights(), of_image, features)
+
+    def _check_parts(self) -> None:
         _parts.refuse_peculiar("AnyUp", _parts.submodules_of(self), self._forms)
-        weights = _parts.weights_of(self, self._names)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return _parts.weights_of(self, self._names)
+
+    def _rule(self, size, grid) -> Windows:
+        return window_rule(self.windows, self.window_ratio, size, grid)
+
+    # Results are channels_last.
+    _keeps_layout = False
+
+    def _arithmetic(self, own: torch.dtype, values: torch.dtype) -> torch.dtype:
+        return torch.promote_types(own, values)
+
+    def _query_channels(self) -> int:
+        return self.qk_dim
+
+    def _check_image(self, image, output_size) -> tuple[int, int]:
+        self._check_parts()
+        weights = self._weights()
         channels = weights["image_encoder.0.weight"].shape[1]
-        size = check(self, image, features, output_size, weights["rope.freqs"], channels)
-        rule = window_rule(self.windows, self.window_ratio, size, features.shape[2:])
-        return upsample(weights, image, features, size, rule, self.num_heads)
+        return check_image(self, image, output_size, weights["rope.freqs"], channels)
+
+    def _check_features(self, features: Tensor, image: Tensor) -> None:
+        check_features(features, image)
 
     def extra_repr(self) -> str:
         return (
@@ -157,16 +289,25 @@ class AnyUp(nn.Module):
         )
 
 
-def check(
-    model: nn.Module, image: Tensor, features: Tensor, output_size, parameter: Tensor, channels: int
-) -> list[int]:
-    """The output's (height, width), of arguments that fit."""
+def check_image(model: nn.Module, image: Tensor, output_size, parameter: Tensor, channels: int) -> tuple[int, int]:
+    """The output's (height, width), of an image that fits."""
     op = "AnyUp"
     _checks.map_(op, "image", image)
-    _checks.map_(op, "features", features)
     if image.shape[1] != channels:
         raise ValueError(f"murf_fast.{op}: `image` must have {channels} channels, got {image.shape[1]}")
     _checks.same_device_and_dtype(op, "image", image, "the parameters", parameter)
+    if image.dtype == torch.bfloat16 and not model.allow_bfloat16:
+        raise TypeError(
+            f"murf_fast.{op}: in bfloat16 the result is wrong by 5.9 %; use float16 or float32, or say "
+            "`allow_bfloat16=True`"
+        )
+    return tuple(image.shape[2:]) if output_size is None else tuple(_checks.grid(op, "output_size", output_size))
+
+
+def check_features(features: Tensor, image: Tensor) -> None:
+    """Features beside an image, or its queries."""
+    op = "AnyUp"
+    _checks.map_(op, "features", features)
     if features.device != image.device:
         raise ValueError(
             f"murf_fast.{op}: `features` must be on the device of `image`, {image.device}, got {features.device}"
@@ -180,12 +321,14 @@ def check(
             f"murf_fast.{op}: `features` need at least 2 rows and columns, whose borders are reflected, got "
             f"{tuple(features.shape[2:])}"
         )
-    if image.dtype == torch.bfloat16 and not model.allow_bfloat16:
-        raise TypeError(
-            f"murf_fast.{op}: in bfloat16 the result is wrong by 5.9 %; use float16 or float32, or say "
-            "`allow_bfloat16=True`"
-        )
-    return list(image.shape[2:]) if output_size is None else _checks.grid(op, "output_size", output_size)
+
+
+@functools.cache
+def _warn_of_chunks() -> None:
+    warnings.warn(
+        "murf_fast.AnyUp: `q_chunk_size` is not needed and does nothing: queries are not attended in chunks here",
+        stacklevel=3,
+    )
 
 
 class _Residual(nn.Module):

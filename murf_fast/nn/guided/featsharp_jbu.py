@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from os import PathLike
+
 import torch
 from torch import Tensor, nn
 
+from murf_fast.nn._checkpoint_files import open_checkpoint
+from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn.guided._jbu_levels import run_levels
 from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.ops import _checks
+
+_FIRST = "ups.0.range_proj.0.weight"
 
 
 class FeatSharpJBU(nn.Module):
@@ -37,6 +44,34 @@ class FeatSharpJBU(nn.Module):
         for level in self.ups:
             for name in ("range_alpha", "spatial_alpha"):
                 level.register_buffer(name, torch.tensor(0.0))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, factor: int) -> FeatSharpJBU:
+        """An upsampler with trained weights, in eval mode.
+
+        Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
+        and ``teacher.`` taken off if all names have them.
+
+        Args:
+            checkpoint: A file of a state dict, a ``.safetensors`` file, or a state dict; names are this class's
+                (``ups.0.range_temp``, ...).
+            factor: Of the upsampler, at least 2; levels do not tell theirs.
+
+        Raises:
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); or the file is
+                missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
+                loaded (``weights_only=True``).
+        """
+        opened = open_checkpoint("FeatSharpJBU", checkpoint)
+        first = opened.weights.get(_FIRST)
+        if first is None or first.ndim < 2:
+            raise ValueError(
+                f"murf_fast.FeatSharpJBU: {opened.origin} must hold {_FIRST}; got the keys {few(opened.weights)}"
+            )
+        model = cls(factor, guides=first.shape[1])
+        load_into(model, opened)
+        return model.eval()
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
         """Upsamples ``source`` by ``factor``.

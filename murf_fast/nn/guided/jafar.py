@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 
 import torch
@@ -10,15 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import windows
-from murf_fast._layout import is_channels_last
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
-from murf_fast.nn._parts import refuse_peculiar
-from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_guided, precise
-from murf_fast.ops import _checks, window_attention
+from murf_fast.nn._parts import forms_of, refuse_peculiar
+from murf_fast.nn.guided._encoded import EncodedImage, ImageKeys, grids_of
+from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_image, fused_backend, precise
+from murf_fast.nn.guided._upsampler import GuidedUpsampler
+from murf_fast.ops import _checks
+from murf_fast.ops._image_encoders import image_queries
 
 _IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
 _ATTENTION = "cross_decode.cross_attn."
+_OF_IMAGE = ("image_encoder", "key_encoder", "query_encoder")
 # The original asks its attention for the weights only; what it does to the values never reaches the result.
 _DEAD = tuple(
     _ATTENTION + name
@@ -28,12 +31,16 @@ _DEAD = tuple(
 _EPS = torch.finfo(torch.float32).eps
 
 
-class JAFAR(nn.Module):
+class JAFAR(GuidedUpsampler):
     """Features of the backbone it was trained for at any resolution: every output attends to all features.
 
     With ``e = rope(image_encoder(image))``: queries ``GN(pool(query_encoder(e), out))`` through a 3x3 convolution; keys
     ``gamma(f) GN(pool(key_encoder(e), (h, w))) + beta(f)`` of ``f = key_features_encoder(features / |features|)``; both
     RMS-normalized and projected; ``out(p) = sum_j mean_n softmax_j(<q_n(p), k_n(j)> / sqrt(D)) features(j)``.
+
+    Without gradients the image's encoders run as passes over the pixels that read and write activations once per group
+    norm; where gradients are needed, in float64, under autocast, and if a submodule has hooks or was replaced, they are
+    plain PyTorch.
 
     The state dict has the original's names. Its entries that have no influence (``norm_v``, ``v_proj_weight``,
     ``out_proj``) are passed over by :meth:`load_state_dict` and :meth:`from_checkpoint`.
@@ -70,6 +77,7 @@ class JAFAR(nn.Module):
         self.sft_key = _Modulation(qk_dim)
         self.rope = _LearnedRotation(qk_dim)
         self.register_load_state_dict_pre_hook(_keep_used)
+        self._forms = forms_of(self)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, num_heads: int = 4) -> JAFAR:
@@ -101,48 +109,101 @@ class JAFAR(nn.Module):
         load_into(model, opened)
         return model.eval()
 
-    def forward(self, image: Tensor, features: Tensor, output_size: int | tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Tensor | Sequence[Tensor],
+        output_size: int | tuple[int, int] | None = None,
+        *,
+        values: Tensor | Sequence[Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> Tensor | list[Tensor]:
         """Upsamples ``features`` along the edges of ``image``.
 
         Args:
             image: (B, 3, H, W) of any size (from 2 x 2 for a 3x3 convolution), ImageNet-normalized, in the dtype of the
-                parameters.
-            features: (B, v_dim, h, w), any floating-point dtype; queries and keys are rounded to it.
+                parameters. Or what :meth:`encode_image` made of it.
+            features: (B, v_dim, h, w), any floating-point dtype; queries and keys are rounded to it. Or a list of such
+                maps, of any grids, which share the queries.
             output_size: (height, width) of the result, or one number for both; None: those of the image.
+            values: (B, K, h, w) to weigh in place of the features, which then give the attention alone; a list beside a
+                list. Queries and keys are rounded to their dtype.
+            region: (top, left, height, width) of the output: the result is this rectangle of the whole one. None: all.
 
         Returns:
-            (B, v_dim, height, width) in dtype and layout of the features. Differentiable with respect to the image,
-            the features and every parameter. Autocast gives convolutions and projections its dtype, and changes
-            nothing else.
+            (B, v_dim, height, width) in dtype and layout of the features (or the values, with their channels); a list
+            if ``features`` is one. Differentiable with respect to the image, the features, the values and every
+            parameter. Autocast gives convolutions and projections its dtype, and changes nothing else.
 
         Raises:
-            TypeError, ValueError: An argument is wrong, or a module without a forward (``cross_attn``) has hooks; the
-                message names it.
+            TypeError, ValueError: An argument is wrong, or ``cross_decode`` or its ``cross_attn``, which are not
+                called, have hooks; the message names it.
 
-        Memory: without gradients the result and its queries, or, if that is more, six maps of ``qk_dim`` channels at
-        the image's size, which are gone when the result is made; no scores. Where gradients are needed, about
-        fifty maps of ``qk_dim`` channels at the image's size are kept beside the result.
+        Memory: without gradients the result and its queries, or, if that is more, two maps of ``qk_dim`` channels at
+        the image's size (three, and as many at the output's, if that is another; of a region three), which are gone
+        when the result is made; no scores. A region saves the last convolution, the projection and the attention of the
+        rest; the encoders run over the whole image. With hooks, replaced layers or autocast the encoders are called,
+        which takes six maps; where gradients are needed, about fifty maps of ``qk_dim`` channels at the image's size
+        are kept beside the result.
         """
-        like = self.rope.freqs
-        size = check_guided("JAFAR", image, features, output_size, like, reflects=self.kernel_size > 1)
-        if features.shape[1] != self.v_dim:
-            raise ValueError(f"murf_fast.JAFAR: `features` must have {self.v_dim} channels, got {features.shape[1]}")
-        grid = tuple(features.shape[2:])
+        return self._upsample(image, features, output_size, values, region)
+
+    def _encode(self, image, size, region, grids) -> EncodedImage:
+        block = self.cross_decode.cross_attn
+        encoders = [getattr(self, name).weights() for name in _OF_IMAGE]
+        of_queries = [self.cross_decode.conv2d.weight, block.norm_q.weight, block.attention.q_proj_weight]
+        parameters = [*(w for e in encoders for w in e), self.rope.freqs, *of_queries, block.attention.in_proj_bias]
+        backend = fused_backend(self, self._forms, image, parameters)
+        if backend is None:
+            return EncodedImage("JAFAR", *self._called(image, size, region, grids), size, region)
+        convolution, scale, weight = of_queries
+        # The weights of the norm scale the columns of the projection.
+        projection = weight * scale, block.attention.in_proj_bias.chunk(3)[0]
+        q, *maps = image_queries(
+            image,
+            encoders,
+            self.rope.freqs,
+            convolution,
+            projection,
+            size,
+            region,
+            grids_of(image, grids),
+            backend,
+            normalize=True,
+        )
+        return EncodedImage("JAFAR", q, ImageKeys.of(maps, grids), size, region)
+
+    def _called(self, image, size, region, grids) -> tuple[Tensor, ImageKeys]:
+        """Queries and keys by the encoders' modules."""
         encoded = self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
-        known = F.normalize(features.to(precise(features)), dim=1).to(like.dtype)
-        k = self.sft_key(self.key_encoder(encoded, grid), self.key_features_encoder(known))
+        keys = ImageKeys.of([self.key_encoder(encoded, grid) for grid in grids_of(image, grids)], grids)
         q = self.query_encoder(encoded, size)
         del encoded
-        q, k = self.cross_decode(F.group_norm(q, GROUPS), k)
-        layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
-        return window_attention(
-            q.to(features.dtype).contiguous(memory_format=layout),
-            k.to(features.dtype),
-            features,
-            windows=windows.full(),
-            num_heads=self.num_heads,
-            values="mean",
-        )
+        return self.cross_decode.queries(F.group_norm(q, GROUPS), region), keys
+
+    def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
+        known = F.normalize(features.to(precise(features)), dim=1).to(self.rope.freqs.dtype)
+        return self.cross_decode.keys(self.sft_key(of_image, self.key_features_encoder(known)))
+
+    def _rule(self, size, grid) -> windows.Windows:
+        return windows.full()
+
+    def _query_channels(self) -> int:
+        return self.qk_dim
+
+    def _check_image(self, image, output_size) -> tuple[int, int]:
+        self._check_parts()
+        return check_image("JAFAR", image, output_size, self.rope.freqs, reflects=self.kernel_size > 1)
+
+    def _check_parts(self) -> None:
+        block = self.cross_decode.cross_attn
+        uncalled = {"cross_decode": self.cross_decode, "cross_attn": block, "cross_attn.attention": block.attention}
+        refuse_peculiar("JAFAR", uncalled)
+
+    def _check_features(self, features: Tensor, image: Tensor) -> None:
+        super()._check_features(features, image)
+        if features.shape[1] != self.v_dim:
+            raise ValueError(f"murf_fast.JAFAR: `features` must have {self.v_dim} channels, got {features.shape[1]}")
 
     def extra_repr(self) -> str:
         return f"v_dim={self.v_dim}, qk_dim={self.qk_dim}, num_heads={self.num_heads}"
@@ -196,13 +257,21 @@ class _CrossDecode(nn.Module):
             attention.register_parameter(name, nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, dim))))
         attention.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))  # queries, keys, and values, which go unused
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def queries(self, q: Tensor, region: Sequence[int]) -> Tensor:
+        """Projected queries of a region of the output."""
+        top, left, rows, columns = region
+        y, x = max(top - 1, 0), max(left - 1, 0)
+        q = self.conv2d(q[:, :, y : top + rows + 1, x : left + columns + 1])
+        q = q[:, :, top - y : top - y + rows, left - x : left - x + columns]
         block = self.cross_attn
-        refuse_peculiar("JAFAR", {"cross_attn": block, "cross_attn.attention": block.attention})
-        bias_q, bias_k, _ = block.attention.in_proj_bias.chunk(3)
-        q = F.linear(block.norm_q(self.conv2d(q).permute(0, 2, 3, 1)), block.attention.q_proj_weight, bias_q)
-        k = F.linear(block.norm_k(k.permute(0, 2, 3, 1)), block.attention.k_proj_weight, bias_k)
-        return q.permute(0, 3, 1, 2), k.permute(0, 3, 1, 2)
+        bias = block.attention.in_proj_bias.chunk(3)[0]
+        return F.linear(block.norm_q(q.permute(0, 2, 3, 1)), block.attention.q_proj_weight, bias).permute(0, 3, 1, 2)
+
+    def keys(self, k: Tensor) -> Tensor:
+        """Projected keys."""
+        block = self.cross_attn
+        bias = block.attention.in_proj_bias.chunk(3)[1]
+        return F.linear(block.norm_k(k.permute(0, 2, 3, 1)), block.attention.k_proj_weight, bias).permute(0, 3, 1, 2)
 
 
 def _keep_used(module: nn.Module | None, state_dict: dict, prefix: str, *rest) -> None:

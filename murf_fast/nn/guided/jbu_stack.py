@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 
+import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast.nn import _checkpoints
 from murf_fast.nn.guided import _jbu_checkpoint
+from murf_fast.nn.guided._attend import REDUCTIONS
 from murf_fast.nn.guided._jbu_levels import run_levels
 from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.ops import _checks
+from murf_fast.ops.linear_head import check_head
+from murf_fast.ops.upsample_argmax import label_dtype
 
 SCALES = (2, 4, 8, 16)
 
@@ -109,15 +113,60 @@ class JBUStack(nn.Module):
         :func:`murf_fast.joint_bilateral_upsample`. Where gradients are needed also the maps between all levels,
         together a third of the result, and the kernels of every level, (B, (2 radius + 1)^2, rows, columns) in float32.
         """
-        sources = _checks.maps("JBUStack", source, same_channels=True, name="source")
+        results = self._run("JBUStack", source, guidance, scale)
+        return results[0] if isinstance(source, Tensor) else results
+
+    def predict(
+        self,
+        source: Tensor,
+        guidance: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scale: int = 16,
+        reduce: str | None = None,
+    ) -> Tensor:
+        """A linear head on the upsampled source, without the upsampled source.
+
+        ``weight forward(source, guidance) + bias``: levels are linear and treat all channels alike, so the head comes
+        first, together with ``fixup_proj``, and its K logits go through the levels. Their kernels do not sum to one:
+        biases are added at the end.
+
+        Args:
+            source, guidance, scale: As for :meth:`forward`; one map.
+            weight: (K, dim) or (K, dim, 1, 1) in the dtype of the source.
+            bias: (K,), any floating dtype.
+            reduce: None: logits; ``"softmax"``: probabilities; ``"argmax"``: the class of the largest logit.
+
+        Returns:
+            (B, K, scale * h, scale * w) in dtype and layout of the source, differentiable; or with ``"argmax"`` labels
+            (B, scale * h, scale * w), uint8 up to 256 classes, int16 up to 32768, int32 above.
+
+        Raises:
+            TypeError, ValueError: As for :meth:`forward`; the message names the argument.
+
+        Memory: as :meth:`forward`, of K channels; labels and probabilities are made of all logits.
+        """
+        what = "JBUStack.predict"
+        _checks.choice(what, "reduce", reduce, REDUCTIONS, optional=True)
+        source = _checks.map_(what, "source", source)
+        with torch.autocast(source.device.type, enabled=False):
+            check_head(what, [source], weight, bias, None, None, source.shape[2:])
+        (logits,) = self._run(what, source, guidance, scale, (weight.flatten(1), bias))
+        if reduce is None:
+            return logits
+        return logits.softmax(1) if reduce == "softmax" else logits.argmax(1).to(label_dtype(len(weight)))
+
+    def _run(self, what, source, guidance, scale, head=None) -> list[Tensor]:
+        sources = _checks.maps(what, source, same_channels=True, name="source")
         if self.dim is not None and sources[0].shape[1] != self.dim:
-            raise ValueError(f"murf_fast.JBUStack: `source` must have {self.dim} channels, got {sources[0].shape[1]}")
+            raise ValueError(f"murf_fast.{what}: `source` must have {self.dim} channels, got {sources[0].shape[1]}")
         if scale not in SCALES:
-            raise ValueError(f"murf_fast.JBUStack: `scale` must be one of {SCALES}, got {scale!r}")
+            raise ValueError(f"murf_fast.{what}: `scale` must be one of {SCALES}, got {scale!r}")
         names = ["up"] * len(SCALES) if self.shared else [f"up{i + 1}" for i in range(len(SCALES))]
         levels = list(zip(names, self.levels, strict=True))[: SCALES.index(scale) + 1]
-        results = run_levels(
-            "JBUStack",
+        return run_levels(
+            what,
             levels,
             [2] * len(levels),
             sources,
@@ -125,8 +174,8 @@ class JBUStack(nn.Module):
             mode="bicubic",
             norm=self.norm,
             final=self.fixup_proj,
+            head=head,
         )
-        return results[0] if isinstance(source, Tensor) else results
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, shared={self.shared}"

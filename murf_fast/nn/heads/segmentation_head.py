@@ -13,6 +13,7 @@ from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
 from murf_fast.nn.heads import _head_grid
 from murf_fast.ops import _checks, upsample_argmax, upsample_cross_entropy
+from murf_fast.ops._batch_norm import running_statistics
 from murf_fast.ops.linear_head import linear_head, low_resolution_logits
 
 _OWN = Naming("murf_fast", "classifier", "norm", norm_optional=True)
@@ -123,6 +124,29 @@ class SegmentationHead(nn.Module):
         features, size, cls, grid = self._prepare("predict", features, size, cls)
         logits, bias = self._low_resolution(features, cls, grid)
         return upsample_argmax(logits, size, bias=bias, via=None if self.grid == "image" else grid)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """The head as one matrix and one bias, the batch norm in them, for the ``predict`` of an upsampler.
+
+        ``AnyUp.predict(image, features, *head.folded(), reduce="argmax")`` is this head on upsampled features, instead
+        of resized ones, and its labels.
+
+        Returns:
+            Weight (K, columns) and bias (K,) in the dtype of the head; differentiable.
+
+        Raises:
+            ValueError: The head would use the statistics of a batch, or dropout: it is in training mode.
+        """
+        if self.training and (self.norm is not None or self.dropout > 0):
+            raise ValueError("murf_fast.SegmentationHead.folded: the head must be in eval mode")
+        weight, bias = self.classifier.weight.flatten(1), self.classifier.bias
+        if self.norm is None:
+            return weight, bias
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        scale, mean = running_statistics(self.norm, wide)
+        scaled = weight.to(wide) * scale
+        offset = weight.to(wide) @ self.norm.bias.to(wide) - scaled @ mean
+        return scaled.to(weight.dtype), (bias.to(wide) + offset).to(bias.dtype)
 
     def loss(
         self, features: Sequence[Tensor], target: Tensor, cls: Sequence[Tensor | None] | None = None, **options

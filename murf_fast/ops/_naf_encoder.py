@@ -1,0 +1,191 @@
+"""NAF's two encoders of the image, down to the queries and the pooled keys, without gradients.
+
+Layers between two group norms are passes over the pixels: those of the 1x1 encoder in place
+(:mod:`murf_fast.ops._pixel_linear`), those of the 3x3 encoder between two buffers (:mod:`murf_fast.ops._pixel_conv`).
+Where the image has the queries' size their halves serve as buffers, and one map of half their channels is all that is
+kept beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from murf_fast.ops import _checks, _contract
+from murf_fast.ops._library import empty_map, register
+from murf_fast.ops._pixel_conv import pixel_conv, pixel_conv_weight
+from murf_fast.ops._pixel_linear import pixel_linear
+from murf_fast.ops._pixels import (
+    GROUPS,
+    Half,
+    in_arithmetic_of,
+    normalized,
+    pairs,
+    pixels_of,
+    pool,
+    requires_grids,
+)
+
+# What a block holds, in the order of its layers; an encoder begins with the weight and the bias of a convolution.
+BLOCK = ("norm1.weight", "norm1.bias", "conv1.weight", "conv1.bias",
+         "norm2.weight", "norm2.bias", "conv2.weight", "conv2.bias")  # fmt: skip
+
+
+class Encoder(NamedTuple):
+    first: Tensor
+    bias: Tensor
+    halves: list[Half]
+
+
+def naf_queries(
+    image: Tensor,
+    encoders: tuple[Sequence[Tensor], Sequence[Tensor]],
+    turns: tuple[Tensor, Tensor],
+    num_heads: int,
+    grids: Sequence[Sequence[int]],
+    backend: str,
+) -> list[Tensor]:
+    """Turned queries (B, D, rows, columns) of an image and keys (B, D, *grid) for every grid, all channels_last.
+
+    Args:
+        image: (B, 3, H, W) from 2 x 2.
+        encoders: Weights of the 1x1 and of the 3x3 encoder: weight and bias of a convolution to D / 2 channels, and
+            :data:`BLOCK` of every block.
+        turns: Angles of the rows (rows, D / heads / 4) and columns (columns, D / heads / 4) of the queries, by which
+            the first and the second half of every head's pairs of channels turn; float32.
+        num_heads: Heads; contiguous groups of channels, of which channel i turns with i + D / heads / 2.
+    """
+    parameters = [*encoders[0], *encoders[1]]
+    return _naf_queries(image, parameters, *turns, num_heads, [n for grid in grids for n in grid], backend)
+
+
+def _requires(op, image, parameters, rows, columns, num_heads, grids, backend) -> None:
+    _contract.map_(op, "image", image, backend)
+    requires_grids(op, grids)
+    if min(image.shape[2:]) < 2:
+        raise ValueError(f"murf_fast.{op}: `image` must have at least 2 rows and columns, got {tuple(image.shape[2:])}")
+    count, rest = divmod(len(parameters), 2)
+    if rest or count < 2 + len(BLOCK) or (count - 2) % len(BLOCK):
+        raise ValueError(f"murf_fast.{op}: `parameters` must be those of two encoders alike, got {len(parameters)}")
+    _contract.tensor(op, "parameters[1]", parameters[1], image, (None,), _checks.DTYPES)
+    half = len(parameters[1])
+    if half < 1 or half % GROUPS or num_heads < 1 or 2 * half % (4 * num_heads):
+        raise ValueError(
+            f"murf_fast.{op}: `parameters[1]` must have a multiple of {GROUPS} and of two times the heads, got {half} "
+            f"entries and {num_heads} heads"
+        )
+    for e, taps in enumerate((1, 3)):
+        shapes = [(half, image.shape[1], taps, taps), (half,)]
+        shapes += [(half, half, taps, taps) if name.startswith("conv") and name.endswith("weight") else (half,)
+                   for _ in range((count - 2) // len(BLOCK)) for name in BLOCK]  # fmt: skip
+        for i, shape in enumerate(shapes):
+            at = e * count + i
+            _contract.tensor(op, f"parameters[{at}]", parameters[at], image, shape, _checks.DTYPES)
+    for name, turns in (("rows", rows), ("columns", columns)):
+        shape = (None, half // num_heads // 2)
+        _contract.tensor(op, name, turns, image, shape, (torch.float32,))
+    _contract.grid(op, "queries", (len(rows), len(columns)))
+
+
+def _empty(image, parameters, rows, columns, num_heads, grids, backend) -> list[Tensor]:
+    sizes = [(rows.shape[0], columns.shape[0]), *pairs(grids)]
+    return [empty_map(image, (image.shape[0], 2 * parameters[1].shape[0], *size), True) for size in sizes]
+
+
+def _launch(image, parameters, rows, columns, num_heads, grids, backend, results) -> None:
+    with in_arithmetic_of(backend, image, results) as (image, (queries, *keys)):
+        _run(image, parameters, rows, columns, num_heads, backend, queries, keys)
+
+
+def _run(image, parameters, rows, columns, num_heads, backend, queries, keys) -> None:
+    dtype = image.dtype
+    parameters = [p.detach() for p in parameters]
+    count = len(parameters) // 2
+    pointwise, wide = (_encoder(parameters[i * count : (i + 1) * count], dtype, backend) for i in range(2))
+    inner, size, half = tuple(image.shape[2:]), (len(rows), len(columns)), len(parameters[1])
+    rotation = _rotation(rows, columns, num_heads)
+    same = inner == size
+    spare = torch.empty((inner[0] * inner[1], half), dtype=dtype, device=image.device)
+    buffer = None if same else torch.empty_like(spare)
+    for i in range(len(image)):
+        x, final = pixels_of(image[i]), pixels_of(queries[i])
+        to = final[:, :half] if same else buffer
+        last = _encode_pointwise(x, pointwise, to, backend)
+        _finish_pointwise(to, last, inner, size, final[:, :half], backend)
+        to = final[:, half:] if same else buffer
+        made = _encode_wide(x, inner, wide, to, spare, backend)
+        if not same:
+            final[:, half:] = pool(made, inner, size, backend)
+        pixel_linear(final, final, rotation=rotation, heads=num_heads, backend=backend)
+        for k in keys:
+            pixels_of(k[i]).copy_(pool(final, size, k.shape[2:], backend))
+
+
+def _encode_pointwise(x, encoder: Encoder, to, backend) -> Half:
+    """All but the last layer, in place, and that layer with its norm."""
+    options = {"statistics": True, "backend": backend}
+    statistics = pixel_linear(x, to, weight=encoder.first, bias=encoder.bias, **options)
+    *halves, last = encoder.halves
+    for half in halves:
+        half = normalized(statistics, half, len(to))
+        statistics = pixel_linear(to, to, norm=half[:2], weight=half.weight, bias=half.bias, **options)
+    return normalized(statistics, last, len(to))
+
+
+def _finish_pointwise(x, last: Half, inner, size, out, backend) -> None:
+    """The last layer and the pooling, which commute: first whichever leaves fewer pixels."""
+    options = {"weight": last.weight, "bias": last.bias, "backend": backend}
+    if inner == size:
+        pixel_linear(x, out, norm=last[:2], **options)
+    elif size[0] * size[1] < inner[0] * inner[1]:
+        pixel_linear(x, x, norm=last[:2], backend=backend)
+        pixel_linear(pool(x, inner, size, backend), out, **options)
+    else:
+        pixel_linear(x, x, norm=last[:2], **options)
+        out.copy_(pool(x, inner, size, backend))
+
+
+def _encode_wide(x, size, encoder: Encoder, to, spare, backend) -> Tensor:
+    """All layers; an odd number of them, so that the first and the last one write to ``to``, which is returned."""
+    options = {"reflect": True, "backend": backend}
+    statistics = pixel_conv(x, size, to, weight=encoder.first, bias=encoder.bias, statistics=True, **options)
+    here, there = to, spare
+    for i, half in enumerate(encoder.halves):
+        half = normalized(statistics, half, len(to))
+        options["statistics"] = i + 1 < len(encoder.halves)
+        statistics = pixel_conv(here, size, there, norm=half[:2], weight=half.weight, bias=half.bias, **options)
+        here, there = there, here
+    return here
+
+
+def _encoder(weights: Sequence[Tensor], dtype: torch.dtype, backend: str) -> Encoder:
+    def made(weight: Tensor) -> Tensor:
+        weight = weight.to(dtype)
+        is_wide = weight.shape[2:] == (3, 3)
+        return pixel_conv_weight(weight, backend) if is_wide else weight.flatten(1).T.contiguous()
+
+    first, bias, *rest = weights
+    halves = [
+        Half(gain, offset, made(weight), shift.float().contiguous())
+        for gain, offset, weight, shift in zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True)
+    ]
+    return Encoder(made(first), bias.float().contiguous(), halves)
+
+
+def _rotation(rows: Tensor, columns: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """(rows, 2, D) and (columns, 2, D): cosines and sines. A pair that turns by rows does not by columns."""
+    still = [torch.zeros_like(turns) for turns in (rows, columns)]
+    pairs = torch.cat([rows, still[0]], 1), torch.cat([still[1], columns], 1)
+    return tuple(torch.stack([p.cos(), p.sin()], 1).repeat(1, 1, 2 * heads).float().contiguous() for p in pairs)
+
+
+_naf_queries = register(
+    "naf_queries(Tensor image, Tensor[] parameters, Tensor rows, Tensor columns, int num_heads, SymInt[] grids, "
+    "str backend) -> Tensor[]",
+    _requires,
+    _empty,
+    _launch,
+)
