@@ -29,7 +29,7 @@ def _factors(points: Sequence[float]) -> Tensor:
         for other in points:
             scale *= p - other if other != p else 1.0
         rows.append([p**power / scale for power in range(3)])
-    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device="cpu")
 
 
 def pixel_conv_weight(weight: Tensor) -> Tensor:

@@ -4,6 +4,11 @@ The norms of the three encoders are statistics of the whole image, each of what 
 layers run over maps of the image's size, as for the whole (:mod:`murf_fast.ops._image_encoders`), or, one norm after
 the other, over bands of rows, which are computed from the image again each time: four times the layers, in three to
 four times the time as bands stay in a cache, and nothing of the image's size.
+
+With the norms of the former a rectangle of the queries is a crop of the whole on the CPU, bit for bit: every layer is a
+sum of its own for every pixel, and the convolution's tiles are cut where the whole is (:class:`Band`). Not so with the
+norms of bands, whose sums are joined in another order, nor on a GPU, where the products are cuDNN's: there they agree
+within the error of a run.
 """
 
 from __future__ import annotations
