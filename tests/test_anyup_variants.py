@@ -1,4 +1,4 @@
-"""AnyUp as others have it: Falcon Perception's, with values split over the heads; other bases, keys without features."""
+"""AnyUp as others have it: values split over the heads (Falcon Perception), other bases, keys without features."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ def test_falcon_perception(case, dtype):
     """Its output, which its own float32 misses by at most 8.0e-6; see tests/golden/README.md."""
     data, weights = falcon()
     model = AnyUp.from_checkpoint(weights, **FALCON).to(dtype)
-    assert model.qk_dim == 16 and not model.training
+    assert model.qk_dim == 16
+    assert not model.training
     expected = data[f"{case}.output.f64"]
     with torch.no_grad():
         result = model(data["image"].to(dtype), data["features"].to(dtype), tuple(expected.shape[2:]))
@@ -170,13 +171,14 @@ def test_checkpoints_tell_the_basis(lfu_dim):
     assert ("key_features_encoder.1.shortcut.weight" in weights) == (lfu_dim not in (0, 32))
     model, (image, features) = AnyUp.from_checkpoint(weights), inputs("small basis")
     with torch.no_grad():
-        assert model.lfu_dim == lfu_dim and torch.equal(model(image, features), expected(image, features))
+        assert model.lfu_dim == lfu_dim
+        assert torch.equal(model(image, features), expected(image, features))
 
 
 def test_features_left_out_of_a_checkpoint():
     """Keys are said to be the image's by all of the weights, or they do not fit."""
     weights = {n: w for n, w in AnyUp(32).state_dict().items() if not n.startswith("key_features_encoder")}
-    with pytest.raises(ValueError, match="missing keys: key_features_encoder.0.basis, key_features_encoder.1"):
+    with pytest.raises(ValueError, match=r"missing keys: key_features_encoder\.0\.basis, key_features_encoder\.1"):
         AnyUp.from_checkpoint(weights)
 
 

@@ -86,7 +86,10 @@ def test_a_copy(copy):
 def test_falcon_perception(falcon, ratio):
     """Windows are the mask's, whatever the model's own."""
     torch.manual_seed(0)
-    model, (image, features) = falcon.AnyUp(window_ratio=0.2), (torch.rand(2, 3, 16, 20) * 2 - 1, torch.randn(2, 6, 4, 5))
+    model, (image, features) = (
+        falcon.AnyUp(window_ratio=0.2),
+        (torch.rand(2, 3, 16, 20) * 2 - 1, torch.randn(2, 6, 4, 5)),
+    )
     mask = falcon.build_upsampler_block_mask(16, 20, 4, 5, ratio)
     assert model(image, features, mask) == "Falcon itself"
     patch.anyup(falcon)
@@ -97,7 +100,8 @@ def test_falcon_perception(falcon, ratio):
     half = falcon.build_upsampler_block_mask(8, 10, 4, 5, ratio)
     torch.testing.assert_close(model(image, features, half, (8, 10)), ours(image, features, (8, 10)))
     low = model.bfloat16()(image, features.bfloat16(), mask)  # images stay as they are, features are the model's
-    assert low.dtype == torch.bfloat16 and low.shape == (2, 6, 16, 20)
+    assert low.dtype == torch.bfloat16
+    assert low.shape == (2, 6, 16, 20)
     with pytest.raises(ValueError, match="`features` must have a multiple of 2 channels, got 5"):
         model(image, features[:, :5].bfloat16(), mask)
     patch.unpatch()

@@ -66,7 +66,10 @@ def lacks_output_projection(weights: Mapping[str, Tensor]) -> bool:
 def with_output_projection(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same with one of zeros: it has no influence."""
     of_queries = weights[f"{_ATTENTION}.attention.in_proj_weight"].chunk(3)[0]
-    nothing = {f"{_OUTPUT}.weight": torch.zeros_like(of_queries), f"{_OUTPUT}.bias": of_queries.new_zeros(len(of_queries))}
+    nothing = {
+        f"{_OUTPUT}.weight": torch.zeros_like(of_queries),
+        f"{_OUTPUT}.bias": of_queries.new_zeros(len(of_queries)),
+    }
     return {**weights, **nothing}
 
 
