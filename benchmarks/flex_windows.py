@@ -1,4 +1,4 @@
-"""Attention to windows by FlexAttention as Falcon Perception's AnyUp does it, whose block mask follows from geometry."""
+"""Attention to windows by FlexAttention as Falcon Perception's AnyUp does it: the block mask follows from geometry."""
 
 from __future__ import annotations
 

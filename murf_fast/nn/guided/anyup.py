@@ -172,6 +172,7 @@ class AnyUp(GuidedUpsampler):
             features: (B, C, h, w) with any C (``"split"``: a multiple of the heads), as the backbone gives them, in any
                 floating-point dtype: the attention runs in the wider of the values' and the parameters'. Or a list of
                 such maps, of any grids and channels, which share the queries.
+            output_size: (height, width) in pixels; None: that of the image.
             values: (B, K, h, w) to weigh in place of the features, which then give the attention alone; a list beside a
                 list.
             region: (top, left, height, width) of the output: the result is this rectangle of the whole one. None: all.
@@ -225,9 +226,8 @@ class AnyUp(GuidedUpsampler):
         _arguments.flag(what, "recompute", recompute)
         if wants_gradients(weights, image):
             raise ValueError(f"murf_fast.{what}: statistics have no gradient; call under torch.no_grad()")
-        return statistics_of(
-            weights, self._normalized(image), None if grids is None else check_grids(what, grids), recompute
-        )
+        grids = None if grids is None else check_grids(what, grids)
+        return statistics_of(weights, self._normalized(image), grids, recompute)
 
     def encode_image(
         self,
