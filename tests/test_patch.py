@@ -160,13 +160,20 @@ MODEL = """
     import torch
     from torch import nn
 
-    def encoder(first, dim):
-        half = lambda: [nn.GroupNorm(8, dim), nn.SiLU(), nn.Conv2d(dim, dim, 1, bias=False)]
-        blocks = []
-        for _ in range(2):
-            blocks.append(nn.Module())
-            blocks[-1].block = nn.Sequential(*half(), *half())
-        return nn.Sequential(first, *blocks)
+    class ResBlock(nn.Module):
+        def __init__(self, inputs, dim):
+            super().__init__()
+            half = lambda n: [nn.GroupNorm(8, n), nn.SiLU(), nn.Conv2d(n, dim, 1, bias=False)]
+            self.block = nn.Sequential(*half(inputs), *half(dim))
+            self.shortcut = nn.Identity() if inputs == dim else nn.Conv2d(inputs, dim, 1, bias=False)
+
+    class LearnedFeatureUnification(nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.basis = nn.Parameter(torch.randn(dim, 1, 5, 5))
+
+    def encoder(first, dim, inputs=None):
+        return nn.Sequential(first, ResBlock(inputs or dim, dim), ResBlock(dim, dim))
 
     class CrossAttentionBlock(nn.Module):
         def __init__(self, dim, heads):
@@ -190,11 +197,9 @@ MODEL = """
             super().__init__()
             self.qk_dim, self.lfu_dim, self.window_ratio = qk_dim, lfu_dim or qk_dim, window_ratio
             conv = lambda i, k: nn.Conv2d(i, qk_dim, k, padding=k // 2, padding_mode="reflect", bias=False)
-            unify = nn.Module()
-            unify.basis = nn.Parameter(torch.randn(qk_dim, 1, 5, 5))
-            for name, first in (("image", conv(3, 1)), ("key", conv(qk_dim, 1)), ("query", conv(qk_dim, 1)),
-                                ("key_features", unify)):
+            for name, first in (("image", conv(3, 1)), ("key", conv(qk_dim, 1)), ("query", conv(qk_dim, 1))):
                 self.add_module(f"{name}_encoder", encoder(first, qk_dim))
+            self.key_features_encoder = encoder(LearnedFeatureUnification(self.lfu_dim), qk_dim, self.lfu_dim)
             self.cross_decode = (NATTENCrossAttentionBlock if use_natten else CrossAttentionBlock)(qk_dim, num_heads)
             self.aggregation = encoder(conv(2 * qk_dim, 3), qk_dim)
             self.rope = nn.Module()
@@ -219,10 +224,10 @@ def anyup(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("use_natten", [False, True])
-def test_anyup(anyup, use_natten):
+@pytest.mark.parametrize(("use_natten", "lfu_dim"), [(False, None), (True, None), (False, 32)])
+def test_anyup(anyup, use_natten, lfu_dim):
     torch.manual_seed(0)
-    model = anyup(use_natten=use_natten)
+    model = anyup(use_natten=use_natten, lfu_dim=lfu_dim)
     image, features = torch.randn(2, 3, 15, 18), torch.randn(2, 5, 4, 3)
     assert model(image, features) == "AnyUp itself"
     patch.anyup()
@@ -270,7 +275,9 @@ def test_anyup_as_it_was(anyup):
     """What this library does not have is left to the original."""
     patch.anyup()
     image, features = torch.randn(1, 3, 15, 18), torch.randn(1, 5, 4, 3)
-    assert anyup(lfu_dim=32)(image, features) == "AnyUp itself"
+    changed = anyup()
+    changed.key_encoder[1].register_forward_hook(lambda *_: None)
+    assert changed(image, features) == "AnyUp itself"
     assert anyup().bfloat16()(image.bfloat16(), features.bfloat16()).dtype == torch.bfloat16
 
 

@@ -190,6 +190,7 @@ def module_calls() -> dict[str, object]:
     jbu, level, sharp = nn.JBUStack(8).eval(), nn.JBULevel().eval(), nn.FeatSharpJBU(2).eval()
     trained_level = nn.JBULevel().train()
     anyup, naf, jafar = nn.AnyUp(16).eval(), nn.NAF(16, kernel_size=3).eval(), nn.JAFAR(8, qk_dim=16).eval()
+    split = nn.AnyUp(16, values="split", image_range=(-1, 1), lfu_dim=8).eval()
     encoder, murf, s2 = nn.MultiResolutionEncoder(model, [24, 16]), nn.MuRF(model, (16, 24)), nn.S2(model, [1, 2])
 
     head = draw(3, 8)
@@ -211,7 +212,11 @@ def module_calls() -> dict[str, object]:
         "UpsampleAnything": [lambda: nn.UpsampleAnything(steps=2, radius=2)(guide, x)],
         "JAFAR": [*of_upsampler(jafar), with_gradients(lambda f: jafar(guide, f, (10, 12)), x)],
         "NAF": [*of_upsampler(naf), with_gradients(lambda f: naf(guide, f, (10, 12)), x)],
-        "AnyUp": [*of_upsampler(anyup), with_gradients(lambda f: anyup(guide, f, (10, 12)), x)],
+        "AnyUp": [
+            *of_upsampler(anyup),
+            *of_upsampler(split),
+            with_gradients(lambda f: anyup(guide, f, (10, 12)), x),
+        ],
         "S2": [lambda: s2(image)],
         "DepthHead": [lambda: depth.predict([x, y], (9, 9)), lambda: other_depth([x, y], (9, 9))],
         "SegmentationHead": [
@@ -222,6 +227,8 @@ def module_calls() -> dict[str, object]:
         "JBUStack": [lambda: jbu(x[:, :, :2, :3], draw(1, 3, 32, 48))],
         "JBULevel": [lambda: level(x, guide), trained],
         "FeatSharpJBU": [lambda: sharp(x, guide)],
+        "FixedJBU": [lambda: nn.FixedJBU(1.0, 0.3)(x, guide), with_gradients(nn.FixedJBU(1.0, 0.3), x, guide)],
+        "GuidedFilter": [lambda: nn.GuidedFilter(1, 0.1)(x, guide), with_gradients(nn.GuidedFilter(1, 0.1), x, guide)],
         "MultiResolutionEncoder": [lambda: encoder(image).maps],
         "MuRF": [lambda: murf(image), lambda: murf.pca(image)],
     }

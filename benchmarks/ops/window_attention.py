@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
+from flex_windows import split_heads
 from inputs import CL, coordinates, randn
 from registry import Contenders, Target, case, classes, configurations, side, smallest
 from tiny import attention, backward
@@ -134,3 +137,42 @@ def shapes(device: str, dtype: torch.dtype) -> None:
             backward(*murf_fast.window_attention(*many, bias=bias, return_lse=True, **options))
         q, k, v = inputs(128, 384, 42, keys)
         backward(murf_fast.window_attention(q.detach(), k.detach(), v, windows=windows, num_heads=4))
+
+
+def split(device, dtype, fine: int, coarse: int) -> Contenders:
+    """Falcon Perception's AnyUp behind its encoders: 256 channels, a share for each of four heads."""
+    fine, coarse, heads, depth, channels = side(fine), side(coarse), 4, 128, 4 * classes(64)
+    q = randn(device, dtype, 1, depth, fine, fine, memory_format=CL)
+    k, v = (randn(device, dtype, 1, c, coarse, coarse, memory_format=CL) for c in (depth, channels))
+    rule = murf_fast.windows.ratio(fine, coarse, 0.1)
+
+    def oracle():
+        for y in range(0, fine, max(1, fine // 7)):
+            row, own = q[:, :, y : y + 1].double(), rule.crop(y, 0, 1, fine)
+            exact = murf_fast.reference.window_attention(row, k.double(), v.double(), own, heads, "split")
+            yield (slice(None), slice(None), slice(y, y + 1)), exact
+
+    return Contenders(
+        lambda: murf_fast.window_attention(q, k, v, windows=rule, num_heads=heads, values="split"),
+        {"FlexAttention, analytic mask": split_heads(q, k, v, rule, heads)},
+        oracle,
+        channels * fine * fine * q.element_size(),
+        operations=2 * math.prod(int((axis.multiplicity() > 0).sum()) for axis in rule.tables()) * (depth + channels),
+    )
+
+
+def _split_case(fine: int, coarse: int, dtype: torch.dtype):
+    @case(
+        "window_attention",
+        f"{fine}^2 queries, {coarse}^2 keys, 256 channels split over 4 heads, {str(dtype).removeprefix('torch.')}",
+        targets=(Target("FlexAttention", 2.0),),
+        devices=("cuda",),
+        dtype=dtype,
+    )
+    def build(device, dtype):
+        return split(device, dtype, fine, coarse)
+
+
+for _fine, _coarse in ((448, 28), (1024, 64)):
+    for _dtype in (torch.float32, torch.bfloat16):
+        _split_case(_fine, _coarse, _dtype)

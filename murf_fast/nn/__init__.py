@@ -3,6 +3,8 @@
 from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics
 from murf_fast.nn.guided.anyup import AnyUp
 from murf_fast.nn.guided.featsharp_jbu import FeatSharpJBU
+from murf_fast.nn.guided.fixed_jbu import FixedJBU
+from murf_fast.nn.guided.guided_filter import GuidedFilter
 from murf_fast.nn.guided.jafar import JAFAR
 from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.nn.guided.jbu_stack import JBUStack
@@ -24,6 +26,8 @@ __all__ = [
     "DepthHead",
     "EncodedImage",
     "FeatSharpJBU",
+    "FixedJBU",
+    "GuidedFilter",
     "ImageStatistics",
     "JBULevel",
     "JBUStack",

@@ -17,21 +17,24 @@ def anyup(
     windows: Windows,
     output_size: Sequence[int] | None = None,
     num_heads: int = 4,
+    values: str = "mean",
 ) -> Tensor:
     """AnyUp as its code is written: whole maps, a dense mask, every weight of every head; (B, C, H, W).
 
-    ``weights`` is a released state dict, ``windows`` the rule made for the output and the features' grid.
+    ``weights`` is a released state dict, ``windows`` the rule made for the output and the features' grid; with
+    ``values="split"`` heads share out the channels. Weights without ``key_features_encoder``: keys of the image alone.
     """
     size = tuple(output_size or image.shape[2:])
     weights = {name: w.to(image.dtype) for name, w in weights.items()}
     encoded = mixed_with_positions(encoder(weights, "image_encoder", image), weights["rope.freqs"])
     q = F.adaptive_avg_pool2d(encoder(weights, "query_encoder", encoded), size)
     k = F.adaptive_avg_pool2d(encoder(weights, "key_encoder", encoded), features.shape[2:])
-    unified = feature_unify(F.normalize(features, dim=1), weights["key_features_encoder.0.basis"]).to(image.dtype)
-    k = torch.cat([k, residual_blocks(weights, "key_features_encoder", unified)], 1)
+    if "key_features_encoder.0.basis" in weights:
+        unified = feature_unify(F.normalize(features, dim=1), weights["key_features_encoder.0.basis"]).to(image.dtype)
+        k = torch.cat([k, residual_blocks(weights, "key_features_encoder", unified)], 1)
     k = encoder(weights, "aggregation", k)
     q = F.conv2d(q, weights["cross_decode.conv2d.weight"], padding=1)
-    return attend(weights, q, k, features, windows, num_heads)
+    return attend(weights, q, k, features, windows, num_heads, values)
 
 
 def encoder(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -42,13 +45,18 @@ def encoder(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 
 def residual_blocks(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    for block in (f"{name}.1.block", f"{name}.2.block"):
-        y = x
-        for norm, convolution in ((0, 2), (3, 5)):
-            y = F.group_norm(y, 8, weights[f"{block}.{norm}.weight"], weights[f"{block}.{norm}.bias"])
-            y = F.conv2d(F.silu(y), weights[f"{block}.{convolution}.weight"])
-        x = x + y
+    for block in (f"{name}.1", f"{name}.2"):
+        x = residual_block(weights, block, x)
     return x
+
+
+def residual_block(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """A block that changes the number of channels has a 1x1 convolution beside it."""
+    y, block, shortcut = x, f"{name}.block", weights.get(f"{name}.shortcut.weight")
+    for norm, convolution in ((0, 2), (3, 5)):
+        y = F.group_norm(y, 8, weights[f"{block}.{norm}.weight"], weights[f"{block}.{norm}.bias"])
+        y = F.conv2d(F.silu(y), weights[f"{block}.{convolution}.weight"])
+    return (x if shortcut is None else F.conv2d(x, shortcut)) + y
 
 
 def mixed_with_positions(x: Tensor, frequencies: Tensor) -> Tensor:
@@ -67,7 +75,15 @@ def unit_rms(x: Tensor, weight: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
-def attend(weights: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, windows: Windows, num_heads: int) -> Tensor:
+def attend(
+    weights: Mapping[str, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Windows,
+    num_heads: int,
+    values: str = "mean",
+) -> Tensor:
     size, block = q.shape[2:], "cross_decode.cross_attn"
     q = unit_rms(q.flatten(2).mT, weights[f"{block}.norm_q.weight"])
     k = unit_rms(k.flatten(2).mT, weights[f"{block}.norm_k.weight"])
@@ -90,5 +106,9 @@ def attend(weights: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, windo
         weights[f"{block}.attention.out_proj.bias"],
         need_weights=True,
         attn_mask=mask,
+        average_attn_weights=values == "mean",
     )
+    if values == "split":
+        v = v.flatten(2).unflatten(1, (num_heads, -1))
+        return torch.einsum("bnqk,bnck->bncq", attention, v).flatten(1, 2).unflatten(2, size)
     return torch.einsum("bqk,bkc->bqc", attention, v.flatten(2).mT).mT.unflatten(2, size)

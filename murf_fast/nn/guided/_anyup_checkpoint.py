@@ -15,6 +15,7 @@ from murf_fast.nn._checkpoints import few
 _ATTENTION = "cross_decode.cross_attn"
 # Whatever these are called, they are there, and tell all sizes.
 _TELLING = ("image_encoder.0.weight", "key_features_encoder.0.basis", "aggregation.0.weight", "rope.freqs")
+_FEATURES, _OUTPUT = "key_features_encoder.", f"{_ATTENTION}.attention.out_proj"
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,51 @@ class Layout:
     input_dim: int
     kernel_size: int
     kernel_size_lfu: int
+    lfu_dim: int
 
 
-def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, Checkpoint]:
-    """The weights under the names of the dense model, and their layout."""
+def read(checkpoint: str | PathLike | Mapping, values: str = "mean") -> tuple[Layout, Checkpoint]:
+    """The weights under the names of the dense model, and their layout.
+
+    With ``values="split"`` they may lack an output projection.
+    """
     opened = open_checkpoint("AnyUp", checkpoint)
     weights = canonical(opened.weights)
-    if not all(name in weights and weights[name].ndim >= 2 for name in _TELLING):
+    if lacks_output_projection(weights):
+        if values != "split":
+            raise ValueError(
+                f"murf_fast.AnyUp: {opened.origin} has no {_OUTPUT}, as Falcon Perception's, whose heads share out the "
+                'channels: say `values="split"`, and `image_range=(-1, 1)` for images as it takes them'
+            )
+        weights = with_output_projection(weights)
+    without_features = not any(name.startswith(_FEATURES) for name in weights)
+    telling = [name for name in _TELLING if not (without_features and name.startswith(_FEATURES))]
+    if not all(name in weights and weights[name].ndim >= 2 for name in telling):
         raise ValueError(
             f"murf_fast.AnyUp: {opened.origin} must hold AnyUp's weights, {', '.join(_TELLING)} among them; got the "
             f"keys {few(opened.weights)}"
         )
     first = weights["image_encoder.0.weight"]
-    basis = weights["key_features_encoder.0.basis"]
-    return Layout(first.shape[0], first.shape[1], first.shape[-1], basis.shape[-1]), Checkpoint(opened.origin, weights)
+    sizes = first.shape[0], first.shape[1], first.shape[-1]
+    if without_features and weights["aggregation.0.weight"].shape[1] == first.shape[0]:
+        return Layout(*sizes, 5, 0), Checkpoint(opened.origin, weights)
+    basis = weights.get(f"{_FEATURES}0.basis", first)
+    return Layout(*sizes, basis.shape[-1], basis.shape[0]), Checkpoint(opened.origin, weights)
+
+
+def lacks_output_projection(weights: Mapping[str, Tensor]) -> bool:
+    """As the state dicts of Falcon Perception's AnyUp, whose attention is not torch's module."""
+    return f"{_ATTENTION}.attention.in_proj_weight" in weights and not any(n.startswith(_OUTPUT) for n in weights)
+
+
+def with_output_projection(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with one of zeros: it has no influence."""
+    of_queries = weights[f"{_ATTENTION}.attention.in_proj_weight"].chunk(3)[0]
+    nothing = {
+        f"{_OUTPUT}.weight": torch.zeros_like(of_queries),
+        f"{_OUTPUT}.bias": of_queries.new_zeros(len(of_queries)),
+    }
+    return {**weights, **nothing}
 
 
 def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ from murf_fast.ops import feature_unify, window_attention
 from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._image_encoders import ENCODER, UNIT_EPS, flat, image_queries
 from murf_fast.ops._image_regions import image_rectangle, image_statistics
-from murf_fast.reference.anyup import encoder, mixed_with_positions, residual_blocks
+from murf_fast.reference.anyup import encoder, mixed_with_positions, residual_block
 
 _ATTENTION = "cross_decode.cross_attn"
+_FEATURES = "key_features_encoder"
 _OF_IMAGE = ("image_encoder", "key_encoder", "query_encoder")
 WINDOWS = ("dense", "natten")
 
@@ -44,17 +45,20 @@ def upsample(
     rule: windows.Windows,
     num_heads: int,
     values: Tensor | None = None,
+    by_head: str = "mean",
 ) -> Tensor:
     """(B, C, *size) from checked arguments; differentiable, and without gradients in far less time and memory.
 
-    Queries and keys are made in the dtype of the image, and attend in the wider of that and the values'.
+    Queries and keys are made in the dtype of the image, and attend in the wider of that and the values'; ``by_head`` is
+    what ``window_attention`` calls ``values``.
     """
     v = features if values is None else values
     dtype = torch.promote_types(v.dtype, image.dtype)
     grid = tuple(features.shape[2:])
     q, of_image = encode(weights, image, size, (0, 0, *size), [grid])
     k = keys_of(weights, of_image.maps[0], features)
-    return window_attention(q.to(dtype), k.to(dtype), v.to(dtype), windows=rule, num_heads=num_heads).to(v.dtype)
+    q, k = q.to(dtype), k.to(dtype)
+    return window_attention(q, k, v.to(dtype), windows=rule, num_heads=num_heads, values=by_head).to(v.dtype)
 
 
 def encode(
@@ -143,11 +147,18 @@ def _plain_queries(weights, encoded, size, region) -> Tensor:
 
 
 def _keys(weights: Mapping[str, Tensor], from_image: Tensor, features: Tensor) -> Tensor:
-    unified = feature_unify(F.normalize(features, dim=1), weights["key_features_encoder.0.basis"])
+    if f"{_FEATURES}.0.basis" not in weights:
+        return encoder(weights, "aggregation", from_image)
+    unified = feature_unify(F.normalize(features, dim=1), weights[f"{_FEATURES}.0.basis"])
     # Averages of softmaxes lie within a few millionths of their mean, which the blocks' norms take off again: taken off
     # before, it costs no digits. The difference is exact, and blocks pass a constant on.
     mean = 1 / unified.shape[1]
-    unified = residual_blocks(weights, "key_features_encoder", unified - mean) + mean
+    unified = residual_block(weights, f"{_FEATURES}.1", unified - mean)
+    if (shortcut := weights.get(f"{_FEATURES}.1.shortcut.weight")) is None:
+        unified = residual_block(weights, f"{_FEATURES}.2", unified) + mean
+    else:  # which makes another constant of it for every channel, that norms of groups of channels do not take off
+        unified = unified + mean * shortcut.sum((1, 2, 3))[:, None, None]
+        unified = residual_block(weights, f"{_FEATURES}.2", unified)
     return encoder(weights, "aggregation", torch.cat([from_image, unified], 1))
 
 

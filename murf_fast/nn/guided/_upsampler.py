@@ -98,6 +98,7 @@ class GuidedUpsampler(nn.Module):
             raise ValueError(f"murf_fast.{what}: `features` must be one map, got {len(maps)}")
         with torch.autocast(maps[0].device.type, enabled=False):
             check_head(what, maps, weight, bias, None, None, maps[0].shape[2:])
+        self._check_values(maps, None, single=False)
         encoded = self._encoded(image, maps, output_size, region)
         attention, dtype = self._attention(encoded, maps[0], maps[0].dtype)
         if reduce == "argmax":  # labels have no gradient

@@ -16,8 +16,10 @@ from murf_fast.nn import _checkpoints, _parts
 from murf_fast.nn.guided import _anyup_checkpoint
 from murf_fast.nn.guided._anyup_forward import WINDOWS, encode, keys_of, statistics_of, wants_gradients, window_rule
 from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, check_region
+from murf_fast.nn.guided._image_range import check_image_range, imagenet_normalized
 from murf_fast.nn.guided._upsampler import GuidedUpsampler, check_grids
 from murf_fast.ops import _checks
+from murf_fast.ops.window_attention import VALUES
 from murf_fast.windows import Windows
 
 
@@ -36,6 +38,15 @@ class AnyUp(GuidedUpsampler):
         input_dim: Channels of the image.
         kernel_size: Of the image encoder's first convolution. Only 1, as released, has the fast path.
         kernel_size_lfu: Of the basis that unifies the features.
+        lfu_dim: Filters of that basis (M in the paper's Table 9), a multiple of 8; other than ``qk_dim``, the first
+            residual block behind them has a 1x1 convolution beside it. 0: keys of the image alone, without features
+            (Table 8), for which the original has no code; its ``aggregation`` then takes the image's keys. None:
+            ``qk_dim``.
+        values: ``"mean"``: every head weighs all channels, and the heads are averaged, as released. ``"split"``: each
+            head has its share of the channels, whose number must be a multiple of the heads, as in Falcon Perception;
+            weights are trained for one of them.
+        image_range: (low, high) of images that are not normalized; the model then does it, with ImageNet's mean and
+            deviation, as Falcon Perception's does with (-1, 1). None: images are normalized.
         allow_bfloat16: Run in bfloat16 if the parameters are. With both released checkpoints its result on a photo is
             wrong by 5.4 to 5.9 % (relative norm), when AnyUp itself changes bilinear upsampling by a third; arithmetic
             in float32 does not help, the rounded weights and inputs suffice. float16 is wrong by 0.5 to 0.8 % and needs
@@ -49,9 +60,11 @@ class AnyUp(GuidedUpsampler):
     norm; where gradients are needed, and in float64, they are plain PyTorch.
 
     Raises:
-        ValueError: ``qk_dim``, ``windows`` or ``kernel_size_lfu`` is wrong; the message names it.
+        TypeError, ValueError: An argument is wrong; the message names it.
 
-    Source: AnyUp (Wimmer et al., arXiv 2510.12764), ``AnyUp``; weights CC BY 4.0.
+    Source: AnyUp (Wimmer et al., arXiv 2510.12764), ``AnyUp``; weights CC BY 4.0. ``values="split"``:
+    github.com/tiiuae/Falcon-Perception, ``falcon_perception/anyup.py``, which pools by whole blocks of pixels, where
+    there are such, and is the same there.
     """
 
     def __init__(
@@ -64,6 +77,9 @@ class AnyUp(GuidedUpsampler):
         input_dim: int = 3,
         kernel_size: int = 1,
         kernel_size_lfu: int = 5,
+        lfu_dim: int | None = None,
+        values: str = "mean",
+        image_range: tuple[float, float] | None = None,
         allow_bfloat16: bool = False,
     ) -> None:
         super().__init__()
@@ -81,13 +97,20 @@ class AnyUp(GuidedUpsampler):
                 f"murf_fast.AnyUp: `qk_dim` must be a multiple of 8 and of {2 * num_heads}, twice the heads, "
                 f"got {qk_dim}"
             )
-        self.qk_dim, self.num_heads = qk_dim, num_heads
+        lfu_dim = qk_dim if lfu_dim is None else _arguments.integer("AnyUp", "lfu_dim", lfu_dim, 0)
+        if lfu_dim % 8:
+            raise ValueError(f"murf_fast.AnyUp: `lfu_dim` must be a multiple of 8, got {lfu_dim}")
+        self._values = _arguments.choice("AnyUp", "values", values, VALUES)
+        self.image_range = check_image_range("AnyUp", image_range, input_dim)
+        self.qk_dim, self.num_heads, self.lfu_dim = qk_dim, num_heads, lfu_dim
         self.window_ratio, self.windows, self.allow_bfloat16 = window_ratio, windows, allow_bfloat16
         self.image_encoder = _encoder(nn.Conv2d(input_dim, qk_dim, kernel_size, bias=False), qk_dim)
         self.key_encoder = _encoder(nn.Conv2d(qk_dim, qk_dim, 1, bias=False), qk_dim)
         self.query_encoder = _encoder(nn.Conv2d(qk_dim, qk_dim, 1, bias=False), qk_dim)
-        self.key_features_encoder = _encoder(_Basis(qk_dim, kernel_size_lfu), qk_dim)
-        self.aggregation = _encoder(nn.Conv2d(2 * qk_dim, qk_dim, 3, bias=False), qk_dim)
+        if lfu_dim:
+            self.key_features_encoder = _encoder(_Basis(lfu_dim, kernel_size_lfu), qk_dim, lfu_dim)
+        of_keys = 2 * qk_dim if lfu_dim else qk_dim
+        self.aggregation = _encoder(nn.Conv2d(of_keys, qk_dim, 3, bias=False), qk_dim)
         attention = nn.Module()
         attention.norm_q, attention.norm_k = nn.RMSNorm(qk_dim), nn.RMSNorm(qk_dim)
         # Of its projections only those of queries and keys matter; the released state dicts have all.
@@ -109,9 +132,9 @@ class AnyUp(GuidedUpsampler):
 
         Args:
             checkpoint: ``anyup_paper.pth``, ``anyup_multi_backbone.pth``, a ``.safetensors`` file, or a state dict; of
-                the dense model or of one with ``use_natten=True``.
+                the dense model, of one with ``use_natten=True``, or of Falcon Perception's (its ``itok_upsampler``).
             options: Arguments of the class that weights do not tell: ``windows``, ``window_ratio``, ``num_heads``,
-                ``allow_bfloat16``.
+                ``values``, ``image_range``, ``allow_bfloat16``.
 
         Raises:
             TypeError: ``checkpoint`` is neither a path nor a state dict.
@@ -119,12 +142,13 @@ class AnyUp(GuidedUpsampler):
                 missing, empty, damaged, no checkpoint, or a pickle of more than tensors and plain values, which is not
                 loaded (``weights_only=True``).
         """
-        layout, opened = _anyup_checkpoint.read(checkpoint)
+        layout, opened = _anyup_checkpoint.read(checkpoint, options.get("values", "mean"))
         model = cls(
             layout.qk_dim,
             input_dim=layout.input_dim,
             kernel_size=layout.kernel_size,
             kernel_size_lfu=layout.kernel_size_lfu,
+            lfu_dim=layout.lfu_dim,
             **options,
         )
         _checkpoints.load_into(model, opened)
@@ -143,11 +167,11 @@ class AnyUp(GuidedUpsampler):
         """Upsamples ``features`` to ``output_size``.
 
         Args:
-            image: (B, 3, H, W), normalized with ImageNet's mean and deviation; in the dtype of the parameters. Or what
-                :meth:`encode_image` made of it.
-            features: (B, C, h, w) with any C, as the backbone gives them, in any floating-point dtype: the attention
-                runs in the wider of the values' and the parameters'. Or a list of such maps, of any grids and channels,
-                which share the queries.
+            image: (B, 3, H, W), normalized with ImageNet's mean and deviation (or in ``image_range``); in the dtype of
+                the parameters. Or what :meth:`encode_image` made of it.
+            features: (B, C, h, w) with any C (``"split"``: a multiple of the heads), as the backbone gives them, in any
+                floating-point dtype: the attention runs in the wider of the values' and the parameters'. Or a list of
+                such maps, of any grids and channels, which share the queries.
             output_size: (height, width) in pixels; None: that of the image.
             values: (B, K, h, w) to weigh in place of the features, which then give the attention alone; a list beside a
                 list.
@@ -202,7 +226,8 @@ class AnyUp(GuidedUpsampler):
         _arguments.flag(what, "recompute", recompute)
         if wants_gradients(weights, image):
             raise ValueError(f"murf_fast.{what}: statistics have no gradient; call under torch.no_grad()")
-        return statistics_of(weights, image, None if grids is None else check_grids(what, grids), recompute)
+        grids = None if grids is None else check_grids(what, grids)
+        return statistics_of(weights, self._normalized(image), grids, recompute)
 
     def encode_image(
         self,
@@ -246,11 +271,15 @@ class AnyUp(GuidedUpsampler):
             )
         if wants_gradients(self._weights(), image):
             raise ValueError("murf_fast.AnyUp: `statistics` have no gradient; call under torch.no_grad()")
-        queries, keys = encode(self._weights(), image, size, region, None, statistics)
+        queries, keys = encode(self._weights(), self._normalized(image), size, region, None, statistics)
         return EncodedImage("AnyUp", queries, keys, size, region)
 
     def _encode(self, image, size, region, grids) -> EncodedImage:
-        return EncodedImage("AnyUp", *encode(self._weights(), image, size, region, grids), size, region)
+        encoded = encode(self._weights(), self._normalized(image), size, region, grids)
+        return EncodedImage("AnyUp", *encoded, size, region)
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        return image if self.image_range is None else imagenet_normalized(image, self.image_range)
 
     def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
         return keys_of(self._weights(), of_image, features)
@@ -285,7 +314,7 @@ class AnyUp(GuidedUpsampler):
     def extra_repr(self) -> str:
         return (
             f"qk_dim={self.qk_dim}, num_heads={self.num_heads}, window_ratio={self.window_ratio}, "
-            f"windows={self.windows!r}"
+            f"windows={self.windows!r}, values={self._values!r}, image_range={self.image_range}"
         )
 
 
@@ -332,12 +361,14 @@ def _warn_of_chunks() -> None:
 
 
 class _Residual(nn.Module):
-    """Weights of a residual block: twice group norm, SiLU, 1x1 convolution."""
+    """Weights of a residual block: twice group norm, SiLU, 1x1 convolution; another beside it if channels change."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, inputs: int, dim: int) -> None:
         super().__init__()
-        half = [lambda: nn.GroupNorm(8, dim), nn.SiLU, lambda: nn.Conv2d(dim, dim, 1, bias=False)]
-        self.block = nn.Sequential(*(make() for make in half * 2))
+        layers = [[nn.GroupNorm(8, n), nn.SiLU(), nn.Conv2d(n, dim, 1, bias=False)] for n in (inputs, dim)]
+        self.block = nn.Sequential(*layers[0], *layers[1])
+        if inputs != dim:
+            self.shortcut = nn.Conv2d(inputs, dim, 1, bias=False)
 
 
 class _Basis(nn.Module):
@@ -348,8 +379,9 @@ class _Basis(nn.Module):
         self.basis = nn.Parameter(torch.randn(dim, 1, kernel_size, kernel_size))
 
 
-def _encoder(first: nn.Module, dim: int) -> nn.Sequential:
-    return nn.Sequential(OrderedDict([("0", first), ("1", _Residual(dim)), ("2", _Residual(dim))]))
+def _encoder(first: nn.Module, dim: int, inputs: int | None = None) -> nn.Sequential:
+    """A first layer of ``inputs`` channels (None: ``dim``), two blocks."""
+    return nn.Sequential(OrderedDict([("0", first), ("1", _Residual(inputs or dim, dim)), ("2", _Residual(dim, dim))]))
 
 
 def _frequencies(dim: int) -> Tensor:
