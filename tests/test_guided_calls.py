@@ -10,7 +10,7 @@ import textwrap
 import pytest
 import torch
 from guided import LargestTensor, draw, seeded
-from util import assert_gradient_within_budget, assert_within_budget, rounding
+from util import assert_gradient_within_budget, assert_within_budget, nudged, rounding, worst
 
 import murf_fast
 from murf_fast import _extension, backends
@@ -40,11 +40,14 @@ def inputs(batch=2):
 
 
 def whole(model, image, features, size=None):
-    """The result as it was before there was anything else, in float64, and as plain PyTorch has it in float32."""
+    """The result as it was before there was anything else, in float64, and as plain PyTorch has it in float32, the worst
+    of several draws of its rounding.
+    """
     with torch.no_grad():
         oracle = copy.deepcopy(model).double()(image.double(), features.double(), size)
         with murf_fast.use_backend("reference"):
-            return oracle, model(image, features, size)
+            draws = [(image, features), *((nudged(image, i), nudged(features, i)) for i in range(3))]
+            return oracle, worst([model(*one, size) for one in draws], oracle)
 
 
 def mixing(model, rows):

@@ -98,4 +98,12 @@ def gaussian_bilateral_upsample(d: Draw) -> list[Comparison]:
         return {"result": (weights @ x["features"].flatten(2).mT).mT.unflatten(2, size)}
 
     inputs = {"features": features, "guidance": guidance, **maps, "low_guidance": low}
-    return both_ways(formula, inputs, {"result": result}, d.generator, arithmetic(dtype))
+
+    def terms(cotangents) -> dict[str, float]:
+        """A weight's gradient is a difference of the values that its pixel can have, which cancel where they are one."""
+        if not cotangents or not cotangents["result"].numel():
+            return {}
+        values = float((cotangents["result"].abs().sum(1).amax() * features.detach().abs().amax()).double())
+        return {f"gradient of {name}": values for name, x in inputs.items() if x is not None and x is not features}
+
+    return both_ways(formula, inputs, {"result": result}, d.generator, arithmetic(dtype), terms)
