@@ -16,7 +16,7 @@ def guided_filter(source: Tensor, guidance: Tensor, radius: int, eps: float) -> 
     corr_ii, corr_ip = (_box((i[:, :, None] * x[:, None]).flatten(1, 2), radius) for x in (i, p))
     var = corr_ii.unflatten(1, (guides, -1)) - mean_i[:, :, None] * mean_i[:, None]
     cov = corr_ip.unflatten(1, (guides, -1)) - mean_i[:, :, None] * mean_p[:, None]
-    diagonal = eps * torch.eye(guides, dtype=source.dtype)
+    diagonal = eps * torch.eye(guides, dtype=source.dtype, device=source.device)
     a = torch.linalg.solve(var.permute(0, 3, 4, 1, 2) + diagonal, cov.permute(0, 3, 4, 1, 2)).permute(0, 3, 4, 1, 2)
     b = mean_p - (a * mean_i[:, :, None]).sum(1)
     mean_a, mean_b = _box(a.flatten(1, 2), radius), _box(b, radius)

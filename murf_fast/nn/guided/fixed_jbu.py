@@ -49,7 +49,7 @@ class FixedJBU(nn.Module):
             guidance: (B, G, H, W), any G, in the dtype of the source or float32.
 
         Returns:
-            (B, C, H, W) in the dtype of the source and the layout of the guidance; differentiable with respect to both.
+            (B, C, H, W) in dtype and layout of the source; differentiable with respect to both.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
@@ -61,7 +61,7 @@ class FixedJBU(nn.Module):
         check_source_and_guidance(what, source, guidance)
         size, grid = tuple(guidance.shape[2:]), tuple(source.shape[2:])
         dtype = torch.promote_types(source.dtype, torch.float32)
-        layout = torch.channels_last if is_channels_last(guidance) else torch.contiguous_format
+        layout = torch.channels_last if is_channels_last(source) else torch.contiguous_format
         with torch.autocast(source.device.type, enabled=False):
             # Around its mean the guidance's products are smallest; differences are the same.
             centred = guidance.to(dtype)

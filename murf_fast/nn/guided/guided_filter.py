@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast._layout import is_channels_last
 from murf_fast.nn.guided.fixed_jbu import check_source_and_guidance, positive
 from murf_fast.ops import resize
 
@@ -43,7 +44,7 @@ class GuidedFilter(nn.Module):
             guidance: (B, G, H, W), any G, in the dtype of the source or float32; no side is shorter than the source's.
 
         Returns:
-            (B, C, H, W) in the dtype of the source; differentiable with respect to both.
+            (B, C, H, W) in dtype and layout of the source; differentiable with respect to both.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
@@ -70,9 +71,11 @@ class GuidedFilter(nn.Module):
             # Positive definite, and not checked: that would wait for the device.
             slope = torch.linalg.solve_ex(variance, covariance)[0].permute(0, 3, 4, 1, 2)
             offset = mean_p - (slope * mean_i[:, :, None]).sum(1)
-            result = resize(self._box(offset), size)
+            layout = torch.channels_last if is_channels_last(source) else torch.contiguous_format
+            result = resize(self._box(offset), size, memory_format=layout)
             for g in range(guides):
-                result = result + resize(self._box(slope[:, g]), size) * fine[:, g : g + 1]
+                upsampled = resize(self._box(slope[:, g]), size, memory_format=layout)
+                result = torch.addcmul(result, upsampled, fine[:, g : g + 1])
         return result.to(source.dtype)
 
     def _box(self, x: Tensor) -> Tensor:
