@@ -65,6 +65,7 @@ class Task:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _arguments.integer("demo.anyup", "patches", self.patches, 2)
         self.size = self.patches * self.patch_size
         self._encoder = MultiResolutionEncoder(self.backbone, [self.size], mean=MEAN, std=STD)
         self._generator = torch.Generator().manual_seed(self.seed)
@@ -168,12 +169,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--start", type=Path, metavar="FILE", help="AnyUp's weights to go on from; none: from scratch")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="the backbone, a Dinov2Model's folder")
+    parser.add_argument("--patches", type=int, default=8, metavar="N", help="of a side of what the backbone sees")
     parser.add_argument("--steps", type=_steps, default=150, metavar="N", help="optimizer steps, 0 to 1,000,000")
     parser.add_argument("--out", type=Path, default=Path("anyup.pth"), metavar="FILE", help="where the weights go")
     arguments = parser.parse_args()
     backbone = backbones.load(arguments.weights)
     print(f"backbone: {backbone.description}", flush=True)
-    task = Task(backbone.model, backbone.patch)
+    task = Task(backbone.model, backbone.patch, arguments.patches)
     model = AnyUp.from_checkpoint(arguments.start) if arguments.start else from_scratch()
     rate = FINE_TUNING_RATE if arguments.start else RATE
     print(f"bilinear: loss on held-out crops {task.held_out_loss(bilinear):.4f}", flush=True)
