@@ -40,7 +40,7 @@ def inputs(batch=2):
 
 
 def whole(model, image, features, size=None):
-    """The result as it was before there was anything else, in float64, and as plain PyTorch has it in float32, the worst
+    """The result as it was before there was anything else, in float64, and as plain PyTorch has it in float32: worst
     of several draws of its rounding.
     """
     with torch.no_grad():

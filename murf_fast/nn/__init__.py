@@ -9,6 +9,9 @@ from murf_fast.nn.guided.jafar import JAFAR
 from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.nn.guided.jbu_stack import JBUStack
 from murf_fast.nn.guided.naf import NAF
+from murf_fast.nn.guided.training.colors import augment_colors
+from murf_fast.nn.guided.training.crops import LocalCrops, local_crops
+from murf_fast.nn.guided.training.losses import cosine_mse_loss, input_consistency_loss, self_consistency_loss
 from murf_fast.nn.guided.upsample_anything import CellKernels, UpsampleAnything
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
@@ -31,11 +34,17 @@ __all__ = [
     "ImageStatistics",
     "JBULevel",
     "JBUStack",
+    "LocalCrops",
     "MuRF",
     "MultiResolutionEncoder",
     "MultiResolutionFeatures",
     "SegmentationHead",
     "UpsampleAnything",
+    "augment_colors",
+    "cosine_mse_loss",
     "fine_to_coarse_loss",
+    "input_consistency_loss",
+    "local_crops",
     "multi_scale_target",
+    "self_consistency_loss",
 ]

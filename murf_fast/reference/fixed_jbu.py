@@ -11,7 +11,10 @@ def fixed_jbu(source: Tensor, guidance: Tensor, sigma_spatial: float, sigma_rang
     The square of the guidance's differences is expanded, without the term that the normalization cancels.
     """
     size, grid = guidance.shape[2:], source.shape[2:]
-    at = [(torch.arange(n, dtype=guidance.dtype, device=guidance.device) + 0.5) * m / n - 0.5 for n, m in zip(size, grid, strict=True)]
+    at = [
+        (torch.arange(n, dtype=guidance.dtype, device=guidance.device) + 0.5) * m / n - 0.5
+        for n, m in zip(size, grid, strict=True)
+    ]
     away = [p[:, None] - torch.arange(m, dtype=p.dtype, device=p.device) for p, m in zip(at, grid, strict=True)]
     spatial = [(-(d**2) / (2 * sigma_spatial**2)).masked_fill(d.abs() > radius, -torch.inf) for d in away]
     spatial = (spatial[0][:, None, :, None] + spatial[1][None, :, None]).flatten(2).flatten(0, 1)

@@ -100,7 +100,7 @@ def gaussian_bilateral_upsample(d: Draw) -> list[Comparison]:
     inputs = {"features": features, "guidance": guidance, **maps, "low_guidance": low}
 
     def terms(cotangents) -> dict[str, float]:
-        """A weight's gradient is a difference of the values that its pixel can have, which cancel where they are one."""
+        """A weight's gradient is a difference of the values that its pixel can have; of one value, nothing is left."""
         if not cotangents or not cotangents["result"].numel():
             return {}
         values = float((cotangents["result"].abs().sum(1).amax() * features.detach().abs().amax()).double())

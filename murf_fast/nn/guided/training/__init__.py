@@ -1,0 +1,1 @@
+"""What AnyUp is trained with: crops, losses and augmentations."""
