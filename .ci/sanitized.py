@@ -42,6 +42,8 @@ SKIPPED = (
     "scales",
     "dtypes",
     "kernels_are_tested",
+    "training",
+    "demo",
 )
 kernels = " and ".join(f"not {word}" for word in SKIPPED)
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--fuzz-cases", "1000", "-k", kernels, *arguments]))

@@ -343,7 +343,7 @@ PEAK = """
 
 
 @pytest.mark.skipif(_extension.load_error() is not None, reason=str(_extension.load_error()))
-def test_memory_follows_the_crop_and_the_labels():
+def test_memory_grows_with_the_crop_and_the_labels():
     script = [sys.executable, "-c", textwrap.dedent(PEAK)]
     peaks = subprocess.run(script, capture_output=True, text=True, check=True).stdout.split()
     if "None" in peaks:
