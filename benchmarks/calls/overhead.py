@@ -77,10 +77,10 @@ class Inputs:
         return Inputs(*(wide(getattr(self, f.name)) for f in dataclasses.fields(self)))
 
 
-def attended(i: Inputs, **options) -> Tensor:
+def attended(i: Inputs, operation: Callable[..., Tensor] = murf_fast.window_attention, **options) -> Tensor:
     rule = windows.ratio(SIZE, (4, 4))
     q = torch.cat([i.kernels, i.kernels[:, :7]], 1)
-    return murf_fast.window_attention(q, i.maps[1].repeat(1, 2, 1, 1), i.x, windows=rule, num_heads=2, **options)
+    return operation(q, i.maps[1].repeat(1, 2, 1, 1), i.x, windows=rule, num_heads=2, **options)
 
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
@@ -109,6 +109,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "upsample_mean": lambda i, **o: murf_fast.upsample_mean(i.maps, SIZE, **o),
     "upsample_sum": lambda i, **o: murf_fast.upsample_sum(i.maps, SIZE, **o),
     "window_attention": attended,
+    "window_attention_argmax": lambda i, **o: attended(i, murf_fast.window_attention_argmax, **o),
 }
 # Times as fast as what they replace, at least.
 GOALS = {
