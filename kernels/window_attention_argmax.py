@@ -95,10 +95,8 @@ def window_attention_argmax(
 ) -> None:
     """``labels`` (B, H, W), dense; see the op."""
     call = Call(q, k, v, bias_y, bias_x, rule, heads, mean, scale)
-    options = call.options()
-    if launch.without_warp_groups(launch.architecture(labels.device)):
-        # With the best class beside operands in registers, four warps spilled (8 to 24 bytes on sm_80).
-        options["num_warps"] = 8
+    # With the best class beside operands in registers, four warps spilled (8 to 128 bytes, on every generation).
+    options = call.options() | {"num_warps": 8}
     with launch.on_device_of(labels):
         _window_attention_argmax[(call.programs,)](
             call.attention,
