@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from guided import LAYOUTS, draw, seeded
+from torch.autograd import forward_ad
 from util import assert_gradient_within_budget, assert_within_budget, nudged, worst
 
 from murf_fast.nn import AnyUp
@@ -82,6 +83,16 @@ def test_tangents_and_transforms_take_the_plain_path():
     ]
     for expected, actual in zip(*results, strict=True):
         assert torch.equal(expected, actual)
+
+
+def test_duals_take_the_plain_path():
+    weights, image = dict(model().named_parameters()), image_of().double()
+    results = []
+    for room in (plain, _recomputed):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(image, draw(2, 3, 13, 11, seed=1).double())
+            results.append(forward_ad.unpack_dual(encoded(room, weights, dual)).tangent)
+    assert torch.equal(*results)
 
 
 def test_a_frozen_parameter_has_no_gradient():
