@@ -8,6 +8,8 @@ from guided import LAYOUTS, draw, seeded
 from torch.autograd import forward_ad
 from util import assert_gradient_within_budget, assert_within_budget, nudged, worst
 
+import murf_fast
+from murf_fast import backends
 from murf_fast.nn import AnyUp
 from murf_fast.nn.guided import _recomputed
 from murf_fast.reference import anyup as plain
@@ -36,14 +38,23 @@ def leaves_of(weights, image):
     return {"image": image, **{n: p for n, p in weights.items() if n.startswith(NAME) or n == "rope.freqs"}}
 
 
-def gradients(room, dtype, image=None, **options):
-    weights = dict(model(dtype).named_parameters())
-    image = (image_of() if image is None else image).to(dtype, copy=True).requires_grad_()
+def gradients(room, dtype, image=None, device="cpu", **options):
+    weights = dict(model(dtype).to(device).named_parameters())
+    image = (image_of() if image is None else image).to(device, dtype, copy=True).requires_grad_()
     leaves = leaves_of(weights, image)
     result = encoded(room, weights, image)
-    direction = draw(*result.shape, seed=1).to(dtype)
+    direction = draw(*result.shape, seed=1).to(device, dtype)
     found = torch.autograd.grad(result, list(leaves.values()), direction, **options)
     return {"result": result, **dict(zip(leaves, found, strict=True))}, list(leaves.values())
+
+
+def check_float32(actual):
+    oracle, _ = gradients(plain, torch.float64)
+    images = [nudged(image_of(), seed).contiguous(memory_format=m) for seed in range(4) for m in LAYOUTS]
+    theirs = [gradients(plain, torch.float32, image)[0] for image in images]
+    for name, value in actual.items():
+        same = worst([t[name].detach() for t in theirs], oracle[name].detach())
+        assert_gradient_within_budget(value.detach().cpu(), oracle[name].detach(), same, name)
 
 
 def test_float64(band):
@@ -54,14 +65,17 @@ def test_float64(band):
         assert_within_budget(value, expected[name], expected[name], name, terms)
 
 
-def test_float32(band):
-    oracle, _ = gradients(plain, torch.float64)
-    actual, _ = gradients(_recomputed, torch.float32)
-    images = [nudged(image_of(), seed).contiguous(memory_format=m) for seed in range(4) for m in LAYOUTS]
-    theirs = [gradients(plain, torch.float32, image)[0] for image in images]
-    for name, value in actual.items():
-        same = worst([t[name].detach() for t in theirs], oracle[name].detach())
-        assert_gradient_within_budget(value.detach(), oracle[name].detach(), same, name)
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_float32(band, backend):
+    if backends.reasons_against(backend, "cpu"):
+        pytest.skip("; ".join(backends.reasons_against(backend, "cpu")))
+    with murf_fast.use_backend(backend):
+        check_float32(gradients(_recomputed, torch.float32)[0])
+
+
+def test_triton(device):
+    with murf_fast.use_backend("triton"):
+        check_float32(gradients(_recomputed, torch.float32, device=device)[0])
 
 
 def test_gradients_of_gradients():

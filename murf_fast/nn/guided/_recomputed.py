@@ -1,8 +1,9 @@
 """AnyUp's encoders where gradients are needed: what a backward can compute again is not kept.
 
 Plain PyTorch keeps six maps of a residual block: each norm's argument and result, and what SiLU makes of it. Here a
-block keeps its argument. Its backward makes the map between its two halves again and goes over the pixels in bands that
-stay in cache: once for a norm's sums, which are over the whole image, and once to apply them.
+block keeps its argument, and the forward's layers are those of inference. The backward makes the map between a block's
+halves again and goes over the pixels in bands that stay in cache: once for a norm's sums, which are over the whole
+image, and once to apply them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from murf_fast import backends
 from murf_fast.ops._derivatives import derivatives_wanted, in_transform
+from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.reference import anyup as plain
 
 _GROUPS, _EPS = 8, 1e-5
 _PARAMETERS = ("0.weight", "0.bias", "2.weight", "3.weight", "3.bias", "5.weight")
-# Rows of 128 float32: a MiB. Of 512 to 4096 as fast as any on one thread of a machine with 1 MiB of L2, and the fastest
+# Rows of 128 float32: a MiB. Of 512 to 4096 as fast as any on one thread of a machine with 2 MiB of L2, and the fastest
 # on two, which meet after every band. A GPU has no use for bands but less memory.
 _BAND, _GPU_BAND = 2048, 2**18
 
@@ -35,9 +38,7 @@ def encoder(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
         x = F.conv2d(F.pad(x, [kernel.shape[-1] // 2] * 4, mode="reflect"), kernel)
     else:
         x = F.linear(x.permute(0, 2, 3, 1), kernel.flatten(1)).permute(0, 3, 1, 2)
-    for parameters in blocks:
-        x = _Block.apply(x, *parameters)
-    return x
+    return _Blocks.apply(x, *blocks[0], *blocks[1])
 
 
 def mixed_with_positions(x: Tensor, frequencies: Tensor) -> Tensor:
@@ -69,37 +70,41 @@ class _Statistics(NamedTuple):
     centre: Tensor
 
 
-class _Block(torch.autograd.Function):
-    """A residual block: ``x + W2 silu(norm2(W1 silu(norm1(x))))``."""
+class _Blocks(torch.autograd.Function):
+    """Residual blocks: ``x + W2 silu(norm2(W1 silu(norm1(x))))``, one after the other."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        first, second = _halves(parameters)
         rows = _rows(x)
-        of_rows = _statistics(rows)
-        between = _convolved(rows, of_rows, first)
-        of_between = _statistics(between)
-        ctx.save_for_backward(x, *parameters)
-        ctx.statistics = of_rows, of_between
-        return _map(_convolved(between, of_between, second, rows), x)
+        of_rows, kept, ctx.statistics = _statistics(rows), [], []
+        for first, second in _blocks(parameters):
+            between, of_between = _layer(rows, of_rows, first)
+            kept.append(rows)
+            ctx.statistics.append((of_rows, of_between))
+            rows, of_rows = _layer(between, of_between, second, rows)
+        ctx.save_for_backward(x, *parameters, *kept[1:])
+        return _map(rows, x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad
+        needed = ctx.needs_input_grad
+        x, *parameters = tensors = ctx.saved_tensors[: len(needed)]
         with torch.autocast(grad.device.type, enabled=False):
             if torch.is_grad_enabled():
-                return _differentiable(_plain_block, tensors, needed, grad)
-            x, *parameters = tensors
-            first, second = _halves(parameters)
-            rows, grad_rows = _rows(x), _rows(grad)
-            of_rows, of_between = ctx.statistics
-            between = _convolved(rows, of_rows, first)
-            # Two maps do for all: the gradient of the one between takes its place.
-            dz = torch.empty(rows.shape, dtype=_precise(rows), device=rows.device)
-            of_second = _gradients(between, of_between, second, grad_rows, needed[6], dz, between)
-            of_first = _gradients(rows, of_rows, first, between, needed[3], dz, dz, grad_rows)
-            grads = (_map(dz, x), *of_first, *of_second)
-            return tuple(g.to(t.dtype) if n else None for g, t, n in zip(grads, tensors, needed, strict=True))
+                return _differentiable(_plain_blocks, tensors, needed, grad)
+            kept, grad_rows = [_rows(x), *ctx.saved_tensors[len(needed) :]], _rows(grad)
+            found = []
+            for i, (first, second) in reversed(list(enumerate(_blocks(parameters)))):
+                rows, (of_rows, of_between) = kept[i], ctx.statistics[i]
+                between, _ = _layer(rows, of_rows, first)
+                # Two maps do for all: the gradient of the one between takes its place.
+                dz = torch.empty(rows.shape, dtype=_precise(rows), device=rows.device)
+                wanted = needed[1 + 6 * i :]
+                of_second = _gradients(between, of_between, second, grad_rows, wanted[5], dz, between)
+                of_first = _gradients(rows, of_rows, first, between, wanted[2], dz, dz, grad_rows)
+                found, grad_rows = [*of_first, *of_second, *found], dz
+            grads = zip((_map(grad_rows, x), *found), tensors, needed, strict=True)
+            return tuple(g.to(t.dtype) if n else None for g, t, n in grads)
 
 
 class _Mixed(torch.autograd.Function):
@@ -163,16 +168,18 @@ def _differentiable(
     return tuple(next(found) if n else None for n in needed)
 
 
-def _halves(parameters: Sequence[Tensor]) -> tuple[_Half, _Half]:
+def _blocks(parameters: Sequence[Tensor]) -> list[tuple[_Half, _Half]]:
     dtype = _precise(parameters[0])
-    return tuple(_Half(g.to(dtype), b.to(dtype), w.flatten(1)) for g, b, w in (parameters[:3], parameters[3:]))
+    halves = [
+        _Half(scale.to(dtype), shift.to(dtype), weight.flatten(1))
+        for scale, shift, weight in zip(parameters[::3], parameters[1::3], parameters[2::3], strict=True)
+    ]
+    return list(zip(halves[::2], halves[1::2], strict=True))
 
 
-def _plain_block(x: Tensor, *parameters: Tensor) -> Tensor:
-    y = x
-    for scale, shift, weight in (parameters[:3], parameters[3:]):
-        y = F.conv2d(F.silu(F.group_norm(y, _GROUPS, scale, shift, _EPS)), weight)
-    return x + y
+def _plain_blocks(x: Tensor, *parameters: Tensor) -> Tensor:
+    names = [f"x.{block}.block.{p}" for block in (1, 2) for p in _PARAMETERS]
+    return plain.residual_blocks(dict(zip(names, parameters, strict=True)), "x", x)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -209,30 +216,45 @@ def _by_group(x: Tensor) -> Tensor:
 
 def _statistics(rows: Tensor) -> _Statistics:
     """From every band's own mean and squares about it."""
-    dtype, count, means, squares = _precise(rows), [], [], []
+    count, means, squares = [], [], []
     for _, x in _bands(rows):
-        x = x.to(dtype)
+        x = x.to(_precise(rows))
         means.append(x.mean(0))
         squares.append((x - means[-1]).square_().sum(0))
         count.append(len(x))
     means, squares = _of_images(means, rows), _of_images(squares, rows)
     share = torch.tensor(count, dtype=means.dtype, device=rows.device).view(len(rows), -1, 1) / rows.shape[1]
-    mean = _by_group((share * means).sum(1))
-    variance = _by_group((squares / rows.shape[1] + share * (means - mean[:, None]).square()).sum(1))
+    mean = (share * means).sum(1)
+    between = rows.shape[1] * share * (means - mean[:, None]).square()
+    return _grouped(mean, (squares + between).sum(1), rows)
+
+
+def _grouped(mean: Tensor, squares: Tensor, rows: Tensor) -> _Statistics:
+    """From (B, C) means, and sums of squares about them, of every channel."""
+    of_group = _by_group(mean)
+    variance = _by_group(squares / rows.shape[1] + (mean - of_group).square())
     reciprocal = (variance + _EPS).rsqrt()
-    return _Statistics(reciprocal.to(dtype), (mean * reciprocal).to(dtype))
+    return _Statistics(reciprocal.to(_precise(rows)), (of_group * reciprocal).to(_precise(rows)))
 
 
-def _convolved(rows: Tensor, of: _Statistics, half: _Half, residual: Tensor | None = None) -> Tensor:
-    result = torch.empty((*rows.shape[:2], len(half.weight)), dtype=rows.dtype, device=rows.device)
-    factors, offsets, weight = of.reciprocal * half.scale, half.shift - of.centre * half.scale, half.weight.mT
-    for i, x, out, *added in _bands(rows, result, *([] if residual is None else [residual])):
-        z = F.silu(torch.addcmul(offsets[i], x, factors[i]), inplace=True).to(rows.dtype)
-        if added:
-            torch.addmm(added[0], z, weight, out=out)
-        else:
-            torch.mm(z, weight, out=out)
-    return result
+def _layer(rows: Tensor, of: _Statistics, half: _Half, residual: Tensor | None = None) -> tuple[Tensor, _Statistics]:
+    """One half of a block, and what the next norm needs."""
+    backend = backends.resolve(None, rows.device.type, rows.dtype)
+    dtype = torch.float32 if backend == "native" else rows.dtype  # the C++ kernel's
+    gains, offsets = of.reciprocal * half.scale, half.shift - of.centre * half.scale
+    weight = half.weight.mT.to(dtype).contiguous()
+    result, found = torch.empty((*rows.shape[:2], weight.shape[1]), dtype=rows.dtype, device=rows.device), []
+    for i, x in enumerate(rows):
+        out = result[i].to(dtype)
+        added = None if residual is None else residual[i].to(dtype)
+        norm = gains[i], offsets[i]
+        found.append(
+            pixel_linear(x.to(dtype), out, norm=norm, weight=weight, residual=added, statistics=True, backend=backend)
+        )
+        if out.dtype != result.dtype:
+            result[i] = out
+    mean, squares = (torch.stack(v) for v in zip(*found, strict=True))
+    return result, _grouped(mean, squares, rows)
 
 
 def _gradients(
