@@ -23,7 +23,7 @@ def backbone():
 
 def trained(steps, seed=0):
     model = demo.from_scratch(16)
-    return model, list(demo.train(demo.Task(backbone(), 14, 4, seed), model, steps, 20, 1e-3))
+    return model, list(demo.train(demo.Task(backbone(), 14, 4, seed), model, steps, 20, 2e-3))
 
 
 def test_training_lowers_the_loss_on_held_out_crops():

@@ -218,6 +218,26 @@ def test_a_step_stays_in_place(index):
         assert float((straight - x).abs().max()) > 1e-3
 
 
+def test_the_recipe_s_steps():
+    x = photo(1, 3, 8, 9).double()
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    steps = list(colors.STEPS)
+    drawn = [(0.5, colors._jitter), (0.25, colors._distort), (0.25, colors._reorder)]
+    assert steps[:3] == drawn
+    assert (steps[4], steps[10]) == ((0.35, colors._blur), (0.6, colors._noise))
+    fixed = [
+        (0.1, colors.grey(x).expand_as(x)),
+        (0.2, (x - low) / (high - low)),
+        (0.2, colors.sharpened(x, 1.5)),
+        (0.1, ((x * 255).byte() & 0b11111000).double() / 255),
+        (0.05, torch.where(x < 0.9, x, 1 - x)),
+        (0.02, 1 - x),
+    ]
+    for (chance, step), (expected_chance, expected) in zip([steps[3], *steps[5:10]], fixed, strict=True):
+        assert chance == expected_chance
+        torch.testing.assert_close(step(x, None), expected, rtol=0, atol=1e-12)
+
+
 def test_colour_formulas():
     x = photo(2, 3, 6, 7).double()
     factor = torch.tensor([0.5, 1.3], dtype=torch.float64)[:, None, None, None]

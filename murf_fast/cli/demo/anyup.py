@@ -37,7 +37,7 @@ from murf_fast.ops import resize
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, CROPS = 2, 4
 REGULARIZERS = 0.1
-RATE, FINE_TUNING_RATE = 1e-3, 2e-5  # the paper's 2e-4 is for 100,000 steps
+RATE, FINE_TUNING_RATE = 5e-4, 2e-5  # the paper's is 2e-4, for 100,000 steps
 MOST_STEPS = 1_000_000
 
 
@@ -105,21 +105,26 @@ class Task:
             return self._encoder(crops.guidance).maps[0], self._encoder(crops.crops).maps[0]
 
     def _batch(self) -> Tensor:
-        """(BATCH, 3, 2 size, 2 size) in 0..1, of the left, some mirrored."""
+        """(BATCH, 3, 2 size, 2 size) in 0..1, squares of any scale of the left, some mirrored."""
         side, images = 2 * self.size, []
         for _ in range(BATCH):
             photo = self._photos[self._integer(len(self._photos))]
-            y, x = self._integer(photo.shape[1] - side + 1), self._integer(photo.shape[2] - 2 * side + 1)
-            image = photo[:, y : y + side, x : x + side]
-            images.append(image.flip(2) if self._integer(2) else image)
-        return torch.stack(images)
+            height, width = photo.shape[1], photo.shape[2] - side
+            square = side + self._integer(min(height, width) - side + 1)
+            y, x = self._integer(height - square + 1), self._integer(width - square + 1)
+            image = resize(photo[None, :, y : y + square, x : x + square], (side, side), antialias=True)
+            images.append(image.flip(3) if self._integer(2) else image)
+        return torch.cat(images)
 
     def _integer(self, count: int) -> int:
         return int(torch.randint(count, (), generator=self._generator))
 
 
 def train(task: Task, model: AnyUp, steps: int, every: int, rate: float) -> Iterator[Progress]:
-    """Trains the model in place: the loss before the first step, after every ``every`` steps, and after the last."""
+    """Trains the model in place: the loss before the first step, after every ``every`` steps, and after the last.
+
+    The rate falls to zero in a straight line.
+    """
     steps = _arguments.integer("demo.anyup", "steps", steps, 0, MOST_STEPS)
     every = _arguments.integer("demo.anyup", "every", every, 1)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
@@ -127,6 +132,7 @@ def train(task: Task, model: AnyUp, steps: int, every: int, rate: float) -> Iter
         if step % every == 0 or step == steps:
             yield Progress(step, task.held_out_loss(model))
         if step < steps:
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
             loss = task.loss(model)
             optimizer.zero_grad()
             loss.backward()

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import backends, windows
+from murf_fast.nn.guided import _recomputed
 from murf_fast.nn.guided._encoded import ImageKeys, ImageStatistics, grids_of
+from murf_fast.nn.guided._encoders import pooled
 from murf_fast.ops import feature_unify, window_attention
 from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._image_encoders import ENCODER, UNIT_EPS, flat, image_queries
 from murf_fast.ops._image_regions import image_rectangle, image_statistics
-from murf_fast.reference.anyup import encoder, mixed_with_positions, residual_block
+from murf_fast.reference.anyup import encoder, residual_block
 
 _ATTENTION = "cross_decode.cross_attn"
 _FEATURES = "key_features_encoder"
@@ -131,15 +133,15 @@ def _projection(weights: Mapping[str, Tensor], which: int) -> tuple[Tensor, Tens
 
 def _plain_keys(weights, image, grids) -> tuple[Tensor, ImageKeys]:
     """The encoded image, and the keys of it."""
-    encoded = mixed_with_positions(encoder(weights, _OF_IMAGE[0], image), weights["rope.freqs"])
-    of_keys = encoder(weights, _OF_IMAGE[1], encoded)
-    maps = [F.adaptive_avg_pool2d(of_keys, tuple(grid)) for grid in grids_of(image, grids)]
-    return encoded, ImageKeys.of(maps, grids)
+    encoded = _recomputed.encoder(weights, _OF_IMAGE[0], image)
+    encoded = _recomputed.mixed_with_positions(encoded, weights["rope.freqs"])
+    of_keys = _recomputed.encoder(weights, _OF_IMAGE[1], encoded)
+    return encoded, ImageKeys.of([pooled(of_keys, grid) for grid in grids_of(image, grids)], grids)
 
 
 def _plain_queries(weights, encoded, size, region) -> Tensor:
     (height, width), (top, left, rows, columns) = size, region
-    q = F.adaptive_avg_pool2d(encoder(weights, _OF_IMAGE[2], encoded), tuple(size))
+    q = pooled(_recomputed.encoder(weights, _OF_IMAGE[2], encoded), size)
     # Zeros around the output, not around the rectangle.
     q = q[:, :, max(top - 1, 0) : top + rows + 1, max(left - 1, 0) : left + columns + 1]
     q = F.pad(q, (int(left == 0), int(left + columns == width), int(top == 0), int(top + rows == height)))

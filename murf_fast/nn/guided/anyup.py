@@ -57,7 +57,9 @@ class AnyUp(GuidedUpsampler):
     zero.)
 
     Without gradients the image's encoders run as passes over the pixels that read and write activations once per group
-    norm; where gradients are needed, and in float64, they are plain PyTorch.
+    norm. Where gradients are needed they keep the argument of each residual block and compute the rest again, band by
+    band; in float64 without gradients, under a compiler, and for derivatives in other ways than by a first backward (a
+    gradient's own gradient, tangents, ``torch.func``) they are plain PyTorch.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -191,8 +193,9 @@ class AnyUp(GuidedUpsampler):
         maps of ``qk_dim`` channels at the image's size (three, and as many at the output's, if that is another), which
         are gone when the result is made. Features narrower than the parameters take a second result, in the parameters'
         dtype. Of a region, result and queries are the region's, and the norms, which are the whole image's, take three
-        maps of ``qk_dim`` channels at its size; :meth:`statistics` does without. Where gradients are needed, about
-        fifty maps of ``qk_dim`` channels at the image's size are kept beside the result, for a region too.
+        maps of ``qk_dim`` channels at its size; :meth:`statistics` does without. Where gradients are needed,
+        eight maps of ``qk_dim`` channels at the image's size are kept beside the result, for a region too, and the
+        backward takes four more.
         """
         if q_chunk_size is not None:
             _warn_of_chunks()
