@@ -201,7 +201,7 @@ def test_tiles_of_one_image(name, size, recompute, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_regions_in_half_types(dtype):
-    model = seeded(AnyUp(16, num_heads=2, allow_bfloat16=True)).requires_grad_(False)
+    model = seeded(AnyUp(16, num_heads=2)).requires_grad_(False)
     image, features = inputs()
     exact = copy.deepcopy(model).to(dtype).double()(image.to(dtype).double(), features.to(dtype).double())
     half = copy.deepcopy(model).to(dtype)

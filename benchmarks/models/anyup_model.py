@@ -256,7 +256,7 @@ def tiny_anyup(device: str):
 @configurations("anyup_model")
 def layers(device: str, dtype: torch.dtype) -> None:
     """Every layer of the encoders: keys of pooled pixels, and of more than there are."""
-    model = AnyUp(allow_bfloat16=True).to(device, dtype).requires_grad_(False)
+    model = AnyUp().to(device, dtype).requires_grad_(False)
     for height, width in ((12, 20), (4, 5)):
         features = torch.zeros(1, 384, height, width, device=device, dtype=dtype)
         image = torch.zeros(1, 3, 10, 30, device=device, dtype=dtype)
