@@ -34,7 +34,7 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 LEVELS = {"baseline": [], "avx2": AVX2, "avx512": AVX512} if X86 else {"baseline": []}
 # A level of a few kernels, those that multiply in bfloat16; its others are those of AVX-512 (csrc/dispatch.cpp).
 AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
-AMX_SOURCES = ["csrc/level/pixel_conv_direct.cpp", "csrc/level/pixel_linear.cpp"]
+AMX_SOURCES = [f"csrc/level/{name}.cpp" for name in ("dense_attention", "pixel_conv_direct", "pixel_linear")]
 
 # Contraction gives fused multiply-adds; no trapping math lets comparisons vectorize. Nothing here reorders sums.
 # Vectors cross no boundary between translation units, so the ABI that -Wpsabi warns of does not matter.

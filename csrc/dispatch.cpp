@@ -23,6 +23,7 @@ extern const Kernels kernels;
 #if defined(MURF_AMX)
 // Only what multiplies in bfloat16 is compiled for it.
 namespace amx {
+void dense_attention(DenseAttention attention, int threads);
 void pixel_linear(DType dtype, PixelLinear layer, int threads);
 void pixel_conv_direct(PixelConv layer, int threads);
 }
@@ -34,6 +35,7 @@ namespace {
 const Kernels& with_tiles() {
   static const Kernels all = [] {
     Kernels k = avx512::kernels;
+    k.dense_attention = amx::dense_attention;
     k.pixel_linear = amx::pixel_linear;
     k.pixel_conv_direct = amx::pixel_conv_direct;
     return k;

@@ -118,6 +118,14 @@ struct FeatureUnify {
   const float* basis;
 };
 
+// Softmax attention in bfloat16 within sequences: q, k, v and out (sequences, tokens, heads, head_dim), whose channels lie
+// side by side. Scores are times `scale`.
+struct DenseAttention {
+  int64_t sequences, tokens, heads, head_dim;
+  float scale;
+  Strided q, k, v, out;
+};
+
 // One layer on rows of pixels: x, weight, residual and out in float32 or bfloat16, all else and all sums in float32. x (pixels, in_channels) of any strides, normalized by channel and activated
 // (gain, offset; SiLU) or brought to unit mean square (unit, eps) or as it is, times weight (in_channels, out_channels),
 // plus bias, plus residual (pixels, out_channels), turned by the angles of the pixel's row and column (cosines, then

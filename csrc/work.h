@@ -78,6 +78,11 @@ inline double feature_unify(const FeatureUnify& f) {
   return responses * (double(f.kernel * f.kernel) + kTranscendental);
 }
 
+inline double dense_attention(const DenseAttention& a) {
+  const double pairs = double(a.sequences * a.heads) * double(a.tokens) * double(a.tokens);
+  return pairs * (2 * double(a.head_dim) + kTranscendental);
+}
+
 inline double pixel_linear(const PixelLinear& p) {
   const double product = p.weight == nullptr ? 1 : double(p.in_channels);
   return double(p.pixels) * (double(p.out_channels) * product + kTranscendental * double(p.in_channels));

@@ -34,6 +34,8 @@ DESCRIBE(WindowAttention, FIELD(batch), FIELD(heads), FIELD(head_dim), FIELD(cha
 DESCRIBE(WindowGradients, FIELD(grad_out), FIELD(grad_lse), FIELD(q), FIELD(k), FIELD(v), FIELD(bias_y),
          FIELD(bias_x), FIELD(shares))
 DESCRIBE(FeatureUnify, SHAPE, FIELD(filters), FIELD(kernel), FIELD(released), FIELD(features), FIELD(basis))
+DESCRIBE(DenseAttention, field("shape", &Struct::sequences, &Struct::tokens, &Struct::heads, &Struct::head_dim),
+         FIELD(scale), FIELD(q), FIELD(k), FIELD(v), FIELD(out))
 DESCRIBE(PixelLinear, FIELD(pixels), FIELD(in_channels), FIELD(out_channels), FIELD(chunk), FIELD(width), FIELD(x),
          field("x_strides", &Struct::x_stride, &Struct::x_stride_c), FIELD(gain), FIELD(offset), FIELD(unit),
          FIELD(eps), FIELD(weight), FIELD(bias), FIELD(residual), FIELD(rotate_rows), FIELD(rotate_columns),

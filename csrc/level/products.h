@@ -93,6 +93,15 @@ inline void block_product(const bf16* const* left, int64_t runs, int64_t left_ro
 #endif
 }
 
+inline void round_vec(bf16* to, Vec from) {
+#if defined(__AVX512BF16__)
+  const __m256bh rounded = _mm512_cvtneps_pbh(__m512(from));
+  std::memcpy(to, &rounded, sizeof rounded);
+#else
+  for (int i = 0; i < kLanes; ++i) from_float(from[i], to[i]);
+#endif
+}
+
 // Rounds a row to bfloat16.
 inline void round_row(bf16* to, const float* from, int64_t n) {
   int64_t i = 0;

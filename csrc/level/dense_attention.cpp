@@ -1,0 +1,161 @@
+// Attention of every token to every token of its sequence, in bfloat16: blocks of 32 queries meet runs of keys, whose
+// scores, softmax and sums are float32 (Dao et al., arXiv 2205.14135, on a CPU's matrix units).
+#include "activations.h"
+#include "kernels.h"
+#include "launch.h"
+#include "products.h"
+
+namespace murf {
+namespace MURF_LEVEL {
+namespace {
+
+// Keys whose scores are held at a time: 64 KB of them, and half as much of weights.
+constexpr int64_t kKeys = 512;
+// Queries of a task at least: it packs keys and values of its head anew.
+constexpr int64_t kQueries = 256;
+
+struct AttentionBuffers {
+  int64_t dim, tokens;  // filled up to whole blocks
+  bf16 *keys, *values, *rows, *queries, *weights;  // rows (2, dim)
+  float *scores, *product, *sums, *largest, *total;
+  Tiles tiles;
+
+  static int64_t floats(const DenseAttention& a) {
+    const int64_t dim = sides_up(a.head_dim), tokens = sides_up(a.tokens);
+    return 2 * padded(floats_of(tokens * dim)) + floats_of(2 * dim + kSide * (dim + kKeys)) + kSide * (kKeys + 2 * dim + 2);
+  }
+  AttentionBuffers(const DenseAttention& a, float* at) : dim(sides_up(a.head_dim)), tokens(sides_up(a.tokens)) {
+    keys = reinterpret_cast<bf16*>(at);
+    at += padded(floats_of(tokens * dim));
+    values = reinterpret_cast<bf16*>(at);
+    at += padded(floats_of(tokens * dim));
+    rows = reinterpret_cast<bf16*>(at);
+    at += floats_of(2 * dim);
+    queries = reinterpret_cast<bf16*>(at);
+    at += floats_of(kSide * dim);
+    weights = reinterpret_cast<bf16*>(at);
+    at += floats_of(kSide * kKeys);
+    scores = at;
+    product = scores + kSide * kKeys;
+    sums = product + kSide * dim;
+    largest = sums + kSide * dim;
+    total = largest + kSide;
+  }
+};
+
+const bf16* head_of(const Strided& x, int64_t sequence, int64_t head) {
+  return static_cast<const bf16*>(x.data) + sequence * x.stride_b + head * x.stride_y;
+}
+
+// Right operands of keys and values, of zeros where these fill up a block: such scores are left out, such channels are
+// never read.
+void pack(const DenseAttention& a, const bf16* k, const bf16* v, AttentionBuffers& w) {
+  const int64_t steps = w.dim / kSide, bytes = a.head_dim * int64_t(sizeof(bf16));
+  std::memset(w.rows, 0, size_t(2 * w.dim) * sizeof(bf16));
+  for (int64_t key = 0; key < w.tokens; ++key) {
+    std::memset(w.rows, 0, size_t(bytes));
+    if (key < a.tokens) std::memcpy(w.rows, k + key * a.k.stride_c, size_t(bytes));
+    for (int64_t step = 0; step < steps; ++step) {
+      bf16* column = w.keys + packed(step * kSide, key, steps);
+      for (int64_t i = 0; i < kSide; i += 2) std::memcpy(column + i * 16, w.rows + step * kSide + i, 2 * sizeof(bf16));
+    }
+  }
+  for (int64_t key = 0; key < w.tokens; key += 2) {
+    std::memset(w.rows, 0, size_t(2 * w.dim) * sizeof(bf16));
+    for (int64_t i = key; i < min64(key + 2, a.tokens); ++i)
+      std::memcpy(w.rows + (i - key) * w.dim, v + i * a.v.stride_c, size_t(bytes));
+    const int64_t first = key / kKeys * kKeys, run_steps = min64(kKeys, w.tokens - first) / kSide;
+    for (int64_t c = 0; c < w.dim; c += 16) {
+      bf16* pair = w.values + first * w.dim + packed(key - first, c, run_steps);
+      for (int64_t n = 0; n < 16; ++n) pair[2 * n] = w.rows[c + n], pair[2 * n + 1] = w.rows[w.dim + c + n];
+    }
+  }
+}
+
+// 2^x for x <= 0, within 3e-6, which bfloat16 does not see; not below 2^-126.
+inline Vec exp2_of_negative(Vec x) {
+  const Vec least = splat(-126.f);
+  x = x < least ? least : x;
+  const Vec shifted = x + 12582912.f;  // 1.5 * 2^23: rounds to an integer, in its lowest bits
+  const Vec r = x - (shifted - 12582912.f);
+  Vec p = splat(0.0095701f);
+  p = p * r + 0.05591786f;
+  p = p * r + 0.24024745f;
+  p = p * r + 0.69312181f;
+  p = p * r + 0.99999926f;
+  return p * Vec((UintVec(shifted) << 23) + 0x3f800000u);
+}
+
+// Scores to weights, in bfloat16; returns what the sums so far must be multiplied with. `scale` is that of powers of 2.
+float weigh(float* scores, int64_t keys, int64_t filled, float scale, float& largest, float& total, bf16* weights) {
+  for (int64_t i = keys; i < filled; ++i) scores[i] = -__builtin_inff();
+  const float before = largest, now = max_of(scores, keys) * scale;
+  largest = now > before || now != now ? now : before;
+  Vec sums[2] = {};
+  for (int64_t i = 0; i < filled; i += 2 * kLanes)
+    for (int64_t j = 0; j < 2; ++j) {
+      const Vec e = exp2_of_negative(load_vec(scores + i + j * kLanes) * scale - largest);
+      round_vec(weights + i + j * kLanes, e);
+      sums[j] += e;
+    }
+  const float factor = exp_row_element((before - largest) * 0.693147181f);
+  total = total * factor + sum_vec(sums[0] + sums[1]);
+  return factor;
+}
+
+// Queries from `first` on, 32 or fewer.
+void attend(const DenseAttention& a, const bf16* q, int64_t first, bf16* out, AttentionBuffers& w) {
+  const int64_t count = min64(kSide, a.tokens - first), steps = w.dim / kSide;
+  const float scale = a.scale * 1.44269504f;
+  for (int64_t i = 0; i < count; ++i)
+    std::memcpy(w.queries + i * w.dim, q + (first + i) * a.q.stride_c, size_t(a.head_dim) * sizeof(bf16));
+  for (int64_t i = 0; i < kSide; ++i) w.largest[i] = -__builtin_inff(), w.total[i] = 0.f;
+  std::memset(w.sums, 0, size_t(kSide * w.dim) * sizeof(float));
+  for (int64_t begin = 0; begin < a.tokens; begin += kKeys) {
+    const int64_t filled = min64(kKeys, w.tokens - begin), keys = min64(filled, a.tokens - begin);
+    for (int64_t k = 0; k < filled; k += kSide)
+      block_product(&w.queries, 1, w.dim, steps, w.keys + (begin + k) * w.dim, w.scores + k, kKeys, w.tiles);
+    float factor[kSide];
+    for (int64_t i = 0; i < count; ++i)
+      factor[i] = weigh(w.scores + i * kKeys, keys, filled, scale, w.largest[i], w.total[i], w.weights + i * kKeys);
+    for (int64_t c = 0; c < w.dim; c += kSide)
+      block_product(&w.weights, 1, kKeys, filled / kSide, w.values + begin * w.dim + c * filled, w.product + c, w.dim,
+                    w.tiles);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t c = 0; c < w.dim; ++c)
+        w.sums[i * w.dim + c] = w.sums[i * w.dim + c] * factor[i] + w.product[i * w.dim + c];
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    float* row = w.sums + i * w.dim;
+    for (int64_t c = 0; c < a.head_dim; ++c) row[c] /= w.total[i];
+    round_row(out + (first + i) * a.out.stride_c, row, a.head_dim);
+  }
+}
+
+}  // namespace
+
+void dense_attention(DenseAttention a, int threads) {
+  const int64_t heads = a.sequences * a.heads, share = padded(AttentionBuffers::floats(a));
+  // Results do not depend on how many tasks a head is.
+  const int64_t wanted = threads > 1 ? (2 * threads + heads - 1) / heads : 1;
+  const int64_t parts = max64(min64(wanted, a.tokens / kQueries), 1);
+  const int64_t blocks = (a.tokens + kSide - 1) / kSide;
+  Scratch scratch(share * threads);
+  parallel(threads, heads * parts, [&](int thread, int64_t begin, int64_t end) {
+    AttentionBuffers w(a, scratch.data() + thread * share);
+    std::memset(w.queries, 0, size_t(kSide * w.dim) * sizeof(bf16));
+    std::memset(w.weights, 0, size_t(kSide * kKeys) * sizeof(bf16));
+    int64_t packed_head = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t head = task / parts, part = task % parts, sequence = head / a.heads, n = head % a.heads;
+      if (head != packed_head) pack(a, head_of(a.k, sequence, n), head_of(a.v, sequence, n), w);
+      packed_head = head;
+      bf16* out = const_cast<bf16*>(head_of(a.out, sequence, n));
+      for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
+        attend(a, head_of(a.q, sequence, n), block * kSide, out, w);
+    }
+  });
+}
+
+}  // namespace MURF_LEVEL
+}  // namespace murf
