@@ -11,18 +11,20 @@ namespace {
 
 // Keys whose scores are held at a time: 64 KB of them, and half as much of weights.
 constexpr int64_t kKeys = 512;
+// Of their rows in memory: a power of two would crowd a few cache sets.
+constexpr int64_t kPitch = kKeys + kSide;
 // Queries of a task at least: it packs keys and values of its head anew.
 constexpr int64_t kQueries = 256;
 
 struct AttentionBuffers {
   int64_t dim, tokens;  // filled up to whole blocks
   bf16 *keys, *values, *rows, *queries, *weights;  // rows (2, dim)
-  float *scores, *product, *sums, *largest, *total;
+  float *scores, *product, *sums, *largest, *factor, *total;  // total (kSide, kLanes)
   Tiles tiles;
 
   static int64_t floats(const DenseAttention& a) {
     const int64_t dim = sides_up(a.head_dim), tokens = sides_up(a.tokens);
-    return 2 * padded(floats_of(tokens * dim)) + floats_of(2 * dim + kSide * (dim + kKeys)) + kSide * (kKeys + 2 * dim + 2);
+    return 2 * padded(floats_of(tokens * dim)) + floats_of(2 * dim + kSide * (dim + kPitch)) + kSide * (kPitch + 2 * dim + 2 + kLanes);
   }
   AttentionBuffers(const DenseAttention& a, float* at) : dim(sides_up(a.head_dim)), tokens(sides_up(a.tokens)) {
     keys = reinterpret_cast<bf16*>(at);
@@ -34,12 +36,13 @@ struct AttentionBuffers {
     queries = reinterpret_cast<bf16*>(at);
     at += floats_of(kSide * dim);
     weights = reinterpret_cast<bf16*>(at);
-    at += floats_of(kSide * kKeys);
+    at += floats_of(kSide * kPitch);
     scores = at;
-    product = scores + kSide * kKeys;
+    product = scores + kSide * kPitch;
     sums = product + kSide * dim;
     largest = sums + kSide * dim;
-    total = largest + kSide;
+    factor = largest + kSide;
+    total = factor + kSide;
   }
 };
 
@@ -86,21 +89,29 @@ inline Vec exp2_of_negative(Vec x) {
   return p * Vec((UintVec(shifted) << 23) + 0x3f800000u);
 }
 
-// Scores to weights, in bfloat16; returns what the sums so far must be multiplied with. `scale` is that of powers of 2.
-float weigh(float* scores, int64_t keys, int64_t filled, float scale, float& largest, float& total, bf16* weights) {
-  for (int64_t i = keys; i < filled; ++i) scores[i] = -__builtin_inff();
-  const float before = largest, now = max_of(scores, keys) * scale;
-  largest = now > before || now != now ? now : before;
-  Vec sums[2] = {};
-  for (int64_t i = 0; i < filled; i += 2 * kLanes)
-    for (int64_t j = 0; j < 2; ++j) {
-      const Vec e = exp2_of_negative(load_vec(scores + i + j * kLanes) * scale - largest);
-      round_vec(weights + i + j * kLanes, e);
-      sums[j] += e;
-    }
-  const float factor = exp_row_element((before - largest) * 0.693147181f);
-  total = total * factor + sum_vec(sums[0] + sums[1]);
-  return factor;
+// Scores to weights, in bfloat16. `scale` is that of powers of 2. Sums so far are to be multiplied with `factor`.
+void weigh(AttentionBuffers& w, int64_t count, int64_t keys, int64_t filled, float scale) {
+  for (int64_t i = 0; i < count; ++i) {
+    float* scores = w.scores + i * kPitch;
+    const float now = max_of(scores, keys) * scale;
+    w.factor[i] = w.largest[i];
+    w.largest[i] = now > w.largest[i] || now != now ? now : w.largest[i];
+    for (int64_t k = keys; k < filled; ++k) scores[k] = -__builtin_inff();
+  }
+  for (int64_t i = 0; i < kSide; i += kLanes)
+    store_vec(w.factor + i, exp2_of_negative(load_vec(w.factor + i) - load_vec(w.largest + i)));
+  for (int64_t i = 0; i < count; ++i) {
+    const float *scores = w.scores + i * kPitch, largest = w.largest[i];
+    bf16* weights = w.weights + i * kPitch;
+    Vec sums[2] = {load_vec(w.total + i * kLanes) * w.factor[i], Vec{}};
+    for (int64_t k = 0; k < filled; k += 2 * kLanes)
+      for (int64_t j = 0; j < 2; ++j) {
+        const Vec e = exp2_of_negative(load_vec(scores + k + j * kLanes) * scale - largest);
+        round_vec(weights + k + j * kLanes, e);
+        sums[j] += e;
+      }
+    store_vec(w.total + i * kLanes, sums[0] + sums[1]);
+  }
 }
 
 // Queries from `first` on, 32 or fewer.
@@ -109,25 +120,25 @@ void attend(const DenseAttention& a, const bf16* q, int64_t first, bf16* out, At
   const float scale = a.scale * 1.44269504f;
   for (int64_t i = 0; i < count; ++i)
     std::memcpy(w.queries + i * w.dim, q + (first + i) * a.q.stride_c, size_t(a.head_dim) * sizeof(bf16));
-  for (int64_t i = 0; i < kSide; ++i) w.largest[i] = -__builtin_inff(), w.total[i] = 0.f;
+  for (int64_t i = 0; i < kSide; ++i) w.largest[i] = -__builtin_inff();
+  std::memset(w.total, 0, size_t(kSide * kLanes) * sizeof(float));
   std::memset(w.sums, 0, size_t(kSide * w.dim) * sizeof(float));
   for (int64_t begin = 0; begin < a.tokens; begin += kKeys) {
     const int64_t filled = min64(kKeys, w.tokens - begin), keys = min64(filled, a.tokens - begin);
     for (int64_t k = 0; k < filled; k += kSide)
-      block_product(&w.queries, 1, w.dim, steps, w.keys + (begin + k) * w.dim, w.scores + k, kKeys, w.tiles);
-    float factor[kSide];
-    for (int64_t i = 0; i < count; ++i)
-      factor[i] = weigh(w.scores + i * kKeys, keys, filled, scale, w.largest[i], w.total[i], w.weights + i * kKeys);
+      block_product(&w.queries, 1, w.dim, steps, w.keys + (begin + k) * w.dim, w.scores + k, kPitch, w.tiles);
+    weigh(w, count, keys, filled, scale);
     for (int64_t c = 0; c < w.dim; c += kSide)
-      block_product(&w.weights, 1, kKeys, filled / kSide, w.values + begin * w.dim + c * filled, w.product + c, w.dim,
+      block_product(&w.weights, 1, kPitch, filled / kSide, w.values + begin * w.dim + c * filled, w.product + c, w.dim,
                     w.tiles);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < w.dim; ++c)
-        w.sums[i * w.dim + c] = w.sums[i * w.dim + c] * factor[i] + w.product[i * w.dim + c];
+        w.sums[i * w.dim + c] = w.sums[i * w.dim + c] * w.factor[i] + w.product[i * w.dim + c];
   }
   for (int64_t i = 0; i < count; ++i) {
     float* row = w.sums + i * w.dim;
-    for (int64_t c = 0; c < a.head_dim; ++c) row[c] /= w.total[i];
+    const float share = 1.f / sum_vec(load_vec(w.total + i * kLanes));
+    for (int64_t c = 0; c < a.head_dim; ++c) row[c] *= share;
     round_row(out + (first + i) * a.out.stride_c, row, a.head_dim);
   }
 }
@@ -144,7 +155,7 @@ void dense_attention(DenseAttention a, int threads) {
   parallel(threads, heads * parts, [&](int thread, int64_t begin, int64_t end) {
     AttentionBuffers w(a, scratch.data() + thread * share);
     std::memset(w.queries, 0, size_t(kSide * w.dim) * sizeof(bf16));
-    std::memset(w.weights, 0, size_t(kSide * kKeys) * sizeof(bf16));
+    std::memset(w.weights, 0, size_t(kSide * kPitch) * sizeof(bf16));
     int64_t packed_head = -1;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t head = task / parts, part = task % parts, sequence = head / a.heads, n = head % a.heads;
