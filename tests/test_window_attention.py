@@ -63,7 +63,7 @@ CASES = (
     Case("one_pixel", windows.full(), (1, 1), (1, 1), heads=1, head_dim=1, channels=1),
     Case("empty_batch", windows.full(), (3, 4), (2, 2), batch=0),
 )
-# For the forward kernels: more keys than are summed in registers, and than a run has, the same for all rows of queries
+# More keys than are summed in registers, and than a run has, the same for all rows of queries
 # and others for each; large results, with rows that are aligned to a vector and rows that are not.
 MANY_KEYS = (
     sized("hundreds_of_keys", lambda o, g: windows.ratio(o, g, 0.4), (11, 23), (20, 21), channels=67, batch=1),
@@ -166,6 +166,13 @@ def test_many_keys(level, layout, values):
     for case in MANY_KEYS:
         check_parity(case, values, torch.float32, layout)
     check_parity(MANY_KEYS[0], values, torch.bfloat16, layout)
+
+
+@VALUES
+def test_gradients_of_many_keys(level, values):
+    """A softmax's sum of hundreds of exponentials moves every weight at once."""
+    for case in MANY_KEYS:
+        check_gradients(case, values, torch.float32, "channels_last")
 
 
 @pytest.mark.parametrize("case", LARGE, ids=str)

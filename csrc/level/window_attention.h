@@ -10,9 +10,13 @@
 namespace murf {
 namespace MURF_LEVEL {
 
-// Values are packed this many keys and channels at a time, 32 KB, to stay in the first-level cache. Sums over keys are
-// added up in parts of this length.
+// Values are packed this many keys and channels at a time, 32 KB, to stay in the first-level cache. Products that sum
+// over keys are added up in parts of this length.
 constexpr int64_t kKeyChunk = 128, kChannelChunk = 64;
+
+// A softmax's sums are added up in shorter parts: an error of theirs moves all weights of a query at once, and gradients
+// of scores are differences from such a sum. With 289 keys in parts of 128, gradients had twice the error.
+constexpr int64_t kSummedKeys = 16;
 
 constexpr float kNever = -__builtin_inff();
 
@@ -114,7 +118,8 @@ inline bool axis_terms(const Block& block, const WindowAxis& axis, const float* 
 // Scratch of one thread, for the largest block.
 struct Workspace {
   int64_t queries, keys, width, depth, channels;
-  float *q, *q_rows, *k, *scores, *mixed, *terms_y, *terms_x, *largest, *total, *values, *result;
+  float *q, *q_rows, *k, *scores, *mixed, *terms_y, *terms_x, *largest, *total, *part, *values, *result;
+  double* exact;
   // backward only
   float *grad_scores, *grad_rows, *grad_columns, *delta;
 
@@ -133,7 +138,8 @@ struct Workspace {
     q = take(a.head_dim * width), q_rows = take(queries * depth), k = take(keys * depth);
     scores = take(keys * width), mixed = take(keys * width);
     terms_y = take(a.y.max_keys * width), terms_x = take(a.x.max_keys * width);
-    largest = take(width), total = take(width), delta = take(width);
+    largest = take(width), total = take(width), part = take(width), delta = take(width);
+    exact = reinterpret_cast<double*>(take(2 * width));
     values = take(kKeyChunk * kChannelChunk);
     result = take(max64(queries * channels, kKeyChunk * max64(kChannelChunk, depth)));
     if (backward) {
@@ -146,6 +152,18 @@ struct Workspace {
   int64_t used_;
 };
 
+// sum[m] = what add(j, part) adds to part[m] for every key j of a block, in parts that are added up in double.
+template <class Add>
+inline void sum_over_keys(const Block& block, Workspace& w, float* sum, Add add) {
+  fill_row(w.exact, 0.f, block.width);
+  for (int64_t begin = 0; begin < block.keys; begin += kSummedKeys) {
+    fill_row(w.part, 0.f, block.width);
+    for (int64_t j = begin; j < min64(begin + kSummedKeys, block.keys); ++j) add(j, w.part);
+    add_scaled_row(w.exact, w.part, 1.f, block.width);
+  }
+  store_row(sum, w.exact, block.width);
+}
+
 // scores = exp(one head's scaled products - largest), with largest and total per query: a softmax but for the division.
 template <class T>
 inline void attend(const WindowAttention& a, const Block& block, int64_t head, Workspace& w) {
@@ -157,31 +175,24 @@ inline void attend(const WindowAttention& a, const Block& block, int64_t head, W
   const bool terms_y = axis_terms(block, a.y, a.bias_y, head, true, w.terms_y);
   const bool terms_x = axis_terms(block, a.x, a.bias_x, head, false, w.terms_x);
   float* __restrict largest = w.largest;
-  float* __restrict total = w.total;
   fill_row(largest, kNever, width);
-  fill_row(total, 0.f, width);
   for (int64_t j = 0; j < block.keys; ++j) {
     float* __restrict s = w.scores + j * width;
     if (terms_y) add_scaled_row(s, w.terms_y + j / block.x_keys * width, 1.f, width);
     if (terms_x) add_scaled_row(s, w.terms_x + j % block.x_keys * width, 1.f, width);
     for (int64_t m = 0; m < width; ++m) largest[m] = s[m] > largest[m] ? s[m] : largest[m];
   }
-  float* __restrict part = w.delta;
-  for (int64_t begin = 0; begin < block.keys; begin += kKeyChunk) {
-    fill_row(part, 0.f, width);
-    for (int64_t j = begin; j < min64(begin + kKeyChunk, block.keys); ++j) {
-      float* __restrict s = w.scores + j * width;
-      for (int64_t m = 0; m < width; ++m) {
-        s[m] = exp_row_element(s[m] - largest[m]);
-        part[m] += s[m];
-      }
+  sum_over_keys(block, w, w.total, [&](int64_t j, float* __restrict part) {
+    float* __restrict s = w.scores + j * width;
+    for (int64_t m = 0; m < width; ++m) {
+      s[m] = exp_row_element(s[m] - largest[m]);
+      part[m] += s[m];
     }
-    add_scaled_row(total, part, 1.f, width);
-  }
+  });
 }
 
 inline void normalize(const Block& block, Workspace& w) {
-  float* __restrict inverse = w.delta;
+  float* __restrict inverse = w.part;
   for (int64_t m = 0; m < block.width; ++m) inverse[m] = 1.f / w.total[m];
   for (int64_t j = 0; j < block.keys; ++j) {
     float* __restrict s = w.scores + j * block.width;

@@ -79,20 +79,14 @@ void block_gradients(const WindowAttention& a, const WindowGradients& g, const B
     normalize(block, w);
     if (a.mean) mix(a, block, head, w);
     else if (sums.values != nullptr) gradient_of_values(block, w.scores, head * n, n, w, sums);
-    // scores become their own gradients: p ((dp - sum_j p dp) + grad_lse); largest and total are free by now
+    // scores become their own gradients: p ((dp - sum_j p dp) + grad_lse); largest is free by now
     float* __restrict delta = w.delta;
-    float* __restrict chunk = w.total;
     float* __restrict grad_lse = w.largest;
-    fill_row(delta, 0.f, width);
-    for (int64_t begin = 0; begin < block.keys; begin += kKeyChunk) {
-      fill_row(chunk, 0.f, width);
-      for (int64_t j = begin; j < min64(begin + kKeyChunk, block.keys); ++j) {
-        const float* __restrict p = w.scores + j * width;
-        const float* __restrict dp = w.grad_scores + j * width;
-        for (int64_t m = 0; m < width; ++m) chunk[m] += p[m] * (share * dp[m]);
-      }
-      add_scaled_row(delta, chunk, 1.f, width);
-    }
+    sum_over_keys(block, w, delta, [&](int64_t j, float* __restrict part) {
+      const float* __restrict p = w.scores + j * width;
+      const float* __restrict dp = w.grad_scores + j * width;
+      for (int64_t m = 0; m < width; ++m) part[m] += p[m] * (share * dp[m]);
+    });
     fill_row(grad_lse, 0.f, width);
     if (g.grad_lse != nullptr)
       for (int64_t m = 0; m < block.queries; ++m)
