@@ -13,8 +13,8 @@ namespace MURF_LEVEL {
 // over keys are added up in parts of this length.
 constexpr int64_t kKeyChunk = 128, kChannelChunk = 64;
 
-// A softmax's sums are added up in shorter parts: an error of theirs moves all weights of a query at once, and gradients
-// of scores are differences from such a sum. With 289 keys in parts of 128, gradients had twice the error.
+// A softmax's sums are added up in shorter parts: an error of theirs moves all weights of a query at once, and the
+// gradients of scores are differences from such a sum. With 289 keys in parts of 128, gradients had twice the error.
 constexpr int64_t kSummedKeys = 16;
 
 constexpr float kNever = -__builtin_inff();

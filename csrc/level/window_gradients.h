@@ -1,6 +1,6 @@
-// A block of window attention as its gradients need it: queries both ways round, and the scores of a head, a run of keys
-// at a time. A block with few keys is one run, and its scores are kept; one with more takes its runs twice, first for
-// the numbers of every softmax, then for the gradients, so that memory does not grow with the window.
+// A block of window attention as its gradients need it: queries both ways round, and the scores of a head, a run of
+// keys at a time. A block with few keys is one run, and its scores are kept; one with more takes its runs twice, first
+// for the numbers of every softmax, then for the gradients, so that memory does not grow with the window.
 #pragma once
 
 #include "activations.h"
@@ -149,8 +149,8 @@ inline void score(const WindowAttention& a, const Block& block, const GradientHe
 // A query without a key that counts is shifted by nothing.
 inline float shift_of(float largest) { return largest == kNever ? 0.f : largest; }
 
-// Raises `largest` to the scores of a run, which become exponentials, and adds those to `totals`, and their products with
-// the gradients of the weights to `deltas`.
+// Raises `largest` to the scores of a run, which become exponentials, and adds those to `totals`, and their products
+// with the gradients of the weights to `deltas`.
 inline void exponentials(const Block& block, const GradientHead& h, Run run, GradientScratch& w) {
   const int64_t width = block.width;
   float* __restrict largest = h.largest;
