@@ -252,6 +252,30 @@ OPS = {
         },
         {"D": 16, "P": 4, "X": 9, "Y": 11},
     ),
+    "naf_rectangle": Op(
+        {
+            "image": Argument("B 3 H W", dtypes=FLOATS),
+            "norms": Argument("B 8 2 D", positive),
+            "parameters": PATHS,
+            "rows": Argument("Y P"),
+            "columns": Argument("X P"),
+            "num_heads": 2,
+            "region": [2, 3, 4, 5],
+        },
+        {"D": 16, "P": 4, "X": 11, "Y": 9},
+    ),
+    "naf_statistics": Op(
+        {
+            "image": Argument("B 3 H W", dtypes=FLOATS),
+            "parameters": PATHS,
+            "rows": Argument("Y P"),
+            "columns": Argument("X P"),
+            "num_heads": 2,
+            "grids": [4, 5, 3, 3],
+            "recompute": True,
+        },
+        {"D": 16, "P": 4, "X": 9, "Y": 11},
+    ),
     "nearest_distance": Op(
         {
             "query": Argument(". D", dtypes=ANY),

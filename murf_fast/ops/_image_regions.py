@@ -163,7 +163,7 @@ def _in_bands(image: Tensor, net: Network, keys: Sequence[Tensor], output, backe
             pixel_linear(own[2], own[2], norm=found[1][3], backend=backend)
             for key, total in zip(keys, totals, strict=True):
                 for x, sums in zip(own[1:], total, strict=True):
-                    _add_pooled(as_map(x, (end - begin, width)), begin, height, as_map(sums, key.shape[1:]), backend)
+                    add_pooled(as_map(x, (end - begin, width)), begin, height, as_map(sums, key.shape[1:]), backend)
         weight = net.encoders[1].blocks[-1][-1].weight
         for key, (residual, x) in zip(keys, totals, strict=True):
             pixel_linear(x, pixels_of(key), weight=weight, residual=residual, backend=backend)
@@ -252,7 +252,7 @@ def _joined(parts: list, encoder: Encoder, at: int, size: int, total: int) -> tu
     return normalized(statistics, encoder.blocks[at // 2][at % 2], total)[:2]
 
 
-def _add_pooled(band: Tensor, begin: int, height: int, sums: Tensor, backend: str) -> None:
+def add_pooled(band: Tensor, begin: int, height: int, sums: Tensor, backend: str) -> None:
     """Adds to averages (C, h, w) of a map of ``height`` rows the share of those from ``begin`` on."""
     (_, rows, width), grid = band.shape, sums.shape[1:]
     of_rows, of_columns = axes_of(height, width, tuple(grid), "area", False)
@@ -265,11 +265,11 @@ def _add_pooled(band: Tensor, begin: int, height: int, sums: Tensor, backend: st
         skip = max(0, -first)
         weights = weights[skip : rows - first]
         shares[cell - low, first + skip : first + skip + len(weights)] = weights.to(band.dtype)
-    averaged = _walk(band[None], (axes_of(rows, rows, (rows, rows), "area", False)[0], of_columns), backend)[0]
+    averaged = walk(band[None], (axes_of(rows, rows, (rows, rows), "area", False)[0], of_columns), backend)[0]
     sums[:, low:high] += torch.einsum("ij,cjw->ciw", shares.to(band.device), averaged)
 
 
-def _walk(x: Tensor, axes, backend: str) -> Tensor:
+def walk(x: Tensor, axes, backend: str) -> Tensor:
     """A map (1, C, H, W), channels_last, through two tables."""
     size = tuple(a.out_size for a in axes)
     out = torch.empty((1, x.shape[1], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -339,12 +339,12 @@ def _encoded(image, norms, net: Network, size, bands, columns, backend) -> Itera
         known, last = norms[2 * NORMS : 3 * NORMS - 1], norms[3 * NORMS - 1]
         if same or not fewer:
             _layers(mixed, net.encoders[2], [*known, last], main, spare, backend)
-            x = main if same else pixels_of(_walk(as_map(main, source)[None], (of_rows, of_columns), backend)[0])
+            x = main if same else pixels_of(walk(as_map(main, source)[None], (of_rows, of_columns), backend)[0])
         else:  # averages commute with the last layer, and are fewer
             _layers(mixed, net.encoders[2], known, main, spare, backend)
             pixel_linear(spare, spare, norm=last, backend=backend)
             residual, x = (
-                pixels_of(_walk(as_map(t, source)[None], (of_rows, of_columns), backend)[0]) for t in (main, spare)
+                pixels_of(walk(as_map(t, source)[None], (of_rows, of_columns), backend)[0]) for t in (main, spare)
             )
             weight = net.encoders[2].blocks[-1][-1].weight
             pixel_linear(x, x, weight=weight, residual=residual, backend=backend)

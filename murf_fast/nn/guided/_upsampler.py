@@ -104,7 +104,8 @@ class GuidedUpsampler(nn.Module):
             TypeError, ValueError: An argument is wrong, or gradients are needed; the message names it.
 
         Memory: three maps of the queries' channels at the image's size (JAFAR: and one at the output's, if that is
-        another) while it runs, or with ``recompute`` three bands of rows (24 MiB on a CPU); the keys of every grid.
+        another; NAF: one and a half at the output's, if that is another one and one at the image's) while it runs, or
+        with ``recompute`` three bands of rows (24 MiB on a CPU); the keys of every grid.
         """
         what = f"{type(self).__name__}.statistics"
         size = self._check_image(image, output_size)
