@@ -83,7 +83,7 @@ def naf_448(device, dtype):
     "naf_model",
     "labels of 21 classes, 32^2 -> 448^2",
     targets=(Target("head on 384 channels", 1.0),),
-    less_memory=("head on 384 channels", 0.5),
+    less_memory=("head on 384 channels", 0.6),
 )
 def naf_labels(device, dtype):
     """A partial head for every head's channels, before the attention instead of after it."""
