@@ -105,7 +105,8 @@ class GuidedUpsampler(nn.Module):
 
         Memory: three maps of the queries' channels at the image's size (JAFAR: and one at the output's, if that is
         another; NAF: one and a half at the output's, if that is another one and one at the image's) while it runs, or
-        with ``recompute`` three bands of rows (24 MiB on a CPU); the keys of every grid.
+        with ``recompute`` three bands of rows (24 MiB on a CPU; NAF: a dozen, with their borders); the keys of every
+        grid.
         """
         what = f"{type(self).__name__}.statistics"
         size = self._check_image(image, output_size)
