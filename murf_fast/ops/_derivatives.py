@@ -57,6 +57,22 @@ def writes_nothing(tensors: Iterable[Tensor | None]) -> bool:
     return torch.compiler.is_compiling() or in_transform() or derivatives_wanted(tensors)
 
 
+def by_backward(*tensors: Tensor | None) -> bool:
+    """Whether derivatives are taken, and by a backward; a compiler makes its own plans."""
+    if torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0:
+        return False
+    return derivatives_wanted(tensors)
+
+
+def differentiable_gradients(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``function``, of plain PyTorch, where their own gradients are wanted."""
+    inputs = [t for t, n in zip(tensors, needed, strict=True) if n]
+    found = iter(torch.autograd.grad(function(*tensors), inputs, grad, create_graph=True))
+    return tuple(next(found) if n else None for n in needed)
+
+
 def autograd_kernel(
     op: torch._ops.OpOverload,
     implementation: Callable,

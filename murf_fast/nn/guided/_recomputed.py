@@ -8,16 +8,15 @@ image, and once to apply them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from murf_fast import backends
-from murf_fast.ops._derivatives import derivatives_wanted, in_transform
+from murf_fast.ops._derivatives import by_backward, differentiable_gradients
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.reference import anyup as plain
 
@@ -32,7 +31,7 @@ def encoder(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     """As :func:`murf_fast.reference.anyup.encoder`; channels_last where gradients are kept for."""
     blocks = [[weights[f"{name}.{block}.block.{p}"] for p in _PARAMETERS] for block in (1, 2)]
     kernel = weights[f"{name}.0.weight"]
-    if not _by_backward(x, kernel, *blocks[0], *blocks[1]):
+    if not by_backward(x, kernel, *blocks[0], *blocks[1]):
         return plain.encoder(weights, name, x)
     if kernel.shape[-1] > 1:
         x = F.conv2d(F.pad(x, [kernel.shape[-1] // 2] * 4, mode="reflect"), kernel)
@@ -43,16 +42,9 @@ def encoder(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 def mixed_with_positions(x: Tensor, frequencies: Tensor) -> Tensor:
     """As :func:`murf_fast.reference.anyup.mixed_with_positions`, whose half a dozen maps are made again."""
-    if not _by_backward(x, frequencies):
+    if not by_backward(x, frequencies):
         return plain.mixed_with_positions(x, frequencies)
     return _Mixed.apply(x, frequencies)
-
-
-def _by_backward(*tensors: Tensor) -> bool:
-    """Whether derivatives are taken, and by a backward; a compiler makes its own plans."""
-    if torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0:
-        return False
-    return derivatives_wanted(tensors)
 
 
 class _Half(NamedTuple):
@@ -91,7 +83,7 @@ class _Blocks(torch.autograd.Function):
         x, *parameters = tensors = ctx.saved_tensors[: len(needed)]
         with torch.autocast(grad.device.type, enabled=False):
             if torch.is_grad_enabled():
-                return _differentiable(_plain_blocks, tensors, needed, grad)
+                return differentiable_gradients(_plain_blocks, tensors, needed, grad)
             kept, grad_rows = [_rows(x), *ctx.saved_tensors[len(needed) :]], _rows(grad)
             found = []
             for i, (first, second) in reversed(list(enumerate(_blocks(parameters)))):
@@ -124,7 +116,7 @@ class _Mixed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, frequencies = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable(plain.mixed_with_positions, ctx.saved_tensors, ctx.needs_input_grad, grad)
+            return differentiable_gradients(plain.mixed_with_positions, ctx.saved_tensors, ctx.needs_input_grad, grad)
         pixels, grads = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
         of_x = torch.empty(pixels.shape, dtype=x.dtype, device=x.device)
         of_frequencies = torch.zeros(frequencies.shape, dtype=torch.float64, device=x.device)
@@ -157,15 +149,6 @@ def _turned(y: Tensor) -> Tensor:
     """(-second half, first half) of the channels, in float32 at least; its own inverse but for the sign."""
     first, second = y.to(_precise(y)).chunk(2, -1)
     return torch.cat([-second, first], -1)
-
-
-def _differentiable(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradients, by plain PyTorch, where their own gradients are wanted."""
-    inputs = [t for t, n in zip(tensors, needed, strict=True) if n]
-    found = iter(torch.autograd.grad(function(*tensors), inputs, grad, create_graph=True))
-    return tuple(next(found) if n else None for n in needed)
 
 
 def _blocks(parameters: Sequence[Tensor]) -> list[tuple[_Half, _Half]]:
