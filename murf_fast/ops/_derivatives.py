@@ -57,13 +57,6 @@ def writes_nothing(tensors: Iterable[Tensor | None]) -> bool:
     return torch.compiler.is_compiling() or in_transform() or derivatives_wanted(tensors)
 
 
-def by_backward(*tensors: Tensor | None) -> bool:
-    """Whether derivatives are taken, and by a backward; a compiler makes its own plans."""
-    if torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0:
-        return False
-    return derivatives_wanted(tensors)
-
-
 def differentiable_gradients(
     function: Callable[..., Tensor], tensors: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from murf_fast import backends
-from murf_fast.ops._derivatives import by_backward, differentiable_gradients
+from murf_fast.ops._derivatives import derivatives_wanted, differentiable_gradients, in_transform
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.reference import anyup as plain
 
@@ -31,7 +32,7 @@ def encoder(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     """As :func:`murf_fast.reference.anyup.encoder`; channels_last where gradients are kept for."""
     blocks = [[weights[f"{name}.{block}.block.{p}"] for p in _PARAMETERS] for block in (1, 2)]
     kernel = weights[f"{name}.0.weight"]
-    if not by_backward(x, kernel, *blocks[0], *blocks[1]):
+    if not _by_backward(x, kernel, *blocks[0], *blocks[1]):
         return plain.encoder(weights, name, x)
     if kernel.shape[-1] > 1:
         x = F.conv2d(F.pad(x, [kernel.shape[-1] // 2] * 4, mode="reflect"), kernel)
@@ -42,9 +43,16 @@ def encoder(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 def mixed_with_positions(x: Tensor, frequencies: Tensor) -> Tensor:
     """As :func:`murf_fast.reference.anyup.mixed_with_positions`, whose half a dozen maps are made again."""
-    if not by_backward(x, frequencies):
+    if not _by_backward(x, frequencies):
         return plain.mixed_with_positions(x, frequencies)
     return _Mixed.apply(x, frequencies)
+
+
+def _by_backward(*tensors: Tensor) -> bool:
+    """Whether derivatives are taken, and by a backward; a compiler makes its own plans."""
+    if torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0:
+        return False
+    return derivatives_wanted(tensors)
 
 
 class _Half(NamedTuple):

@@ -195,8 +195,8 @@ class DepthHead(nn.Module):
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
 
-        Memory: K channels per low-resolution pixel, and four float32 maps (B, height, width) with a bool one; no tensor
-        has K channels at the resolution of the head's grid or of the image, in the backward either.
+        Memory: K channels per low-resolution pixel, depth on the head's grid and six float32 maps (B, height, width);
+        no tensor has K channels at the resolution of the head's grid or of the image, in the backward either.
         """
         what = "DepthHead.loss"
         features = _checks.maps(what, features, same_channels=False)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from murf_fast import reference
 from murf_fast.ops import _checks
-from murf_fast.ops._derivatives import by_backward, differentiable_gradients
+from murf_fast.ops._derivatives import differentiable_gradients, in_transform
 
 EPS = 1e-3  # metres: as in DINOv2's code, so that no gradient explodes
 
@@ -41,7 +42,7 @@ def scale_invariant_log_loss(
         mask: (B, H, W), bool: False where a pixel does not count whatever its target; None counts all.
         max_depth: Largest target that counts; None: any finite one.
         warm_up: Without the variance, as the original trains its first 100 steps: pass ``step < 100``.
-        mean_weight: Of the squared mean; at 1 less the loss does not know about scale.
+        mean_weight: Of the squared mean; 0 leaves out by what factor all depth is wrong.
 
     Returns:
         A scalar in float32 (float64 if ``depth`` is). Twice differentiable.
@@ -49,9 +50,9 @@ def scale_invariant_log_loss(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Memory: two maps of the result's dtype and one of bools, of which the bools are kept for the backward beside depth
-    and target; there two maps, the gradient among them. Second derivatives and those of ``torch.func`` and
-    ``torch.compile`` are those of plain PyTorch.
+    Memory: two maps of the result's dtype and two of bools, one of which is kept for the backward beside depth and
+    target; there the same, the gradient among them. Second derivatives, ``torch.func`` and ``torch.compile`` are given
+    plain PyTorch.
 
     Source: AdaBins, equation 4 (without its factor 10), as DINOv2's ``SigLoss``.
     """
@@ -62,9 +63,9 @@ def scale_invariant_log_loss(
     if mean_weight < 0:
         raise ValueError(f"murf_fast.{op}: `mean_weight` must be at least 0, got {mean_weight}")
     arguments = target.detach(), valid, warm_up, mean_weight, EPS
-    if by_backward(depth):
-        return _ScaleInvariant.apply(depth, *arguments)
-    return reference.scale_invariant_log_loss(depth, *arguments)
+    if _is_transformed():
+        return reference.scale_invariant_log_loss(depth, *arguments)
+    return _ScaleInvariant.apply(depth, *arguments)
 
 
 def log_gradient_loss(
@@ -91,7 +92,7 @@ def log_gradient_loss(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Memory: as :func:`scale_invariant_log_loss`, and in the backward two maps more.
+    Memory: as :func:`scale_invariant_log_loss`, and in the backward another map of both kinds.
 
     Source: MegaDepth, equation 6, as DINOv2's ``GradientLoss`` is for one image (H, W). In training that code is given
     (B, 1, H, W), whose first two axes, images and channels, it takes for rows and columns: it adds nothing for up to
@@ -102,9 +103,9 @@ def log_gradient_loss(
     if not _checks.is_sequence(strides) or len(strides) == 0:
         raise TypeError(f"murf_fast.{op}: `strides` must be a non-empty list of integers, got {strides!r}")
     strides = tuple(_checks.integer(op, "strides", s, 1) for s in strides)
-    if by_backward(depth):
-        return _Gradient.apply(depth, target.detach(), valid, strides, EPS)
-    return reference.log_gradient_loss(depth, target.detach(), valid, strides, EPS)
+    if _is_transformed():
+        return reference.log_gradient_loss(depth, target.detach(), valid, strides, EPS)
+    return _Gradient.apply(depth, target.detach(), valid, strides, EPS)
 
 
 def check_target(op: str, target: object, mask: object, max_depth: object) -> None:
@@ -142,6 +143,11 @@ def _valid(op: str, depth: object, target: object, mask: Tensor | None, max_dept
     return valid if mask is None else valid.logical_and_(mask)
 
 
+def _is_transformed() -> bool:
+    """Whether somebody makes a plan of the call who knows plain PyTorch only."""
+    return torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0
+
+
 class _ScaleInvariant(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -176,9 +182,9 @@ class _Gradient(torch.autograd.Function):
         difference = _log_difference(depth, target, valid, eps)
         total = difference.new_zeros(())
         for s in strides:
-            for g, v in _both_ways(difference[:, ::s, ::s], valid[:, ::s, ::s]):
-                slopes = (g[:, 2:] - g[:, :-2]).abs_().masked_fill_(~(v[:, 2:] & v[:, :-2]), 0)
-                total += slopes.sum() / v.sum().clamp(min=1)
+            at = valid[:, ::s, ::s]
+            for g, v in _both_ways(difference[:, ::s, ::s], at):
+                total += _slopes(g, v).abs_().sum() / at.count_nonzero().clamp(min=1)
         return total
 
     @staticmethod
@@ -191,20 +197,24 @@ class _Gradient(torch.autograd.Function):
         of_log = torch.zeros_like(difference)
         for s in strides:
             at = valid[:, ::s, ::s]
-            share = grad / at.sum().clamp(min=1)
+            share = grad / at.count_nonzero().clamp(min=1)
             ways = zip(_both_ways(difference[:, ::s, ::s], at), _both_ways(of_log[:, ::s, ::s], at), strict=True)
             for (g, v), (result, _) in ways:
-                signs = (g[:, 2:] - g[:, :-2]).sign_().masked_fill_(~(v[:, 2:] & v[:, :-2]), 0).mul_(share)
-                result[:, 2:] += signs
-                result[:, :-2] -= signs
+                signs = _slopes(g, v).sign_().mul_(share)
+                result[:, 2:].add_(signs)
+                result[:, :-2].sub_(signs)
+                del signs  # before the next ones are made
         return _of_depth(of_log, depth, valid, eps), None, None, None, None
 
 
 def _deviation(
     depth: Tensor, target: Tensor, valid: Tensor, warm_up: bool, mean_weight: float, eps: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """``g`` less its mean (0 where not valid), the mean and the number of pixels; and the loss."""
-    difference, count = _log_difference(depth, target, valid, eps), valid.sum()
+    """``g`` less its mean (0 where not valid), the mean and the number of pixels; and the loss.
+
+    The pixels are not counted by ``sum``, which on a CPU makes int64 of them first: two maps.
+    """
+    difference, count = _log_difference(depth, target, valid, eps), valid.count_nonzero()
     mean = difference.sum() / count.clamp(min=1)
     squared = mean_weight * mean.square()
     difference.sub_(mean).masked_fill_(~valid, 0)
@@ -224,6 +234,11 @@ def _log_difference(depth: Tensor, target: Tensor, valid: Tensor, eps: float) ->
 def _of_depth(of_log: Tensor, depth: Tensor, valid: Tensor, eps: float) -> Tensor:
     """The gradient of depth, from that of its logarithm, in whose place it is made."""
     return of_log.div_(depth.to(of_log.dtype) + eps).masked_fill_(~valid, 0).to(depth.dtype)
+
+
+def _slopes(g: Tensor, valid: Tensor) -> Tensor:
+    """Differences of rows, 0 where one of the two is not valid; a tensor of its own."""
+    return (g[:, 2:] - g[:, :-2]).masked_fill_(~(valid[:, 2:] & valid[:, :-2]), 0)
 
 
 def _both_ways(x: Tensor, valid: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
