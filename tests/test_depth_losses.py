@@ -223,15 +223,14 @@ def test_scale_does_not_count_without_the_mean():
 # ---- the head
 
 
-def make_head(grid, norm, batch_norm, upsample=1):
+def make_head(grid, norm, upsample=1, **options):
+    head = DepthHead(
+        17, 19, depth_range=(1e-3, 10), clamp=norm == "linear", grid=grid, norm=norm, upsample=upsample, **options
+    )
     generator = torch.Generator().manual_seed(3)
-    options = {"grid": grid, "norm": norm, "batch_norm": batch_norm, "upsample": upsample}
-    head = DepthHead(17, 19, depth_range=(1e-3, 10), clamp=norm == "linear", **options)
     for p in head.parameters():
         p.data = torch.randn(p.shape, generator=generator)
-    if batch_norm:
-        head.batch_norm.running_var.copy_(torch.rand(17, generator=generator) + 0.5)
-    return head.eval()  # how a batch norm rounds in training is the linear head's test
+    return head
 
 
 MAPS = [torch.randn(2, c, h, w, generator=torch.Generator().manual_seed(c)) for c, h, w in ((5, 4, 6), (7, 7, 5))]
@@ -246,7 +245,7 @@ def plain_order(head, maps, target, valid, grid, cls, warm_up=False, gradient_we
         if token is not None:
             columns.append(token[:, :, None, None].expand(-1, -1, *grid))
     x = torch.cat(columns, 1)
-    logits = head.classifier(x if head.batch_norm is None else head.batch_norm(x))
+    logits = head.classifier(x)
     weights = logits.softmax(1) if head.norm == "softmax" else logits.relu() + 0.1
     depth = (weights * head.values()[:, None, None]).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
     depth = depth.clamp(*head.depth_range) if head.clamp else depth
@@ -256,21 +255,20 @@ def plain_order(head, maps, target, valid, grid, cls, warm_up=False, gradient_we
 
 
 HEADS = [
-    ("largest", "softmax", False, 1, (7, 6)),
-    ("largest", "softmax", True, 1, (7, 6)),
-    ("first", "linear", False, 4, (16, 24)),
-    ("image", "softmax", False, 1, (23, 29)),
+    ("largest", "softmax", 1, (7, 6)),
+    ("first", "linear", 4, (16, 24)),
+    ("image", "softmax", 1, (23, 29)),
 ]
 
 
-@pytest.mark.parametrize(("grid", "norm", "batch_norm", "upsample", "at"), HEADS)
+@pytest.mark.parametrize(("grid", "norm", "upsample", "at"), HEADS)
 @pytest.mark.parametrize("options", [{}, {"warm_up": True}, {"gradient_weight": 0.0}])
-def test_loss_of_a_head(grid, norm, batch_norm, upsample, at, options):
+def test_loss_of_a_head(grid, norm, upsample, at, options):
     """Value, and gradients of maps and parameters, against the plain order in float64."""
     _, target, mask = draw(2, 23, 29)
 
     def results(dtype, seed=None):
-        head = make_head(grid, norm, batch_norm, upsample).to(dtype)
+        head = make_head(grid, norm, upsample).to(dtype)
         maps = [(m if seed is None else nudged(m, seed)).to(dtype).requires_grad_() for m in MAPS]
         cls = [None if t is None else t.to(dtype) for t in CLS]
         if seed is None and dtype == torch.float32:
@@ -284,6 +282,19 @@ def test_loss_of_a_head(grid, norm, batch_norm, upsample, at, options):
     for ours, theirs, oracle in zip(results(torch.float32), plain, results(torch.float64), strict=True):
         assert ours.dtype == torch.float32
         assert_within_budget(ours, oracle, worst(list(theirs), oracle))
+
+
+def test_loss_with_a_batch_norm():
+    """That of the depth which the head gives, statistics of the batch and all."""
+    _, target, mask = draw(2, 23, 29)
+    head = make_head("largest", "softmax", batch_norm=True)
+    where = {"mask": mask, "max_depth": 9}
+    losses = [head.loss(MAPS, target, CLS, **where)]
+    depth = head(MAPS, target.shape[1:], CLS)
+    losses.append(scale_invariant_log_loss(depth, target, **where) + 0.5 * log_gradient_loss(depth, target, **where))
+    ours, expected = ([loss.detach(), *torch.autograd.grad(loss, list(head.parameters()))] for loss in losses)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert head.batch_norm.num_batches_tracked == 2
 
 
 def test_a_depth_head_learns():
