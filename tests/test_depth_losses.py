@@ -297,6 +297,44 @@ def test_loss_with_a_batch_norm():
     assert head.batch_norm.num_batches_tracked == 2
 
 
+def test_the_loss_of_a_head_compiles():
+    _, target, mask = draw(2, 23, 29)
+    head = make_head("first", "softmax", 4)
+
+    def derivatives(function):
+        loss = function(MAPS, target, CLS, mask=mask, warm_up=True)
+        return [loss.detach(), *torch.autograd.grad(loss, list(head.parameters()))]
+
+    torch.compiler.reset()
+    compiled = derivatives(torch.compile(head.loss, fullgraph=True, backend="aot_eager"))
+    for a, b in zip(compiled, derivatives(head.loss), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast():
+    """Bins of a half type; depth, loss and their gradients in float32."""
+    _, target, _ = draw(2, 23, 29)
+    head = make_head("largest", "softmax")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = head.loss(MAPS, target, CLS)
+    loss.backward()
+    assert loss.dtype == head.classifier.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(loss, head.loss(MAPS, target, CLS), rtol=0.01, atol=0)
+
+
+def test_on_a_gpu(gpu):
+    """What a CPU gives, within twice its error."""
+    _, target, mask = draw(2, 23, 29)
+    results = []
+    for device, dtype in ((gpu, torch.float32), ("cpu", torch.float32), ("cpu", torch.float64)):
+        head = make_head("first", "softmax", 4).to(device, dtype)
+        maps, cls = [m.to(device, dtype) for m in MAPS], [None if t is None else t.to(device, dtype) for t in CLS]
+        loss = head.loss(maps, target.to(device, dtype), cls, mask=mask.to(device))
+        results.append([x.cpu() for x in (loss.detach(), *torch.autograd.grad(loss, list(head.parameters())))])
+    for on_gpu, on_cpu, oracle in zip(*results, strict=True):
+        assert_within_budget(on_gpu, oracle, on_cpu)
+
+
 def test_a_depth_head_learns():
     torch.manual_seed(0)
     head = DepthHead(12, 32, depth_range=(1e-3, 10), upsample=2)

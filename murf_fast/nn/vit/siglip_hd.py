@@ -173,7 +173,7 @@ def fine_to_coarse_loss(features: Tensor, target: Tensor, kind: str = "l1") -> T
         TypeError, ValueError: An argument is no map, the shapes differ, or there is no such kind.
 
     Memory: two maps of differences, a copy of a target of another dtype; in the backward four maps, the gradient among
-    them. With cosines three maps more, in float32.
+    them; with cosines six, in float32, and of half features a float32 copy.
 
     Source: SigLIP-HD, section 3 and Table 8.
     """
