@@ -15,7 +15,7 @@ from test_multi_resolution_encoder import dinov2, dinov2_registers, model_of, si
 from util import assert_gradient_within_budget, assert_within_budget, nudged, worst
 
 import murf_fast
-from murf_fast.nn import S2, fine_to_coarse_loss, multi_scale_target
+from murf_fast.nn import S2, MultiResolutionEncoder, fine_to_coarse_loss, multi_scale_target
 from murf_fast.nn.vit.s2 import _merge, _split
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -231,6 +231,18 @@ def test_variants_of_a_model_with_prefix_tokens():
         tiling="half_overlap",
         grid=(5, 7),
     )
+
+
+def test_a_student_on_another_grid():
+    """CLIP-HD: a teacher of 24, 48 and 72 pixels, and a student of 36 whose positions are resized."""
+    model, images = model_of(siglip), torch.rand(2, 3, 72, 72)
+    student = MultiResolutionEncoder(copy.deepcopy(model).requires_grad_(True), [36], antialias=True)
+    target = multi_scale_target(model, images, (1, 2, 3), grid=9)
+    fine_to_coarse_loss(student(images).maps[0], target).backward()
+    grads = {name: p.grad for name, p in student.named_parameters()}
+    moved = [name for name, g in grads.items() if g is not None and g.any()]
+    assert any("position_embedding" in name for name in moved)
+    assert any("patch_embedding" in name for name in moved)
 
 
 @pytest.mark.parametrize("tiling", ["disjoint", "half_overlap", "whole"])
