@@ -39,6 +39,14 @@ def size_of(what: str, images: object) -> tuple[int, int]:
     return tuple(images.shape[2:] if is_first else images.shape[1:3])
 
 
+def as_floats(images: Tensor) -> Tensor:
+    """Images of :func:`size_of` as (B, 3, H, W) in float32 at least, uint8 divided by 255."""
+    images = images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32) / 255
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
 def three_numbers(what: str, name: str, value: object) -> list[float] | None:
     """``mean`` or ``std`` as floats; None stays."""
     if value is None:
