@@ -37,9 +37,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from murf_fast.nn import MultiResolutionEncoder
-from murf_fast.nn.vit import _blocks, families
+from murf_fast.nn.vit import _blocks
 from murf_fast.nn.vit.families._transformers import Transformers
-from murf_fast.nn.vit.families.dinov3 import HuggingFaceDinov3
 from murf_fast.nn.vit.families.hub import Hub
 
 SIZES = [(12, 20), (24, 24)]
@@ -173,8 +172,7 @@ def test_hooks_see_what_the_model_would_give_them(build):
         seen.append((name, shapes, output.detach().double().abs().sum().item()))
 
     for name, module in model.named_modules():
-        # The stand-ins have timm's dropout of positions, but do not call it.
-        if name and not name.startswith(("head", "vision_model.head", "pos_drop")):
+        if name and not name.startswith(("head", "vision_model.head")):
             module.register_forward_hook(lambda m, i, o, name=name: hook(m, i, o, name))
     with torch.no_grad():
         for size in SIZES:
@@ -190,7 +188,7 @@ def test_hooks_see_what_the_model_would_give_them(build):
 @pytest.mark.parametrize("build", [dinov2, dinov3, hub, timm_layout], ids=lambda f: f.__name__)
 def test_hooks_on_all_modules(build):
     model = model_of(build)
-    encoder, blocks = encoder_of(model), list(families.family_of(model)(model).blocks)
+    encoder, blocks = encoder_of(model), list(encoder_of(model).family.blocks)
     handle = nn.modules.module.register_module_forward_hook(
         lambda module, inputs, output: changed(output) if module in (blocks[1], encoder.family.final_norm) else None
     )
@@ -209,10 +207,9 @@ def test_a_plain_model_runs_packed(build, monkeypatch):
     def called(*arguments):
         raise AssertionError("a module was called as a whole")
 
-    for kind in (Transformers, HuggingFaceDinov3, Hub):
+    for kind in (Transformers, Hub):
         monkeypatch.setattr(kind, "call_block", called)
         monkeypatch.setattr(kind, "call_container", called)
-    for kind in (encoder._family,):
         monkeypatch.setattr(kind, "call_embeddings", called)
         monkeypatch.setattr(kind, "call_rope", called)
     with torch.no_grad():

@@ -111,7 +111,7 @@ class VisionTransformer(DinoVisionTransformer):
         x = (x + positions).flatten(2).mT
         first = self.cls_token + self.pos_embed[:, :1] if prefix else self.cls_token
         tokens = [t.expand(len(x), -1, -1) for t in (first, self.reg_token) if t is not None]
-        return torch.cat([*tokens, x], dim=1)
+        return self.norm_pre(self.patch_drop(self.pos_drop(torch.cat([*tokens, x], dim=1))))
 
 
 def dinov2():

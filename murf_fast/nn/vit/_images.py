@@ -61,10 +61,12 @@ def check_values(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     name: str = "`images`",
+    *,
+    normalizes: bool = False,
 ) -> None:
     """Refuses values that no normalized image has, and warns once per model of images that nobody normalized.
 
-    A sample of the pixels is looked at: on CPUs in every call, elsewhere, where it has to be waited for, in a model's
+    ``normalizes``: the model does so itself. A sample of the pixels is looked at: on CPUs in every call, elsewhere, where it has to be waited for, in a model's
     first; never while a graph is compiled or captured.
     """
     if images.dtype == torch.uint8:
@@ -73,7 +75,7 @@ def check_values(
                 f"murf_fast.{what}: `mean` and `std` must be in the unit of pixels divided by 255 for uint8 images, "
                 f"got a mean of {tuple(mean)}"
             )
-        if mean is None and std is None:
+        if mean is None and std is None and not normalizes:
             _warn_once(what, model)
         return
     if torch.compiler.is_compiling() or images.device.type == "meta" or images.numel() == 0:
@@ -85,7 +87,7 @@ def check_values(
     pixels = images.detach() if images.shape[1] == 3 else images.detach().permute(0, 3, 1, 2)
     rows, columns = (-(-n // _SAMPLES) for n in pixels.shape[2:])
     low, high = (float(v) for v in pixels[:, :, ::rows, ::columns].aminmax())
-    if mean is None and std is None and low >= 0 and 0 < high <= 1:
+    if mean is None and std is None and not normalizes and low >= 0 and 0 < high <= 1:
         _warn_once(what, model)
     means, stds = mean or [0.0] * 3, std or [1.0] * 3
     reach = max(max((high - m) / s, (m - low) / s) for m, s in zip(means, stds, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from murf_fast.nn._signatures import has_global_hooks, is_customized, signature
 from murf_fast.nn.vit import _attention, _blocks, _images, _resolutions
 from murf_fast.nn.vit._verify import packable_parts
-from murf_fast.nn.vit.families import family_of
+from murf_fast.nn.vit.families import resolved
 from murf_fast.nn.vit.families._family import Family, Rotation
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences
@@ -105,7 +105,7 @@ class MultiResolutionEncoder(nn.Module):
         scales: Sequence[float] | None = None,
         rounding: str = "floor",
         layers: Sequence[int] | None = None,
-        norm: bool = True,
+        norm: bool | None = None,
         tiles: Sequence[int] | None = None,
         remainder: str = "raise",
         mode: str = "bilinear",
@@ -119,12 +119,15 @@ class MultiResolutionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         what = "MultiResolutionEncoder"
-        self._family: type[Family] = family_of(model)
+        model, self._family = resolved(model)
         self._forward_of_model = type(model).forward
         self.model = model
         family = self.family
+        norm = family.norms_last if norm is None else norm
         for name, value in (("norm", norm), ("attentions", attentions), ("verify", verify)):
             _checks.flag(what, name, value)
+        if norm and family.final_norm is None:
+            raise ValueError(f"murf_fast.{what}: `norm` must be False or None, `model` has no final norm, got {norm}")
         if not isinstance(keep_positions, (bool, str)) or keep_positions not in KEEPS:
             raise ValueError(f"murf_fast.{what}: `keep_positions` must be one of {KEEPS}, got {keep_positions!r}")
         if attentions and family.prefix() is None:
@@ -267,7 +270,8 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(
                 f"murf_fast.{what}: `images` must be on the device of `model`, {device}, got {images.device}"
             )
-        _images.check_values(what, images, self.model, self.resize["mean"], self.resize["std"])
+        options = {"mean": self.resize["mean"], "std": self.resize["std"], "normalizes": family.kind.normalizes}
+        _images.check_values(what, images, self.model, **options)
         return size
 
     def _normed(self, family: Family, packed: PackedTokens) -> Tensor:
