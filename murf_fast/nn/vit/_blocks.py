@@ -123,13 +123,13 @@ def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, b
     for key, project in enumerate(layer.projections):
         projected.append(buffers.like(key, x, project))
     parts = _heads(projected, layer.heads)
-    norms = [(heads, norm) for heads, norm in zip(parts, (layer.query_norm, layer.key_norm)) if norm is not None]
+    norms = [(part, n) for part, n in ((parts[0], layer.query_norm), (parts[1], layer.key_norm)) if n is not None]
     for rows in _chunks(x, 0, len(x)):
         normed = layer.norm1(x[rows])
         for project, out in zip(layer.projections, projected, strict=True):
             _project_into(out[rows], normed, project)
-        for heads, norm in norms:
-            heads[rows] = norm(heads[rows])
+        for part, norm in norms:
+            part[rows] = norm(part[rows])
     if into is not None:
         into[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
     if cu_seqlens is not None:

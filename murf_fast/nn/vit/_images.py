@@ -66,8 +66,8 @@ def check_values(
 ) -> None:
     """Refuses values that no normalized image has, and warns once per model of images that nobody normalized.
 
-    ``normalizes``: the model does so itself. A sample of the pixels is looked at: on CPUs in every call, elsewhere, where it has to be waited for, in a model's
-    first; never while a graph is compiled or captured.
+    A sample of the pixels is looked at: on CPUs in every call, elsewhere, where it has to be waited for, in a model's
+    first; never while a graph is compiled or captured. ``normalizes``: the model does so itself.
     """
     if images.dtype == torch.uint8:
         if mean is not None and max(mean) > 1:

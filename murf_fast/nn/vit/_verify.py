@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from murf_fast.nn._signatures import HOOKS, Signature, is_inert, is_patched, shell_of, signature
 from murf_fast.nn.vit import _attention, _blocks
-from murf_fast.nn.vit.families._family import Family, Make, Rotation, left_out
+from murf_fast.nn.vit.families._family import Family, Make, Rotation, left_out, tokens_in
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.patch_embed import Block, PackedTokens
 
@@ -141,10 +141,10 @@ def _own_forward(family: Family, twin: nn.Module) -> _Seen | None:
         seen = _Seen(_patches(family, grid), grid)
 
         def before(module: nn.Module, arguments: tuple, options: dict, seen: _Seen = seen) -> None:
-            seen.tokens, seen.rotation = arguments[0], options.get("position_embeddings")
+            seen.tokens, seen.rotation = tokens_in(arguments[0]), options.get("position_embeddings")
 
         def after(module: nn.Module, arguments: tuple, output: object, seen: _Seen = seen) -> None:
-            seen.last = output if isinstance(output, Tensor) else output[0]
+            seen.last = tokens_in(output)
 
         handles = [
             blocks[0].register_forward_pre_hook(before, with_kwargs=True),

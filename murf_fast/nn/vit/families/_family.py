@@ -24,6 +24,7 @@ class Rotation(NamedTuple):
     cos: Tensor
     sin: Tensor
     is_interleaved: bool = False  # pairs are neighbours; else halves of a head
+    rounds: bool = False  # queries and keys are rounded to the dtype of the rotation; else the wider of both is taken
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The vision transformer inside of what it comes in: compiled and parallel modules, models with heads or a text tower."""
+"""The vision transformer in what it comes in: compiled and parallel modules, models with heads or a text tower."""
 
 from __future__ import annotations
 

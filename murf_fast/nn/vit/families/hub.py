@@ -45,7 +45,7 @@ _timm = replace(
     holders=(("TimmModel", "trunk"), ("TimmWrapperModel", "timm_model")),
     embedders=("patch_embed", "pos_drop", "patch_drop", "norm_pre"),
     pre_norm="norm_pre",
-    prefix=("cls_token", "reg_token"),
+    prefix=("cls_token", "dist_token", "reg_token"),
     flavor="timm",
     marks=("patch_embed.grid_size", "pos_drop", "norm"),
 )
@@ -147,14 +147,14 @@ class Hub(Family):
         return self.positions().shape[-2] - self.source_grid[0] * self.source_grid[1]
 
     def rotation(self, grid, dtype, device):
-        # By the model's own module, once per grid. Cosine and sine stay in its dtype, and so does the rotation.
+        # By the model's own module, once per grid and pass; cosine and sine stay in its dtype.
         rope = find(self.model, self.kind.rope)
         if rope is None:
             return None
         if self.kind.rotary == "dinov3":
             sin, cos = rope(H=grid[0], W=grid[1])
-            return Rotation(cos, sin)
-        if getattr(rope, "bands", 1) is None and tuple(rope.feat_shape) != tuple(grid):
+            return Rotation(cos, sin, rounds=True)
+        if getattr(rope, "_use_cached_embed", False) and tuple(rope.feat_shape) != tuple(grid):
             raise ValueError(
                 f"murf_fast.MultiResolutionEncoder: `model` must be made with dynamic_img_size=True for other grids "
                 f"than {tuple(rope.feat_shape)}, that of its kept rotary positions, got {tuple(grid)} patches"
@@ -195,7 +195,7 @@ class Hub(Family):
             return tokens_in(block(x))
         if self.kind.rotary == "timm":
             return tokens_in(block(x, rope=torch.cat([rotation.sin, rotation.cos], dim=-1)))
-        return tokens_in(block(x, (rotation.sin, rotation.cos)))
+        return tokens_in(block([x], [(rotation.sin, rotation.cos)]))
 
     def call_container(self, x, rotation, wanted):
         last = len(self.blocks) - 1
