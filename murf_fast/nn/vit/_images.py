@@ -106,7 +106,8 @@ def _warn_once(what: str, model: nn.Module) -> None:
     warnings.warn(
         f"murf_fast.{what}: images in 0..1 or uint8 come to {type(model).__name__} without `mean` and `std`; "
         "pretrained models want normalized ones. Pass the mean and deviation of its preprocessor (DINOv2 and DINOv3: "
-        "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225); SigLIP: 0.5 three times each), or zeros and ones to "
+        "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225); CLIP: mean=(0.481, 0.458, 0.408), std=(0.269, 0.261, "
+        "0.276); SigLIP: 0.5 three times each), or zeros and ones to "
         "leave images as they are",
         UserWarning,
         stacklevel=8,

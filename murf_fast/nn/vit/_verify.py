@@ -72,9 +72,7 @@ def packable_parts(make: Make, model: nn.Module, verify: bool) -> frozenset[Sign
         return frozenset(packable)
 
 
-def _refuted(
-    make: Make, model: nn.Module, indices: list[int], packable: set[Signature]
-) -> set[Signature]:
+def _refuted(make: Make, model: nn.Module, indices: list[int], packable: set[Signature]) -> set[Signature]:
     """Signatures whose modules do otherwise than their parts."""
     twin = _twin(model, {id(make(model).blocks): indices})
     family = make(twin)

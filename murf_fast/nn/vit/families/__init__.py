@@ -27,8 +27,8 @@ REFUSED = {
     **dict.fromkeys(("VitDetModel", "VitDetBackbone"), _WINDOWS),
     **dict.fromkeys(("SwinModel", "Swinv2Model", "SwinTransformer", "SwinTransformerV2"), _WINDOWS),
     **dict.fromkeys(("Hiera", "HieraModel", "Sam2VisionModel"), "its blocks pool their tokens"),
-    **dict.fromkeys(("Beit", "BeitModel", "Data2VecVisionModel"), "its attention adds relative positions to the scores"),
-    "ViTMAEModel": "it drops patches at random in every call; load its weights into a ViTModel",
+    **dict.fromkeys(("Beit", "BeitModel", "Data2VecVisionModel"), "its scores have relative positions added"),
+    "ViTMAEModel": "it drops patches at random in every call; ViTModel.from_pretrained takes its weights",
 }
 
 
@@ -46,7 +46,8 @@ def resolved(model: nn.Module) -> tuple[nn.Module, Make]:
         name = type(inner).__name__
         name = name if inner is model else f"{name} in {type(model).__name__}"
         raise TypeError(
-            f"murf_fast.MultiResolutionEncoder: `model` must be one of: {SUPPORTED}; got {name}: {reason}{where}"
+            f"murf_fast.MultiResolutionEncoder: `model` must be a vision transformer of a known family, got {name}: "
+            f"{reason}{where}. Known are: {SUPPORTED}"
         )
     return inner, functools.partial(hub.Hub if layout in hub.LAYOUTS else Transformers, layout=layout)
 
@@ -72,13 +73,24 @@ def _layout_of(model: nn.Module) -> tuple[Layout | None, str]:
             reason = hub.reason_against(model, layout)
         if not reason:
             return layout, ""
-        reasons.append((len(missing), f"for {layout.name} {reason}"))
+        reasons.append(f"to be {layout.name} {reason}")
     if reasons:
-        return None, min(reasons)[1]
+        return None, "; ".join(reasons)
     inherited = next((k.__name__ for k in kinds for layout in LAYOUTS if k.__name__ in layout.models), "")
     if inherited:
         return None, f"it is a {inherited} with a `forward` of its own, which a packed pass would not call"
-    return None, "no family has a class of this name"
+    return None, _nearest(model)
+
+
+def _nearest(model: nn.Module) -> str:
+    """What a model of an unknown class has of the families' parts."""
+    candidates = [layout for layout in LAYOUTS if layout.blocks not in layout.missing(model)]
+    if not candidates:
+        return "no family has a class of this name, nor a list of blocks where it has one"
+    layout = min(candidates, key=lambda layout: len(layout.missing(model)) / len(layout.required))
+    missing = layout.missing(model)
+    lacks = f"of which it lacks `{'`, `'.join(missing)}`" if missing else "whose parts it has: derive its class from it"
+    return f"no family has a class of this name; the nearest is {layout.name}, {lacks}"
 
 
 __all__ = ["LAYOUTS", "SUPPORTED", "Family", "is_supported", "resolved"]

@@ -145,9 +145,11 @@ class Family:
         """Rotary positions of the patches of a grid."""
         return None
 
-    def call_rope(self, pixels: Tensor) -> Rotation | None:
+    def call_rope(self, pixels: Tensor, grid: tuple[int, int]) -> Rotation | None:
         """:meth:`rotation` by the model's own module, where a packed pass does without it."""
-        return None if self.rope is None else Rotation(*self.rope(pixels))
+        if self.rope is None:
+            return self.rotation(grid, pixels.dtype, pixels.device)
+        return Rotation(*self.rope(pixels))
 
     def call_embeddings(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(S, P + N, D) by the model's own modules, from patches (S, N, 3 p p) in the family's order."""

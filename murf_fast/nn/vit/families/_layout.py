@@ -103,10 +103,15 @@ class Layout:
         """Where the paths start."""
         return find(model, self.tower) or model
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Paths that every model of this family has."""
+        return (self.projection, self.blocks, *self.marks)
+
     def missing(self, model: nn.Module) -> list[str]:
-        """Paths that every model of this family has, and this one has not."""
+        """Those of them that a model has not."""
         root = self.root(model)
-        return [path for path in (self.projection, self.blocks, *self.marks) if find(root, path) is None]
+        return [path for path in self.required if find(root, path) is None]
 
 
 @dataclass(frozen=True)
