@@ -283,29 +283,6 @@ def test_neighbours_of_one_grid_attend_together():
     assert runs[0].stop == len(packed.tokens)
 
 
-@pytest.mark.parametrize("registers", [0, 2])
-def test_timm_itself(registers):
-    vit = pytest.importorskip("timm.models.vision_transformer", reason="needs timm, which needs torchvision")
-    torch.manual_seed(0)
-    model = vit.VisionTransformer(
-        img_size=24,
-        patch_size=PATCH,
-        embed_dim=24,
-        depth=2,
-        num_heads=3,
-        init_values=0.5,
-        dynamic_img_size=True,
-        reg_tokens=registers,
-        no_embed_class=bool(registers),
-    ).eval()
-    images = torch.rand(2, 3, 32, 28)
-    with torch.no_grad():
-        actual = MultiResolutionEncoder(model, [(32, 28)])(images).tokens[0].block(0)
-        same = model.forward_features(images)
-        oracle = copy.deepcopy(model).double().forward_features(images.double())
-    assert_within_budget(actual, oracle, same)
-
-
 class Adapter(nn.Linear):
     """A projection that is more than its product."""
 
