@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import families as models
 import pytest
@@ -211,6 +212,13 @@ def resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def test_every_layout_is_tested():
     for layout in LAYOUTS:
         assert layout.name.startswith((*OTHERS, *(case.family for case in CASES.values()))), layout.name
+
+
+def test_the_readme_has_every_layout():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for layout in LAYOUTS:
+        assert f"| {layout.name} |" in readme
+        assert all(holder in readme for holder, _ in layout.holders), layout.holders
 
 
 def both(model, case: Case, images: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

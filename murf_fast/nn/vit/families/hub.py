@@ -27,7 +27,7 @@ _BLOCK = BlockLayout(
     scale="attn.scale",
 )
 _dino = Layout(
-    name="DINO and DINOv2 of torch.hub",
+    name="DINO and DINOv2 of torch.hub (VisionTransformer, DinoVisionTransformer)",
     models=("VisionTransformer", "DinoVisionTransformer"),
     projection="patch_embed.proj",
     embedders=("patch_embed", "pos_drop"),
