@@ -304,6 +304,14 @@ def test_gradients(name):
         assert_within_budget(actual[parameter], oracle[parameter], same, parameter)
 
 
+@pytest.mark.parametrize("name", ["openai", "eva"])
+def test_compiles_in_one_graph(name):
+    encoder = MultiResolutionEncoder(model_of(name), CASES[name].sizes[:1])
+    images = torch.randn(1, 3, 24, 24)
+    compiled = torch.compile(lambda x: encoder(x).maps[0], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), encoder(images).maps[0], rtol=1e-4, atol=1e-4)
+
+
 def test_the_norm_of_clip_is_that_of_the_pooled_token():
     model = model_of("clip")
     images = torch.randn(1, 3, 24, 24)

@@ -28,6 +28,7 @@ REFUSED = {
     **dict.fromkeys(("SwinModel", "Swinv2Model", "SwinTransformer", "SwinTransformerV2"), _WINDOWS),
     **dict.fromkeys(("Hiera", "HieraModel", "Sam2VisionModel"), "its blocks pool their tokens"),
     **dict.fromkeys(("Beit", "BeitModel", "Data2VecVisionModel"), "its scores have relative positions added"),
+    "RADIOModel": "its `patch_generator` makes the tokens; C-RADIO is taken as RadioModel of transformers",
     "ViTMAEModel": "it drops patches at random in every call; ViTModel.from_pretrained takes its weights",
 }
 

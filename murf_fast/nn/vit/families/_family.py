@@ -92,6 +92,11 @@ class Family:
     @property
     def num_position_prefix(self) -> int:
         """Rows of the table of positions before the patches."""
+        positions = self.positions()
+        if positions is None:
+            return 0
+        if self.source_grid is not None:
+            return positions.shape[-2] - self.source_grid[0] * self.source_grid[1]
         tokens = [find(self.model, path) for path in self.kind.prefix[: self.kind.positioned]]
         return sum(t.numel() // t.shape[-1] for t in tokens if t is not None)
 
@@ -133,7 +138,7 @@ class Family:
             self.positions(),
             patch_size=self.patch_size,
             flavor=self.flavor,
-            num_prefix_tokens=0 if self.positions() is None else self.num_position_prefix,
+            num_prefix_tokens=self.num_position_prefix,
             source_grid=self.source_grid,
             prefix=self.prefix(),
             layout=self.layout,

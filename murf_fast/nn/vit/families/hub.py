@@ -140,12 +140,6 @@ class Hub(Family):
         names = ("shift_coords", "jitter_coords", "rescale_coords")
         self.augments_positions = any(getattr(rotary, name, None) is not None for name in names)
 
-    @property
-    def num_position_prefix(self) -> int:
-        if self.source_grid is None or self.positions() is None:
-            return super().num_position_prefix
-        return self.positions().shape[-2] - self.source_grid[0] * self.source_grid[1]
-
     def rotation(self, grid, dtype, device):
         # By the model's own module, once per grid and pass; cosine and sine stay in its dtype.
         rope = find(self.model, self.kind.rope)
@@ -224,7 +218,7 @@ def reason_against(model: nn.Module, layout: Layout) -> str:
     if any(isinstance(block, nn.ModuleList) for block in blocks):
         return "its blocks come in chunks (`block_chunks`)"
     if find(model, "patch_generator") is not None:
-        return "its `patch_generator` makes the tokens; take RadioModel of transformers"
+        return "its `patch_generator` makes the tokens; C-RADIO is taken as RadioModel of transformers"
     if not layout.rotary and (find(model, "rope") is not None or find(model, "rope_embed") is not None):
         return "its positions are rotary (`rope`), those of its kind are a table"
     if getattr(model, "rope_mixed", False):
