@@ -323,6 +323,15 @@ def test_the_norm_of_clip_is_that_of_the_pooled_token():
         MultiResolutionEncoder(model_of("radio"), [(24, 24)], norm=True)
 
 
+def test_attentions_are_those_of_clip():
+    model = model_of("clip")
+    images = torch.randn(1, 3, 24, 24)
+    (ours,) = MultiResolutionEncoder(model, [OWN_SIZE], layers=[0], attentions=True)(images).attentions
+    model.set_attn_implementation("eager")
+    theirs = model(images, output_attentions=True).attentions[0]
+    torch.testing.assert_close(ours.flatten(2), theirs[:, :, 0, 1:], rtol=1e-4, atol=1e-6)
+
+
 def test_radio_normalizes_by_itself():
     model = model_of("radio")
     with warnings.catch_warnings():
@@ -420,6 +429,9 @@ def test_a_model_that_trains_in_ddp_is_not_taken_out_of_it(tmp_path):
             MultiResolutionEncoder(wrapped, SIZES)
         model.requires_grad_(False)
         assert MultiResolutionEncoder(wrapped, SIZES).model is model
+        # What is not known is a callable to S2, whatever trains in it.
+        other = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+        assert not S2(other, [1]).is_packed
     finally:
         torch.distributed.destroy_process_group()
 

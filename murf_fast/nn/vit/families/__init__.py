@@ -14,7 +14,7 @@ from murf_fast.nn.vit.families import hub, huggingface
 from murf_fast.nn.vit.families._family import Family, Make
 from murf_fast.nn.vit.families._layout import Layout
 from murf_fast.nn.vit.families._transformers import Transformers
-from murf_fast.nn.vit.families._wrappers import hint, unwrapped
+from murf_fast.nn.vit.families._wrappers import check_wrapper, hint, unwrapped
 
 LAYOUTS = (*huggingface.LAYOUTS, *hub.LAYOUTS)
 SUPPORTED = "; ".join(layout.name for layout in LAYOUTS)
@@ -28,6 +28,7 @@ REFUSED = {
     **dict.fromkeys(("SwinModel", "Swinv2Model", "SwinTransformer", "SwinTransformerV2"), _WINDOWS),
     **dict.fromkeys(("Hiera", "HieraModel", "Sam2VisionModel"), "its blocks pool their tokens"),
     **dict.fromkeys(("Beit", "BeitModel", "Data2VecVisionModel"), "its scores have relative positions added"),
+    "FullyShardedDataParallel": "its parameters are sharded; shard the encoder, not the model in it",
     "RADIOModel": "its `patch_generator` makes the tokens; C-RADIO is taken as RadioModel of transformers",
     "ViTMAEModel": "it drops patches at random in every call; ViTModel.from_pretrained takes its weights",
 }
@@ -43,17 +44,20 @@ def resolved(model: nn.Module) -> tuple[nn.Module, Make]:
     inner = unwrapped(model, HOLDERS) if isinstance(model, nn.Module) else model
     layout, reason = _layout_of(inner)
     if layout is None:
-        where = hint(inner, is_supported) if isinstance(inner, nn.Module) else ""
+        is_known = any(kind.__name__ in REFUSED for kind in type(inner).__mro__)
+        where = hint(inner, is_supported) if isinstance(inner, nn.Module) and not is_known else ""
         name = type(inner).__name__
         name = name if inner is model else f"{name} in {type(model).__name__}"
         raise TypeError(
             f"murf_fast.MultiResolutionEncoder: `model` must be a vision transformer of a known family, got {name}: "
             f"{reason}{where}. Known are: {SUPPORTED}"
         )
+    check_wrapper(model)
     return inner, functools.partial(hub.Hub if layout in hub.LAYOUTS else Transformers, layout=layout)
 
 
 def is_supported(model: nn.Module) -> bool:
+    """Whether a model is of a known family, or holds one that is."""
     return _layout_of(unwrapped(model, HOLDERS))[0] is not None
 
 
