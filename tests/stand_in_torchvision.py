@@ -1,4 +1,4 @@
-"""A torchvision of names only, in the process that asks for it, so that timm and OpenCLIP can be imported without it.
+"""A torchvision of names only, while timm or OpenCLIP is imported in a test's process without it.
 
 Neither needs it for a vision transformer: they name its transforms, data sets and a frozen batch norm on the way. A
 wheel of torchvision fits one build of torch, and that of the package index is one for CUDA.
@@ -11,6 +11,8 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+
+import pytest
 
 
 class Anything(type):
@@ -44,7 +46,16 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def install() -> None:
-    """Before what needs it is imported; nothing where torchvision is installed."""
-    if importlib.util.find_spec("torchvision") is None:
-        sys.meta_path.append(Finder())
+def imported(name: str) -> types.ModuleType:
+    """A package that names torchvision, or a skip where it is not installed. The names are gone when it is imported."""
+    if name in sys.modules or importlib.util.find_spec("torchvision") is not None:
+        return pytest.importorskip(name)
+    finder = Finder()
+    sys.meta_path.append(finder)
+    try:
+        return pytest.importorskip(name)
+    finally:
+        sys.meta_path.remove(finder)
+        # Others ask whether torchvision is there, and would find it.
+        for module in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
+            del sys.modules[module]

@@ -199,8 +199,7 @@ OTHERS = (
 def model_of(name: str) -> nn.Module:
     case = CASES[name]
     if case.needs:
-        stand_in_torchvision.install()
-        pytest.importorskip(case.needs)
+        stand_in_torchvision.imported(case.needs)
     torch.manual_seed(0)
     return randomized(case.build())
 
@@ -349,8 +348,7 @@ def test_dropout_of_patches_in_training_is_refused(name):
 
 
 def test_rotary_positions_of_a_fixed_grid():
-    stand_in_torchvision.install()
-    pytest.importorskip("timm")
+    stand_in_torchvision.imported("timm")
     model = timm_eva(dynamic_img_size=False).eval()
     MultiResolutionEncoder(model, [OWN_SIZE])(torch.randn(1, 3, 24, 24))
     with pytest.raises(ValueError, match=r"dynamic_img_size=True for other grids than \(6, 6\)"):
@@ -515,7 +513,6 @@ def test_a_class_of_another_name_is_told_its_nearest():
 
 @pytest.mark.parametrize("rope_type", ["mixed"])
 def test_rotary_positions_of_every_block_are_refused(rope_type):
-    stand_in_torchvision.install()
-    pytest.importorskip("timm")
+    stand_in_torchvision.imported("timm")
     with pytest.raises(TypeError, match="differ from block to block"):
         MultiResolutionEncoder(timm_eva(rope_type=rope_type), SIZES)
