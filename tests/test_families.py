@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -403,12 +404,31 @@ def test_wrappers_are_taken_off(name):
     assert torch.equal(encoder(images).tokens[0].tokens, expected)
 
 
+def test_holders_hold_what_the_layouts_say():
+    for holder, attribute in (pair for layout in LAYOUTS for pair in layout.holders):
+        kind = getattr(transformers, holder, None)
+        if kind is not None:
+            assert f"self.{attribute} = " in inspect.getsource(kind.__init__), holder
+
+
+@pytest.mark.parametrize("holder", ["CLIP", "CustomTextCLIP", "CoCa", "TimmModel"])
+def test_holders_of_open_clip(holder):
+    package = stand_in_torchvision.imported("open_clip")
+    attribute = next(a for layout in LAYOUTS for name, a in layout.holders if name == holder)
+    kind = getattr(package, holder, None) or package.timm_model.TimmModel
+    assert f"self.{attribute} = " in inspect.getsource(kind.__init__)
+
+
 @pytest.mark.parametrize(
     ("kind", "config"),
-    [("Dinov2Backbone", "Dinov2Config"), ("DINOv3ViTBackbone", "DINOv3ViTConfig")],
+    [
+        ("Dinov2Backbone", "Dinov2Config"),
+        ("Dinov2WithRegistersBackbone", "Dinov2WithRegistersConfig"),
+        ("DINOv3ViTBackbone", "DINOv3ViTConfig"),
+    ],
 )
 def test_backbones_are_their_models(kind, config):
-    options = {**(NO_MLP if kind == "Dinov2Backbone" else SMALL), "reshape_hidden_states": True}
+    options = {**(SMALL if kind == "DINOv3ViTBackbone" else NO_MLP), "reshape_hidden_states": True}
     model = randomized(getattr(transformers, kind)(getattr(transformers, config)(**options)))
     pixels = torch.randn(1, 3, 24, 32)
     (map_,) = MultiResolutionEncoder(model, [(24, 32)])(pixels).maps
