@@ -23,6 +23,7 @@ from test_multi_resolution_encoder import (
     DinoVisionTransformer,
     HubBlock,
     VisionTransformer,
+    clip,
     dinov2,
     dinov2_registers,
     dinov3,
@@ -50,7 +51,7 @@ def images_of():
 
 
 def encoder_of(model, sizes=SIZES, **options):
-    return MultiResolutionEncoder(model, sizes, mean=MEAN, std=STD, **options)
+    return MultiResolutionEncoder(model, sizes, mean=MEAN, std=STD, norm=True, **options)
 
 
 def own(build, model, size, layer=2, norm=True):
@@ -149,7 +150,7 @@ def called_modules(build, model):
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_every_change_of_every_module_acts(data):
-    build = data.draw(st.sampled_from(CALLED))
+    build = data.draw(st.sampled_from([*CALLED, clip]))
     model = model_of(build)
     names = called_modules(build, model)
     change, name = data.draw(st.sampled_from(CHANGES)), data.draw(st.sampled_from(names))
@@ -302,7 +303,7 @@ class Adapter(nn.Module):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("build", [dinov2, dinov3, siglip, hub], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("build", [dinov2, dinov3, siglip, clip, hub], ids=lambda f: f.__name__)
 def test_gradients_of_adapters(build, when):
     torch.manual_seed(1)
     model = model_of(build)

@@ -145,6 +145,11 @@ def siglip2():
     return transformers.Siglip2VisionModel(config)
 
 
+def clip():
+    config = transformers.CLIPVisionConfig(**SMALL, image_size=6 * PATCH, intermediate_size=48)
+    return transformers.CLIPVisionModel(config)
+
+
 def hub():
     return DinoVisionTransformer()
 
@@ -180,7 +185,10 @@ def model_of(build):
 
 
 def prefix_of(build):
-    one, three = (dinov2, dinov2_swiglu, hub, timm_layout), (dinov2_registers, dinov3, hub_registers, timm_registers)
+    one, three = (
+        (dinov2, dinov2_swiglu, clip, hub, timm_layout),
+        (dinov2_registers, dinov3, hub_registers, timm_registers),
+    )
     return 1 if build in one else 3 if build in three else 0
 
 
@@ -211,7 +219,7 @@ def original(build, model, images, size, layer, norm):
     # A hook, as what `hidden_states` holds of the last block differs among models and versions.
     outputs = []
     hook = blocks_of(model)[layer].register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    model(pixels, **({"interpolate_pos_encoding": True} if build is siglip else {}))
+    model(pixels, **({"interpolate_pos_encoding": True} if build in (siglip, clip) else {}))
     hook.remove()
     hidden = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
     if not norm:
