@@ -277,6 +277,24 @@ def test_what_is_called_gives_the_same(name, where):
     assert len(calls) == len(CASES[name].sizes)
 
 
+def test_an_encoder_that_does_more_is_called():
+    """No norm follows CLIP's encoder, and none takes back what a changed one does."""
+    model = model_of("clip")
+    kind = type(model.encoder)
+
+    def forward(self, inputs_embeds, **options):
+        output = kind.forward(self, inputs_embeds, **options)
+        output.last_hidden_state = output.last_hidden_state + 1
+        return output
+
+    model.encoder.__class__ = type("Changed", (kind,), {"forward": forward})
+    images = torch.randn(1, 3, 24, 24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = MultiResolutionEncoder(model, [OWN_SIZE])(images).tokens[0].block(0)
+    torch.testing.assert_close(result, model(images).last_hidden_state)
+
+
 @pytest.mark.parametrize("name", ["clip", "hub_dinov3", "openai", "timm_query_norm", "eva_unfused"])
 def test_gradients(name):
     case, model = CASES[name], model_of(name).requires_grad_(True)

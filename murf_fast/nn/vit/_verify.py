@@ -88,6 +88,9 @@ def _refuted(make: Make, model: nn.Module, indices: list[int], packable: set[Sig
             rotation = family.rotation(seen.grid, torch.float32, torch.device("cpu"))
             if not all(_is_near(a, b) for a, b in zip(rotation[:2], seen.rotation, strict=True)):
                 refuted.add(signature(family.rope, is_bare=True))
+        if seen.contained is not None and not _is_near(seen.last, seen.contained):
+            refuted.add(shell_of(family.container, is_bare=True))
+            seen.last = seen.contained
         last = family.final_norm(seen.last) if family.norms_last else seen.last
         if seen.features is not None and not _is_near(seen.pick(last), seen.features):
             raise DiffersError(_refusal("what follows its last block (the final norm)"))
@@ -125,6 +128,7 @@ class _Seen:
     tokens: Tensor | None = None
     rotation: tuple[Tensor, Tensor] | None = None
     last: Tensor | None = None
+    contained: Tensor | None = None  # what the container of the blocks returns
     features: Tensor | None = None
     pick: Callable[[Tensor], Tensor] | None = None  # what the features are of all tokens
 
@@ -144,10 +148,15 @@ def _own_forward(family: Family, twin: nn.Module) -> _Seen | None:
         def after(module: nn.Module, arguments: tuple, output: object, seen: _Seen = seen) -> None:
             seen.last = tokens_in(output)
 
+        def around(module: nn.Module, arguments: tuple, output: object, seen: _Seen = seen) -> None:
+            seen.contained = tokens_in(output)
+
         handles = [
             blocks[0].register_forward_pre_hook(before, with_kwargs=True),
             blocks[-1].register_forward_hook(after),
         ]
+        if family.container is not None and family.is_batch_first:
+            handles.append(family.container.register_forward_hook(around))
         try:
             output = family.call_model(twin, seen.patches, grid)
         except NotImplementedError:
