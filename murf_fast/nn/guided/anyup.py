@@ -56,12 +56,12 @@ class AnyUp(GuidedUpsampler):
     band; in float64 without gradients, under a compiler, and for derivatives in other ways than by a first backward (a
     gradient's own gradient, tangents, ``torch.func``) they are plain PyTorch.
 
-    In bfloat16 (``model.bfloat16()``) its result on a photo is wrong by 0.3 % (relative norm), with both released
+    In bfloat16 (``model.bfloat16()``) its result on a photo is wrong by 0.2 to 0.4 % of its norm, with both released
     checkpoints, most of it by the rounded inputs; in float16 by 0.04 %. AnyUp's own arithmetic is wrong by 5 % and
     0.8 %: the features' part of the keys lies within millionths of a constant. That part is computed in float32 here,
     as are the norms' statistics, the angles of positions, softmax and all sums; every other map may be rounded when
-    stored. On a CPU with matrix units for bfloat16 (AMX, on Linux) the encoders multiply by them and keep their maps in
-    bfloat16, two to three times as fast as in float32; on others they compute in float32.
+    stored. On a CPU with matrix units for bfloat16 (AMX, on Linux) the encoders use them and keep their maps in
+    bfloat16; on others they compute in float32.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
