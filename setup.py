@@ -94,7 +94,8 @@ class BuildLevels(build_ext):
 
         def compile_one(job):
             source, flags, level = job
-            macros = [("MURF_LEVEL", level)] if level else [(m, "1") for m in (["MURF_X86"] * X86 + ["MURF_AMX"] * amx)]
+            has = [(name, "1") for name, found in (("MURF_X86", X86), ("MURF_AMX", amx)) if found]
+            macros = [("MURF_LEVEL", level)] if level else has
             return self.compiler.compile(
                 [source],
                 output_dir=str(Path(self.build_temp, level or "common")),
