@@ -32,6 +32,9 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC would stay at 256 bits for its default tuning.
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 LEVELS = {"baseline": [], "avx2": AVX2, "avx512": AVX512} if X86 else {"baseline": []}
+# A level of a few kernels, those that multiply in bfloat16; its others are those of AVX-512 (csrc/dispatch.cpp).
+AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+AMX_SOURCES = ["csrc/level/pixel_conv_direct.cpp", "csrc/level/pixel_linear.cpp"]
 
 # Contraction gives fused multiply-adds; no trapping math lets comparisons vectorize. Nothing here reorders sums.
 # Vectors cross no boundary between translation units, so the ABI that -Wpsabi warns of does not matter.
@@ -44,6 +47,16 @@ FLAGS = [
     "-fno-trapping-math",
     "-Wno-psabi",
 ]
+# Programs that tell what a compiler has.
+OPENMP = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
+TILES = """
+#include <immintrin.h>
+int main() {
+  _tile_dpbf16ps(0, 1, 2);
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+         __builtin_cpu_supports("amx-bf16") && _mm512_cvtneps_pbh(__m512{})[0];
+}
+"""
 SANITIZE = os.environ.get("MURF_FAST_SANITIZE", "")
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
@@ -72,14 +85,17 @@ class BuildLevels(build_ext):
     def _build(self, ext: Extension) -> None:
         import pybind11
 
-        openmp = ["-fopenmp"] if self._accepts("-fopenmp") else []
+        openmp = ["-fopenmp"] if self._accepts(OPENMP, "-fopenmp") else []
         jobs = [(sources, flags, level) for level, flags in LEVELS.items() for sources in KERNEL_SOURCES]
+        amx = X86 and sys.platform == "linux" and self._accepts(TILES, *AMX)
+        jobs += [(source, AMX, "amx") for source in AMX_SOURCES if amx]
         jobs += [(source, [], None) for source in COMMON_SOURCES]
         include = [*self.compiler.include_dirs, *ext.include_dirs, pybind11.get_include(), "csrc"]
 
         def compile_one(job):
             source, flags, level = job
-            macros = [("MURF_LEVEL", level)] if level else [("MURF_X86", "1")] if X86 else []
+            has = [(name, "1") for name, found in (("MURF_X86", X86), ("MURF_AMX", amx)) if found]
+            macros = [("MURF_LEVEL", level)] if level else has
             return self.compiler.compile(
                 [source],
                 output_dir=str(Path(self.build_temp, level or "common")),
@@ -96,13 +112,14 @@ class BuildLevels(build_ext):
         link_flags = [*openmp, *([f"-fsanitize={SANITIZE}"] if SANITIZE else ["-s"])]
         self.compiler.link_shared_object(objects, target, extra_postargs=link_flags, target_lang="c++")
 
-    def _accepts(self, flag: str) -> bool:
+    def _accepts(self, code: str, *flags: str) -> bool:
+        """Whether the compiler makes a program of it."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.cpp")
-            source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+            source.write_text(code)
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=[flag])
-                self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=[flag])
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=[*flags])
+                self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=[*flags])
             except Exception:
                 return False
         return True

@@ -34,8 +34,8 @@ ARCHITECTURE = 90
 DTYPES = ("float32", "bfloat16")
 # No kernels' speed: calls that cost what a call costs.
 LEFT_OUT = ("overhead",)
-# Cases that are built in their own dtype alone: AnyUp refuses bfloat16; the precision of an index is an argument; whole
-# models have cases of both dtypes.
+# Cases that are built in their own dtype alone: the precision of an index is an argument; whole models have cases of
+# both dtypes.
 OWN_DTYPE = ("anyup_model", "jafar_model", "murf", "naf_model", "nearest_distance")
 
 Task = tuple[str, str, str]  # operation, case (or predictions.SMALL), dtype

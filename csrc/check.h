@@ -46,4 +46,9 @@ inline void labels(const CrossEntropy& ce, const Grid& grid) {
   if (wrong != 0) throw std::invalid_argument("murf_fast.upsample_cross_entropy: `target` holds labels out of range");
 }
 
+// Layers on rows of pixels are multiplied in two types.
+inline void multiplies(DType dtype) {
+  if (dtype == DType::f16) throw std::invalid_argument("murf_fast: a layer is of float32 or bfloat16, got float16");
+}
+
 }  // namespace murf::check

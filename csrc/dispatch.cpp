@@ -2,6 +2,10 @@
 
 #include <cstdlib>
 #include <stdexcept>
+#if defined(MURF_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace murf {
 
@@ -16,8 +20,33 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 #endif
+#if defined(MURF_AMX)
+// Only what multiplies in bfloat16 is compiled for it.
+namespace amx {
+void pixel_linear(DType dtype, PixelLinear layer, int threads);
+void pixel_conv_direct(PixelConv layer, int threads);
+}
+#endif
 
 namespace {
+
+#if defined(MURF_AMX)
+const Kernels& with_tiles() {
+  static const Kernels all = [] {
+    Kernels k = avx512::kernels;
+    k.pixel_linear = amx::pixel_linear;
+    k.pixel_conv_direct = amx::pixel_conv_direct;
+    return k;
+  }();
+  return all;
+}
+
+// Linux saves tile registers, 8 KB a thread, only for processes that ask.
+bool tiles_permitted() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 struct Level {
   const char* name;
@@ -36,6 +65,11 @@ const std::vector<Level>& levels() {
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     v.push_back({"avx2", &avx2::kernels, has_avx2});
     v.push_back({"avx512", &avx512::kernels, has_avx512});
+#if defined(MURF_AMX)
+    const bool has_amx = has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+                         __builtin_cpu_supports("amx-bf16");
+    v.push_back({"amx", &with_tiles(), has_amx && tiles_permitted()});
+#endif
 #endif
     return v;
   }();

@@ -72,8 +72,10 @@
     (DType dtype, FeatureUnify unify, Strided grad_out, Strided grad_features, float* grad_basis, int64_t shares,    \
      int threads),                                                                                                   \
     work::feature_unify(unify))                                                                                      \
-  X(pixel_linear, (PixelLinear layer, int threads), work::pixel_linear(layer))                                       \
+  X(pixel_linear, (DType dtype, PixelLinear layer, int threads),                                                     \
+    (check::multiplies(dtype), work::pixel_linear(layer)))                                                           \
   X(pixel_conv, (PixelConv layer, int threads), work::pixel_conv(layer))                                             \
+  X(pixel_conv_direct, (PixelConv layer, int threads), work::pixel_conv(layer))                                      \
   X(nearest_prepare,                                                                                                 \
     (NearestRows x, const float* mean, DType out_dtype, void* out, int64_t out_stride, NearestRole role,             \
      double* squared_norms, double* errors, int threads),                                                            \

@@ -110,9 +110,21 @@ def three_threads():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=_extension.available_levels() if _extension.load_error() is None else [])
+_LEVELS = _extension.available_levels() if _extension.load_error() is None else []
+
+
+@pytest.fixture(params=[level for level in _LEVELS if level != "amx"])
 def level(request, monkeypatch):
-    """Every instruction-set level of the C++ extension that this processor runs."""
+    """Every instruction-set level of the C++ extension that this processor runs, but the one that differs from the
+    last of these only in layers on rows of pixels.
+    """
+    monkeypatch.setenv("MURF_FAST_CPU", request.param)
+    return request.param
+
+
+@pytest.fixture(params=_LEVELS)
+def level_of_layers(request, monkeypatch):
+    """Every level, for layers on rows of pixels."""
     monkeypatch.setenv("MURF_FAST_CPU", request.param)
     return request.param
 

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from originals import asset, golden
+from PIL import Image
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
 import murf_fast
@@ -23,6 +26,7 @@ from murf_fast.reference.anyup import anyup as dense
 
 # In one direction the error of the comparison may be any small number by chance.
 DIRECTIONS = 6
+HALVES = (torch.float16, torch.bfloat16)
 WEIGHTS = "upsamplers/anyup_paper.safetensors"
 
 
@@ -136,22 +140,70 @@ def test_bands_of_rows(monkeypatch):
         assert_parity(model, image, features)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_types(dtype):
-    model = seeded(AnyUp(32, allow_bfloat16=True)).to(dtype)
-    image, features = draw(1, 3, 21, 19).to(dtype), draw(1, 6, 3, 4).to(dtype)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("size", [None, (37, 29), (9, 14)])
+def test_half_types(dtype, size, level_of_layers):
+    model = seeded(AnyUp(32)).to(dtype)
+    image, features = draw(2, 3, 21, 19).to(dtype), draw(2, 6, 3, 4).to(dtype)
     with torch.no_grad():
-        actual = model(image, features)
-        same = plain(model, image, features)
-        oracle = plain(model.double(), image.double(), features.double())
+        actual = model(image, features, size)
+        same = plain(model, image, features, size)
+        oracle = plain(model.double(), image.double(), features.double(), size)
     assert actual.dtype == dtype
     assert_within_budget(actual, oracle, same)
 
 
-def test_bfloat16_must_be_asked_for():
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_keys_of_half_types_are_rounded_once(dtype):
+    """What the basis makes of features lies within millionths of a constant: a rounding on the way would matter."""
+    model = seeded(AnyUp(32)).to(dtype)
+    of_image, features = draw(1, 32, 5, 4).to(dtype), draw(1, 40, 5, 4).to(dtype)
+    with torch.no_grad():
+        actual = model._keys(of_image, features)
+        exact = model.double()._keys(of_image.double(), features.double())
+    assert actual.dtype == dtype
+    assert_within_budget(actual, exact, exact.to(dtype))
+
+
+def test_threads_change_nothing_in_bfloat16(three_threads):
     model = seeded(AnyUp(32)).bfloat16()
-    with pytest.raises(TypeError, match=r"in bfloat16 .* 5\.9 %"):
-        model(draw(1, 3, 9, 9).bfloat16(), draw(1, 4, 3, 3).bfloat16())
+    image, features = draw(1, 3, 95, 61).bfloat16(), draw(1, 6, 3, 4).bfloat16()
+    with torch.no_grad():
+        expected = model(image, features)
+        torch.set_num_threads(1)
+        assert torch.equal(model(image, features), expected)
+
+
+def photo(size):
+    """A photo, normalized, and features of its patches: 384 fixed mixtures of their pixels."""
+    folder = Path(murf_fast.__file__).parent / "assets"
+    pixels = torch.from_numpy(np.asarray(Image.open(folder / "chelsea.jpg").convert("RGB").resize((size, size))).copy())
+    mean, deviation = (torch.tensor(t)[:, None, None] for t in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    image = ((pixels.permute(2, 0, 1) / 255 - mean) / deviation)[None]
+    patches = F.unfold(image, 14, stride=14)
+    features = draw(384, patches.shape[1]) @ patches / patches.shape[1] ** 0.5
+    return image, features.unflatten(2, (size // 14, -1))
+
+
+@pytest.mark.parametrize("file", ["anyup_paper", "anyup_multi_backbone"])
+def test_half_types_on_a_photo(file, monkeypatch):
+    """Within 1 % of float64 with weights, image and features in bfloat16, whatever multiplies; float16 has eight times
+    the digits.
+    """
+    checkpoint, (image, features) = asset(f"upsamplers/{file}.safetensors"), photo(112)
+    model = AnyUp.from_checkpoint(checkpoint).requires_grad_(False).double()
+    exact = model(image.double(), features.double())
+    levels = _extension.available_levels() if _extension.load_error() is None else [""]
+    for dtype, allowed in zip(HALVES, (0.01 / 8, 0.01), strict=True):
+        model = AnyUp.from_checkpoint(checkpoint).requires_grad_(False).to(dtype)
+        inputs = image.to(dtype), features.to(dtype)
+        results = [model(inputs[0].clone().requires_grad_(), inputs[1]).detach()]
+        for level in levels[-2:]:
+            monkeypatch.setenv("MURF_FAST_CPU", level)
+            results.append(model(*inputs))
+        monkeypatch.delenv("MURF_FAST_CPU")
+        for result in results:
+            assert (result.double() - exact).norm() < allowed * exact.norm()
 
 
 def test_autocast_changes_nothing():

@@ -83,9 +83,13 @@ def fits(layer, size):
 CASES = [(layer, size) for layer in LAYERS for size in SIZES if fits(layer, size)]
 
 
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("layer", "size"), CASES, ids=str)
-def test_native(layer, size, level):
-    check(LAYERS[layer], size, torch.float32, "native")
+def test_native(layer, size, dtype, level_of_layers):
+    check(LAYERS[layer], size, dtype, "native")
 
 
 @pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
@@ -102,23 +106,25 @@ def test_triton_in_bands(layer, device, monkeypatch):
     check(LAYERS[layer], (8, 8, 19, 3), torch.float32, "triton", device)
 
 
-def test_bands_are_rows_of_the_whole():
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bands_are_rows_of_the_whole(dtype):
     """Bands of an even number of rows cut no tile: bit for bit."""
-    x, weight = draw(23 * 9, 16), pixel_conv_weight(draw(24, 16, 3, 3), "native")
-    whole = torch.empty(23 * 9, 24)
+    x, weight = draw(23 * 9, 16).to(dtype), pixel_conv_weight(draw(24, 16, 3, 3).to(dtype), "native")
+    whole = torch.empty(23 * 9, 24, dtype=dtype)
     pixel_conv(x, (23, 9), whole, weight=weight, reflect=True, backend="native")
     for begin in range(0, 23, 6):
         rows = begin, min(begin + 6, 23)
-        band = torch.empty((rows[1] - rows[0]) * 9, 24)
+        band = torch.empty((rows[1] - rows[0]) * 9, 24, dtype=dtype)
         pixel_conv(x, (23, 9), band, weight=weight, reflect=True, rows=rows, backend="native")
         assert torch.equal(band, whole[rows[0] * 9 : rows[1] * 9])
 
 
-def test_threads_change_nothing(three_threads):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threads_change_nothing(dtype, three_threads):
     parts, size = LAYERS["inner"], (128, 128, 61, 33)
-    expected = results(parts, size, torch.float32, "native")
+    expected = results(parts, size, dtype, "native")
     torch.set_num_threads(1)
-    actual = results(parts, size, torch.float32, "native")
+    actual = results(parts, size, dtype, "native")
     for a, e in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
         assert torch.equal(a, e)
 

@@ -87,10 +87,17 @@ def check(parts, size, dtype, backend, device="cpu"):
         torch.testing.assert_close(found[1].cpu(), same_spread, rtol=20 * eps, atol=floor)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_native(layer, size, level):
-    check(LAYERS[layer], size, torch.float32, "native")
+def test_native(layer, size, dtype, level_of_layers):
+    check(LAYERS[layer], size, dtype, "native")
+
+
+def test_float16_is_refused_by_the_kernel():
+    x = draw(4, 8).half()
+    with pytest.raises(ValueError, match="float32 or bfloat16, got float16"):
+        pixel_linear(x, x, backend="native")
 
 
 @pytest.mark.gpu_quick
@@ -101,11 +108,12 @@ def test_triton(layer, size, dtype, device):
     check(LAYERS[layer], size, dtype, "triton", device)
 
 
-def test_threads_change_nothing(three_threads):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_change_nothing(dtype, three_threads):
     parts, size = LAYERS["close"], (128, 61, 59)
-    expected = results(parts, size, torch.float32, "native")
+    expected = results(parts, size, dtype, "native")
     torch.set_num_threads(1)
-    actual = results(parts, size, torch.float32, "native")
+    actual = results(parts, size, dtype, "native")
     for a, e in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
         assert torch.equal(a, e)
 

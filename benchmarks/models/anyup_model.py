@@ -17,8 +17,10 @@ from tiny import maps
 from torch import Tensor
 
 import murf_fast
+from murf_fast import _extension
 from murf_fast.nn import AnyUp
 from murf_fast.nn.guided._anyup_forward import _projected, _projection, keys_of, window_rule
+from murf_fast.ops._pixels import arithmetic_of
 from murf_fast.reference.anyup import anyup, encoder, mixed_with_positions, residual_blocks
 
 CHANNELS = 384
@@ -29,6 +31,10 @@ def _model(device: str, dtype: torch.dtype) -> AnyUp:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AnyUp().eval().requires_grad_(False).to(device, dtype)
+
+
+def _multiplies_in_bfloat16() -> bool:
+    return _extension.load_error() is None and arithmetic_of("native", torch.bfloat16) == torch.bfloat16
 
 
 def _inputs(device: str, dtype: torch.dtype, coarse: int, fine: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +100,14 @@ def end_to_end(device, dtype, coarse: int, fine: int, contenders: set[str]) -> C
         for y in range(0, size[0], max(1, size[0] // 7)):
             yield (slice(None), slice(None), slice(y, y + 1)), rows(y, y + 1)
 
+    def in_float32():
+        single = AnyUp().eval().requires_grad_(False).to(device)
+        single.load_state_dict(model.state_dict())
+        inputs = image.float(), features.float()
+        return lambda: single(*inputs)
+
     others = {
+        "float32": in_float32,
         "dense reference": lambda: lambda: anyup(weights, image, features, rule, size),
         "plain encoders": lambda: plain,
         "linear in pixels: 448^2 five times": smaller,
@@ -277,6 +290,17 @@ def anyup_large_tile(device, dtype):
     return tile(device, dtype, 128, 2048)
 
 
+# On a CPU without matrix units for bfloat16 the encoders compute in float32, and there is nothing to reach.
+@case(
+    "anyup_model",
+    "384 channels, 32^2 -> 448^2, bfloat16",
+    dtype=torch.bfloat16,
+    targets=(Target("float32", 1.5),) if torch.cuda.is_available() or _multiplies_in_bfloat16() else (),
+)
+def anyup_448_bfloat16(device, dtype):
+    return end_to_end(device, dtype, 32, 448, {"plain encoders", "float32"})
+
+
 @case("anyup_model", "384 channels, 32^2 -> 448^2, float16", devices=("cuda",), dtype=torch.float16)
 def anyup_448_half(device, dtype):
     return end_to_end(device, dtype, 32, 448, {"plain encoders"})
@@ -299,7 +323,7 @@ def tiny_anyup(device: str):
 @configurations("anyup_model")
 def layers(device: str, dtype: torch.dtype) -> None:
     """Every layer of the encoders: keys of pooled pixels, and of more than there are."""
-    model = AnyUp(allow_bfloat16=True).to(device, dtype).requires_grad_(False)
+    model = AnyUp().to(device, dtype).requires_grad_(False)
     for height, width in ((12, 20), (4, 5)):
         features = torch.zeros(1, 384, height, width, device=device, dtype=dtype)
         image = torch.zeros(1, 3, 10, 30, device=device, dtype=dtype)

@@ -80,23 +80,6 @@ struct ConvBuffers {
   }
 };
 
-// Where a position beside the map is read, or -1 for a zero.
-inline int64_t inside(int64_t i, int64_t n, bool reflect) {
-  if (i >= 0 && i < n) return i;
-  if (!reflect || i > n) return -1;
-  return i < 0 ? -i : 2 * n - 2 - i;
-}
-
-void load_pixel(const PixelConv& p, int64_t pixel, float* to) {
-  const float* from = p.x + pixel * p.x_stride;
-  if (p.x_stride_c == 1) load_row(to, from, p.in_channels);
-  else
-    for (int64_t c = 0; c < p.in_channels; ++c) to[c] = from[c * p.x_stride_c];
-  if (p.gain == nullptr) return;
-  if (p.activate) return silu_row(to, p.gain, p.offset, p.in_channels);
-  for (int64_t c = 0; c < p.in_channels; ++c) to[c] = to[c] * p.gain[c] + p.offset[c];
-}
-
 // Column x of the inputs of a strip whose first result is in row y.
 void load_column(const PixelConv& p, int64_t y, int64_t x, ConvBuffers& w, float* to) {
   const int64_t column = inside(x, p.width, p.reflect);
@@ -104,7 +87,7 @@ void load_column(const PixelConv& p, int64_t y, int64_t x, ConvBuffers& w, float
     const int64_t row = inside(y - 1 + i, p.height, p.reflect);
     float* at = w.pixels + i * w.in;
     if (row < 0 || column < 0) fill_row(at, 0.f, p.in_channels);
-    else load_pixel(p, row * p.width + column, at);
+    else load_pixel<float>(p, row * p.width + column, at);
   }
   for (int64_t c = 0; c < w.in; c += kLanes) {
     Vec d[kInputY], v[kInputY];
@@ -130,7 +113,7 @@ void make_points(ConvBuffers& w, const float* const (&column)[kInputX], int64_t 
 void multiply(const PixelConv& p, int64_t tiles, ConvBuffers& w) {
   for (int i = 0; i < kPoints; ++i) {
     const float* a = w.points + i * kTiles * w.in;
-    const float* b = p.weight + i * p.in_channels * w.out;
+    const float* b = static_cast<const float*>(p.weight) + i * p.in_channels * w.out;
     float* c = w.products + i * kTiles * w.out;
     for (int64_t n = 0; n < w.out; n += kPanel) {
       const int64_t width = min64(kPanel, w.out - n);
@@ -182,7 +165,7 @@ void run_strip(const PixelConv& p, int64_t y, double* joined, ConvBuffers& w) {
       make_results(p, t, rows, columns, w);
       for (int64_t i = 0; i < pixels; ++i) {
         const int64_t pixel = (y - p.row_begin + i / columns) * p.width + x + i % columns;
-        load_row(p.out + pixel * p.out_stride, w.results + i * w.out, p.out_channels);
+        load_row(static_cast<float*>(p.out) + pixel * p.out_stride, w.results + i * w.out, p.out_channels);
       }
       if (joined == nullptr) continue;
       tile_statistics(w.results, w.out, pixels, p.out_channels, w.mean, w.spread);

@@ -18,6 +18,25 @@ inline void silu_row(float* __restrict x, const float* __restrict gain, const fl
   }
 }
 
+// Where a position beside the map is read, or -1 for a zero.
+inline int64_t inside(int64_t i, int64_t n, bool reflect) {
+  if (i >= 0 && i < n) return i;
+  if (!reflect || i > n) return -1;
+  return i < 0 ? -i : 2 * n - 2 - i;
+}
+
+// An input of a convolution behind norm and activation.
+template <class T>
+inline void load_pixel(const PixelConv& p, int64_t pixel, float* to) {
+  const T* from = static_cast<const T*>(p.x) + pixel * p.x_stride;
+  if (p.x_stride_c == 1) load_row(to, from, p.in_channels);
+  else
+    for (int64_t c = 0; c < p.in_channels; ++c) to[c] = to_float(from[c * p.x_stride_c]);
+  if (p.gain == nullptr) return;
+  if (p.activate) return silu_row(to, p.gain, p.offset, p.in_channels);
+  for (int64_t c = 0; c < p.in_channels; ++c) to[c] = to[c] * p.gain[c] + p.offset[c];
+}
+
 // Means and sums of squared differences from them, of the columns of a tile; `mean` and `spread` are of one tile.
 inline void tile_statistics(const float* rows, int64_t stride, int64_t n, int64_t channels, float* __restrict mean,
                      float* __restrict spread) {

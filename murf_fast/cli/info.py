@@ -27,7 +27,7 @@ OPTIONAL = {
 }
 VARIABLES = {
     "MURF_FAST_BACKEND": "backend of every call: reference, native or triton",
-    "MURF_FAST_CPU": "instruction-set level of the CPU kernels: baseline, avx2 or avx512",
+    "MURF_FAST_CPU": "instruction-set level of the CPU kernels: baseline, avx2, avx512 or amx",
     "MURF_FAST_WEIGHTS": "folder of the backbone that the demo takes",
     "TRITON_INTERPRET": "1 runs Triton kernels in the interpreter, also on CPU tensors",
     "OMP_NUM_THREADS": "threads of torch, which are the kernels' too",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
-from murf_fast.native._address import address, empty, extension, place, prefer_huge_pages, rows_at
+from murf_fast.native._address import address, dtype_tag, empty, extension, place, prefer_huge_pages, rows_at
 from murf_fast.tables.moments import join
 
 __all__ = ["pixel_linear"]
@@ -29,11 +29,11 @@ def pixel_linear(
     heads: int = 1,
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
-    """``x`` (P, I) and ``out`` (P, C), float32; the other arguments and the result are those of
-    :mod:`murf_fast.ops._pixel_linear`.
+    """``x`` (P, I), ``out`` (P, C), weight and residual, float32 or bfloat16; the other arguments and the result are
+    those of :mod:`murf_fast.ops._pixel_linear`.
     """
     prefer_huge_pages(out)
-    (pixels, channels), inputs, single = out.shape, x.shape[1], torch.float32
+    (pixels, channels), inputs, dtype, single = out.shape, x.shape[1], out.dtype, torch.float32
     chunks = -(-pixels // PIXEL_CHUNK)
     parts = empty((chunks, 2, channels), torch.float64) if statistics else None
     gain, shift = norm or (None, None)
@@ -49,21 +49,21 @@ def pixel_linear(
         out_channels=channels,
         chunk=PIXEL_CHUNK,
         width=width,
-        x=place(x, single, (pixels, inputs)),
+        x=place(x, dtype, (pixels, inputs)),
         x_strides=x.stride(),
         gain=address(gain, single, inputs),
         offset=address(shift, single, inputs),
         unit=unit_eps is not None,
         eps=unit_eps or 0.0,
-        weight=address(weight, single, inputs * channels),
+        weight=address(weight, dtype, inputs * channels),
         bias=address(bias, single, channels),
-        residual=address(residual, single, pixels * channels),
+        residual=address(residual, dtype, pixels * channels),
         rotate_rows=address(rows, single, pixels // max(width, 1) * 2 * channels),
         rotate_columns=address(columns, single, width * 2 * channels),
         rotate_group=channels // heads,
-        out=rows_at(out),
+        out=rows_at(out, dtype),
         out_stride=out.stride(0),
         statistics=address(parts, torch.float64, chunks * 2 * channels),
     )
-    extension.pixel_linear(layer=layer, threads=_fork.threads())
+    extension.pixel_linear(dtype=dtype_tag(dtype), layer=layer, threads=_fork.threads())
     return None if parts is None else join(parts, PIXEL_CHUNK, pixels)

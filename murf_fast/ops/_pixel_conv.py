@@ -4,9 +4,9 @@
 makes is never written as a map: it is applied to the pixels of a tile, or of a band, that is multiplied next. Returns
 what the next normalization needs (``statistics``): mean and summed squared differences of every channel, in float64.
 
-On the CPU by minimal filtering (Lavin and Gray, arXiv 1509.09308), F(2, 3) along columns and F(4, 3) along rows: a
-third of the products, and 1.2 to 1.4 times the rounding of a direct sum. An input that is not finite reaches all
-results of every tile that reads it, tiles being 2 x 4 pixels.
+In float32 on the CPU by minimal filtering (Lavin and Gray, arXiv 1509.09308), F(2, 3) along columns and F(4, 3) along
+rows: a third of the products, and 1.2 to 1.4 times the rounding of a direct sum. An input that is not finite reaches
+all results of every tile that reads it, tiles being 2 x 4 pixels. In bfloat16 there by direct sums.
 
 Inference only, and no operation of its own: the parts that need gradients run through plain PyTorch.
 """
@@ -25,7 +25,7 @@ TILE = (2, 4)
 
 
 def pixel_conv_weight(weight: Tensor, backend: str) -> Tensor:
-    """A convolution (C, I, 3, 3) as :func:`pixel_conv` takes it; float32 on CPU, else in the dtype of the pixels."""
+    """A convolution (C, I, 3, 3), in the dtype of the pixels, as :func:`pixel_conv` takes it."""
     return weight if backend == "reference" else backends.launcher(backend).pixel_conv_weight(weight)
 
 

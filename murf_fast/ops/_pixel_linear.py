@@ -37,7 +37,7 @@ def pixel_linear(
     out: (pixels, C), its rows dense; may be ``x`` or ``residual``.
     norm: Gain and offset (in,), float32.
     unit_eps: Added to the mean square.
-    weight: (in, C), dense; float32 on CPU, else in the dtype of ``x``. None: ``in`` is C.
+    weight: (in, C), dense, in the dtype of ``x``; None: ``in`` is C.
     bias: (C,), float32.
     residual: (pixels, C), dense.
     rotation: Cosines and sines of the angles of rows (H, 2, C) and columns (W, 2, C), float32; pixels are H * W.

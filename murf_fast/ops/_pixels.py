@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from murf_fast import _extension
 from murf_fast.ops.resize import resize
 from murf_fast.tables.moments import group_norm
 
@@ -48,13 +49,20 @@ def pool(x: Tensor, size: Sequence[int], grid: Sequence[int], backend: str) -> T
     return pixels_of(resize(map_, tuple(grid), mode="area", memory_format=torch.channels_last, backend=backend)[0])
 
 
+def arithmetic_of(backend: str, dtype: torch.dtype) -> torch.dtype:
+    """The type of activations and products of an image in ``dtype``; sums and statistics are float32 or more.
+
+    The image's own, on CPUs where that pays: in bfloat16 with matrix units for it, else float32.
+    """
+    if backend != "native" or (dtype == torch.bfloat16 and _extension.current_level() == "amx"):
+        return dtype
+    return torch.float32
+
+
 @contextlib.contextmanager
 def in_arithmetic_of(backend: str, image: Tensor, results: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Image and results as the kernels compute; the results are copied when all is done.
-
-    The C++ kernels work in float32 throughout; those for GPUs keep activations in the image's type.
-    """
-    dtype = torch.float32 if backend == "native" else image.dtype
+    """Image and results as the kernels compute; the results are copied when all is done."""
+    dtype = arithmetic_of(backend, image.dtype)
     maps = [torch.empty_like(r, dtype=dtype) if r.dtype != dtype else r for r in results]
     with torch.autocast(image.device.type, enabled=False):
         yield image.to(dtype), maps

@@ -146,15 +146,9 @@ def _weights(model: nn.Module, packages: tuple[str, ...]) -> dict[str, Tensor] |
 def _size(model: nn.Module, image, features, output_size, weights) -> tuple[int, int]:
     """The output's, of arguments that fit."""
     output_size = None if output_size is None else tuple(output_size)
-    size = check_image(_Allowed, image, output_size, weights["rope.freqs"], model.image_encoder[0].in_channels)
+    size = check_image(image, output_size, weights["rope.freqs"], model.image_encoder[0].in_channels)
     check_features(features, image)
     return size
-
-
-class _Allowed:
-    """The originals take bfloat16 without a word, and so does their replacement."""
-
-    allow_bfloat16 = True
 
 
 def _heads(attention: nn.Module) -> int:

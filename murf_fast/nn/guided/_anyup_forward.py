@@ -20,6 +20,7 @@ from murf_fast.reference.anyup import encoder, residual_block
 
 _ATTENTION = "cross_decode.cross_attn"
 _FEATURES = "key_features_encoder"
+_OF_KEYS = (_FEATURES, "aggregation", _ATTENTION)
 _OF_IMAGE = ("image_encoder", "key_encoder", "query_encoder")
 WINDOWS = ("dense", "natten")
 
@@ -102,10 +103,16 @@ def statistics_of(
 
 
 def keys_of(weights: Mapping[str, Tensor], of_image: Tensor, features: Tensor) -> Tensor:
-    """Projected keys on the grid of the features."""
+    """Projected keys on the grid of the features, in the dtype of the image's part.
+
+    Half types are computed in float32, which few pixels make cheap: what the basis makes of features lies within a few
+    millionths of a constant, of which bfloat16 keeps three digits.
+    """
     with torch.autocast(features.device.type, enabled=False):
+        dtype = torch.promote_types(of_image.dtype, torch.float32)
+        weights = {name: w.to(dtype) for name, w in weights.items() if name.startswith(_OF_KEYS)}
         weight, bias = _projection(weights, 1)
-        return _projected(_keys(weights, of_image, features.to(of_image.dtype)), weight, bias)
+        return _projected(_keys(weights, of_image.to(dtype), features.to(dtype)), weight, bias).to(of_image.dtype)
 
 
 def wants_gradients(weights: Mapping[str, Tensor], image: Tensor) -> bool:

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from murf_fast import backends
 from murf_fast.ops._derivatives import derivatives_wanted, differentiable_gradients, in_transform
 from murf_fast.ops._pixel_linear import pixel_linear
+from murf_fast.ops._pixels import arithmetic_of
 from murf_fast.reference import anyup as plain
 
 _GROUPS, _EPS = 8, 1e-5
@@ -231,7 +232,7 @@ def _grouped(mean: Tensor, squares: Tensor, rows: Tensor) -> _Statistics:
 def _layer(rows: Tensor, of: _Statistics, half: _Half, residual: Tensor | None = None) -> tuple[Tensor, _Statistics]:
     """One half of a block, and what the next norm needs."""
     backend = backends.resolve(None, rows.device.type, rows.dtype)
-    dtype = torch.float32 if backend == "native" else rows.dtype  # the C++ kernel's
+    dtype = arithmetic_of(backend, rows.dtype)
     gains, offsets = of.reciprocal * half.scale, half.shift - of.centre * half.scale
     weight = half.weight.mT.to(dtype).contiguous()
     result, found = torch.empty((*rows.shape[:2], weight.shape[1]), dtype=rows.dtype, device=rows.device), []

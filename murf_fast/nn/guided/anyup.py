@@ -47,11 +47,6 @@ class AnyUp(GuidedUpsampler):
             weights are trained for one of them.
         image_range: (low, high) of images that are not normalized; the model then does it, with ImageNet's mean and
             deviation, as Falcon Perception's does with (-1, 1). None: images are normalized.
-        allow_bfloat16: Run in bfloat16 if the parameters are. With both released checkpoints its result on a photo is
-            wrong by 5.4 to 5.9 % (relative norm), when AnyUp itself changes bilinear upsampling by a third; arithmetic
-            in float32 does not help, the rounded weights and inputs suffice. float16 is wrong by 0.5 to 0.8 % and needs
-            no permission.
-
     The output projection has no influence and is kept because state dicts have it; it is frozen, as a parameter that
     never gets a gradient stops ``DistributedDataParallel``. (So do the values' rows of ``in_proj``, whose gradient is
     zero.)
@@ -60,6 +55,13 @@ class AnyUp(GuidedUpsampler):
     norm. Where gradients are needed they keep the argument of each residual block and compute the rest again, band by
     band; in float64 without gradients, under a compiler, and for derivatives in other ways than by a first backward (a
     gradient's own gradient, tangents, ``torch.func``) they are plain PyTorch.
+
+    In bfloat16 (``model.bfloat16()``) its result on a photo is wrong by 0.2 to 0.4 % of its norm, with both released
+    checkpoints, most of it by the rounded inputs; in float16 by 0.04 %. AnyUp's own arithmetic is wrong by 5 % and
+    0.8 %: the features' part of the keys lies within millionths of a constant. That part is computed in float32 here,
+    as are the norms' statistics, the angles of positions, softmax and all sums; every other map may be rounded when
+    stored. On a CPU with matrix units for bfloat16 (AMX, on Linux) the encoders use them and keep their maps in
+    bfloat16; on others they compute in float32.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -82,7 +84,6 @@ class AnyUp(GuidedUpsampler):
         lfu_dim: int | None = None,
         values: str = "mean",
         image_range: tuple[float, float] | None = None,
-        allow_bfloat16: bool = False,
     ) -> None:
         super().__init__()
         _arguments.choice("AnyUp", "windows", windows, WINDOWS)
@@ -93,7 +94,6 @@ class AnyUp(GuidedUpsampler):
         for name, size in (("kernel_size", kernel_size), ("kernel_size_lfu", kernel_size_lfu)):
             if _arguments.integer("AnyUp", name, size, 1) % 2 == 0:
                 raise ValueError(f"murf_fast.AnyUp: `{name}` must be odd, got {size}")
-        _arguments.flag("AnyUp", "allow_bfloat16", allow_bfloat16)
         if qk_dim % 8 or qk_dim % (2 * num_heads):
             raise ValueError(
                 f"murf_fast.AnyUp: `qk_dim` must be a multiple of 8 and of {2 * num_heads}, twice the heads, "
@@ -105,7 +105,7 @@ class AnyUp(GuidedUpsampler):
         self._values = _arguments.choice("AnyUp", "values", values, VALUES)
         self.image_range = check_image_range("AnyUp", image_range, input_dim)
         self.qk_dim, self.num_heads, self.lfu_dim = qk_dim, num_heads, lfu_dim
-        self.window_ratio, self.windows, self.allow_bfloat16 = window_ratio, windows, allow_bfloat16
+        self.window_ratio, self.windows = window_ratio, windows
         self.image_encoder = _encoder(nn.Conv2d(input_dim, qk_dim, kernel_size, bias=False), qk_dim)
         self.key_encoder = _encoder(nn.Conv2d(qk_dim, qk_dim, 1, bias=False), qk_dim)
         self.query_encoder = _encoder(nn.Conv2d(qk_dim, qk_dim, 1, bias=False), qk_dim)
@@ -136,7 +136,7 @@ class AnyUp(GuidedUpsampler):
             checkpoint: ``anyup_paper.pth``, ``anyup_multi_backbone.pth``, a ``.safetensors`` file, or a state dict; of
                 the dense model, of one with ``use_natten=True``, or of Falcon Perception's (its ``itok_upsampler``).
             options: Arguments of the class that weights do not tell: ``windows``, ``window_ratio``, ``num_heads``,
-                ``values``, ``image_range``, ``allow_bfloat16``.
+                ``values``, ``image_range``.
 
         Raises:
             TypeError: ``checkpoint`` is neither a path nor a state dict.
@@ -239,7 +239,7 @@ class AnyUp(GuidedUpsampler):
         self._check_parts()
         weights = self._weights()
         channels = weights["image_encoder.0.weight"].shape[1]
-        return check_image(self, image, output_size, weights["rope.freqs"], channels)
+        return check_image(image, output_size, weights["rope.freqs"], channels)
 
     def _check_features(self, features: Tensor, image: Tensor) -> None:
         check_features(features, image)
@@ -251,18 +251,13 @@ class AnyUp(GuidedUpsampler):
         )
 
 
-def check_image(model: nn.Module, image: Tensor, output_size, parameter: Tensor, channels: int) -> tuple[int, int]:
+def check_image(image: Tensor, output_size, parameter: Tensor, channels: int) -> tuple[int, int]:
     """The output's (height, width), of an image that fits."""
     op = "AnyUp"
     _checks.map_(op, "image", image)
     if image.shape[1] != channels:
         raise ValueError(f"murf_fast.{op}: `image` must have {channels} channels, got {image.shape[1]}")
     _checks.same_device_and_dtype(op, "image", image, "the parameters", parameter)
-    if image.dtype == torch.bfloat16 and not model.allow_bfloat16:
-        raise TypeError(
-            f"murf_fast.{op}: in bfloat16 the result is wrong by 5.9 %; use float16 or float32, or say "
-            "`allow_bfloat16=True`"
-        )
     return tuple(image.shape[2:]) if output_size is None else tuple(_checks.grid(op, "output_size", output_size))
 
 
