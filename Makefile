@@ -7,6 +7,9 @@ TRITON := triton==3.6.0
 # Tests run in so many processes of one thread each: small kernels gain nothing from more.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 EXTRAS := cli,models,anomaly,test,bench,dev
+# Packages whose models the tests run. They ask for a torchvision, of which the index has a build for CUDA only; a vision
+# transformer needs none of it, and tests/stand_in_torchvision.py has its names.
+PEERS := timm open_clip_torch ftfy wcwidth
 BIN := $(VENV)/bin
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS)
@@ -46,6 +49,7 @@ $(VENV)/.torch: Makefile
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 	MURF_FAST_REQUIRE_NATIVE=1 $(PIP) -e '.[$(EXTRAS)]'
+	$(PIP) --no-deps $(PEERS)
 	touch $@
 
 clean:  ## remove .venv and everything built

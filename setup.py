@@ -47,8 +47,16 @@ FLAGS = [
     "-fno-trapping-math",
     "-Wno-psabi",
 ]
+# Programs that tell what a compiler has.
 OPENMP = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
-TILES = "#include <immintrin.h>\nint main() { _tile_dpbf16ps(0, 1, 2); return _mm512_cvtneps_pbh(__m512{})[0]; }\n"
+TILES = """
+#include <immintrin.h>
+int main() {
+  _tile_dpbf16ps(0, 1, 2);
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+         __builtin_cpu_supports("amx-bf16") && _mm512_cvtneps_pbh(__m512{})[0];
+}
+"""
 SANITIZE = os.environ.get("MURF_FAST_SANITIZE", "")
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
@@ -86,7 +94,8 @@ class BuildLevels(build_ext):
 
         def compile_one(job):
             source, flags, level = job
-            macros = [("MURF_LEVEL", level)] if level else [(m, "1") for m in (["MURF_X86"] * X86 + ["MURF_AMX"] * amx)]
+            has = [(name, "1") for name, found in (("MURF_X86", X86), ("MURF_AMX", amx)) if found]
+            macros = [("MURF_LEVEL", level)] if level else has
             return self.compiler.compile(
                 [source],
                 output_dir=str(Path(self.build_temp, level or "common")),

@@ -1,8 +1,9 @@
 """Microseconds of the host's time in a call of every operation on the Triton backend, without the launches themselves.
 
-A GPU waits for its host wherever a call takes longer than its kernels: at most 60 us a call is the goal. Needs no GPU:
-the calls of ``calls/overhead.py`` run on CPU tensors, and what would go to Triton's launcher is counted and dropped.
-The launcher takes its own time for each launch, and torch's operations, small ones on the CPU here, would be enqueued.
+A GPU waits for its host wherever a call takes longer than its kernels; the goal is 60 us a call at most. No GPU is
+needed: the calls of ``calls/overhead.py`` run on CPU tensors, and what they would hand to Triton's launcher is counted
+and dropped. Not in the figures is the launcher's own time. Torch's small operations run on the CPU in them, where a
+GPU's host would only enqueue them.
 
 python benchmarks/host_time.py > benchmarks/results/offline/host_time.md
 """

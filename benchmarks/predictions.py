@@ -102,7 +102,7 @@ def _rank(row: dict) -> tuple:
     own = row["kernel"].lstrip("_") == row["op"]
     return (
         row["case"] != SMALL,
-        row["op"] not in ("anyup_model", "jafar_model", "murf", "naf_model"),
+        row["op"] not in ("anyup_model", "fixed_filters", "jafar_model", "murf", "naf_model"),
         own,
         -row["launches"],
         row["instructions"],

@@ -19,15 +19,15 @@ RESULTS = Path(__file__).parent / "results"
 # Models whose kernels are those of the layers on pixels.
 MODELS = ("anyup_model", "jafar_model", "naf_model")
 NEVER = "never ran"
-HEAD = f"""# What is known of the Triton kernels
+HEAD = """# What is known of the Triton kernels
 
 Written by `python benchmarks/report.py --status STATUS.md` from the tests that are here and the results under
-`benchmarks/results`. "{NEVER}" is meant literally.
+`benchmarks/results`. "never ran" is meant literally.
 
 - **interpreter**: tests compare it with the reference in Triton's interpreter, every address checked (outside of
   tensors, races, elements nobody wrote): `tests/checked_memory.py`.
 - **compiled**: for these chips, without spills, within their shared memory, products on tensor cores:
-  `tests/test_triton_compile.py`.
+  `tests/test_triton_compile.py`. What multiplies matrices is compiled for {others}, too.
 - **launcher**: what Triton's own launcher hands to a stand-in for the driver is what was passed, in every dtype:
   `tests/test_triton_launch.py`.
 - **predicted**: milliseconds that the kernels of its cases take on an H100 SXM at least, in float32 and in half
@@ -41,7 +41,8 @@ Written by `python benchmarks/report.py --status STATUS.md` from the tests that 
 def page(verdicts: Callable[[dict, dict], list[dict]], root: Path = RESULTS) -> str:
     """The whole file; ``verdicts`` compares ours with the others of a case."""
     found = [json.loads(path.read_text()) for path in sorted(root.glob("gpu-*/results.json"))]
-    sections = [HEAD, "## Without a GPU\n\n" + _offline()]
+    others = _named(_chips("PRODUCTS") - _chips("WHOLE"))
+    sections = [HEAD.format(others=others), "## Without a GPU\n\n" + _offline()]
     sections += [f"## {_title(r['machine'])}\n\n{_on_device(r, verdicts)}" for r in found]
     if not found:
         sections.append(f"## On a GPU\n\nNo operation: {NEVER}.\n\n{_on_device({'cases': []}, verdicts)}")
@@ -58,7 +59,7 @@ def _offline() -> str:
     rows = predictions.recorded()["rows"]
     lines = ["| operation | interpreter | compiled | launcher | predicted |", "|---|---|---|---|---|"]
     for op in operations():
-        compiled = ", ".join(f"sm_{chip}" for chip in _chips()) if op in configured else "as others' kernels"
+        compiled = _named(_chips("WHOLE")) if op in configured else "as others' kernels"
         launcher = "tested" if op in configured else "as others' kernels"
         tested = "tested" if op in interpreted else "no test"
         lines.append(f"| `{op}` | {tested} | {compiled} | {launcher} | {_predicted(rows, op)} |")
@@ -151,9 +152,13 @@ def _interpreted() -> set[str]:
     return found | (named & set(operations())) | (set(MODELS) if "pixel_linear" in found else set())
 
 
-def _chips() -> list[int]:
+def _named(chips: Iterable[int]) -> str:
+    return ", ".join(f"sm_{chip}" for chip in sorted(chips))
+
+
+def _chips(requests: str) -> set[int]:
     """Compute capabilities that the tests compile for."""
-    for node in ast.parse((ROOT / "tests" / "test_triton_compile.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SHARED_LIMIT":
-            return [key.value for key in node.value.keys]
-    raise LookupError("tests/test_triton_compile.py has no SHARED_LIMIT")
+    for node in ast.parse((ROOT / "tests" / "offline.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == requests:
+            return {int(request.split(":")[0]) for request in ast.literal_eval(node.value)}
+    raise LookupError(f"tests/offline.py has no {requests}")

@@ -126,11 +126,12 @@ struct DenseAttention {
   Strided q, k, v, out;
 };
 
-// One layer on rows of pixels: x, weight, residual and out in float32 or bfloat16, all else and all sums in float32. x (pixels, in_channels) of any strides, normalized by channel and activated
-// (gain, offset; SiLU) or brought to unit mean square (unit, eps) or as it is, times weight (in_channels, out_channels),
-// plus bias, plus residual (pixels, out_channels), turned by the angles of the pixel's row and column (cosines, then
-// sines, of every channel) with the halves of every rotate_group channels as pairs, to out, rows of out_channels that
-// lie out_stride apart. All but x and out may be null; out may be x or the residual.
+// One layer on rows of pixels: x, weight, residual and out in float32 or bfloat16, all else and all sums in float32. x
+// (pixels, in_channels) of any strides, normalized by channel and activated (gain, offset; SiLU) or brought to unit
+// mean square (unit, eps) or as it is, times weight (in_channels, out_channels), plus bias, plus residual (pixels,
+// out_channels), turned by the angles of the pixel's row and column (cosines, then sines, of every channel) with the
+// halves of every rotate_group channels as pairs, to out, rows of out_channels that lie out_stride apart. All but x and
+// out may be null; out may be x or the residual.
 // statistics (chunks, 2, out_channels): of every `chunk` pixels the means, and the sums of squared differences.
 struct PixelLinear {
   int64_t pixels, in_channels, out_channels, chunk, width;
@@ -149,10 +150,12 @@ struct PixelLinear {
   double* statistics;
 };
 
-// A 3x3 convolution, x, weight and out in float32 or (pixel_conv_direct) bfloat16, of x, rows of in_channels per pixel of a map of height x width, of any strides: normalized
-// by channel (gain, offset) and activated (SiLU), or as it is (null); with borders reflected or zero; plus bias (may be
-// null). weight is (24, panels of 64 columns, in_channels, columns) in Winograd's domain, its columns filled up to a
-// multiple of 16; of a direct sum a right operand of products.h, whose rows are the taps' inputs filled up to 32. Rows row_begin to row_end of the result come to out, pixels that lie out_stride apart.
+// A 3x3 convolution, x, weight and out in float32 or (pixel_conv_direct) bfloat16, of x, rows of in_channels per pixel
+// of a map of height x width, of any strides: normalized by channel (gain, offset) and activated (SiLU), or as it is
+// (null); with borders reflected or zero; plus bias (may be null). weight is (24, panels of 64 columns, in_channels,
+// columns) in Winograd's domain, its columns filled up to a multiple of 16; of a direct sum a right operand of
+// products.h, whose rows are the taps' inputs filled up to 32. Rows row_begin to row_end of the result come to out,
+// pixels that lie out_stride apart.
 // statistics (may be null; pairs of rows, 2, out_channels): the means, and the sums of squared differences.
 struct PixelConv {
   int64_t height, width, in_channels, out_channels, row_begin, row_end;

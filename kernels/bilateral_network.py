@@ -153,10 +153,11 @@ class Network:
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.guidance.device)
 
-    def bands(self, step: int = 1, row_bytes: int = 0) -> Iterator[folded.Band]:
-        """Bands for rows of kernels and projections, and of ``row_bytes`` that somebody else needs."""
+    def bands(self, step: int = 1, row_bytes: int = 0, rows: int | None = None) -> Iterator[folded.Band]:
+        """Bands for ``rows`` (None: all) of kernels and projections, and of ``row_bytes`` that somebody else needs."""
         batch, _, height, width = self.guidance.shape
-        return folded.bands(batch, height, max(width * max(self.taps, self.keys) * 4, row_bytes), step)
+        rows = height if rows is None else rows
+        return folded.bands(batch, rows, max(width * max(self.taps, self.keys) * 4, row_bytes), step)
 
     def project(self, band: folded.Band) -> Tensor:
         """(images, rows, width, K) float32"""

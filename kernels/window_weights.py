@@ -105,8 +105,9 @@ def attention_tile(
     to exchange them before they meet the values. Half precision gets a second stage of loads where each loop has one
     product; elsewhere it spilled when compiled for sm_80. A product of float32 in three parts wants twice the
     registers: with more channels these kernels spilled, 64 of v on sm_80, 64 beside weights that are formed again on
-    sm_90, 32 of q and k on sm_100. Weights that are formed again take eight warps, as four spilled, and so do
-    more than 64 channels of a head's own (in float32 with 16 of v at a time on every generation).
+    sm_90, 32 of q and k on sm_100. Weights that are formed again take eight warps, as four spilled, and so do more than
+    64 channels of a head's own, but for float32 on sm_90, where eight spilled with any number of channels that is worth
+    it. As every program of theirs makes the scores again, they take what a generation's registers hold.
     """
     again = mean and not one_step
     old = launch.without_warp_groups(architecture)
@@ -114,7 +115,9 @@ def attention_tile(
     warps = 8 if again or wide else 4
     if dtype != torch.float32:
         return AttentionTile(block_of(head_dim, 64), block_of(width, 64), warps, 2 if mean and one_step else 1, True)
-    channels = 16 if old or wide else 32 if again else 64
+    if wide and not old and architecture < 100:
+        return AttentionTile(block_of(head_dim, 32), 32, 4, 1, True)
+    channels = (32 if old else 128) if wide else 16 if old else 32 if again else 64
     return AttentionTile(block_of(head_dim, 16), block_of(width, channels), warps, 1, not (again and old))
 
 

@@ -24,10 +24,8 @@ TESTS = Path(__file__).parent
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
 # What each architecture is asked for: one dtype in whole, and products, whose instructions and tiles are its own, in
 # others, too; the half dtypes differ by a conversion. What the launches take comes in whole.
-REQUESTS = ("90:float32", "90:bfloat16", "80:float16", "100:bfloat16")
-REQUESTS += tuple(
-    f"{r}:products" for r in ("80:float32", "90:float32:tf32", "100:float32", "89:float16", "120:float16")
-)
+WHOLE = ("90:float32", "90:bfloat16", "80:float16", "100:bfloat16")
+PRODUCTS = ("80:float32", "90:float32:tf32", "100:float32", "89:float16", "120:float16")
 PROCESSES = 2  # of the launches
 
 
@@ -94,7 +92,7 @@ def shared_folder(factory: pytest.TempPathFactory) -> Path:
 
 
 def _compile(folder: Path) -> list[dict]:
-    script = [sys.executable, TESTS / "triton_compile_all.py", *REQUESTS]
+    script = [sys.executable, TESTS / "triton_compile_all.py", *WHOLE, *(f"{request}:products" for request in PRODUCTS)]
     done = subprocess.run(script, env=environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

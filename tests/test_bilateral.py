@@ -404,6 +404,29 @@ def test_autocast_changes_nothing(backend, device):
         assert torch.equal(call(tensors, backend), expected)
 
 
+@every_kernel
+def test_rows_of_a_level(backend, device):
+    """Bit for bit those of the whole."""
+    sources, guidance = [draw(2, c, 5, 3).to(device) for c in (4, 2)], draw(2, 3, 11, 6).to(device)
+    params = BilateralParams(*(p.to(device) for p in make_params(1, keys=8)))
+    options = {"radius": 1, "bias": None, "backend": backend}
+    whole = murf_fast.joint_bilateral_upsample(sources, guidance, params, **options)
+    for begin, end in ((0, 2), (4, 9), (3, 4), (9, 11), (0, 11)):
+        results = murf_fast.joint_bilateral_upsample(sources, guidance, params, rows=(begin, end), **options)
+        for result, w in zip(results, whole, strict=True):
+            assert torch.equal(result, w[:, :, begin:end])
+
+
+def test_gradients_of_rows_of_a_level():
+    params, leaf = make_params(1, keys=8), draw(1, 4, 5, 3).requires_grad_()
+    results = [
+        murf_fast.joint_bilateral_upsample(leaf, draw(1, 3, 11, 6), params, radius=1, rows=rows)
+        for rows in ((3, 8), None)
+    ]
+    of_rows, of_all = (torch.autograd.grad(r.square().sum(), leaf)[0] for r in (results[0], results[1][:, :, 3:8]))
+    assert torch.equal(of_rows, of_all)
+
+
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_level_in_a_layout(memory_format):
     source, guidance, params, bias = draw(1, 21, 5, 7), draw(1, 3, 10, 14), make_params(), draw(21)
@@ -465,7 +488,7 @@ def test_registration(needs_gradient):
     ops = torch.ops.murf_fast
     if not needs_gradient:
         sources = [draw(2, 5, 2, 2), draw(2, 3, 1, 2)]
-        arguments = (sources, guidance, params, mask, None, None, 1, "bicubic", [True, False], "native")
+        arguments = (sources, guidance, params, mask, None, None, [1, 2], 1, "bicubic", [True, False], "native")
         torch.library.opcheck(ops.joint_bilateral_upsample.default, arguments)
     torch.library.opcheck(ops.bilateral_kernels.default, (guidance, params, mask, None, 1, torch.float32, "native"))
     for layout in ("contiguous", "channels_last"):
@@ -558,6 +581,9 @@ def test_empty_batch(batch, backend, device):
         ({"params": make_params()._replace(fixup_bias1=None)}, ValueError, "lacks fixup_bias1"),
         ({"params": list(make_params())}, TypeError, "`params` must be a BilateralParams"),
         ({"mode": "area"}, ValueError, "`mode` must be one of"),
+        ({"rows": (3, 9)}, ValueError, r"`rows` must be \(begin, end\) within 8 rows, got \(3, 9\)"),
+        ({"rows": (3, 3)}, ValueError, r"`rows` must be \(begin, end\) within 8 rows, got \(3, 3\)"),
+        ({"rows": (-1, 3)}, ValueError, "`rows` must be at least 0, got -1"),
     ],
 )
 def test_bad_input_of_a_level(change, error, words):

@@ -14,7 +14,10 @@ import murf_fast as mf
 
 DIFFERENTIABLE = [op for op in OPS if op.differentiable]
 # Called by modules alone (AnyUp, JAFAR, NAF); see there.
-ELSEWHERE = {"image_queries", "image_rectangle", "image_statistics", "naf_queries"}
+ELSEWHERE = {
+    *("image_queries", "image_rectangle", "image_statistics"),
+    *("naf_queries", "naf_rectangle", "naf_statistics"),
+}
 
 
 def by_name(ops) -> dict:

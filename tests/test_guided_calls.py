@@ -16,7 +16,7 @@ import murf_fast
 from murf_fast import _extension, backends
 from murf_fast.nn import JAFAR, NAF, AnyUp
 from murf_fast.nn.guided import _attend
-from murf_fast.ops import _image_encoders, _image_regions
+from murf_fast.ops import _image_encoders, _image_regions, _naf_regions
 
 BUILD = {
     "AnyUp": lambda: AnyUp(16, num_heads=2),
@@ -25,6 +25,10 @@ BUILD = {
     "NAF": lambda: NAF(32, num_heads=2, kernel_size=3),
     "JAFAR": lambda: JAFAR(6, qk_dim=16, kernel_size=3),
 }
+MORE = {
+    "JAFAR, 1x1": lambda: JAFAR(6, qk_dim=16),
+    "NAF, one block": lambda: NAF(32, num_heads=2, kernel_size=3, blocks=1),
+}
 SIZES = {"the image's size": None, "larger": (25, 31), "smaller": (13, 9), "of both kinds": (9, 31)}
 REGIONS = {"corner": (0, 0, 5, 4), "inside": (3, 2, 5, 6), "border": (7, 0, 2, 9), "pixel": (8, 8, 1, 1)}
 every_module = pytest.mark.parametrize("name", BUILD)
@@ -32,7 +36,7 @@ every_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 
 
 def built(name):
-    return seeded(BUILD[name]()).requires_grad_(False)
+    return seeded({**BUILD, **MORE}[name]()).requires_grad_(False)
 
 
 def inputs(batch=2):
@@ -186,7 +190,10 @@ def test_queries_of_a_region_are_those_of_the_whole(name, size, region, dtype, m
     assert torch.equal(model.encode_image(image, size, region=region).queries, expected)
 
 
-@pytest.mark.parametrize("name", ["AnyUp", "AnyUp, natten", "AnyUp, large kernel"])
+TILED = ["AnyUp", "AnyUp, natten", "AnyUp, large kernel", "JAFAR", "JAFAR, 1x1", "NAF", "NAF, one block"]
+
+
+@pytest.mark.parametrize("name", TILED)
 @every_size
 @pytest.mark.parametrize("recompute", [False, True])
 def test_tiles_of_one_image(name, size, recompute, monkeypatch):
@@ -194,10 +201,26 @@ def test_tiles_of_one_image(name, size, recompute, monkeypatch):
     model, (image, features) = built(name), inputs()
     expected = whole(model, image, features, size)
     for grids in (None, [features, (4, 5)]):
-        statistics = model.statistics(image, grids=grids, recompute=recompute)
+        statistics = model.statistics(image, size, grids=grids, recompute=recompute)
         for region in REGIONS.values():
             tile = model.encode_image(image, size, region=region, statistics=statistics)
             assert_within_budget(model(tile, features), *expected_crop(*expected, region))
+
+
+@pytest.mark.skipif(_extension.load_error() is not None, reason=str(_extension.load_error()))
+@pytest.mark.parametrize("name", ["AnyUp", "JAFAR", "JAFAR, 1x1", "NAF", "NAF, one block"])
+@every_size
+def test_tiles_are_crops_bit_for_bit(name, size, monkeypatch):
+    """With statistics of whole maps; and only the tile is encoded."""
+    monkeypatch.setitem(_image_encoders._BAND_BYTES, "cpu", 1)
+    model, image = built(name), inputs()[0]
+    expected = model.encode_image(image, size)
+    statistics = model.statistics(image, size)
+    assert torch.equal(statistics.keys.whole, expected.keys.whole)
+    monkeypatch.setattr(_image_encoders, "_image_queries", None)
+    for region in [*REGIONS.values(), (4, 4, 5, 4), (1, 3, 8, 6)]:
+        tile = model.encode_image(image, size, region=region, statistics=statistics)
+        assert torch.equal(tile.queries, cropped(expected.queries, region))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -216,15 +239,24 @@ def test_regions_in_half_types(dtype):
 @pytest.mark.skipif(
     bool(backends.reasons_against("triton", "cpu")), reason="; ".join(backends.reasons_against("triton", "cpu"))
 )
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("size", [None, (6, 11)])
-def test_regions_by_triton(size, recompute, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "size", "recompute"),
+    [
+        ("AnyUp", None, False),
+        ("AnyUp", None, True),
+        ("AnyUp", (6, 11), False),
+        ("AnyUp", (6, 11), True),
+        ("JAFAR", (6, 11), True),
+        ("NAF", (9, 8), True),
+    ],
+)
+def test_regions_by_triton(name, size, recompute, monkeypatch):
     monkeypatch.setitem(_image_encoders._BAND_BYTES, "cpu", 1)
-    model = built("AnyUp")
-    image, features, region = draw(1, 3, 11, 8), draw(1, 5, 3, 2), (1, 2, 5, 4)
+    model = built(name)
+    image, features, region = draw(1, 3, 11, 8), draw(1, 6, 3, 3), (1, 2, 5, 4)
     oracle, same = whole(model, image, features, size)
     with murf_fast.use_backend("triton"):
-        statistics = model.statistics(image, grids=[features], recompute=recompute)
+        statistics = model.statistics(image, size, grids=[features], recompute=recompute)
         tile = model.encode_image(image, size, region=region, statistics=statistics)
         result = model(tile, features)
     assert_within_budget(result, *expected_crop(oracle, same, region))
@@ -322,6 +354,15 @@ def test_registrations():
         model(image, features, region=(1, 2, 3, 4))
     torch.library.opcheck(torch.ops.murf_fast.image_statistics.default, calls["_statistics"])
     torch.library.opcheck(torch.ops.murf_fast.image_rectangle.default, calls["_rectangle"])
+    model, calls = built("NAF, one block"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_statistics", "_rectangle"):
+            op = getattr(_naf_regions, name)
+            patch.setattr(_naf_regions, name, lambda *a, op=op, name=name: calls.setdefault(name, a) and op(*a))
+        statistics = model.statistics(image, grids=[(3, 2)])
+        model.encode_image(image, region=(1, 2, 3, 4), statistics=statistics)
+    torch.library.opcheck(torch.ops.murf_fast.naf_statistics.default, calls["_statistics"])
+    torch.library.opcheck(torch.ops.murf_fast.naf_rectangle.default, calls["_rectangle"])
 
 
 PEAK = """
@@ -420,6 +461,9 @@ def test_bad_encoded_images():
         model.encode_image(draw(2, 3, 9, 9), statistics=statistics)
     with pytest.raises(ValueError, match="`grids` are those of `statistics`"):
         model.encode_image(image, grids=[(5, 4)], statistics=statistics)
+    of_another = built("JAFAR").statistics(image, 9)
+    with pytest.raises(ValueError, match=r"`statistics` must be those of an output of \(20, 17\), got .* \(9, 9\)"):
+        built("JAFAR").encode_image(image, statistics=of_another)
     model.requires_grad_(True)
     for call in (lambda: model.statistics(image), lambda: model.encode_image(image, statistics=statistics)):
         with pytest.raises(ValueError, match="have no gradient; call under"):

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from guided import LargestTensor
 from suite import TRITON_DTYPES
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
 import murf_fast
 from murf_fast import reference
 from murf_fast.nn import FeatSharpJBU, JBULevel, JBUStack
+from murf_fast.nn.guided import _jbu_levels
 
 GOLDEN = Path(__file__).parent / "golden"
 ORIGINALS = Path(os.environ.get("MURF_FAST_ORIGINALS", Path(__file__).resolve().parents[2] / "shared"))
@@ -438,6 +440,21 @@ def test_predict(stack, scale):
     assert torch.equal(labels, logits.argmax(1).to(torch.uint8))
     bare = model.predict(source, guidance, weight, scale=scale)
     assert_within_budget(bare, oracle - bias[:, None, None], same - bias[:, None, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_labels_in_bands(dtype, monkeypatch):
+    """Those of the logits, of which a few rows exist at a time."""
+    model = seeded(JBUStack(6)).to(dtype)
+    source, guidance = draw(2, 6, 4, 5).to(dtype), draw(2, 3, 16, 20).to(dtype)
+    weight, bias = draw(40, 6).to(dtype), draw(40)
+    logits = model.predict(source, guidance, weight, bias)
+    assert logits.requires_grad
+    monkeypatch.setitem(_jbu_levels._BAND_BYTES, "cpu", 10 * 2 * 40 * 80 * source.element_size())
+    with LargestTensor() as largest:
+        labels = model.predict(source, guidance, weight, bias, reduce="argmax")
+    assert torch.equal(labels, logits.argmax(1).to(torch.uint8))
+    assert largest.elements < logits.numel() / 3
 
 
 def test_bad_predictions():

@@ -23,6 +23,7 @@ from test_multi_resolution_encoder import (
     DinoVisionTransformer,
     HubBlock,
     VisionTransformer,
+    clip,
     dinov2,
     dinov2_registers,
     dinov3,
@@ -37,9 +38,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from murf_fast.nn import MultiResolutionEncoder
-from murf_fast.nn.vit import _blocks, families
+from murf_fast.nn.vit import _blocks
 from murf_fast.nn.vit.families._transformers import Transformers
-from murf_fast.nn.vit.families.dinov3 import HuggingFaceDinov3
 from murf_fast.nn.vit.families.hub import Hub
 
 SIZES = [(12, 20), (24, 24)]
@@ -51,7 +51,7 @@ def images_of():
 
 
 def encoder_of(model, sizes=SIZES, **options):
-    return MultiResolutionEncoder(model, sizes, mean=MEAN, std=STD, **options)
+    return MultiResolutionEncoder(model, sizes, mean=MEAN, std=STD, norm=True, **options)
 
 
 def own(build, model, size, layer=2, norm=True):
@@ -150,7 +150,7 @@ def called_modules(build, model):
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_every_change_of_every_module_acts(data):
-    build = data.draw(st.sampled_from(CALLED))
+    build = data.draw(st.sampled_from([*CALLED, clip]))
     model = model_of(build)
     names = called_modules(build, model)
     change, name = data.draw(st.sampled_from(CHANGES)), data.draw(st.sampled_from(names))
@@ -173,8 +173,7 @@ def test_hooks_see_what_the_model_would_give_them(build):
         seen.append((name, shapes, output.detach().double().abs().sum().item()))
 
     for name, module in model.named_modules():
-        # The stand-ins have timm's dropout of positions, but do not call it.
-        if name and not name.startswith(("head", "vision_model.head", "pos_drop")):
+        if name and not name.startswith(("head", "vision_model.head")):
             module.register_forward_hook(lambda m, i, o, name=name: hook(m, i, o, name))
     with torch.no_grad():
         for size in SIZES:
@@ -190,7 +189,7 @@ def test_hooks_see_what_the_model_would_give_them(build):
 @pytest.mark.parametrize("build", [dinov2, dinov3, hub, timm_layout], ids=lambda f: f.__name__)
 def test_hooks_on_all_modules(build):
     model = model_of(build)
-    encoder, blocks = encoder_of(model), list(families.family_of(model)(model).blocks)
+    encoder, blocks = encoder_of(model), list(encoder_of(model).family.blocks)
     handle = nn.modules.module.register_module_forward_hook(
         lambda module, inputs, output: changed(output) if module in (blocks[1], encoder.family.final_norm) else None
     )
@@ -209,10 +208,9 @@ def test_a_plain_model_runs_packed(build, monkeypatch):
     def called(*arguments):
         raise AssertionError("a module was called as a whole")
 
-    for kind in (Transformers, HuggingFaceDinov3, Hub):
+    for kind in (Transformers, Hub):
         monkeypatch.setattr(kind, "call_block", called)
         monkeypatch.setattr(kind, "call_container", called)
-    for kind in (encoder._family,):
         monkeypatch.setattr(kind, "call_embeddings", called)
         monkeypatch.setattr(kind, "call_rope", called)
     with torch.no_grad():
@@ -305,7 +303,7 @@ class Adapter(nn.Module):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("build", [dinov2, dinov3, siglip, hub], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("build", [dinov2, dinov3, siglip, clip, hub], ids=lambda f: f.__name__)
 def test_gradients_of_adapters(build, when):
     torch.manual_seed(1)
     model = model_of(build)

@@ -121,7 +121,16 @@ def op_calls() -> dict[str, list]:
                 lambda flavor=flavor: ops.resample_pos_embed(
                     table, [(3, 5), (6, 6)], flavor=flavor, num_prefix_tokens=1
                 )
-                for flavor in ("dinov2-hub", "dinov2-hf", "dinov2-reg", "siglip", "siglip2", "timm")
+                for flavor in (
+                    "dinov2-hub",
+                    "dinov2-hf",
+                    "dinov2-reg",
+                    "clip",
+                    "open-clip",
+                    "siglip",
+                    "siglip2",
+                    "timm",
+                )
             )
         ],
         "resize": [

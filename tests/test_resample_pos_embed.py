@@ -36,7 +36,7 @@ FLAVOR = {
     "timm_abs": "timm",
     "hf_siglip": "siglip",
 }
-FLAVORS = ("dinov2-hub", "dinov2-hf", "dinov2-reg", "siglip", "siglip2", "timm")
+FLAVORS = ("dinov2-hub", "dinov2-hf", "dinov2-reg", "clip", "open-clip", "siglip", "siglip2", "timm")
 BACKENDS = pytest.mark.parametrize("backend", ["native", "reference"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_multi_resolution_encoder import dinov2, dinov2_registers, model_of, siglip
-from util import assert_within_budget
+from util import assert_gradient_within_budget, assert_within_budget, nudged, worst
 
 import murf_fast
-from murf_fast.nn import S2, fine_to_coarse_loss, multi_scale_target
+from murf_fast.nn import S2, MultiResolutionEncoder, fine_to_coarse_loss, multi_scale_target
 from murf_fast.nn.vit.s2 import _merge, _split
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -134,55 +135,181 @@ def test_bad_images_and_tokens(golden):
         S2(stand_in(golden), [1, 2], num_prefix_tokens=1)(torch.zeros(1, 3, 28, 28, dtype=torch.uint8))
 
 
-def plain_target(model, images, factors, base, forward):
-    maps = []
-    for factor in factors:
-        x = F.interpolate(
-            images, (factor * base[0], factor * base[1]), mode="bilinear", align_corners=False, antialias=True
-        )
-        rows = []
-        for y in range(factor):
-            row = [
-                forward(model, x[:, :, y * base[0] : (y + 1) * base[0], c * base[1] : (c + 1) * base[1]])
-                for c in range(factor)
-            ]
-            rows.append(torch.cat(row, 3))
-        whole = torch.cat(rows, 2)
-        grid = (base[0] // 4, base[1] // 4)
-        maps.append(F.interpolate(whole, grid, mode="bilinear", align_corners=False))
-    return torch.stack(maps).mean(0)
+def plain_map(images, factor, base, tiling, forward):
+    """The map of one scale: every tile by itself, and what several tiles say of a cell averaged."""
+    x = F.interpolate(
+        images, (factor * base[0], factor * base[1]), mode="bilinear", align_corners=False, antialias=True
+    )
+    if tiling == "whole":
+        return forward(x)
+    step = 2 if tiling == "half_overlap" else 1
+    n, (rows, columns) = step * (factor - 1) + 1, (base[0] // 4, base[1] // 4)
+    corners = [(i * base[0] // step, j * base[1] // step) for i in range(n) for j in range(n)]
+    tiles = forward(torch.cat([x[:, :, i : i + base[0], j : j + base[1]] for i, j in corners])).split(len(x))
+    total = x.new_zeros(len(x), tiles[0].shape[1], factor * rows, factor * columns)
+    count = torch.zeros_like(total)
+    for (i, j), tile in zip(corners, tiles, strict=True):
+        for sums, new in ((total, tile), (count, 1)):
+            sums[:, :, i // 4 : i // 4 + rows, j // 4 : j // 4 + columns] += new
+    return total / count
 
 
-@pytest.mark.parametrize("factors", [(1, 2), (1, 2, 3), (2,)])
-@pytest.mark.parametrize("size", [None, (24, 20)])
-def test_multi_scale_target(factors, size):
-    model = model_of(siglip)
-    images = torch.rand(2, 3, 24 * max(factors), 20 * max(factors))
+def plain_target(images, factors, base, forward, weights=None, tiling="disjoint", fusion="average", grid=None):
+    maps = [plain_map(images, factor, base, tiling, forward) for factor in factors]
+    grid = grid or (base[0] // 4, base[1] // 4)
+    if fusion == "unshuffle":
+        return torch.cat([F.pixel_unshuffle(m, m.shape[2] // grid[0]) for m in maps], 1)
+    maps = [F.interpolate(m, grid, mode="bilinear", align_corners=False) for m in maps]
+    if fusion == "concat":
+        return torch.cat(maps, 1)
+    weights = weights or [1] * len(maps)
+    return sum(w * m for w, m in zip(weights, maps, strict=True)) / sum(weights)
 
-    def forward(model, tile):
+
+def siglip_forward(model):
+    def forward(tile):
         tokens = model(tile, interpolate_pos_encoding=True).last_hidden_state
-        return tokens.mT.unflatten(2, (6, 5))
+        return tokens.mT.unflatten(2, (tile.shape[2] // 4, tile.shape[3] // 4))
 
-    result = multi_scale_target(model, images, factors, size=size)
-    oracle = plain_target(copy.deepcopy(model).double(), images.double(), factors, (24, 20), forward)
-    assert_within_budget(result, oracle, plain_target(model, images, factors, (24, 20), forward))
+    return forward
+
+
+def check_target(images, factors, base, *, build=siglip, forward=siglip_forward, size=(), **options):
+    model = model_of(build)
+    result = multi_scale_target(model, images, factors, size=base if size == () else size, **options)
+    oracle = plain_target(images.double(), factors, base, forward(copy.deepcopy(model).double()), **options)
+    assert_within_budget(result, oracle, plain_target(images, factors, base, forward(model), **options))
     assert result.is_contiguous(memory_format=torch.channels_last)
     assert not result.requires_grad
+    return result
 
 
-def test_fine_to_coarse_loss():
-    student = torch.rand(2, 3, 4, 5, requires_grad=True)
-    target = torch.rand(2, 3, 4, 5, requires_grad=True)
-    loss = fine_to_coarse_loss(student, target)
-    torch.testing.assert_close(loss, (student - target).abs().mean())
-    loss.backward()
-    torch.testing.assert_close(student.grad, (student - target).sign().detach() / student.numel())
-    assert target.grad is None
-    assert fine_to_coarse_loss(student, target.bfloat16()).dtype == torch.float32
-    with pytest.raises(ValueError, match="shape"):
-        fine_to_coarse_loss(student, target[:1])
-    with pytest.raises(TypeError, match="features"):
-        fine_to_coarse_loss(None, target)
+@pytest.mark.parametrize(
+    ("factors", "size"), [((1, 2), None), ((1, 2), (24, 20)), ((1, 2, 3), None), ((1, 2, 3, 4), None), ((2,), None)]
+)
+def test_multi_scale_target(factors, size):
+    base = size or (12, 8)
+    check_target(torch.rand(2, 3, base[0] * max(factors), base[1] * max(factors)), factors, base, size=size)
+
+
+@pytest.mark.parametrize(
+    ("factors", "base", "options"),
+    [
+        ((1, 2), (24, 20), {"weights": (1, 2)}),
+        ((1, 2, 3), (12, 8), {"weights": (2, 0.5, 0)}),
+        ((1, 2), (24, 16), {"tiling": "half_overlap"}),
+        ((1, 2, 3), (8, 16), {"tiling": "half_overlap", "weights": (1, 2, 3)}),
+        ((3, 1), (24, 16), {"tiling": "half_overlap", "fusion": "concat"}),
+        ((1, 2), (24, 20), {"tiling": "whole"}),
+        ((1, 2, 3), (12, 8), {"fusion": "concat"}),
+        ((1, 2, 3), (12, 20), {"fusion": "unshuffle"}),
+        ((1, 3), (16, 8), {"fusion": "unshuffle", "grid": (2, 1)}),
+        ((1, 2, 3), (12, 12), {"grid": (5, 5)}),
+        ((1, 2), (24, 24), {"grid": (9, 7), "tiling": "half_overlap"}),
+        ((1, 2), (24, 24), {"grid": (9, 7), "fusion": "concat", "tiling": "whole"}),
+    ],
+    ids=str,
+)
+def test_variants(factors, base, options):
+    """Of SigLIP-HD's tables 3, 4, 10 and 11; the images are resized to the base scale, too."""
+    images = torch.rand(2, 3, max(factors) * base[0] + 3, max(factors) * base[1])
+    check_target(images, factors, base, **options)
+
+
+def test_variants_of_a_model_with_prefix_tokens():
+    """CLS and registers stay out of the overlapping windows' map."""
+
+    def forward(model):
+        return lambda tile: model(tile).last_hidden_state[:, 3:].mT.unflatten(2, [n // 4 for n in tile.shape[2:]])
+
+    check_target(
+        torch.rand(1, 3, 48, 32),
+        (1, 2),
+        (24, 16),
+        build=dinov2_registers,
+        forward=forward,
+        tiling="half_overlap",
+        grid=(5, 7),
+    )
+
+
+def test_a_student_on_another_grid():
+    """CLIP-HD: a teacher of 24, 48 and 72 pixels, and a student of 36 whose positions are resized."""
+    model, images = model_of(siglip), torch.rand(2, 3, 72, 72)
+    student = MultiResolutionEncoder(copy.deepcopy(model).requires_grad_(True), [36], antialias=True)
+    target = multi_scale_target(model, images, (1, 2, 3), grid=9)
+    fine_to_coarse_loss(student(images).maps[0], target).backward()
+    grads = {name: p.grad for name, p in student.named_parameters()}
+    moved = [name for name, g in grads.items() if g is not None and g.any()]
+    assert any("position_embedding" in name for name in moved)
+    assert any("patch_embedding" in name for name in moved)
+
+
+@pytest.mark.parametrize("tiling", ["disjoint", "half_overlap", "whole"])
+def test_kinds_of_images(tiling):
+    """uint8 and channels that come last are the same images; half ones too, up to their rounding."""
+    model = model_of(siglip)
+    pixels = torch.randint(0, 256, (2, 3, 48, 40), dtype=torch.uint8)
+    how = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "tiling": tiling, "size": (24, 16)}
+    expected = multi_scale_target(model, pixels.double() / 255, **how)
+    eps = 30 * torch.finfo(torch.float32).eps * expected.abs().max()
+    for images in (pixels, pixels.permute(0, 2, 3, 1).contiguous(), pixels.float() / 255):
+        assert (multi_scale_target(model, images, **how) - expected).abs().max() <= eps
+    half = (pixels.float() / 255).half()
+    rounded = multi_scale_target(model, half.float(), **how)
+    assert (multi_scale_target(model, half, **how) - rounded).abs().max() <= eps
+    with pytest.raises(ValueError, match="`mean` and `std` must be in the unit of pixels divided by 255"):
+        multi_scale_target(model, pixels, **how | {"mean": (124, 116, 104), "std": (58, 57, 57)})
+
+
+def plain_loss(kind, x, t):
+    """Position by position, and entry by entry."""
+    cosine = 1 - (x * t).sum(1) / (x.norm(dim=1) * t.norm(dim=1))
+    far = (x - t).abs()
+    smooth = torch.where(far < 1, far**2 / 2, far - 0.5).mean()
+    losses = {"l1": far.mean(), "cosine": cosine.mean(), "smooth_l1": smooth}
+    return losses.get(kind, 0.9 * losses["cosine"] + 0.1 * smooth)
+
+
+@pytest.mark.parametrize("kind", ["l1", "cosine", "smooth_l1", "cosine_smooth_l1"])
+def test_fine_to_coarse_loss(kind):
+    x, t = 2 * torch.randn(2, 7, 4, 5), 2 * torch.randn(2, 7, 4, 5)
+
+    def derived(loss, dtype, seed=None):
+        leaf = (x if seed is None else nudged(x, seed)).to(dtype).detach().clone().requires_grad_()
+        target = t.to(dtype).clone().requires_grad_()
+        value = loss(leaf, target)
+        value.backward()
+        return value.detach(), leaf.grad, target.grad
+
+    oracle = derived(lambda *a: plain_loss(kind, *a), torch.float64)
+    plain = [derived(lambda *a: plain_loss(kind, *a), torch.float32, seed) for seed in range(4)]
+    value, gradient, of_target = derived(lambda *a: fine_to_coarse_loss(*a, kind), torch.float32)
+    assert of_target is None
+    assert_within_budget(value, oracle[0], worst([p[0] for p in plain], oracle[0]))
+    assert_gradient_within_budget(gradient, oracle[1], worst([p[1] for p in plain], oracle[1]))
+    assert fine_to_coarse_loss(x, t.bfloat16(), kind).dtype == torch.float32
+    half = fine_to_coarse_loss(x.bfloat16(), t.bfloat16(), kind)
+    assert_within_budget(half, plain_loss(kind, x.bfloat16().double(), t.bfloat16().double()), half.new_tensor(0))
+
+
+def test_the_default_loss_is_the_papers():
+    x, t = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    assert torch.equal(fine_to_coarse_loss(x, t), fine_to_coarse_loss(x, t, "l1"))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda x: fine_to_coarse_loss(x, x[:1]), ValueError, "`target` must have the shape of `features`"),
+        (lambda x: fine_to_coarse_loss(None, x), TypeError, "`features` must be a tensor"),
+        (lambda x: fine_to_coarse_loss(x, x.int()), TypeError, "`target` must have one of the dtypes"),
+        (lambda x: fine_to_coarse_loss(x, x, "l2"), ValueError, "`kind` must be one of .*, got 'l2'"),
+    ],
+)
+def test_bad_losses(call, error, words):
+    with pytest.raises(error, match=words):
+        call(torch.rand(2, 3, 4, 5))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +320,19 @@ def test_fine_to_coarse_loss():
         ({"factors": [1, 5]}, "size"),
         ({"images": torch.rand(3, 24, 24)}, "images"),
         ({"layers": [0, 1]}, "one layer"),
+        ({"weights": (1, -1)}, r"`weights` must be at least 0, and one of them above, got \[1"),
+        ({"weights": (0, 0)}, "`weights` must be at least 0"),
+        ({"weights": (1, 1, 1)}, "`weights` must be 2 numbers"),
+        ({"weights": (1, 2), "fusion": "concat"}, "`weights` are for fusion=\"average\", got 'concat'"),
+        ({"tiling": "sliding"}, "`tiling` must be one of .*, got 'sliding'"),
+        ({"fusion": "sum"}, "`fusion` must be one of .*, got 'sum'"),
+        ({"grid": 0}, "`grid` must be positive"),
+        ({"grid": 4, "fusion": "unshuffle"}, r"`grid` must divide that of every scale, \(6, 6\) times \[1, 2\], .* 4"),
+        ({"size": 20, "tiling": "half_overlap"}, r"`size` must be an even number of patches of 4 .*, got \(20, 20\)"),
+        (
+            {"images": torch.rand(1, 3, 48, 48, device="meta"), "tiling": "half_overlap"},
+            "`images` must be on the device",
+        ),
     ],
 )
 def test_bad_targets(arguments, message):
@@ -207,6 +347,24 @@ def test_the_training_example_lowers_the_loss():
     losses = siglip_hd.train(steps=40, every=20)
     assert len(losses) == 3
     assert losses[-1] < 0.92 * losses[0]
+    losses = siglip_hd.train(steps=20, every=20, factors=(1, 3), tiling="half_overlap", loss="cosine_smooth_l1")
+    assert losses[-1] < 0.92 * losses[0]
+
+
+def test_the_schedule_is_the_papers():
+    """Of 90,000 steps 4,000 warm up, in a line; the rest is half a cosine, down to 0 behind the last step."""
+    pytest.importorskip("transformers")
+    from murf_fast.cli.demo.siglip_hd import share_of_rate
+
+    share = [share_of_rate(step, 90_000) for step in range(90_001)]
+    assert share[:2] == [1 / 4000, 2 / 4000]
+    assert share[3999] == share[4000] == max(share) == 1
+    assert share[4000 + 21_500] == pytest.approx((1 + 0.5**0.5) / 2)
+    assert share[4000 + 43_000] == pytest.approx(0.5)
+    assert share[90_000] == pytest.approx(0, abs=1e-12)
+    assert all(a > b for a, b in itertools.pairwise(share[4000:]))
+    assert [share_of_rate(step, 1) for step in (0, 1)] == [1, 1]
+    assert share_of_rate(0, 0) == 1
 
 
 @pytest.mark.parametrize("steps", ["-1", "1000001", "many", "1.5"])
@@ -221,3 +379,15 @@ def test_steps_are_checked(steps, monkeypatch, capsys):
     assert "--steps" in capsys.readouterr().err
     with pytest.raises(ValueError, match="`every` must be at least 1"):
         siglip_hd.train(1, every=0)
+
+
+@pytest.mark.parametrize("option", ["--factors=1,5", "--factors=0", "--factors=1,,2", "--tiling=big", "--loss=l2"])
+def test_choices_are_checked(option, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    from murf_fast.cli.demo import siglip_hd
+
+    monkeypatch.setattr("sys.argv", ["siglip_hd", option])
+    with pytest.raises(SystemExit) as stop:
+        siglip_hd.main()
+    assert stop.value.code == 2
+    assert option.split("=")[0] in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ from suite import (
 from util import assert_gradient_within_budget, assert_within_budget, layouts
 
 import murf_fast
-from murf_fast import windows
+from murf_fast import _extension, windows
 from murf_fast.ops.window_attention import shares
 
 
@@ -45,6 +47,8 @@ def sized(name, rule, out, grid, **options):
 
 
 REPEATED = torch.tensor([[0, 0, 2], [1, 1, 1], [2, 0, 1], [2, 2, 2], [0, 1, 2]], dtype=torch.int32)
+EIGHT = torch.full((8,), 60, dtype=torch.int32)
+APART = tuple(torch.tensor(ends, dtype=torch.int32) for ends in ([0, 0, 40, 40], [41, 41, 80, 80]))
 CASES = (
     sized("ratio", windows.ratio, (23, 17), (6, 5), channels=67),
     sized("ratio_wide", lambda o, g: windows.ratio(o, g, 0.4), (13, 11), (12, 14), head_dim=17, channels=130),
@@ -63,12 +67,14 @@ CASES = (
     Case("one_pixel", windows.full(), (1, 1), (1, 1), heads=1, head_dim=1, channels=1),
     Case("empty_batch", windows.full(), (3, 4), (2, 2), batch=0),
 )
-# For the forward kernels: more keys than are summed in registers, and than a run has, the same for all rows of queries
+# More keys than are summed in registers, and than a run has, the same for all rows of queries
 # and others for each; large results, with rows that are aligned to a vector and rows that are not.
 MANY_KEYS = (
     sized("hundreds_of_keys", lambda o, g: windows.ratio(o, g, 0.4), (11, 23), (20, 21), channels=67, batch=1),
     Case("runs", windows.full(), (5, 7), (37, 31), channels=19, batch=1),
     Case("runs_of_bands", windows.clamped((16, 15)), (37, 31), (37, 31), channels=5, batch=1, bias=True),
+    # Queries of one block, half of which have no key among the first thousands, half none among the last.
+    Case("apart", windows.ranges(APART, (torch.zeros_like(EIGHT), EIGHT), (80, 60)), (4, 8), (80, 60), batch=1),
 )
 LARGE = (
     sized("aligned", windows.ratio, (135, 125), (4, 5), heads=1, head_dim=3, channels=128, batch=1),
@@ -166,6 +172,13 @@ def test_many_keys(level, layout, values):
     for case in MANY_KEYS:
         check_parity(case, values, torch.float32, layout)
     check_parity(MANY_KEYS[0], values, torch.bfloat16, layout)
+
+
+@VALUES
+def test_gradients_of_many_keys(level, values):
+    """A softmax's sum of hundreds of exponentials moves every weight at once."""
+    for case in MANY_KEYS:
+        check_gradients(case, values, torch.float32, "channels_last")
 
 
 @pytest.mark.parametrize("case", LARGE, ids=str)
@@ -279,6 +292,31 @@ def test_threads(name):
     assert len(results) == 5
     for result in results:
         assert all(torch.equal(a, e) for a, e in zip(result, expected, strict=True))
+
+
+PEAK = """
+import torch, murf_fast
+from murf_fast.cli.meter import observed
+torch.set_num_threads(1)
+def gradients(grid):
+    maps = (torch.randn(1, c, *n, requires_grad=True) for c, n in ((8, (8, 8)), (8, grid), (4, grid)))
+    maps = list(maps)
+    out = murf_fast.window_attention(*maps, windows=murf_fast.windows.full(), num_heads=2, values=VALUES)
+    return observed(lambda: torch.autograd.grad(out.sum(), maps))[1]
+gradients((9, 9))
+print(gradients((256, 256)))
+"""
+
+
+@pytest.mark.skipif(_extension.load_error() is not None, reason=str(_extension.load_error()))
+@VALUES
+def test_memory_of_gradients_does_not_grow_with_the_window(values):
+    """As of 2048^2 queries with 103^2 of 512^2 keys each, in small: the scores of one block would be 16 MiB."""
+    script = [sys.executable, "-c", PEAK.replace("VALUES", repr(values))]
+    peak = subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip()
+    if peak == "None":
+        pytest.skip("the system does not tell the resident high-water mark")
+    assert int(peak) < 8 * 8 * 256 * 256 * 4
 
 
 def test_sums_of_gradients_stay_below_the_largest_tensor():

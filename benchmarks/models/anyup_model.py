@@ -6,6 +6,7 @@ queries and keys, the weights of every head; at 1024^2 it would need 64 GB, and 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 import murf_fast
 from murf_fast import _extension
 from murf_fast.nn import AnyUp
-from murf_fast.nn.guided._anyup_forward import _projected, window_rule
+from murf_fast.nn.guided._anyup_forward import _projected, _projection, keys_of, window_rule
 from murf_fast.ops._pixels import arithmetic_of
 from murf_fast.reference.anyup import anyup, encoder, mixed_with_positions, residual_blocks
 
@@ -170,6 +171,48 @@ def anyup_labels(device, dtype):
         oracle,
         size[0] * size[1],
         labels=True,
+    )
+
+
+# The encoders' passes of inference, and of the residual blocks' arguments a second time in the backward.
+@case(
+    "anyup_model",
+    "forward and backward, 384 channels, 16^2 -> 224^2",
+    targets=(Target("plain encoders", 1.0),),
+    less_memory=("plain encoders", 1 / 3),
+    capturable=False,
+)
+def anyup_training(device, dtype):
+    """Gradients to every parameter that has one; in plain PyTorch all that is not ours to recompute is ours, too."""
+    model = _model(device, dtype).requires_grad_(True)
+    image, features = _inputs(device, dtype, 16, 224)
+    size, grid = tuple(image.shape[2:]), tuple(features.shape[2:])
+    direction = randn(device, dtype, *features.shape[:2], *size, memory_format=CL)
+    unused = ("cross_decode.cross_attn.attention.out_proj", "cross_decode.cross_attn.attention.in_proj_bias")
+    names = [name for name, _ in model.named_parameters() if not name.startswith(unused)]
+
+    def gradients(result: Tensor, module: AnyUp) -> Tensor:
+        found = torch.autograd.grad(result, [module.get_parameter(n) for n in names], direction.to(result.dtype))
+        return torch.cat([(g / g.abs().max()).flatten() for g in found])
+
+    def plain(module: AnyUp, dtype: torch.dtype) -> Tensor:
+        weights, x, v = dict(module.named_parameters()), image.to(dtype), features.to(dtype)
+        encoded = mixed_with_positions(encoder(weights, "image_encoder", x), weights["rope.freqs"])
+        k = keys_of(weights, F.adaptive_avg_pool2d(encoder(weights, "key_encoder", encoded), grid), v)
+        q = F.conv2d(encoder(weights, "query_encoder", encoded), weights["cross_decode.conv2d.weight"], padding=1)
+        q = _projected(q, *_projection(weights, 0))
+        rule = window_rule("dense", module.window_ratio, size, grid)
+        return murf_fast.window_attention(q, k, v, windows=rule, num_heads=module.num_heads)
+
+    def oracle():
+        exact = copy.deepcopy(model).double()
+        yield (), gradients(plain(exact, torch.float64), exact)
+
+    return Contenders(
+        lambda: gradients(model(image, features), model),
+        {"plain encoders": lambda: gradients(plain(model, dtype), model)},
+        oracle,
+        sum(model.get_parameter(n).numel() for n in names) * image.element_size(),
     )
 
 

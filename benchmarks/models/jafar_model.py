@@ -7,6 +7,7 @@ reaches the result, its attention whole or in bands of rows; an image that lies 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from inputs import CL, randn
 from registry import Contenders, Target, case, classes, configurations, side, smallest
 from tiny import maps
@@ -65,6 +66,71 @@ def end_to_end(device, dtype, coarse: int, fine: int) -> Contenders:
 @case("jafar_model", "384 channels, 32^2 -> 448^2", targets=(Target("plain", 8.0),))
 def jafar_448(device, dtype):
     return end_to_end(device, dtype, 32, 448)
+
+
+@case(
+    "jafar_model",
+    "labels of 21 classes, 32^2 -> 448^2",
+    targets=(Target("head on 384 channels", 1.0),),
+    less_memory=("head on 384 channels", 0.6),
+)
+def jafar_labels(device, dtype):
+    """The head before the attention instead of after it."""
+    features = randn(device, dtype, 1, classes(CHANNELS), side(32), side(32), memory_format=CL)
+    image = randn(device, dtype, 1, 3, side(448), side(448))
+    model = model_of(device, dtype, v_dim=features.shape[1])
+    size, count = tuple(image.shape[2:]), classes(21)
+    weight, bias = randn(device, dtype, count, features.shape[1]), randn(device, dtype, count)
+
+    def oracle():
+        exact = {name: w.double() for name, w in model.named_parameters()}
+        q, k = jafar_queries_and_keys(exact, image.double(), features.double(), size)
+        logits = F.conv2d(features.double(), weight.double()[:, :, None, None], bias.double())
+        bands = [attend(part, k, logits, model.num_heads) for part in q.split(BAND * size[1], 1)]
+        yield (), torch.cat(bands, 2).unflatten(2, size)
+
+    return Contenders(
+        lambda: model.predict(image, features, weight, bias, reduce="argmax"),
+        {"head on 384 channels": lambda: F.conv2d(model(image, features), weight[:, :, None, None], bias).argmax(1)},
+        oracle,
+        size[0] * size[1],
+        labels=True,
+    )
+
+
+# A sixteenth of the pixels.
+@case(
+    "jafar_model",
+    "a 128^2 tile of 512^2",
+    targets=(Target("region", 8.0),),
+    less_memory=("region", 0.2),
+)
+def jafar_tile(device, dtype):
+    """The second tile of the second row of four by four, once the statistics of the image are known."""
+    features = randn(device, dtype, 1, classes(CHANNELS), side(32), side(32), memory_format=CL)
+    n = side(128)
+    image, region = randn(device, dtype, 1, 3, 4 * n, 4 * n), (n, n, n, n)
+    model = model_of(device, dtype, v_dim=features.shape[1])
+    statistics = model.statistics(image, grids=[features])
+
+    def oracle():
+        """Some of the queries."""
+        exact = {name: w.double() for name, w in model.named_parameters()}
+        q, k = jafar_queries_and_keys(exact, image.double(), features.double(), tuple(image.shape[2:]))
+        for y in range(0, n, max(1, n // 3)):
+            begin = (n + y) * 4 * n + n
+            row = attend(q[:, begin : begin + n], k, features.double(), model.num_heads)
+            yield (slice(None), slice(None), slice(y, y + 1)), row.unflatten(2, (1, n))
+
+    return Contenders(
+        lambda: model(model.encode_image(image, region=region, statistics=statistics), features),
+        {
+            "region": lambda: model(image, features, region=region),
+            "statistics": lambda: model.statistics(image, grids=[features]).norms,
+        },
+        oracle,
+        features.shape[1] * n * n * image.element_size(),
+    )
 
 
 @smallest("jafar_model")

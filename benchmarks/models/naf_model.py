@@ -14,6 +14,7 @@ from inputs import CL, randn
 from registry import Contenders, Target, case, classes, configurations, side, smallest
 from torch import Tensor
 
+import murf_fast
 from murf_fast import windows
 from murf_fast.nn import NAF
 from murf_fast.reference.naf import naf_queries_and_keys
@@ -76,6 +77,38 @@ def end_to_end(device, dtype, coarse: int, fine: int) -> Contenders:
 @case("naf_model", "384 channels, 32^2 -> 448^2", targets=(Target("plain", 8.0),))
 def naf_448(device, dtype):
     return end_to_end(device, dtype, 32, 448)
+
+
+@case(
+    "naf_model",
+    "labels of 21 classes, 32^2 -> 448^2",
+    targets=(Target("head on 384 channels", 1.0),),
+    less_memory=("head on 384 channels", 0.6),
+)
+def naf_labels(device, dtype):
+    """A partial head for every head's channels, before the attention instead of after it."""
+    channels = 4 * classes(CHANNELS // 4)
+    features = randn(device, dtype, 1, channels, side(32), side(32), memory_format=CL)
+    image = randn(device, dtype, 1, 3, side(448), side(448))
+    model = model_of(device, dtype, kernel_size=min(9, side(32)))
+    weight, bias = randn(device, dtype, classes(21), channels), randn(device, dtype, classes(21))
+    size, grid, heads = tuple(image.shape[2:]), tuple(features.shape[2:]), model.num_heads
+
+    def oracle():
+        q, k = naf_queries_and_keys(
+            {n: w.double() for n, w in model.state_dict().items()}, image.double(), size, grid, heads
+        )
+        rule = windows.neighborhood(size, grid, model.kernel_size)
+        up = murf_fast.reference.window_attention(q, k, features.double(), rule, heads, values="split")
+        yield (), F.conv2d(up, weight.double()[:, :, None, None], bias.double())
+
+    return Contenders(
+        lambda: model.predict(image, features, weight, bias, reduce="argmax"),
+        {"head on 384 channels": lambda: F.conv2d(model(image, features), weight[:, :, None, None], bias).argmax(1)},
+        oracle,
+        size[0] * size[1],
+        labels=True,
+    )
 
 
 @smallest("naf_model")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from bilateral import channel_blocks, jbu_params, shifted, tiny_params
@@ -154,6 +156,33 @@ def shifted_gradients(source: Tensor, kernels: Tensor, direction: Tensor, to_ker
         to_kernels[:, t] += torch.einsum("bcyx,bcyx->byx", direction, windows[where])
         to_padded[where].addcmul_(direction, kernels[:, t : t + 1])
     return torch.autograd.grad(padded, leaf, to_padded)[0]
+
+
+@case(
+    "joint_bilateral_upsample",
+    "JBUStack, labels of 150 classes, 28 -> 448",
+    targets=(Target("argmax of logits", 1.0),),
+    less_memory=("argmax of logits", 0.5),  # a quarter of the logits goes into the last level
+)
+def labels(device, dtype):
+    """A head in front of the levels, and of the last level's logits a few rows at a time."""
+    n, count = side(28), classes(150)
+    source = randn(device, dtype, 1, classes(384), n, n, memory_format=CL)
+    guidance = guidance_of(device, dtype, (16 * n, 16 * n))
+    stack = JBUStack(source.shape[1]).to(device).eval().requires_grad_(False)
+    weight, bias = randn(device, dtype, count, source.shape[1]), randn(device, dtype, count)
+
+    def oracle():
+        exact = copy.deepcopy(stack).double()
+        yield (), exact.predict(*(x.double() for x in (source, guidance, weight, bias)))
+
+    return Contenders(
+        lambda: stack.predict(source, guidance, weight, bias, reduce="argmax"),
+        {"argmax of logits": lambda: stack.predict(source, guidance, weight, bias).argmax(1)},
+        oracle,
+        count * (16 * n) ** 2 * source.element_size(),
+        labels=True,
+    )
 
 
 @smallest("joint_bilateral_upsample")

@@ -605,6 +605,18 @@ def _extreme(i: Instruction) -> Callable:
     return _one(i, _of(extreme, _predicate(_conditions(i)[0]), last, *summed))
 
 
+def _extreme_of_three(i: Instruction) -> Callable:
+    if set(i.modifiers) - {"U32"}:
+        raise UnknownInstruction(i.text)
+
+    def extreme(least, *x):
+        if "U32" not in i.modifiers:
+            x = [_signed(v) for v in x]
+        return np.where(least, np.minimum.reduce(x), np.maximum.reduce(x)).view(U) & LOW
+
+    return _one(i, _of(extreme, _predicate(_conditions(i)[0]), *(_getter(o) for o in _sources(i))))
+
+
 def _plus(i: Instruction) -> Callable:
     a, b = (_getter(o) for o in _sources(i))
     return _one(i, _of(lambda x, y: (x + y) & LOW, a, b))
@@ -908,6 +920,7 @@ MEANINGS = {
     "VIADD": _plus,
     "VIADDMNMX": _extreme,
     "VIMNMX": _extreme,
+    "VIMNMX3": _extreme_of_three,
     "VOTE": _vote,
     "VOTEU": _vote,
 }

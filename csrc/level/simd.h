@@ -9,7 +9,7 @@
 #include "types.h"
 
 #ifndef MURF_LEVEL
-#error "compile with -DMURF_LEVEL=<baseline|avx2|avx512>"
+#error "compile with -DMURF_LEVEL=<baseline|avx2|avx512|amx>"
 #endif
 
 namespace murf {

@@ -1,7 +1,7 @@
 // Window attention, backward: scores are computed again, block by block. Keys belong to many queries, so that their
 // gradients are sums of the blocks of a share of the work, and then of the shares.
 #include "kernels.h"
-#include "window_attention.h"
+#include "window_gradients.h"
 
 namespace murf {
 namespace MURF_LEVEL {
@@ -35,103 +35,160 @@ struct BandSums {
   }
 };
 
-// grad_scores = <values of a key, gradient of a query> over channels [first, first + n); the gradient packed both ways.
+// w.grad_scores = <values of the run's keys, gradient of a query> over channels [first, first + n), which are packed.
 template <class T>
-void gradient_of_weights(const WindowAttention& a, const WindowGradients& g, const Block& block, int64_t first,
-                         int64_t n, Workspace& w) {
-  pack_queries<T>(block, g.grad_out, first, n, 1.f, w.grad_rows, w.channels);
-  transpose_queries(block, w.grad_rows, w.channels, n, w.grad_columns);
-  for (int64_t begin = 0; begin < block.keys; begin += kKeyChunk) {
-    const int64_t end = min64(begin + kKeyChunk, block.keys);
+void gradient_of_weights(const WindowAttention& a, const Block& block, int64_t first, int64_t n, Run run,
+                         GradientScratch& w) {
+  for (int64_t begin = run.begin; begin < run.end; begin += kKeyChunk) {
+    const int64_t end = min64(begin + kKeyChunk, run.end);
     for (int64_t c = 0; c < n; c += kChannelChunk) {
       const int64_t now = min64(kChannelChunk, n - c);
       pack_keys<T>(block, a.v, begin, end, first + c, now, w.values, kChannelChunk);
       gemm(end - begin, now, block.width, w.values, kChannelChunk, 1, w.grad_columns + c * block.width, block.width,
-           w.grad_scores + begin * block.width, block.width, c > 0);
+           w.grad_scores + (begin - run.begin) * block.width, block.width, c > 0);
     }
   }
 }
 
 // sums of values += weights^T grad_out over channels [first, first + n)
-void gradient_of_values(const Block& block, const float* weights, int64_t first, int64_t n, Workspace& w,
-                        const BandSums& sums) {
-  for (int64_t begin = 0; begin < block.keys; begin += kKeyChunk) {
-    const int64_t end = min64(begin + kKeyChunk, block.keys);
+void gradient_of_values(const Block& block, const float* weights, int64_t first, int64_t n, Run run,
+                        GradientScratch& w, const BandSums& sums) {
+  for (int64_t begin = run.begin; begin < run.end; begin += kKeyChunk) {
+    const int64_t end = min64(begin + kKeyChunk, run.end);
     for (int64_t c = 0; c < n; c += kChannelChunk) {
       const int64_t now = min64(kChannelChunk, n - c);
-      gemm(end - begin, block.queries, lanes_up(now), weights + begin * block.width, block.width, 1, w.grad_rows + c,
-           w.channels, w.values, kChannelChunk, false);
+      gemm(end - begin, block.queries, lanes_up(now), weights + (begin - run.begin) * block.width, block.width, 1,
+           w.grad_rows + c, w.channels, w.values, kChannelChunk, false);
       for (int64_t j = begin; j < end; ++j)
         add_scaled_row(sums.value_row(block, j) + first + c, w.values + (j - begin) * kChannelChunk, 1.f, now);
     }
   }
 }
 
+// w.mixed = the heads' weights, averaged; called head after head.
+void mix(const Block& block, int64_t head, float share, Run run, GradientScratch& w) {
+  const int64_t floats = run.count() * block.width;
+  if (head == 0) scale_row(w.mixed, w.scores, share, floats);
+  else add_scaled_row(w.mixed, w.scores, share, floats);
+}
+
+// Weights become the gradients of their scores: p ((dp - sum_j p dp) + grad_lse).
+void gradient_of_scores(const WindowAttention& a, const WindowGradients& g, const Block& block, const GradientHead& h,
+                        float share, Run run, GradientScratch& w) {
+  const int64_t width = block.width;
+  const float* __restrict delta = h.delta;
+  float* __restrict grad_lse = w.scale;
+  fill_row(grad_lse, 0.f, width);
+  if (g.grad_lse != nullptr)
+    for (int64_t m = 0; m < block.queries; ++m)
+      grad_lse[m] = g.grad_lse[((block.b * a.heads + h.head) * a.y.out + block.y_of(m)) * a.x.out + block.x_of(m)];
+  for (int64_t j = 0; j < run.count(); ++j) {
+    float* __restrict p = w.scores + j * width;
+    const float* __restrict dp = w.grad_scores + j * width;
+    for (int64_t m = 0; m < width; ++m) p[m] *= (share * dp[m] - delta[m]) + grad_lse[m];
+  }
+}
+
+void gradient_of_bias(const WindowAttention& a, const WindowGradients& g, const Block& block, int64_t head,
+                      int64_t part, Run run, const GradientScratch& w) {
+  for (int64_t j = run.begin; j < run.end; ++j)
+    for (int64_t m = 0; m < block.queries; ++m) {
+      const float ds = w.scores[(j - run.begin) * block.width + m];
+      g.bias_y[((part * a.heads + head) * a.y.out + block.y_of(m)) * a.y.in + block.key_y_of(j)] += ds;
+      g.bias_x[((part * a.heads + head) * a.x.out + block.x_of(m)) * a.x.in + block.key_x_of(j)] += ds;
+    }
+}
+
+// What a run's gradients of scores add to the gradients of a head's queries and keys.
+void gradient_of_products(const WindowAttention& a, const WindowGradients& g, const Block& block,
+                          const GradientHead& h, Run run, GradientScratch& w, const BandSums& sums) {
+  const int64_t d = a.head_dim, width = block.width;
+  for (int64_t begin = run.begin; begin < run.end; begin += kKeyChunk) {
+    const int64_t end = min64(begin + kKeyChunk, run.end), at = begin - run.begin;
+    const float* scores = w.scores + at * width;
+    if (g.q.data != nullptr)  // by channel, then query
+      gemm(d, end - begin, width, w.k + at * w.depth, 1, w.depth, scores, width, h.grad_q, width, begin > 0);
+    if (sums.keys == nullptr) continue;
+    gemm(end - begin, block.queries, w.depth, scores, width, 1, h.q_rows, w.depth, w.rows, w.depth, false);
+    for (int64_t j = begin; j < end; ++j)
+      add_scaled_row(sums.key_row(block, j) + h.head * d, w.rows + (j - begin) * w.depth, 1.f, d);
+  }
+}
+
+template <class T>
+void store_gradient_of_queries(const WindowAttention& a, const WindowGradients& g, const Block& block,
+                               const GradientHead& h, GradientScratch& w) {
+  const int64_t d = a.head_dim;
+  for (int64_t m = 0; m < block.queries; ++m) {
+    for (int64_t i = 0; i < d; ++i) w.rows[i] = a.scale * h.grad_q[i * block.width + m];
+    T* to = static_cast<T*>(g.q.data) + block.query_at(g.q, m) + h.head * d * g.q.stride_c;
+    store_strided(to, g.q.stride_c, w.rows, d);
+  }
+}
+
+// The gradients of heads [first, end), which share that of their weights.
+template <class T>
+void group_gradients(const WindowAttention& a, const WindowGradients& g, const Block& block, int64_t part,
+                     int64_t first, int64_t end, GradientScratch& w, const BandSums& sums) {
+  const int64_t d = a.head_dim, width = block.width, n = a.mean ? a.channels : a.channels / a.heads;
+  const int64_t channel = a.mean ? 0 : first * n;
+  const float share = a.mean ? 1.f / float(a.heads) : 1.f;
+  pack_queries<T>(block, g.grad_out, channel, n, 1.f, w.grad_rows, w.channels);
+  transpose_queries(block, w.grad_rows, w.channels, n, w.grad_columns);
+  auto head_of = [&](int64_t head) { return GradientHead(a, block, head, w); };
+  auto each_run = [&](auto visit) {
+    for (int64_t begin = 0; begin < block.keys; begin += w.run) visit(Run{begin, min64(begin + w.run, block.keys)});
+  };
+  auto enter = [&](const GradientHead& h) {
+    pack_queries<T>(block, a.q, h.head * d, d, a.scale, h.q_rows, w.depth);
+    transpose_queries(block, h.q_rows, w.depth, d, h.q);
+    fill_row(h.largest, kNever, width);
+    fill_row(h.totals, 0.f, width);
+    fill_row(h.deltas, 0.f, width);
+  };
+  auto gradients = [&](const GradientHead& h, Run run, bool kept) {
+    weigh(block, h, run, kept, w);
+    if (a.mean) mix(block, h.head, share, run, w);
+    else if (sums.values != nullptr) gradient_of_values(block, w.scores, channel, n, run, w, sums);
+    gradient_of_scores(a, g, block, h, share, run, w);
+    if (g.bias_y != nullptr) gradient_of_bias(a, g, block, h.head, part, run, w);
+    gradient_of_products(a, g, block, h, run, w, sums);
+    if (g.q.data != nullptr && run.end == block.keys) store_gradient_of_queries<T>(a, g, block, h, w);
+  };
+  const bool kept = block.keys <= w.run;
+  if (!kept) {
+    for (int64_t head = first; head < end; ++head) enter(head_of(head));
+    each_run([&](Run run) {
+      gradient_of_weights<T>(a, block, channel, n, run, w);
+      for (int64_t head = first; head < end; ++head) {
+        const GradientHead h = head_of(head);
+        score<T>(a, block, h, run, w);
+        exponentials(block, h, run, w);
+      }
+    });
+    for (int64_t head = first; head < end; ++head) finish(block, head_of(head), share);
+  }
+  each_run([&](Run run) {
+    gradient_of_weights<T>(a, block, channel, n, run, w);
+    for (int64_t head = first; head < end; ++head) {
+      const GradientHead h = head_of(head);
+      if (kept) enter(h);
+      score<T>(a, block, h, run, w);
+      if (kept) {
+        exponentials(block, h, run, w);
+        finish(block, h, share);
+      }
+      gradients(h, run, kept);
+    }
+    if (a.mean && sums.values != nullptr) gradient_of_values(block, w.mixed, 0, n, run, w, sums);
+  });
+}
+
 template <class T>
 void block_gradients(const WindowAttention& a, const WindowGradients& g, const Block& block, int64_t part,
-                     Workspace& w, const BandSums& sums) {
-  const int64_t d = a.head_dim, width = block.width, n = a.mean ? a.channels : a.channels / a.heads;
-  const float share = a.mean ? 1.f / float(a.heads) : 1.f;
-  if (a.mean) gradient_of_weights<T>(a, g, block, 0, n, w);
-  for (int64_t head = 0; head < a.heads; ++head) {
-    if (!a.mean) gradient_of_weights<T>(a, g, block, head * n, n, w);
-    attend<T>(a, block, head, w);
-    normalize(block, w);
-    if (a.mean) mix(a, block, head, w);
-    else if (sums.values != nullptr) gradient_of_values(block, w.scores, head * n, n, w, sums);
-    // scores become their own gradients: p ((dp - sum_j p dp) + grad_lse); largest and total are free by now
-    float* __restrict delta = w.delta;
-    float* __restrict chunk = w.total;
-    float* __restrict grad_lse = w.largest;
-    fill_row(delta, 0.f, width);
-    for (int64_t begin = 0; begin < block.keys; begin += kKeyChunk) {
-      fill_row(chunk, 0.f, width);
-      for (int64_t j = begin; j < min64(begin + kKeyChunk, block.keys); ++j) {
-        const float* __restrict p = w.scores + j * width;
-        const float* __restrict dp = w.grad_scores + j * width;
-        for (int64_t m = 0; m < width; ++m) chunk[m] += p[m] * (share * dp[m]);
-      }
-      add_scaled_row(delta, chunk, 1.f, width);
-    }
-    fill_row(grad_lse, 0.f, width);
-    if (g.grad_lse != nullptr)
-      for (int64_t m = 0; m < block.queries; ++m)
-        grad_lse[m] =
-            g.grad_lse[((block.b * a.heads + head) * a.y.out + block.y_of(m)) * a.x.out + block.x_of(m)];
-    for (int64_t j = 0; j < block.keys; ++j) {
-      float* __restrict p = w.scores + j * width;
-      const float* __restrict dp = w.grad_scores + j * width;
-      for (int64_t m = 0; m < width; ++m) p[m] *= (share * dp[m] - delta[m]) + grad_lse[m];
-    }
-    if (g.bias_y != nullptr)
-      for (int64_t j = 0; j < block.keys; ++j)
-        for (int64_t m = 0; m < block.queries; ++m) {
-          const float ds = w.scores[j * width + m];
-          g.bias_y[((part * a.heads + head) * a.y.out + block.y_of(m)) * a.y.in + block.key_y_of(j)] += ds;
-          g.bias_x[((part * a.heads + head) * a.x.out + block.x_of(m)) * a.x.in + block.key_x_of(j)] += ds;
-        }
-    if (g.q.data != nullptr) {
-      // by channel, then query; w.q is free once the scores exist
-      for (int64_t begin = 0; begin < block.keys; begin += kKeyChunk)
-        gemm(d, min64(kKeyChunk, block.keys - begin), width, w.k + begin * w.depth, 1, w.depth,
-             w.scores + begin * width, width, w.q, width, begin > 0);
-      for (int64_t m = 0; m < block.queries; ++m) {
-        float* row = w.result;
-        for (int64_t i = 0; i < d; ++i) row[i] = a.scale * w.q[i * width + m];
-        store_strided(static_cast<T*>(g.q.data) + block.query_at(g.q, m) + head * d * g.q.stride_c, g.q.stride_c, row,
-                      d);
-      }
-    }
-    if (sums.keys != nullptr)
-      for (int64_t begin = 0; begin < block.keys; begin += kKeyChunk) {
-        const int64_t end = min64(begin + kKeyChunk, block.keys);
-        gemm(end - begin, block.queries, w.depth, w.scores + begin * width, width, 1, w.q_rows, w.depth, w.result,
-             w.depth, false);
-        for (int64_t j = begin; j < end; ++j)
-          add_scaled_row(sums.key_row(block, j) + head * d, w.result + (j - begin) * w.depth, 1.f, d);
-      }
-  }
-  if (a.mean && sums.values != nullptr) gradient_of_values(block, w.mixed, 0, n, w, sums);
+                     GradientScratch& w, const BandSums& sums) {
+  for (int64_t head = 0; head < a.heads; head += w.group)
+    group_gradients<T>(a, g, block, part, head, head + w.group, w, sums);
 }
 
 // Keys belong to many queries: every share of the rows sums into its own band, and bands are added in their order.
@@ -156,10 +213,10 @@ void backward(const WindowAttention& a, const WindowGradients& g, int threads) {
     return BandSums{bands[s], a.x.in, depth, a.channels, g.k.data == nullptr ? nullptr : at + before * depth,
                     g.v.data == nullptr ? nullptr : at + key_floats + before * a.channels};
   };
-  const int64_t workspace = Workspace::floats(a, true);
-  Scratch scratch(workspace * threads);
+  const int64_t share = GradientScratch::floats(a);
+  Scratch scratch(share * threads);
   parallel(threads, parts, [&](int thread, int64_t begin, int64_t end) {
-    Workspace w(a, true, scratch.data() + thread * workspace);
+    GradientScratch w(a, scratch.data() + thread * share);
     for (int64_t part = begin; part < end; ++part) {
       const int64_t b = part / g.shares, s = part % g.shares;
       const BandSums own = sums_of(b, s);

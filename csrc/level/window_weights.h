@@ -369,9 +369,9 @@ class BlockWeights {
         sum[v] = load_vec(total + v * kLanes) * exp_of_negative(load_vec(largest + v * kLanes) - shift[v]);
         store_vec(largest + v * kLanes, top[v]);
       }
-      for (int64_t begin = 0; begin < keys; begin += kKeyChunk) {
+      for (int64_t begin = 0; begin < keys; begin += kSummedKeys) {
         Vec part[V] = {};
-        for (int64_t j = begin; j < min64(begin + kKeyChunk, keys); ++j)
+        for (int64_t j = begin; j < min64(begin + kSummedKeys, keys); ++j)
           for (int v = 0; v < V; ++v) {
             float* at = scores + j * width + v * kLanes;
             const Vec e = exp_of_negative(load_vec(at) - shift[v]);

@@ -47,8 +47,9 @@ def check_values(image: object, encoder: MultiResolutionEncoder, name: str = "an
         return
     rows, columns = (-(-n // SAMPLES) for n in size_of(image, name))
     sample = image[::rows, ::columns] if isinstance(image, np.ndarray) else image[..., ::rows, ::columns]
-    mean, std = encoder.resize["mean"], encoder.resize["std"]
-    _images.check_values("MultiResolutionDetector", as_tensor(sample, name), encoder.model, mean, std, name)
+    options = {"mean": encoder.resize["mean"], "std": encoder.resize["std"], "name": name}
+    options["normalizes"] = encoder.family.kind.normalizes
+    _images.check_values("MultiResolutionDetector", as_tensor(sample, name), encoder.model, **options)
 
 
 def size_of(image: object, name: str = "an image") -> tuple[int, int] | None:

@@ -22,14 +22,17 @@ def joint_bilateral_upsample(
     params: list[Tensor],
     range_mask: Tensor | None,
     fixup_mask: Tensor | None,
+    top: int,
     radius: int,
     bias: Tensor | None,
     axes: list[Axes],
     outs: list[Tensor],
 ) -> None:
-    """Band by band of output rows: their kernels, then every source through them."""
+    """Band by band of output rows: their kernels, then every source through them. ``outs`` and the ``axes`` of rows are
+    those of the guidance from row ``top`` on.
+    """
     network = Network(guidance, params, range_mask, fixup_mask, radius)
-    batch, _, height, width = guidance.shape
+    (batch, _, _, width), height = guidance.shape, outs[0].shape[2]
     row_floats = batch * width * (2 * radius + 1) ** 2
     # At least sixteen rows for every thread, and an even number: at a doubling, pairs of rows share their windows.
     band = max(-(-16 * _fork.threads() // batch), _KERNEL_BYTES // (4 * row_floats)) // 2 * 2
@@ -39,6 +42,6 @@ def joint_bilateral_upsample(
         rows = (begin, min(begin + band, height))
         shape = (batch, rows[1] - begin, width, (2 * radius + 1) ** 2)
         of_rows = kernels[: (rows[1] - begin) * row_floats].view(shape).permute(0, 3, 1, 2)
-        kernels_of_rows(network, guidance, rows, of_rows)
+        kernels_of_rows(network, guidance, (top + rows[0], top + rows[1]), of_rows)
         for source, pair, out in zip(sources, axes, outs, strict=True):
             adaptive_conv_band(source, of_rows, bias, pair, out, rows)

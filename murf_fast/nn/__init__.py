@@ -14,6 +14,7 @@ from murf_fast.nn.guided.training.crops import LocalCrops, local_crops
 from murf_fast.nn.guided.training.losses import cosine_mse_loss, input_consistency_loss, self_consistency_loss
 from murf_fast.nn.guided.upsample_anything import CellKernels, UpsampleAnything
 from murf_fast.nn.heads.depth_head import DepthHead
+from murf_fast.nn.heads.depth_losses import log_gradient_loss, scale_invariant_log_loss
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
 from murf_fast.nn.vit.murf import MuRF
@@ -45,6 +46,8 @@ __all__ = [
     "fine_to_coarse_loss",
     "input_consistency_loss",
     "local_crops",
+    "log_gradient_loss",
     "multi_scale_target",
+    "scale_invariant_log_loss",
     "self_consistency_loss",
 ]

@@ -14,6 +14,9 @@ from torch.nn.modules import module as torch_module
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+# Ends of names of classes that do nothing in evaluation.
+INERT = ("DropPath", "PatchDropout", "PatchDropoutWithIndices")
+
 Signature = tuple  # (class, its forward, ((name, signature) of each child))
 
 
@@ -69,9 +72,9 @@ def is_patched(kind: type[nn.Module]) -> bool:
 
 
 def is_inert(module: nn.Module) -> bool:
-    """Whether a module does nothing in evaluation: identities, dropout and stochastic depth."""
+    """Whether a module does nothing in evaluation: identities, dropout (of patches too) and stochastic depth."""
     kinds = (nn.Identity, nn.Dropout)
-    return type(module) in kinds or type(module).__name__.endswith("DropPath")
+    return type(module) in kinds or type(module).__name__.endswith(INERT)
 
 
 def trains(module: nn.Module) -> bool:

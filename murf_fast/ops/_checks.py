@@ -123,6 +123,14 @@ def _pixels(op: str, name: str, size: object, value: object) -> int:
         raise TypeError(f"murf_fast.{op}: `{name}` must be (height, width) in pixels, got {size!r}") from None
 
 
+def span(op: str, name: str, value: object, size: int) -> tuple[int, int]:
+    """(begin, end) of some of ``size`` rows, at least one."""
+    begin, end = pair(op, name, value, 0)
+    if not begin < end <= size:
+        raise ValueError(f"murf_fast.{op}: `{name}` must be (begin, end) within {size} rows, got {(begin, end)}")
+    return begin, end
+
+
 def optional_grid(op: str, name: str, size: object) -> tuple[int, int] | None:
     return None if size is None else grid(op, name, size)
 

@@ -57,6 +57,15 @@ def writes_nothing(tensors: Iterable[Tensor | None]) -> bool:
     return torch.compiler.is_compiling() or in_transform() or derivatives_wanted(tensors)
 
 
+def differentiable_gradients(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``function``, of plain PyTorch, where their own gradients are wanted."""
+    inputs = [t for t, n in zip(tensors, needed, strict=True) if n]
+    found = iter(torch.autograd.grad(function(*tensors), inputs, grad, create_graph=True))
+    return tuple(next(found) if n else None for n in needed)
+
+
 def autograd_kernel(
     op: torch._ops.OpOverload,
     implementation: Callable,

@@ -174,23 +174,7 @@ def _run(image, net, size, region, normalize, backend, queries, keys) -> None:
         last = encode(mixed, to_keys, keep, two, backend, stop=True)
         finish_pooled(keep, two, last, inner, [k[i] for k in keys], backend)
         last = encode(mixed, to_queries, one, two, backend, stop=True)
-        if same or size[0] * size[1] >= inner[0] * inner[1]:
-            statistics = pixel_linear(
-                two,
-                one,
-                norm=last[:2],
-                weight=last.weight,
-                residual=one,
-                statistics=normalize and same,
-                backend=backend,
-            )
-            encoded = one if same else pool(one, inner, size, backend)
-            if normalize and not same:
-                statistics = pixel_linear(encoded, encoded, statistics=True, backend=backend)
-        else:
-            encoded = torch.empty((size[0] * size[1], channels), **options)
-            [statistics] = finish_pooled(one, two, last, inner, [as_map(encoded, size)], backend, statistics=normalize)
-        norm = _without_weights(statistics, len(encoded)) if normalize else None
+        encoded, norm = finish_queries(one, two, last, inner, size, normalize, backend)
         for band in bands_of(size, region, rows_of_a_band(encoded, reach(region, size))):
             (top, bottom), (left, right) = band.source
             source = encoded.view(*size, channels)[top:bottom, left:right].flatten(0, 1)
@@ -235,7 +219,23 @@ def finish_pooled(main, spare, last: Half, size, maps: Sequence[Tensor], backend
     return found
 
 
-def _without_weights(statistics: tuple[Tensor, Tensor], pixels: int) -> tuple[Tensor, Tensor]:
+def finish_queries(main, spare, last: Half, inner, size, normalize: bool, backend):
+    """The last layer of the queries' encoder, of averages over the cells of an output of ``size``: its pixels, and if
+    they are to be normalized gain and offset of that norm.
+    """
+    if inner == size or size[0] * size[1] >= inner[0] * inner[1]:
+        options = {"norm": last[:2], "weight": last.weight, "residual": main, "backend": backend}
+        statistics = pixel_linear(spare, main, statistics=normalize and inner == size, **options)
+        encoded = pool(main, inner, size, backend)
+        if normalize and inner != size:
+            statistics = pixel_linear(encoded, encoded, statistics=True, backend=backend)
+    else:
+        encoded = torch.empty((size[0] * size[1], main.shape[1]), dtype=main.dtype, device=main.device)
+        [statistics] = finish_pooled(main, spare, last, inner, [as_map(encoded, size)], backend, statistics=normalize)
+    return encoded, norm_without_weights(statistics, len(encoded)) if normalize else None
+
+
+def norm_without_weights(statistics: tuple[Tensor, Tensor], pixels: int) -> tuple[Tensor, Tensor]:
     """Gain and offset of a group norm that has none of its own."""
     mean = statistics[0]
     return group_norm(*statistics, pixels, GROUPS, torch.ones_like(mean), torch.zeros_like(mean), NORM_EPS)

@@ -8,7 +8,7 @@ kept beside them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,7 +62,7 @@ def naf_queries(
     return _naf_queries(image, parameters, *turns, num_heads, [n for grid in grids for n in grid], backend)
 
 
-def _requires(op, image, parameters, rows, columns, num_heads, grids, backend) -> None:
+def requires(op, image, parameters, rows, columns, num_heads, grids, backend) -> None:
     _contract.map_(op, "image", image, backend)
     requires_grids(op, grids)
     if min(image.shape[2:]) < 2:
@@ -101,60 +101,90 @@ def _launch(image, parameters, rows, columns, num_heads, grids, backend, results
 
 
 def _run(image, parameters, rows, columns, num_heads, backend, queries, keys) -> None:
-    dtype = image.dtype
-    parameters = [p.detach() for p in parameters]
-    count = len(parameters) // 2
-    pointwise, wide = (_encoder(parameters[i * count : (i + 1) * count], dtype, backend) for i in range(2))
-    inner, size, half = tuple(image.shape[2:]), (len(rows), len(columns)), len(parameters[1])
-    rotation = _rotation(rows, columns, num_heads)
-    same = inner == size
-    spare = torch.empty((inner[0] * inner[1], half), dtype=dtype, device=image.device)
+    encoders = networks(parameters, image.dtype, backend)
+    rotation, size = rotation_of(rows, columns, num_heads), (len(rows), len(columns))
+    for i, x in enumerate(image):
+        own = [k[i] for k in keys]
+        encode(x, encoders, rotation, size, num_heads, backend, pixels_of(queries[i]), own)
+
+
+def networks(parameters: Sequence[Tensor], dtype: torch.dtype, backend: str) -> tuple[Encoder, Encoder]:
+    """The 1x1 and the 3x3 encoder."""
+    parameters, count = [p.detach() for p in parameters], len(parameters) // 2
+    return tuple(_encoder(parameters[i * count : (i + 1) * count], dtype, backend) for i in range(2))
+
+
+def encode(
+    image: Tensor,
+    encoders: tuple[Encoder, Encoder],
+    rotation: tuple[Tensor, Tensor],
+    size: tuple[int, int],
+    num_heads: int,
+    backend: str,
+    final: Tensor,
+    keys: Sequence[Tensor],
+    found: list | None = None,
+) -> None:
+    """Fills the queries (pixels, D) of an image (3, H, W), and its keys (D, h, w). Gain and offset of every norm are
+    appended to ``found``.
+    """
+    (pointwise, wide), inner, half = encoders, tuple(image.shape[1:]), final.shape[1] // 2
+    same, found = inner == size, [] if found is None else found
+    spare = image.new_empty((inner[0] * inner[1], half))
     buffer = None if same else torch.empty_like(spare)
-    for i in range(len(image)):
-        x, final = pixels_of(image[i]), pixels_of(queries[i])
-        to = final[:, :half] if same else buffer
-        last = _encode_pointwise(x, pointwise, to, backend)
-        _finish_pointwise(to, last, inner, size, final[:, :half], backend)
-        to = final[:, half:] if same else buffer
-        made = _encode_wide(x, inner, wide, to, spare, backend)
-        if not same:
-            final[:, half:] = pool(made, inner, size, backend)
-        pixel_linear(final, final, rotation=rotation, heads=num_heads, backend=backend)
-        for k in keys:
-            pixels_of(k[i]).copy_(pool(final, size, k.shape[2:], backend))
+    x = pixels_of(image)
+    to = final[:, :half] if same else buffer
+    last = _encode_pointwise(x, pointwise, to, backend, found)
+
+    def pooled(x: Tensor) -> Tensor:
+        return pool(x, inner, size, backend)
+
+    fewer = size[0] * size[1] < inner[0] * inner[1]
+    finish_pointwise(to, last, pooled, same, fewer, final[:, :half], backend)
+    to = final[:, half:] if same else buffer
+    made = _encode_wide(x, inner, wide, to, spare, backend, found)
+    if not same:
+        final[:, half:] = pooled(made)
+    pixel_linear(final, final, rotation=rotation, heads=num_heads, backend=backend)
+    for k in keys:
+        pixels_of(k).copy_(pool(final, size, k.shape[1:], backend))
 
 
-def _encode_pointwise(x, encoder: Encoder, to, backend) -> Half:
+def _encode_pointwise(x, encoder: Encoder, to, backend, found: list) -> Half:
     """All but the last layer, in place, and that layer with its norm."""
     options = {"statistics": True, "backend": backend}
     statistics = pixel_linear(x, to, weight=encoder.first, bias=encoder.bias, **options)
     *halves, last = encoder.halves
     for half in halves:
         half = normalized(statistics, half, len(to))
+        found.append(half[:2])
         statistics = pixel_linear(to, to, norm=half[:2], weight=half.weight, bias=half.bias, **options)
-    return normalized(statistics, last, len(to))
+    last = normalized(statistics, last, len(to))
+    found.append(last[:2])
+    return last
 
 
-def _finish_pointwise(x, last: Half, inner, size, out, backend) -> None:
+def finish_pointwise(x, last: Half, pooled: Callable[[Tensor], Tensor], same: bool, fewer: bool, out, backend) -> None:
     """The last layer and the pooling, which commute: first whichever leaves fewer pixels."""
     options = {"weight": last.weight, "bias": last.bias, "backend": backend}
-    if inner == size:
+    if same:
         pixel_linear(x, out, norm=last[:2], **options)
-    elif size[0] * size[1] < inner[0] * inner[1]:
+    elif fewer:
         pixel_linear(x, x, norm=last[:2], backend=backend)
-        pixel_linear(pool(x, inner, size, backend), out, **options)
+        pixel_linear(pooled(x), out, **options)
     else:
         pixel_linear(x, x, norm=last[:2], **options)
-        out.copy_(pool(x, inner, size, backend))
+        out.copy_(pooled(x))
 
 
-def _encode_wide(x, size, encoder: Encoder, to, spare, backend) -> Tensor:
+def _encode_wide(x, size, encoder: Encoder, to, spare, backend, found: list) -> Tensor:
     """All layers; an odd number of them, so that the first and the last one write to ``to``, which is returned."""
     options = {"reflect": True, "backend": backend}
     statistics = pixel_conv(x, size, to, weight=encoder.first, bias=encoder.bias, statistics=True, **options)
     here, there = to, spare
     for i, half in enumerate(encoder.halves):
         half = normalized(statistics, half, len(to))
+        found.append(half[:2])
         options["statistics"] = i + 1 < len(encoder.halves)
         statistics = pixel_conv(here, size, there, norm=half[:2], weight=half.weight, bias=half.bias, **options)
         here, there = there, here
@@ -175,7 +205,7 @@ def _encoder(weights: Sequence[Tensor], dtype: torch.dtype, backend: str) -> Enc
     return Encoder(made(first), bias.float().contiguous(), halves)
 
 
-def _rotation(rows: Tensor, columns: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+def rotation_of(rows: Tensor, columns: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """(rows, 2, D) and (columns, 2, D): cosines and sines. A pair that turns by rows does not by columns."""
     still = [torch.zeros_like(turns) for turns in (rows, columns)]
     pairs = torch.cat([rows, still[0]], 1), torch.cat([still[1], columns], 1)
@@ -185,7 +215,7 @@ def _rotation(rows: Tensor, columns: Tensor, heads: int) -> tuple[Tensor, Tensor
 _naf_queries = register(
     "naf_queries(Tensor image, Tensor[] parameters, Tensor rows, Tensor columns, int num_heads, SymInt[] grids, "
     "str backend) -> Tensor[]",
-    _requires,
+    requires,
     _empty,
     _launch,
 )

@@ -11,10 +11,10 @@ from murf_fast import backends
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params, require_network
 from murf_fast.ops._derivatives import derivatives_wanted
-from murf_fast.ops._library import as_float32, empty_map, register, wants_channels_last
+from murf_fast.ops._library import as_float32, empty_map, layout_of, register, wants_channels_last
 from murf_fast.ops.adaptive_conv import MODES, adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
-from murf_fast.tables.folded import folded_axis
+from murf_fast.tables.folded import folded_axis, part
 
 
 def joint_bilateral_upsample(
@@ -27,6 +27,7 @@ def joint_bilateral_upsample(
     bias: Tensor | None = None,
     range_mask: Tensor | None = None,
     fixup_mask: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
     memory_format: torch.memory_format | None = None,
     backend: str | None = None,
 ) -> Tensor | list[Tensor]:
@@ -40,10 +41,11 @@ def joint_bilateral_upsample(
         source: (B, C, h, w), or several such maps that share the guidance (the kernels are computed once).
         guidance: (B, G, H, W) at the output's size, in the dtype of the source or float32; H, W > radius.
         params, radius, range_mask, fixup_mask: As for :func:`bilateral_kernels`.
+        rows: (begin, end) of the result's rows that are wanted; None: all. Where gradients are needed all are made.
         mode, bias, memory_format, backend: As for :func:`adaptive_conv`.
 
     Returns:
-        (B, C, H, W) per source, in its dtype and layout; a list if ``source`` is one.
+        (B, C, H, W) per source (``end - begin`` in place of H), in its dtype and layout; a list if ``source`` is one.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -65,12 +67,14 @@ def joint_bilateral_upsample(
     if bias is not None:
         for i, s in enumerate(sources):
             _checks.vector(op, "bias", bias, s.shape[1], s, what=f"one entry per channel of `source[{i}]`")
+    height = guidance.shape[2]
+    begin, end = (0, height) if rows is None else _checks.span(op, "rows", rows, height)
     channels_last = [wants_channels_last(op, memory_format, s) for s in sources]
     chosen = _checks.backend(backend, first)
     inputs = (*sources, guidance, *tensors, bias, range_mask, fixup_mask)
     if chosen != "reference" and not derivatives_wanted(inputs):
         results = _joint_bilateral_upsample(
-            sources, guidance, tensors, range_mask, fixup_mask, bias, radius, mode, channels_last, chosen
+            sources, guidance, tensors, range_mask, fixup_mask, bias, [begin, end], radius, mode, channels_last, chosen
         )
         return results[0] if isinstance(source, Tensor) else results
     kernels = bilateral_kernels(
@@ -85,11 +89,16 @@ def joint_bilateral_upsample(
     results = [
         adaptive_conv(s, kernels, mode=mode, bias=bias, memory_format=memory_format, backend=backend) for s in sources
     ]
+    if rows is not None:
+        results = [
+            r[:, :, begin:end].contiguous(memory_format=layout_of(last))
+            for r, last in zip(results, channels_last, strict=True)
+        ]
     return results[0] if isinstance(source, Tensor) else results
 
 
 def _requires(
-    op, sources, guidance, params, range_mask, fixup_mask, bias, radius, mode, channels_last, backend
+    op, sources, guidance, params, range_mask, fixup_mask, bias, rows, radius, mode, channels_last, backend
 ) -> None:
     _contract.maps(op, sources, same_channels=False, name="sources")
     first = sources[0]
@@ -99,33 +108,38 @@ def _requires(
     _contract.tensor(op, "guidance", guidance, first, (first.shape[0], None, None, None), dtypes)
     _contract.one_of(op, "interpolation", mode, MODES)
     _contract.count(op, "channels_last", channels_last, len(sources))
+    _contract.count(op, "span", rows, 2)
+    if not 0 <= rows[0] < rows[1] <= guidance.shape[2]:
+        raise ValueError(f"murf_fast.{op}: `span` must lie within {guidance.shape[2]} rows, got {tuple(rows)}")
     if bias is not None:
         for source in sources:
             _contract.tensor(op, "bias", bias, first, (source.shape[1],), _checks.DTYPES)
 
 
 def _empty(
-    sources, guidance, params, range_mask, fixup_mask, bias, radius, mode, channels_last, backend
+    sources, guidance, params, range_mask, fixup_mask, bias, rows, radius, mode, channels_last, backend
 ) -> list[Tensor]:
-    size = guidance.shape[2:]
+    size = (rows[1] - rows[0], guidance.shape[3])
     return [empty_map(s, (*s.shape[:2], *size), last) for s, last in zip(sources, channels_last, strict=True)]
 
 
 def _launch(
-    sources, guidance, params, range_mask, fixup_mask, bias, radius, mode, channels_last, backend, outs
+    sources, guidance, params, range_mask, fixup_mask, bias, rows, radius, mode, channels_last, backend, outs
 ) -> None:
     size, taps = guidance.shape[2:], 2 * radius + 1
-    axes = [
-        tuple(folded_axis(n, m, taps, mode, "reflect") for n, m in zip(s.shape[2:], size, strict=True)) for s in sources
-    ]
+    axes = []
+    for s in sources:
+        y, x = (folded_axis(n, m, taps, mode, "reflect") for n, m in zip(s.shape[2:], size, strict=True))
+        axes.append((part(y, *rows), x))
     backends.launcher(backend).joint_bilateral_upsample(
-        sources, guidance, params, range_mask, fixup_mask, radius, as_float32(bias), axes, outs
+        sources, guidance, params, range_mask, fixup_mask, rows[0], radius, as_float32(bias), axes, outs
     )
 
 
 _joint_bilateral_upsample = register(
     "joint_bilateral_upsample(Tensor[] sources, Tensor guidance, Tensor[] params, Tensor? range_mask, "
-    "Tensor? fixup_mask, Tensor? bias, int radius, str interpolation, bool[] channels_last, str backend) -> Tensor[]",
+    "Tensor? fixup_mask, Tensor? bias, SymInt[] span, int radius, str interpolation, bool[] channels_last, "
+    "str backend) -> Tensor[]",
     _requires,
     _empty,
     _launch,

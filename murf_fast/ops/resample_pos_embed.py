@@ -75,6 +75,8 @@ FLAVORS = {
     "dinov2-hub": Flavor("bicubic", False, 0.1),
     "dinov2-hf": Flavor("bicubic", False),
     "dinov2-reg": Flavor("bicubic", True),
+    "clip": Flavor("bicubic", False),
+    "open-clip": Flavor("bicubic", True),
     "siglip": Flavor("bicubic", False),
     "siglip2": Flavor("bilinear", True),
     "timm": Flavor("bicubic", True),
@@ -96,7 +98,8 @@ def resample_pos_embed(
     ``out = [prefix; U_h table U_w^T]``. The flavors are numerically different, and users compare them: ``dinov2-hub``
     (torch.hub models of DINO and of DINOv2 without registers, and transformers up to 4.40; bicubic with step
     ``M / (g + 0.1)``), ``dinov2-hf`` (transformers today; bicubic), ``dinov2-reg`` (hub and transformers models with
-    registers; antialiased bicubic), ``siglip`` (bicubic), ``siglip2`` (NaFlex; antialiased bilinear), ``timm``
+    registers; antialiased bicubic), ``clip`` (transformers' CLIP; bicubic), ``open-clip`` (OpenCLIP as it loads
+    weights; antialiased bicubic), ``siglip`` (bicubic), ``siglip2`` (NaFlex; antialiased bilinear), ``timm``
     (antialiased bicubic, also for DINOv2). Every one returns the table itself for the square grid it was learned on.
 
     Args:
@@ -125,7 +128,7 @@ def resample_pos_embed(
     4 MB, and with ``"checked"`` a copy of the table.
 
     Source: ``interpolate_pos_encoding`` of DINO, DINOv2 and transformers, ``resize_positional_embeddings`` of SigLIP 2,
-    ``resample_abs_pos_embed`` of timm.
+    ``resample_abs_pos_embed`` of timm, ``resize_pos_embed`` of OpenCLIP.
     """
     op = "resample_pos_embed"
     _checks.tensor(op, "pos_embed", pos_embed)
@@ -208,7 +211,7 @@ def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: Fla
         return torch.cat([prefix, _rows(table)])
     factors = [(g + flavor.offset) / m for g, m in zip(grid, source, strict=True)] if flavor.offset else None
     if backend == "reference":
-        # Half tables are resized in float32, as all the sources do but SigLIP's.
+        # Half tables are resized in float32, as all the sources do but CLIP's and SigLIP's.
         wide = table[0].permute(1, 2, 0).to(torch.promote_types(table.dtype, torch.float32))
         resized = reference.resample_pos_embed(wide, grid, flavor.mode, flavor.antialias, factors)
         return torch.cat([prefix, resized.to(table.dtype)])

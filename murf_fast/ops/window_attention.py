@@ -62,9 +62,10 @@ def window_attention(
 
     Memory: the result, and on CPU a few MB per thread: results of a block of at most 256 queries, and its scores with
     at most 960 keys, however many there are. Backward: the gradients, float32 partial sums of the gradients of k and v,
-    as large as the largest tensor at most, on CPU the scores of a block of at most 64 queries with all its keys, and on
-    a GPU three float32 numbers per query and head. Queries with similar windows are processed together, so a key or
-    value that is not finite can also reach queries whose windows end next to it.
+    as large as the largest tensor at most, on CPU a few MB per thread, too: what belongs to a block of at most 64
+    queries, and its scores with a run of its keys, 512 KB; and on a GPU three float32 numbers per query and head.
+    Queries with similar windows are processed together, so a key or value that is not finite can also reach queries
+    whose windows end next to it.
 
     Source: AnyUp's and JAFAR's cross attention (heads averaged, raw values), NAF's (values split), FeatSharp's.
     """

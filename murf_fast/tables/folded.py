@@ -99,3 +99,13 @@ def folded_axis(in_size: int, out_size: int, taps: int, mode: str | None, paddin
     return FoldedAxis(
         in_size, out_size, low.astype(np.int32), (high - low).astype(np.int32), weights, reader_begin, reader_end
     )
+
+
+@lru_cache(maxsize=256)
+def part(table: FoldedAxis, begin: int, end: int) -> FoldedAxis:
+    """Outputs ``begin .. end - 1`` alone, of the same inputs."""
+    if (begin, end) == (0, table.out_size):
+        return table
+    readers = (np.clip(of - begin, 0, end - begin).astype(np.int32) for of in (table.reader_begin, table.reader_end))
+    first, count, weights = (np.ascontiguousarray(of[begin:end]) for of in (table.first, table.count, table.weights))
+    return FoldedAxis(table.in_size, end - begin, first, count, weights, *readers)

@@ -14,9 +14,8 @@ from torch import Tensor
 from murf_fast.tables._table import Table, kept
 from murf_fast.windows import AxisWindow, axis_window
 
-# Queries of one block of the backward kernels along an axis. Eight by eight queries fill the registers of a matrix
-# kernel, and the scores of a window of 1024 keys stay within 256 KB; beyond that many keys, four by four.
-MEMBERS, MEMBERS_OF_MANY_KEYS, MANY_KEYS = 8, 4, 1024
+# Queries of one block of the backward kernels along an axis: eight by eight fill the registers of a matrix kernel.
+MEMBERS = 8
 
 # A block of fewer queries along an axis does not fill a vector.
 FEW = 4
@@ -101,10 +100,8 @@ def axis_blocks(spec: str, out: int, size: int, members: int, joined: int = FEW)
 
 
 def blocks_of(rows: str, columns: str, out: tuple[int, int], grid: tuple[int, int]) -> tuple[AxisBlocks, AxisBlocks]:
-    """Blocks of both axes for the backward kernels, small where a window has many keys."""
-    keys = axis_window(rows, out[0], grid[0]).taps * axis_window(columns, out[1], grid[1]).taps
-    members = MEMBERS if keys <= MANY_KEYS else MEMBERS_OF_MANY_KEYS
-    return axis_blocks(rows, out[0], grid[0], members), axis_blocks(columns, out[1], grid[1], members)
+    """Blocks of both axes for the backward kernels."""
+    return axis_blocks(rows, out[0], grid[0], MEMBERS), axis_blocks(columns, out[1], grid[1], MEMBERS)
 
 
 @functools.lru_cache(256)

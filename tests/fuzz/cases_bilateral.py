@@ -232,6 +232,8 @@ def joint_bilateral_upsample(d: Draw) -> list[Comparison]:
         bias = bias.detach().requires_grad_()
     layout = d.choice("memory_format", FORMATS, (3, 1, 1))
     single = len(sources) == 1 and d.chance("single", 0.7)
+    begin = d.integer("begin", 0, size[0] - 1) if d.chance("rows", 0.3) else None
+    rows = None if begin is None else (begin, d.integer("end", begin + 1, size[0]))
     results = d.call(
         "joint_bilateral_upsample",
         sources[0] if single else sources,
@@ -240,6 +242,7 @@ def joint_bilateral_upsample(d: Draw) -> list[Comparison]:
         radius=radius,
         mode=mode,
         bias=bias,
+        rows=rows,
         memory_format=layout,
         **masks,
     )
@@ -253,7 +256,8 @@ def joint_bilateral_upsample(d: Draw) -> list[Comparison]:
         out = {}
         for i in range(len(sources)):
             r = applied(padded_source(x[f"source{i}"], size, mode, "reflect", 2 * radius + 1), kernels)
-            out[f"result{i}"] = r if bias is None else r + x["bias"][:, None, None]
+            r = r if bias is None else r + x["bias"][:, None, None]
+            out[f"result{i}"] = r if rows is None else r[:, :, slice(*rows)]
         return out
 
     inputs |= {f"source{i}": s for i, s in enumerate(sources)} | {"bias": bias}

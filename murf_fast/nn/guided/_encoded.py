@@ -92,14 +92,16 @@ class ImageStatistics:
     """What of an image every tile of its output needs, made once: the encoders' norms, and the keys.
 
     Attributes:
-        norms: (B, 12, 2, D), gains and offsets; None where images are encoded by plain PyTorch.
+        norms: (B, n, 2, D), gains and offsets; None where images are encoded by plain PyTorch.
         keys: The image's part of the keys.
         image_size: (height, width) of the image.
+        output_size: (height, width) of the output that they are for; None: of any.
     """
 
     norms: Tensor | None
     keys: ImageKeys
     image_size: Size
+    output_size: Size | None = None
 
 
 def check_region(what: str, region: object, size: Size) -> Region:

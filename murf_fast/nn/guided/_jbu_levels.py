@@ -13,6 +13,9 @@ from murf_fast.nn._parts import peculiarity, unlike
 from murf_fast.nn.guided.jbu_level import Drawn, JBULevel, dropout_mask, strangeness
 from murf_fast.ops import _checks, joint_bilateral_upsample
 
+# Bytes of logits that are made before they are reduced: they should stay in a CPU's cache, and fill a GPU.
+_BAND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+
 
 def run_levels(
     what: str,
@@ -26,6 +29,7 @@ def run_levels(
     final: nn.Sequential | None = None,
     own: bool = True,
     head: tuple[Tensor, Tensor | None] | None = None,
+    labels: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Each level brings the sources up by its factor, guided by the guidance averaged to its output's size.
 
@@ -33,7 +37,8 @@ def run_levels(
     ``final`` is FeatUp's (Dropout2d, Conv2d) after the last level, ``s + 0.1 (W drop(s) + b)``. Levels are linear and
     treat every channel alike, so the matrix moves in front of them, where pixels are few; the bias cannot (kernels do
     not sum to one) and is added by the last level. So does a linear ``head`` of the result, (K, C) and (K,) or None.
-    Autocast changes nothing.
+    With ``labels`` the last level runs in bands of rows, of which only the classes of the largest logits are kept,
+    (B, H, W) of that dtype. Autocast changes nothing.
     """
     levels = [level for _, level in named]
     _check(what, sources, guidance, levels)
@@ -46,7 +51,7 @@ def run_levels(
     with torch.autocast(guidance.device.type, enabled=False):
         if norm is not None:
             sources = [norm(s.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for s in sources]
-        return _run(levels, factors, sources, guidance, mode, final, head)
+        return _run(levels, factors, sources, guidance, mode, final, head, labels)
 
 
 def passed_over(named: Sequence[tuple[str, nn.Module]], final: nn.Sequential | None) -> str | None:
@@ -67,6 +72,7 @@ def _run(
     mode: str,
     final: nn.Sequential | None,
     head: tuple[Tensor, Tensor | None] | None,
+    labels: torch.dtype | None,
 ) -> list[Tensor]:
     # All draws in FeatUp's order: the same seed drops the same channels.
     drawn = [Drawn.of(level, guidance) for level in levels]
@@ -90,6 +96,8 @@ def _run(
         last = i + 1 == len(levels)
         pooled = F.adaptive_avg_pool2d(guidance, (factor * height, factor * width))
         options = {**drawn[i]._asdict(), "radius": level.radius, "mode": mode, "bias": bias if last else None}
+        if last and labels is not None:
+            return [_labels(s, pooled, labels, options) for s in sources]
         if not last or all(layout == layouts[0] for layout in layouts):
             layout = layouts[0] if last else torch.channels_last
             sources = joint_bilateral_upsample(sources, pooled, memory_format=layout, **options)
@@ -97,6 +105,20 @@ def _run(
             sources = joint_bilateral_upsample(sources, pooled, memory_format=torch.channels_last, **options)
             sources = [s.contiguous(memory_format=layout) for s, layout in zip(sources, layouts, strict=True)]
     return sources
+
+
+def _labels(source: Tensor, pooled: Tensor, dtype: torch.dtype, options: dict) -> Tensor:
+    """(B, H, W): classes of the largest results of a level."""
+    batch, _, height, width = pooled.shape
+    row_bytes = max(1, batch * source.shape[1] * width * source.element_size())
+    # An even number: at a doubling, pairs of rows share their windows.
+    rows = max(2, _BAND_BYTES[source.device.type] // row_bytes // 2 * 2)
+    result = source.new_empty((batch, height, width), dtype=dtype)
+    for y in range(0, height, rows):
+        end = min(y + rows, height)
+        band = joint_bilateral_upsample(source, pooled, rows=(y, end), **options)
+        result[:, y:end] = band.argmax(1)
+    return result
 
 
 def _corrected(source: Tensor, final: nn.Sequential) -> Tensor:

@@ -8,7 +8,7 @@ image, and once to apply them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from murf_fast import backends
-from murf_fast.ops._derivatives import derivatives_wanted, in_transform
+from murf_fast.ops._derivatives import derivatives_wanted, differentiable_gradients, in_transform
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.ops._pixels import arithmetic_of
 from murf_fast.reference import anyup as plain
@@ -92,7 +92,7 @@ class _Blocks(torch.autograd.Function):
         x, *parameters = tensors = ctx.saved_tensors[: len(needed)]
         with torch.autocast(grad.device.type, enabled=False):
             if torch.is_grad_enabled():
-                return _differentiable(_plain_blocks, tensors, needed, grad)
+                return differentiable_gradients(_plain_blocks, tensors, needed, grad)
             kept, grad_rows = [_rows(x), *ctx.saved_tensors[len(needed) :]], _rows(grad)
             found = []
             for i, (first, second) in reversed(list(enumerate(_blocks(parameters)))):
@@ -125,7 +125,7 @@ class _Mixed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, frequencies = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable(plain.mixed_with_positions, ctx.saved_tensors, ctx.needs_input_grad, grad)
+            return differentiable_gradients(plain.mixed_with_positions, ctx.saved_tensors, ctx.needs_input_grad, grad)
         pixels, grads = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
         of_x = torch.empty(pixels.shape, dtype=x.dtype, device=x.device)
         of_frequencies = torch.zeros(frequencies.shape, dtype=torch.float64, device=x.device)
@@ -158,15 +158,6 @@ def _turned(y: Tensor) -> Tensor:
     """(-second half, first half) of the channels, in float32 at least; its own inverse but for the sign."""
     first, second = y.to(_precise(y)).chunk(2, -1)
     return torch.cat([-second, first], -1)
-
-
-def _differentiable(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradients, by plain PyTorch, where their own gradients are wanted."""
-    inputs = [t for t, n in zip(tensors, needed, strict=True) if n]
-    found = iter(torch.autograd.grad(function(*tensors), inputs, grad, create_graph=True))
-    return tuple(next(found) if n else None for n in needed)
 
 
 def _blocks(parameters: Sequence[Tensor]) -> list[tuple[_Half, _Half]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from murf_fast import _arguments
 from murf_fast._layout import is_channels_last
 from murf_fast.nn.guided._attend import REDUCTIONS, Attention, predicted
-from murf_fast.nn.guided._encoded import EncodedImage, Region, Size, check_region
+from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Region, Size, check_region
 from murf_fast.ops import _checks
 from murf_fast.ops.linear_head import check_head
 from murf_fast.windows import Windows
@@ -36,6 +36,7 @@ class GuidedUpsampler(nn.Module):
         *,
         grids: Grids | None = None,
         region: Region | None = None,
+        statistics: ImageStatistics | None = None,
     ) -> EncodedImage:
         """What the model makes of an image alone, for calls with it in the image's place.
 
@@ -45,17 +46,74 @@ class GuidedUpsampler(nn.Module):
             grids: (height, width) of the feature maps to come, or the maps themselves; None: they may have any grid,
                 and a map of the keys' channels at the image's size (NAF: the output's) is kept.
             region: (top, left, height, width) of the output whose queries are wanted; None: all.
+            statistics: Those of this image, which have the keys as well (``grids`` is theirs). Then only the pixels
+                under the region are encoded, in bands of rows.
 
         Returns:
-            An :class:`EncodedImage`. Differentiable.
+            An :class:`EncodedImage`. Differentiable, without ``statistics``.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
+
+        Memory: the queries of the region, the keys, and as for :meth:`forward` while it runs; with ``statistics`` a few
+        bands of rows in place of the latter.
         """
         what = type(self).__name__
         size = self._check_image(image, output_size)
         region = check_region(what, region, size)
-        return self._encode(image, size, region, None if grids is None else check_grids(what, grids))
+        if statistics is None:
+            return self._encode(image, size, region, None if grids is None else check_grids(what, grids))
+        if grids is not None:
+            raise ValueError(f"murf_fast.{what}: `grids` are those of `statistics`, and cannot be given beside them")
+        if statistics.image_size != tuple(image.shape[2:]):
+            raise ValueError(
+                f"murf_fast.{what}: `statistics` must be those of this image, {tuple(image.shape[2:])}, got those of "
+                f"one of {statistics.image_size}"
+            )
+        if statistics.output_size not in (None, size):
+            raise ValueError(
+                f"murf_fast.{what}: `statistics` must be those of an output of {size}, got those of one of "
+                f"{statistics.output_size}"
+            )
+        if self._wants_gradients(image):
+            raise ValueError(f"murf_fast.{what}: `statistics` have no gradient; call under torch.no_grad()")
+        return self._encode(image, size, region, None, statistics)
+
+    def statistics(
+        self,
+        image: Tensor,
+        output_size: int | Size | None = None,
+        *,
+        grids: Grids | None = None,
+        recompute: bool = False,
+    ) -> ImageStatistics:
+        """What every region of an image's output needs of the whole image: group norms, and the image's keys.
+
+        For outputs in tiles: made once, and passed to :meth:`encode_image` with every tile's region.
+
+        Args:
+            image, output_size, grids: As for :meth:`encode_image`. AnyUp's statistics are for outputs of any size.
+            recompute: Compute the layers in bands of rows, from the image on for every norm, which takes three to
+                five times as long and keeps nothing of the image's size.
+
+        Returns:
+            An :class:`ImageStatistics`, without gradients. Where images are encoded by plain PyTorch (float64, no
+            backend but the reference, and what the class says) there are keys only, and regions encode the whole image.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or gradients are needed; the message names it.
+
+        Memory: three maps of the queries' channels at the image's size (JAFAR: and one at the output's, if that is
+        another; NAF: one and a half at the output's, if that is another one and one at the image's) while it runs, or
+        with ``recompute`` three bands of rows (24 MiB on a CPU; NAF: a dozen, with their borders); the keys of every
+        grid.
+        """
+        what = f"{type(self).__name__}.statistics"
+        size = self._check_image(image, output_size)
+        _arguments.flag(what, "recompute", recompute)
+        if self._wants_gradients(image):
+            raise ValueError(f"murf_fast.{what}: statistics have no gradient; call under torch.no_grad()")
+        return self._statistics(image, size, None if grids is None else check_grids(what, grids), recompute)
 
     def predict(
         self,
@@ -280,7 +338,22 @@ class GuidedUpsampler(nn.Module):
     def _rule(self, size: Size, grid: Size) -> Windows:
         raise NotImplementedError
 
-    def _encode(self, image: Tensor, size: Size, region: Region, grids: list[Size] | None) -> EncodedImage:
+    def _encode(
+        self,
+        image: Tensor,
+        size: Size,
+        region: Region,
+        grids: list[Size] | None,
+        known: ImageStatistics | None = None,
+    ) -> EncodedImage:
+        """``known`` has the keys, and saves the pass over the whole image."""
+        raise NotImplementedError
+
+    def _statistics(self, image: Tensor, size: Size, grids: list[Size] | None, recompute: bool) -> ImageStatistics:
+        raise NotImplementedError
+
+    def _wants_gradients(self, image: Tensor) -> bool:
+        """Whether the image's part of a call wants one."""
         raise NotImplementedError
 
     def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:

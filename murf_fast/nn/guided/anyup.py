@@ -15,9 +15,9 @@ from murf_fast import _arguments
 from murf_fast.nn import _checkpoints, _parts
 from murf_fast.nn.guided import _anyup_checkpoint
 from murf_fast.nn.guided._anyup_forward import WINDOWS, encode, keys_of, statistics_of, wants_gradients, window_rule
-from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, check_region
+from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics
 from murf_fast.nn.guided._image_range import check_image_range, imagenet_normalized
-from murf_fast.nn.guided._upsampler import GuidedUpsampler, check_grids
+from murf_fast.nn.guided._upsampler import GuidedUpsampler
 from murf_fast.ops import _checks
 from murf_fast.ops.window_attention import VALUES
 from murf_fast.windows import Windows
@@ -56,12 +56,12 @@ class AnyUp(GuidedUpsampler):
     band; in float64 without gradients, under a compiler, and for derivatives in other ways than by a first backward (a
     gradient's own gradient, tangents, ``torch.func``) they are plain PyTorch.
 
-    In bfloat16 (``model.bfloat16()``) its result on a photo is wrong by 0.3 % (relative norm), with both released
+    In bfloat16 (``model.bfloat16()``) its result on a photo is wrong by 0.2 to 0.4 % of its norm, with both released
     checkpoints, most of it by the rounded inputs; in float16 by 0.04 %. AnyUp's own arithmetic is wrong by 5 % and
     0.8 %: the features' part of the keys lies within millionths of a constant. That part is computed in float32 here,
     as are the norms' statistics, the angles of positions, softmax and all sums; every other map may be rounded when
-    stored. On a CPU with matrix units for bfloat16 (AMX, on Linux) the encoders multiply by them and keep their maps in
-    bfloat16, two to three times as fast as in float32; on others they compute in float32.
+    stored. On a CPU with matrix units for bfloat16 (AMX, on Linux) the encoders use them and keep their maps in
+    bfloat16; on others they compute in float32.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -201,85 +201,15 @@ class AnyUp(GuidedUpsampler):
             _warn_of_chunks()
         return self._upsample(image, features, output_size, values, region)
 
-    def statistics(
-        self, image: Tensor, *, grids: Sequence[tuple[int, int] | Tensor] | None = None, recompute: bool = False
-    ) -> ImageStatistics:
-        """What every region of an image's output needs of the whole image: group norms, and the image's keys.
-
-        For outputs in tiles: made once, and passed to :meth:`encode_image` with every tile's region.
-
-        Args:
-            image: As for :meth:`forward`.
-            grids: As for :meth:`encode_image`.
-            recompute: Compute the layers in bands of rows, from the image on for every norm, which takes three to
-                four times as long and keeps nothing of the image's size.
-
-        Returns:
-            An :class:`ImageStatistics`, without gradients. Where images are encoded by plain PyTorch (float64, a larger
-            first kernel, no backend but the reference) there are keys only, and regions encode the whole image.
-
-        Raises:
-            TypeError, ValueError: An argument is wrong, or gradients are needed; the message names it.
-
-        Memory: three maps of ``qk_dim`` channels at the image's size while it runs, or with ``recompute`` three bands
-        of rows (24 MiB on a CPU); the keys of every grid.
-        """
-        what, weights = "AnyUp.statistics", self._weights()
-        self._check_image(image, None)
-        _arguments.flag(what, "recompute", recompute)
-        if wants_gradients(weights, image):
-            raise ValueError(f"murf_fast.{what}: statistics have no gradient; call under torch.no_grad()")
-        grids = None if grids is None else check_grids(what, grids)
-        return statistics_of(weights, self._normalized(image), grids, recompute)
-
-    def encode_image(
-        self,
-        image: Tensor,
-        output_size: int | tuple[int, int] | None = None,
-        *,
-        grids: Sequence[tuple[int, int] | Tensor] | None = None,
-        region: tuple[int, int, int, int] | None = None,
-        statistics: ImageStatistics | None = None,
-    ) -> EncodedImage:
-        """What the model makes of an image alone, for calls with it in the image's place.
-
-        Args:
-            image: As for :meth:`forward`.
-            output_size: (height, width) of the output; None: that of the image.
-            grids: (height, width) of the feature maps to come, or the maps themselves; None: they may have any grid,
-                and a map of ``qk_dim`` channels at the image's size is kept.
-            region: (top, left, height, width) of the output whose queries are wanted; None: all.
-            statistics: Those of this image, which have the keys as well (``grids`` is theirs). Then only the pixels
-                under the region are encoded, in bands of rows.
-
-        Returns:
-            An :class:`EncodedImage`. Differentiable, without ``statistics``.
-
-        Raises:
-            TypeError, ValueError: An argument is wrong; the message names it.
-
-        Memory: the queries of the region, the keys, and as for :meth:`forward` while it runs; with ``statistics`` a few
-        bands of rows in place of the latter.
-        """
-        if statistics is None:
-            return super().encode_image(image, output_size, grids=grids, region=region)
-        size = self._check_image(image, output_size)
-        region = check_region("AnyUp", region, size)
-        if grids is not None:
-            raise ValueError("murf_fast.AnyUp: `grids` are those of `statistics`, and cannot be given beside them")
-        if statistics.image_size != tuple(image.shape[2:]):
-            raise ValueError(
-                f"murf_fast.AnyUp: `statistics` must be those of this image, {tuple(image.shape[2:])}, got those of "
-                f"one of {statistics.image_size}"
-            )
-        if wants_gradients(self._weights(), image):
-            raise ValueError("murf_fast.AnyUp: `statistics` have no gradient; call under torch.no_grad()")
-        queries, keys = encode(self._weights(), self._normalized(image), size, region, None, statistics)
-        return EncodedImage("AnyUp", queries, keys, size, region)
-
-    def _encode(self, image, size, region, grids) -> EncodedImage:
-        encoded = encode(self._weights(), self._normalized(image), size, region, grids)
+    def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
+        encoded = encode(self._weights(), self._normalized(image), size, region, grids, known)
         return EncodedImage("AnyUp", *encoded, size, region)
+
+    def _statistics(self, image, size, grids, recompute) -> ImageStatistics:
+        return statistics_of(self._weights(), self._normalized(image), grids, recompute)
+
+    def _wants_gradients(self, image: Tensor) -> bool:
+        return wants_gradients(self._weights(), image)
 
     def _normalized(self, image: Tensor) -> Tensor:
         return image if self.image_range is None else imagenet_normalized(image, self.image_range)

@@ -13,11 +13,13 @@ from murf_fast import windows
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import forms_of, refuse_peculiar
-from murf_fast.nn.guided._encoded import EncodedImage, ImageKeys, grids_of
+from murf_fast.nn.guided._encoded import EncodedImage, ImageKeys, ImageStatistics, grids_of
 from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_image, fused_backend, precise
 from murf_fast.nn.guided._upsampler import GuidedUpsampler
 from murf_fast.ops import _checks
-from murf_fast.ops._image_encoders import image_queries
+from murf_fast.ops._derivatives import derivatives_wanted
+from murf_fast.ops._image_encoders import flat, image_queries
+from murf_fast.ops._image_regions import image_rectangle, image_statistics
 
 _IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
 _ATTENTION = "cross_decode.cross_attn."
@@ -142,44 +144,65 @@ class JAFAR(GuidedUpsampler):
         Memory: without gradients the result and its queries, or, if that is more, two maps of ``qk_dim`` channels at
         the image's size (three, and as many at the output's, if that is another; of a region three), which are gone
         when the result is made; no scores. A region saves the last convolution, the projection and the attention of the
-        rest; the encoders run over the whole image. With hooks, replaced layers or autocast the encoders are called,
-        which takes six maps; where gradients are needed, about fifty maps of ``qk_dim`` channels at the image's size
-        are kept beside the result.
+        rest; the encoders run over the whole image, whose norms :meth:`statistics` keeps for many regions. With hooks,
+        replaced layers or autocast the encoders are called, which takes six maps; where gradients are needed, about
+        fifty maps of ``qk_dim`` channels at the image's size are kept beside the result.
         """
         return self._upsample(image, features, output_size, values, region)
 
-    def _encode(self, image, size, region, grids) -> EncodedImage:
-        block = self.cross_decode.cross_attn
-        encoders = [getattr(self, name).weights() for name in _OF_IMAGE]
-        of_queries = [self.cross_decode.conv2d.weight, block.norm_q.weight, block.attention.q_proj_weight]
-        parameters = [*(w for e in encoders for w in e), self.rope.freqs, *of_queries, block.attention.in_proj_bias]
-        backend = fused_backend(self, self._forms, image, parameters)
+    def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
+        network, backend = self._network(image)
         if backend is None:
-            return EncodedImage("JAFAR", *self._called(image, size, region, grids), size, region)
-        convolution, scale, weight = of_queries
-        # The weights of the norm scale the columns of the projection.
-        projection = weight * scale, block.attention.in_proj_bias.chunk(3)[0]
-        q, *maps = image_queries(
-            image,
-            encoders,
-            self.rope.freqs,
-            convolution,
-            projection,
-            size,
-            region,
-            grids_of(image, grids),
-            backend,
-            normalize=True,
+            q, keys = self._called(image, size, region, grids if known is None else ())
+            return EncodedImage("JAFAR", q, keys if known is None else known.keys, size, region)
+        if known is not None and known.norms is not None:
+            q = image_rectangle(image, known.norms, flat(*network), size, region, backend, normalize=True)
+            return EncodedImage("JAFAR", q, known.keys, size, region)
+        named = grids_of(image, grids) if known is None else ()
+        q, *maps = image_queries(image, *network, size, region, named, backend, normalize=True)
+        return EncodedImage("JAFAR", q, ImageKeys.of(maps, grids) if known is None else known.keys, size, region)
+
+    def _statistics(self, image, size, grids, recompute) -> ImageStatistics:
+        network, backend = self._network(image)
+        image_size = tuple(image.shape[2:])
+        if backend is None:
+            return ImageStatistics(None, self._called_keys(self._called_image(image), grids), image_size, size)
+        norms, *maps = image_statistics(
+            image, flat(*network), size, grids_of(image, grids), recompute, backend, normalize=True
         )
-        return EncodedImage("JAFAR", q, ImageKeys.of(maps, grids), size, region)
+        return ImageStatistics(norms, ImageKeys.of(maps, grids), image_size, size)
+
+    def _network(self, image: Tensor) -> tuple[tuple, str | None]:
+        """The parameters as the passes over pixels take them, and their backend; None where modules are called."""
+        block, backend = self.cross_decode.cross_attn, fused_backend(self, self._forms, image, self._of_image())
+        encoders = [getattr(self, name).weights() for name in _OF_IMAGE]
+        # The weights of the norm scale the columns of the projection.
+        weight, bias = block.attention.q_proj_weight * block.norm_q.weight, block.attention.in_proj_bias.chunk(3)[0]
+        return (encoders, self.rope.freqs, self.cross_decode.conv2d.weight, (weight, bias)), backend
+
+    def _of_image(self) -> list[Tensor]:
+        """The parameters of the image's part."""
+        block = self.cross_decode.cross_attn
+        of_queries = [self.cross_decode.conv2d.weight, block.norm_q.weight, block.attention.q_proj_weight]
+        encoders = [w for name in _OF_IMAGE for w in getattr(self, name).weights()]
+        return [*encoders, self.rope.freqs, *of_queries, block.attention.in_proj_bias]
+
+    def _wants_gradients(self, image: Tensor) -> bool:
+        return derivatives_wanted((image, *self._of_image()))
 
     def _called(self, image, size, region, grids) -> tuple[Tensor, ImageKeys]:
         """Queries and keys by the encoders' modules."""
-        encoded = self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
-        keys = ImageKeys.of([self.key_encoder(encoded, grid) for grid in grids_of(image, grids)], grids)
+        encoded = self._called_image(image)
+        keys = self._called_keys(encoded, grids)
         q = self.query_encoder(encoded, size)
         del encoded
         return self.cross_decode.queries(F.group_norm(q, GROUPS), region), keys
+
+    def _called_image(self, image: Tensor) -> Tensor:
+        return self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
+
+    def _called_keys(self, encoded: Tensor, grids) -> ImageKeys:
+        return ImageKeys.of([self.key_encoder(encoded, grid) for grid in grids_of(encoded, grids)], grids)
 
     def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
         known = F.normalize(features.to(precise(features)), dim=1).to(self.rope.freqs.dtype)

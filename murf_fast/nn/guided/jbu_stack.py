@@ -145,19 +145,22 @@ class JBUStack(nn.Module):
         Raises:
             TypeError, ValueError: As for :meth:`forward`; the message names the argument.
 
-        Memory: as :meth:`forward`, of K channels; labels and probabilities are made of all logits.
+        Memory: as :meth:`forward`, of K channels; probabilities are made of all logits, labels of those of a few rows
+        at a time.
         """
         what = "JBUStack.predict"
         _checks.choice(what, "reduce", reduce, REDUCTIONS, optional=True)
         source = _checks.map_(what, "source", source)
         with torch.autocast(source.device.type, enabled=False):
             check_head(what, [source], weight, bias, None, None, source.shape[2:])
-        (logits,) = self._run(what, source, guidance, scale, (weight.flatten(1), bias))
-        if reduce is None:
-            return logits
-        return logits.softmax(1) if reduce == "softmax" else logits.argmax(1).to(label_dtype(len(weight)))
+        head = weight.flatten(1), bias
+        if reduce == "argmax":
+            with torch.no_grad():  # labels have no gradient
+                return self._run(what, source, guidance, scale, head, label_dtype(len(weight)))[0]
+        (logits,) = self._run(what, source, guidance, scale, head)
+        return logits if reduce is None else logits.softmax(1)
 
-    def _run(self, what, source, guidance, scale, head=None) -> list[Tensor]:
+    def _run(self, what, source, guidance, scale, head=None, labels=None) -> list[Tensor]:
         sources = _checks.maps(what, source, same_channels=True, name="source")
         if self.dim is not None and sources[0].shape[1] != self.dim:
             raise ValueError(f"murf_fast.{what}: `source` must have {self.dim} channels, got {sources[0].shape[1]}")
@@ -175,6 +178,7 @@ class JBUStack(nn.Module):
             norm=self.norm,
             final=self.fixup_proj,
             head=head,
+            labels=labels,
         )
 
     def extra_repr(self) -> str:

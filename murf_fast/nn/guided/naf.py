@@ -13,11 +13,13 @@ from murf_fast import windows
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import forms_of
-from murf_fast.nn.guided._encoded import EncodedImage, ImageKeys
+from murf_fast.nn.guided._encoded import EncodedImage, ImageKeys, ImageStatistics
 from murf_fast.nn.guided._encoders import GROUPS, Encoder, check_image, fused_backend, pooled, precise
 from murf_fast.nn.guided._upsampler import GuidedUpsampler
 from murf_fast.ops import _checks, resize
+from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._naf_encoder import naf_queries
+from murf_fast.ops._naf_regions import naf_rectangle, naf_statistics
 
 _FIRST = "image_encoder.encoder.0.weight"
 _PERIODS = "image_encoder.rope.periods"
@@ -144,26 +146,51 @@ class NAF(GuidedUpsampler):
         more, one and a half maps of ``dim`` channels at the output's size, the queries among them (if the image has
         another size, up to two at the output's and one and a half at the image's, which is at most four times the
         output's), which are gone when the result is made; no upsampled keys or values, no scores. A region saves the
-        attention of the rest: keys are averages of all queries. With hooks, replaced layers or autocast the encoders
-        are called, which takes up to four maps; where gradients are needed, about sixteen maps of ``dim`` channels at
-        the image's size are kept beside the result.
+        attention of the rest: keys are averages of all queries, which :meth:`statistics` makes once for many
+        regions. With hooks, replaced layers or autocast the encoders are called, which takes up to four maps; where
+        gradients are needed, about sixteen maps of ``dim`` channels at the image's size are kept beside the result.
         """
         return self._upsample(image, features, output_size, values, region)
 
     _values = "split"
 
-    def _encode(self, image, size, region, grids) -> EncodedImage:
-        parts = self.image_encoder
-        encoders = [e.weights() for e in (parts.encoder, parts.sem_encoder)]
-        backend = fused_backend(self, self._forms, image, [*encoders[0], *encoders[1]])
+    def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
+        parts, backend = self.image_encoder, self._backend(image)
+        if backend is not None:
+            arguments = self._of_image(), parts.rope.turns(size), self.num_heads
+            fitted = parts.fitted(image, size)
+        if backend is not None and known is not None and known.norms is not None:
+            q = naf_rectangle(fitted, known.norms, *arguments, region, backend)
+            return EncodedImage("NAF", q, known.keys, size, region)
+        named = grids or () if known is None else ()
         if backend is None:
             q = parts(image, size)
-            maps = [pooled(q, grid) for grid in grids or ()]
+            maps = [pooled(q, grid) for grid in named]
         else:
-            turns = parts.rope.turns(size)
-            q, *maps = naf_queries(parts.fitted(image, size), encoders, turns, self.num_heads, grids or (), backend)
-        keys = ImageKeys((), q) if grids is None else ImageKeys(tuple(maps))
+            q, *maps = naf_queries(fitted, *arguments, named, backend)
+        keys = known.keys if known is not None else ImageKeys((), q) if grids is None else ImageKeys(tuple(maps))
         return EncodedImage("NAF", q, keys, size, (0, 0, *size)).crop(region)
+
+    def _statistics(self, image, size, grids, recompute) -> ImageStatistics:
+        parts, backend, image_size = self.image_encoder, self._backend(image), tuple(image.shape[2:])
+        named = [size] if grids is None else grids
+        if backend is None:
+            q = parts(image, size)
+            norms, maps = None, [pooled(q, grid) for grid in named]
+        else:
+            arguments = self._of_image(), parts.rope.turns(size), self.num_heads
+            norms, *maps = naf_statistics(parts.fitted(image, size), *arguments, named, recompute, backend)
+        return ImageStatistics(norms, ImageKeys.of(maps, grids), image_size, size)
+
+    def _of_image(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters of both encoders."""
+        return self.image_encoder.encoder.weights(), self.image_encoder.sem_encoder.weights()
+
+    def _backend(self, image: Tensor) -> str | None:
+        return fused_backend(self, self._forms, image, [w for e in self._of_image() for w in e])
+
+    def _wants_gradients(self, image: Tensor) -> bool:
+        return derivatives_wanted((image, *(w for e in self._of_image() for w in e)))
 
     def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
         return of_image

@@ -11,6 +11,7 @@ from murf_fast import _arguments
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
 from murf_fast.nn.heads import _head_grid
+from murf_fast.nn.heads.depth_losses import check_target, log_gradient_loss, scale_invariant_log_loss
 from murf_fast.ops import _checks, resize, upsample_expectation
 from murf_fast.ops.linear_head import low_resolution_logits
 from murf_fast.ops.upsample_expectation import NORMS
@@ -164,6 +165,56 @@ class DepthHead(nn.Module):
     ) -> Tensor:
         """:meth:`forward` without gradients."""
         return self(features, size, cls)
+
+    def loss(
+        self,
+        features: Sequence[Tensor],
+        target: Tensor,
+        cls: Sequence[Tensor | None] | None = None,
+        *,
+        mask: Tensor | None = None,
+        max_depth: float | None = None,
+        warm_up: bool = False,
+        gradient_weight: float = 0.5,
+    ) -> Tensor:
+        """SigLoss and the multi-scale gradient loss of ``forward(...)``, as DINOv2's and MuRF's heads are trained.
+
+        ``scale_invariant_log_loss(depth, target) + gradient_weight log_gradient_loss(depth, target)``. Gradients go
+        through the fused expectation, whose backward adds them up on the grids of the maps.
+
+        Args:
+            features, cls: As for :meth:`forward`.
+            target: Depth (B, height, width) in the unit of ``depth_range``, any floating dtype; its grid is the
+                image's. Pixels count where it is above 0, finite and at most ``max_depth``.
+            mask, max_depth, warm_up: As for :func:`murf_fast.nn.scale_invariant_log_loss`.
+            gradient_weight: 0.5 beside 1 in DINOv2's trainings; 0 leaves the gradient loss out.
+
+        Returns:
+            A scalar in float32 (float64 for float64 maps); differentiable.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it.
+
+        Memory: K channels per low-resolution pixel, depth on the head's grid and six float32 maps (B, height, width);
+        no tensor has K channels at the resolution of the head's grid or of the image, in the backward either.
+        """
+        what = "DepthHead.loss"
+        features = _checks.maps(what, features, same_channels=False)
+        check_target(what, target, mask, max_depth)
+        if len(target) != len(features[0]):
+            raise ValueError(
+                f"murf_fast.{what}: `target` must have the batch size of `features`, {len(features[0])}, "
+                f"got {len(target)}"
+            )
+        _checks.same_device(what, "target", target, "features[0]", features[0])
+        _checks.flag(what, "warm_up", warm_up)
+        gradient_weight = _checks.number(what, "gradient_weight", gradient_weight)
+        if gradient_weight < 0:
+            raise ValueError(f"murf_fast.{what}: `gradient_weight` must be at least 0, got {gradient_weight}")
+        depth = self(features, tuple(target.shape[1:]), cls)
+        where = {"mask": mask, "max_depth": max_depth}
+        loss = scale_invariant_log_loss(depth, target, warm_up=warm_up, **where)
+        return loss + gradient_weight * log_gradient_loss(depth, target, **where) if gradient_weight else loss
 
     def depth_on_head_grid(
         self,

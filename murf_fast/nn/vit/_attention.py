@@ -111,8 +111,13 @@ def varlen_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
     return reasons
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on the patches, which come last."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool, rounds: bool) -> Tensor:
+    """Rotary positions on the patches, which come last, rounded to the dtype of ``x``."""
+    dtype, x = x.dtype, x.to(cos.dtype) if rounds else x
     prefix, patches = x.split((x.shape[-2] - len(cos), len(cos)), dim=-2)
-    a, b = patches.chunk(2, dim=-1)
-    return torch.cat([prefix, patches * cos + torch.cat([-b, a], dim=-1) * sin], dim=-2)
+    if is_interleaved:
+        turned = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
+    else:
+        a, b = patches.chunk(2, dim=-1)
+        turned = torch.cat([-b, a], dim=-1)
+    return torch.cat([prefix, (patches * cos + turned * sin).to(x.dtype)], dim=-2).to(dtype)

@@ -14,6 +14,7 @@ from murf_fast.nn._signatures import Signature, has_global_hooks, shell_of, sign
 from murf_fast.nn.vit import _attention
 from murf_fast.nn.vit._attention import Run
 from murf_fast.nn.vit.families._family import Family, Layer, Rotation
+from murf_fast.nn.vit.families._layout import Product
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.patch_embed import PackedTokens
 
@@ -104,13 +105,16 @@ def _functional(
     x: Tensor, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, i: int, into: dict[int, Tensor] | None
 ) -> Tensor:
     normed = layer.norm1(x)
-    parts = _heads([p(normed) for p in layer.projections], layer.heads)
+    q, k, v = _heads([p(normed) for p in layer.projections], layer.heads)
+    parts = (
+        q if layer.query_norm is None else layer.query_norm(q),
+        k if layer.key_norm is None else layer.key_norm(k),
+        v,
+    )
     if into is not None:
         into[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
-    y = layer.output(_attended(parts, all_runs, cu_seqlens, layer.scale).flatten(1))
-    x = x + (y if layer.scale1 is None else layer.scale1(y))
-    y = layer.mlp(layer.norm2(x))
-    return x + (y if layer.scale2 is None else layer.scale2(y))
+    x = x + layer.attention_branch(_attended(parts, all_runs, cu_seqlens, layer.scale).flatten(1))
+    return x + layer.mlp_branch(x)
 
 
 def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, buffers: _Buffers, i, into) -> None:
@@ -118,11 +122,14 @@ def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, b
     projected = []
     for key, project in enumerate(layer.projections):
         projected.append(buffers.like(key, x, project))
+    parts = _heads(projected, layer.heads)
+    norms = [(part, n) for part, n in ((parts[0], layer.query_norm), (parts[1], layer.key_norm)) if n is not None]
     for rows in _chunks(x, 0, len(x)):
         normed = layer.norm1(x[rows])
         for project, out in zip(layer.projections, projected, strict=True):
             _project_into(out[rows], normed, project)
-    parts = _heads(projected, layer.heads)
+        for part, norm in norms:
+            part[rows] = norm(part[rows])
     if into is not None:
         into[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
     if cu_seqlens is not None:
@@ -137,10 +144,8 @@ def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int) -> None:
     """Output projection and MLP of the rows from ``start`` on."""
     for rows in _chunks(x, start, start + len(attended)):
         part = x[rows]
-        y = layer.output(attended[rows.start - start : rows.stop - start])
-        part += y if layer.scale1 is None else layer.scale1(y)
-        y = layer.mlp(layer.norm2(part))
-        part += y if layer.scale2 is None else layer.scale2(y)
+        part += layer.attention_branch(attended[rows.start - start : rows.stop - start])
+        part += layer.mlp_branch(part)
 
 
 def _attended(parts: Sequence[Tensor], all_runs: list[Run], cu_seqlens: Tensor | None, scale: float | None) -> Tensor:
@@ -157,9 +162,9 @@ def _heads(projected: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
     return [part.unflatten(-1, (heads, -1)) for part in projected]
 
 
-def _project_into(out: Tensor, x: Tensor, project: nn.Module) -> None:
+def _project_into(out: Tensor, x: Tensor, project: nn.Module | Product) -> None:
     # A subclass (an adapter, a quantized layer) or autocast make a projection more than its product.
-    if type(project) is nn.Linear and not torch.is_autocast_enabled(x.device.type):
+    if type(project) in (nn.Linear, Product) and not torch.is_autocast_enabled(x.device.type):
         if project.bias is None:
             torch.mm(x, project.weight.mT, out=out)
         else:
@@ -180,7 +185,7 @@ class _Buffers:
     def __init__(self) -> None:
         self._kept: dict[int, Tensor] = {}
 
-    def like(self, key: int, x: Tensor, project: nn.Module) -> Tensor:
+    def like(self, key: int, x: Tensor, project: nn.Module | Product) -> Tensor:
         width = project.out_features
         buffer = self._kept.get(key)
         if buffer is None or buffer.shape[1] != width:

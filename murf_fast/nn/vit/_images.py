@@ -39,6 +39,14 @@ def size_of(what: str, images: object) -> tuple[int, int]:
     return tuple(images.shape[2:] if is_first else images.shape[1:3])
 
 
+def as_floats(images: Tensor) -> Tensor:
+    """Images of :func:`size_of` as (B, 3, H, W) in float32 at least, uint8 divided by 255."""
+    images = images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32) / 255
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
 def three_numbers(what: str, name: str, value: object) -> list[float] | None:
     """``mean`` or ``std`` as floats; None stays."""
     if value is None:
@@ -61,11 +69,13 @@ def check_values(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     name: str = "`images`",
+    *,
+    normalizes: bool = False,
 ) -> None:
     """Refuses values that no normalized image has, and warns once per model of images that nobody normalized.
 
     A sample of the pixels is looked at: on CPUs in every call, elsewhere, where it has to be waited for, in a model's
-    first; never while a graph is compiled or captured.
+    first; never while a graph is compiled or captured. ``normalizes``: the model does so itself.
     """
     if images.dtype == torch.uint8:
         if mean is not None and max(mean) > 1:
@@ -73,7 +83,7 @@ def check_values(
                 f"murf_fast.{what}: `mean` and `std` must be in the unit of pixels divided by 255 for uint8 images, "
                 f"got a mean of {tuple(mean)}"
             )
-        if mean is None and std is None:
+        if mean is None and std is None and not normalizes:
             _warn_once(what, model)
         return
     if torch.compiler.is_compiling() or images.device.type == "meta" or images.numel() == 0:
@@ -85,7 +95,7 @@ def check_values(
     pixels = images.detach() if images.shape[1] == 3 else images.detach().permute(0, 3, 1, 2)
     rows, columns = (-(-n // _SAMPLES) for n in pixels.shape[2:])
     low, high = (float(v) for v in pixels[:, :, ::rows, ::columns].aminmax())
-    if mean is None and std is None and low >= 0 and 0 < high <= 1:
+    if mean is None and std is None and not normalizes and low >= 0 and 0 < high <= 1:
         _warn_once(what, model)
     means, stds = mean or [0.0] * 3, std or [1.0] * 3
     reach = max(max((high - m) / s, (m - low) / s) for m, s in zip(means, stds, strict=True))
@@ -104,7 +114,8 @@ def _warn_once(what: str, model: nn.Module) -> None:
     warnings.warn(
         f"murf_fast.{what}: images in 0..1 or uint8 come to {type(model).__name__} without `mean` and `std`; "
         "pretrained models want normalized ones. Pass the mean and deviation of its preprocessor (DINOv2 and DINOv3: "
-        "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225); SigLIP: 0.5 three times each), or zeros and ones to "
+        "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225); CLIP: mean=(0.481, 0.458, 0.408), std=(0.269, 0.261, "
+        "0.276); SigLIP: 0.5 three times each), or zeros and ones to "
         "leave images as they are",
         UserWarning,
         stacklevel=8,

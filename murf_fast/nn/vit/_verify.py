@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from murf_fast.nn._signatures import HOOKS, Signature, is_inert, is_patched, shell_of, signature
 from murf_fast.nn.vit import _attention, _blocks
-from murf_fast.nn.vit.families._family import Family, left_out
+from murf_fast.nn.vit.families._family import Family, Make, Rotation, left_out, tokens_in
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.patch_embed import Block, PackedTokens
 
@@ -39,7 +39,7 @@ class UninitializedError(Exception):
     """The model has no shapes or no buffers yet."""
 
 
-def packable_parts(make: Callable[[nn.Module], Family], model: nn.Module, verify: bool) -> frozenset[Signature]:
+def packable_parts(make: Make, model: nn.Module, verify: bool) -> frozenset[Signature]:
     """Signatures of the blocks, embeddings and norms of a model whose calls a packed pass may leave out.
 
     Raises:
@@ -47,11 +47,11 @@ def packable_parts(make: Callable[[nn.Module], Family], model: nn.Module, verify
     """
     family = make(model)
     packable = set()
-    for part in (family.container, family.final_norm, family.rope):
+    for part in (family.container, family.final_norm, family.pre_norm, family.rope):
         if part is not None:
             packable.add((shell_of if part is family.container else signature)(part, is_bare=True))
-    embedders = [m for m in family.embedders if _holds_only(m, family.projection)]
-    if len(embedders) == len(family.embedders):
+    embedders = [m for m in family.embedders if m is not family.pre_norm]
+    if not family.kind.calls_embeddings and all(_holds_only(m, family.projection) for m in embedders):
         packable |= {signature(m, is_bare=True) for m in embedders}
     kinds = _kinds(family)
     packable |= {kind[0] for kind, i in kinds.items() if _is_known(family, family.blocks[i])}
@@ -72,25 +72,27 @@ def packable_parts(make: Callable[[nn.Module], Family], model: nn.Module, verify
         return frozenset(packable)
 
 
-def _refuted(
-    make: Callable[[nn.Module], Family], model: nn.Module, indices: list[int], packable: set[Signature]
-) -> set[Signature]:
+def _refuted(make: Make, model: nn.Module, indices: list[int], packable: set[Signature]) -> set[Signature]:
     """Signatures whose modules do otherwise than their parts."""
     twin = _twin(model, {id(make(model).blocks): indices})
     family = make(twin)
     refuted = set()
     seen = _own_forward(family, twin)
     if seen is not None:
-        ours = _tokens(family, seen.patches, seen.grid)
+        ours = None if family.kind.calls_embeddings else _tokens(family, seen.patches, seen.grid)
         if not _is_near(ours, seen.tokens):
             if not _is_near(_called_tokens(family, seen.patches, seen.grid), seen.tokens):
                 raise DiffersError(_refusal("the tokens before its first block (patch embedding, positions, CLS)"))
             refuted |= {signature(m, is_bare=True) for m in family.embedders}
         if seen.rotation is not None:
             rotation = family.rotation(seen.grid, torch.float32, torch.device("cpu"))
-            if not all(_is_near(a, b) for a, b in zip(rotation, seen.rotation, strict=True)):
+            if not all(_is_near(a, b) for a, b in zip(rotation[:2], seen.rotation, strict=True)):
                 refuted.add(signature(family.rope, is_bare=True))
-        if seen.features is not None and not _is_near(seen.pick(family.final_norm(seen.last)), seen.features):
+        if seen.contained is not None and not _is_near(seen.last, seen.contained):
+            refuted.add(shell_of(family.container, is_bare=True))
+            seen.last = seen.contained
+        last = family.final_norm(seen.last) if family.norms_last else seen.last
+        if seen.features is not None and not _is_near(seen.pick(last), seen.features):
             raise DiffersError(_refusal("what follows its last block (the final norm)"))
     grid = GRID if seen is None else seen.grid
     prefix = family.prefix()
@@ -105,7 +107,7 @@ def _refuted(
     return refuted
 
 
-def _is_block_near(family: Family, block: nn.Module, packed: PackedTokens, rotation: tuple | None) -> bool:
+def _is_block_near(family: Family, block: nn.Module, packed: PackedTokens, rotation: Rotation | None) -> bool:
     try:
         theirs = family.call_block(block, packed.block(0), rotation)
         parts = packed.with_tokens(packed.tokens.clone())
@@ -126,6 +128,7 @@ class _Seen:
     tokens: Tensor | None = None
     rotation: tuple[Tensor, Tensor] | None = None
     last: Tensor | None = None
+    contained: Tensor | None = None  # what the container of the blocks returns
     features: Tensor | None = None
     pick: Callable[[Tensor], Tensor] | None = None  # what the features are of all tokens
 
@@ -140,15 +143,20 @@ def _own_forward(family: Family, twin: nn.Module) -> _Seen | None:
         seen = _Seen(_patches(family, grid), grid)
 
         def before(module: nn.Module, arguments: tuple, options: dict, seen: _Seen = seen) -> None:
-            seen.tokens, seen.rotation = arguments[0], options.get("position_embeddings")
+            seen.tokens, seen.rotation = tokens_in(arguments[0]), options.get("position_embeddings")
 
         def after(module: nn.Module, arguments: tuple, output: object, seen: _Seen = seen) -> None:
-            seen.last = output if isinstance(output, Tensor) else output[0]
+            seen.last = tokens_in(output)
+
+        def around(module: nn.Module, arguments: tuple, output: object, seen: _Seen = seen) -> None:
+            seen.contained = tokens_in(output)
 
         handles = [
             blocks[0].register_forward_pre_hook(before, with_kwargs=True),
             blocks[-1].register_forward_hook(after),
         ]
+        if family.container is not None and family.is_batch_first:
+            handles.append(family.container.register_forward_hook(around))
         try:
             output = family.call_model(twin, seen.patches, grid)
         except NotImplementedError:
@@ -161,6 +169,8 @@ def _own_forward(family: Family, twin: nn.Module) -> _Seen | None:
                 handle.remove()
         if seen.tokens is None or seen.last is None:
             raise RuntimeError("its forward does not call its blocks")
+        if not family.is_batch_first:
+            seen.tokens, seen.last = seen.tokens.transpose(0, 1), seen.last.transpose(0, 1)
         seen.pick, seen.features = _features(output, seen.last, family)
         return seen
     raise errors[0]

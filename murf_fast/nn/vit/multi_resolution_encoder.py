@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from murf_fast.nn._signatures import has_global_hooks, is_customized, signature
 from murf_fast.nn.vit import _attention, _blocks, _images, _resolutions
 from murf_fast.nn.vit._verify import packable_parts
-from murf_fast.nn.vit.families import family_of
+from murf_fast.nn.vit.families import resolved
 from murf_fast.nn.vit.families._family import Family, Rotation
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences
@@ -59,8 +59,13 @@ class MultiResolutionEncoder(nn.Module):
     refused; what a model does behind its final norm (heads) is not run.
 
     Args:
-        model: transformers Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SiglipVisionModel or
-            Siglip2VisionModel, or the VisionTransformer of the DINO or DINOv2 hub or of timm (no rotary positions).
+        model: A vision transformer. Of transformers Dinov2Model and Dinov2Backbone, with and without registers,
+            DINOv3ViTModel and DINOv3ViTBackbone, CLIPVisionModel, SiglipVisionModel, Siglip2VisionModel, ViTModel (DINO
+            too), DeiTModel, IJepaModel and RadioModel; the models of the DINO, DINOv2 and DINOv3 hubs; timm's
+            VisionTransformer and Eva (with its DINOv3); the image towers of OpenCLIP and of OpenAI's CLIP. Or what
+            holds one: a compiled model, DataParallel, a frozen DistributedDataParallel, and models with heads or a text
+            tower behind which one of these is (CLIPModel, Dinov2ForImageClassification, timm in OpenCLIP, ...); of
+            them only the vision transformer is run and kept, by its parts.
         sizes: A list, for every resolution (height, width) in pixels or one integer for a square; one integer alone is
             one square resolution. Or
         scales: factors of the image's size, which ``rounding`` turns into pixels: the numbers as they are written, 0.7
@@ -69,11 +74,13 @@ class MultiResolutionEncoder(nn.Module):
             ``ceil(scale * size)`` pixels, of which patches beyond the last whole one are dropped, as in MuRF.
         layers: 0-based indices of the blocks whose outputs are wanted; negative ones count from the end. None: the
             last. transformers' ``hidden_states[k]`` is layer ``k - 1`` with ``norm=False``.
-        norm: Apply the model's final norm to every chosen layer.
+        norm: Apply the model's final norm to every chosen layer. None: where the model's own last tokens have it,
+            which is everywhere but in CLIP, whose norm is that of the pooled token, and in RadioModel, which has none.
         tiles: Per resolution, t: t x t tiles as sequences of their own (S2, SigLIP-HD). CLS tokens are averaged.
         remainder: For ``sizes``, as for :func:`patch_embed`: ``"raise"`` or ``"drop"``.
         mode, antialias, mean, std: As for :func:`image_to_patches`. Without ``mean`` and ``std`` images are taken as
-            they are (uint8 divided by 255), which is right for normalized ones; others are warned of, once per model.
+            they are (uint8 divided by 255), which is right for normalized ones and for RadioModel, which normalizes
+            them itself; others are warned of, once per model.
         attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"``: one launch of
             ``torch.nn.attention.varlen`` for all sequences (CUDA, bfloat16 and float16).
         attentions: Also return what CLS attends to, in every chosen layer.
@@ -86,9 +93,9 @@ class MultiResolutionEncoder(nn.Module):
             the model are not called, hooks on all modules are.
 
     Raises:
-        TypeError, ValueError: An argument is wrong (an unsupported model: the supported ones are listed, and what
-            differs is named); in a call, before any work: images of another type or layout, smaller than a patch at
-            some scale, or, normalized, more than 20 deviations from the mean, as floats in 0..255 are.
+        TypeError, ValueError: An argument is wrong (an unsupported model: what is unknown of it is named, or where in
+            it a supported one is); in a call, before any work: images of another type or layout, smaller than a patch
+            at some scale, or, normalized, more than 20 deviations from the mean, as floats in 0..255 are.
 
     Memory: without gradients about five times the tokens of all resolutions, one copy more for every layer after the
     first and beside a block that is called, and on CPUs the hidden layer of 512 tokens. Where gradients are needed what
@@ -105,7 +112,7 @@ class MultiResolutionEncoder(nn.Module):
         scales: Sequence[float] | None = None,
         rounding: str = "floor",
         layers: Sequence[int] | None = None,
-        norm: bool = True,
+        norm: bool | None = None,
         tiles: Sequence[int] | None = None,
         remainder: str = "raise",
         mode: str = "bilinear",
@@ -119,12 +126,15 @@ class MultiResolutionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         what = "MultiResolutionEncoder"
-        self._family: type[Family] = family_of(model)
+        model, self._family = resolved(model)
         self._forward_of_model = type(model).forward
         self.model = model
         family = self.family
+        norm = family.norms_last if norm is None else norm
         for name, value in (("norm", norm), ("attentions", attentions), ("verify", verify)):
             _checks.flag(what, name, value)
+        if norm and family.final_norm is None:
+            raise ValueError(f"murf_fast.{what}: `norm` must be False or None, `model` has no final norm, got {norm}")
         if not isinstance(keep_positions, (bool, str)) or keep_positions not in KEEPS:
             raise ValueError(f"murf_fast.{what}: `keep_positions` must be one of {KEEPS}, got {keep_positions!r}")
         if attentions and family.prefix() is None:
@@ -251,7 +261,7 @@ class MultiResolutionEncoder(nn.Module):
             for block, patches in cut:
                 blocks.append(block)
                 tokens.append(family.call_embeddings(patches, block.grid).flatten(0, 1))
-                rotations.append(family.call_rope(family.pixels(patches, block.grid)))
+                rotations.append(family.call_rope(family.pixels(patches, block.grid), block.grid))
             prefix = 0 if prefix is None else len(prefix)
             return PackedTokens(torch.cat(tokens), tuple(blocks), prefix), rotations, len(tokens) > 1
         packed = family.embed(
@@ -267,7 +277,8 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(
                 f"murf_fast.{what}: `images` must be on the device of `model`, {device}, got {images.device}"
             )
-        _images.check_values(what, images, self.model, self.resize["mean"], self.resize["std"])
+        options = {"mean": self.resize["mean"], "std": self.resize["std"], "normalizes": family.kind.normalizes}
+        _images.check_values(what, images, self.model, **options)
         return size
 
     def _normed(self, family: Family, packed: PackedTokens) -> Tensor:
@@ -327,6 +338,7 @@ def _indices(what: str, layers: object, depth: int) -> list[int]:
 
 
 def _drops(module: nn.Module) -> bool:
-    """Whether a module is random in training: dropout, of attention too, and stochastic depth."""
-    rates = (getattr(module, name, 0) for name in ("p", "drop_prob", "attention_dropout", "dropout"))
+    """Whether a module is random in training: dropout, of attention and of patches too, and stochastic depth."""
+    names = ("p", "prob", "drop_prob", "sample_drop_ratio", "attention_dropout", "dropout")
+    rates = (getattr(module, name, 0) for name in names)
     return any(isinstance(rate, float) and rate > 0 for rate in rates)

@@ -1,4 +1,4 @@
-"""What a packed pass needs to know of a vision transformer: where each family keeps its parts, and how it calls them.
+"""What a packed pass needs to know of a vision transformer: where it keeps its parts, and how it calls them.
 
 A family is a view of a model as it is now, made anew for every pass: it holds modules of the user's model, never copies
 of their parameters, and none of it outlives the pass. So whatever was put in the place of a module is what is used.
@@ -6,75 +6,131 @@ of their parameters, and none of it outlives the pass. So whatever was put in th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from murf_fast.nn._signatures import is_inert
+from murf_fast.nn.vit.families._layout import Factor, Layout, Product, Weights, find, part
 from murf_fast.ops.patch_embed import PackedTokens, patch_embed
 
-Rotation = tuple[Tensor, Tensor]  # (cos, sin), (N, head dimension) each
+
+class Rotation(NamedTuple):
+    """Rotary positions of the patches of one grid, (N, head dimension) each."""
+
+    cos: Tensor
+    sin: Tensor
+    is_interleaved: bool = False  # pairs are neighbours; else halves of a head
+    rounds: bool = False  # queries and keys are rounded to the dtype of the rotation; else the wider of both is taken
 
 
 @dataclass(frozen=True)
 class Layer:
     """The modules of one pre-norm block that a packed pass calls.
 
-    ``x + scale1(output(attention(projections(norm1(x)))))``, then ``x + scale2(mlp(norm2(x)))``. ``projections`` are
-    (q, k, v), or one fused module.
+    ``x + scale1(output(inner_norm(attention(projections(norm1(x))))))``, then ``x + scale2(mlp(norm2(x)))``.
+    ``projections`` are (q, k, v), or one fused; ``query_norm`` and ``key_norm`` see one head at a time.
     """
 
     norm1: nn.Module
-    projections: tuple[nn.Module, ...]
+    projections: tuple[nn.Module | Product, ...]
     output: nn.Module
-    scale1: nn.Module | None
+    scale1: nn.Module | Factor | None
     norm2: nn.Module
     mlp: nn.Module
-    scale2: nn.Module | None
+    scale2: nn.Module | Factor | None
     heads: int
-    scale: float | None  # of the scores; None: one over the root of a head's width
+    scale: float | None = None  # of the scores; None: one over the root of a head's width
+    query_norm: nn.Module | None = None
+    key_norm: nn.Module | None = None
+    inner_norm: nn.Module | None = None
+
+    def attention_branch(self, attended: Tensor) -> Tensor:
+        """What is added to the tokens of what their heads attended to, (T, D)."""
+        y = self.output(attended if self.inner_norm is None else self.inner_norm(attended))
+        return y if self.scale1 is None else self.scale1(y)
+
+    def mlp_branch(self, x: Tensor) -> Tensor:
+        y = self.mlp(self.norm2(x))
+        return y if self.scale2 is None else self.scale2(y)
 
     @property
     def modules(self) -> list[nn.Module]:
-        parts = (self.norm1, *self.projections, self.output, self.scale1, self.norm2, self.mlp, self.scale2)
-        return [part for part in parts if part is not None]
+        parts = (self.norm1, *self.projections, self.query_norm, self.key_norm, self.inner_norm, self.output)
+        parts = (*parts, self.scale1, self.norm2, self.mlp, self.scale2)
+        # A layer whose weight is taken is not called; an attention that holds others of the parts is no part.
+        parts = [p.owner if isinstance(p, Product) and not p.owner._modules else p for p in parts]
+        return [p for p in parts if isinstance(p, nn.Module)]
 
 
 class Family:
-    """One backbone; the attributes are those of a ViT with absolute positions and no prefix tokens."""
+    """A model seen through the layout of its family; what is said here is that of a ViT with absolute positions."""
 
-    flavor: str | None = None
-    layout = "cyx"
-    num_position_prefix = 0  # rows of the table before the patches
     source_grid: tuple[int, int] | None = None
     augments_positions = False  # at random in training
-    container: nn.Module | None = None  # what calls the blocks, if it is no plain list
-    rope: nn.Module | None = None
     checkpoints = False  # whether the model wraps each block in a checkpoint
     has_usual_attention = True  # or one of the user's, which only the model's own attention modules call
+    is_batch_first = True  # or blocks take (N, S, D)
 
-    patch_size: int
-    projection: nn.Module
-    embedders: tuple[nn.Module, ...]  # called by the model before the first block, left out by a packed pass
-    final_norm: nn.Module
-    blocks: Sequence[nn.Module]
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        model = layout.root(model)
+        self.model, self.kind = model, layout
+        self.flavor = layout.flavor or None
+        self.layout = layout.patch_layout
+        self.embedders = tuple(m for m in (find(model, path) for path in layout.embedders) if m is not None)
+        self.pre_norm = active(find(model, layout.pre_norm))
+        self.projection: nn.Module = part(model, layout.projection)
+        self.final_norm: nn.Module | None = find(model, layout.norm)
+        self.container: nn.Module | None = find(model, layout.container)  # what calls the blocks, if no plain list
+        self.blocks: Sequence[nn.Module] = part(model, layout.blocks)
+        self.rope: nn.Module | None = None  # if a packed pass does without its call
+        self.patch_size: int = find(model, layout.patch_size) or patch_size_of(self.projection)
+
+    @property
+    def num_position_prefix(self) -> int:
+        """Rows of the table of positions before the patches."""
+        positions = self.positions()
+        if positions is None:
+            return 0
+        if self.source_grid is not None:
+            return positions.shape[-2] - self.source_grid[0] * self.source_grid[1]
+        tokens = [find(self.model, path) for path in self.kind.prefix[: self.kind.positioned]]
+        return sum(t.numel() // t.shape[-1] for t in tokens if t is not None)
 
     def layer(self, block: nn.Module) -> Layer:
         """The parts of a block. AttributeError: it is built otherwise."""
-        raise NotImplementedError
+        at = self.kind.block
+        return Layer(
+            norm1=part(block, at.norm1),
+            projections=_projections(block, at.projections),
+            output=part(block, at.output),
+            scale1=active(find(block, at.scale1)),
+            norm2=part(block, at.norm2),
+            mlp=part(block, at.mlp),
+            scale2=active(find(block, at.scale2)),
+            heads=part(block, at.heads),
+            scale=find(block, at.scale),
+            query_norm=active(find(block, at.query_norm)),
+            key_norm=active(find(block, at.key_norm)),
+            inner_norm=active(find(block, at.inner_norm)),
+        )
 
     def prefix(self) -> Tensor | None:
         """(P, D): CLS, then registers."""
-        return None
+        tokens = [find(self.model, path) for path in self.kind.prefix]
+        tokens = [t.reshape(-1, t.shape[-1]) for t in tokens if t is not None]
+        return torch.cat(tokens) if tokens else None
 
     def positions(self) -> Tensor | None:
         """The table of absolute positions."""
-        return None
+        return find(self.model, self.kind.positions)
 
     def embed(self, images: Tensor, sizes: Sequence[tuple[int, int]], **options) -> PackedTokens:
         """Tokens of all images at all sizes in one packed pass, with the ``options`` of :func:`patch_embed`."""
-        return patch_embed(
+        packed = patch_embed(
             images,
             sizes,
             self.projection.weight,
@@ -88,17 +144,20 @@ class Family:
             layout=self.layout,
             **options,
         )
+        return packed if self.pre_norm is None else packed.with_tokens(self.pre_norm(packed.tokens))
 
     def rotation(self, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Rotation | None:
-        """(cos, sin), (N, head dimension) each, for the patches of a grid."""
+        """Rotary positions of the patches of a grid."""
         return None
 
-    def call_rope(self, pixels: Tensor) -> Rotation | None:
-        """:meth:`rotation` by the model's own module."""
-        return None if self.rope is None else self.rope(pixels)
+    def call_rope(self, pixels: Tensor, grid: tuple[int, int]) -> Rotation | None:
+        """:meth:`rotation` by the model's own module, where a packed pass does without it."""
+        if self.rope is None:
+            return self.rotation(grid, pixels.dtype, pixels.device)
+        return Rotation(*self.rope(pixels))
 
     def call_embeddings(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(S, P + N, D) by the model's own modules, from patches (S, N, 3 p p) in ``layout``."""
+        """(S, P + N, D) by the model's own modules, from patches (S, N, 3 p p) in the family's order."""
         raise NotImplementedError
 
     def call_block(self, block: nn.Module, x: Tensor, rotation: Rotation | None) -> Tensor:
@@ -110,8 +169,13 @@ class Family:
         raise NotImplementedError
 
     def call_model(self, model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> object:
-        """What the model's own forward returns for patches (S, N, 3 p p) in ``layout``."""
+        """What the model's own forward returns for patches (S, N, 3 p p) in the family's order."""
         raise NotImplementedError
+
+    @property
+    def norms_last(self) -> bool:
+        """Whether the model's last tokens are those of its final norm."""
+        return self.kind.is_normed and self.final_norm is not None
 
     @property
     def like(self) -> Tensor:
@@ -138,9 +202,12 @@ class Family:
         return cut.flatten(4, 5).flatten(2, 3)
 
 
+Make = Callable[[nn.Module], Family]
+
+
 def left_out(family: Family, block: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     """The modules of a block that a packed pass does not call, and whether they hold some that it calls."""
-    called = {id(part) for part in family.layer(block).modules}
+    called = {id(m) for m in family.layer(block).modules}
 
     def walk(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
         holds = any(id(m) in called for m in module.modules())
@@ -152,9 +219,11 @@ def left_out(family: Family, block: nn.Module) -> Iterator[tuple[nn.Module, bool
     return walk(block)
 
 
-def prefix_of(cls_token: Tensor | None, registers: Tensor | None) -> Tensor | None:
-    parts = [t[0] for t in (cls_token, registers) if t is not None]
-    return torch.cat(parts) if parts else None
+def active(found: object) -> nn.Module | Factor | None:
+    """An optional part of a block: None where it does nothing."""
+    if isinstance(found, Tensor):
+        return Factor(found)
+    return None if found is None or is_inert(found) else found
 
 
 def tokens_in(output: object) -> Tensor:
@@ -172,3 +241,19 @@ def patch_size_of(projection: nn.Module) -> int:
     if size[0] != size[1]:
         raise ValueError(f"murf_fast.MultiResolutionEncoder: `model` must have square patches, got {tuple(size)}")
     return size[0]
+
+
+def _projections(block: nn.Module, ways: tuple[tuple[str | Weights, ...], ...]) -> tuple[nn.Module | Product, ...]:
+    for way in ways:
+        found = tuple(_product(block, at) if isinstance(at, Weights) else find(block, at) for at in way)
+        if not any(f is None for f in found):
+            return found
+    raise AttributeError(f"{type(block).__name__} has none of `{ways}`")
+
+
+def _product(block: nn.Module, at: Weights) -> Product | None:
+    weight, biases = find(block, at.weight), [find(block, path) for path in at.biases]
+    if weight is None or any(b is None for b in biases):
+        return None
+    bias = None if not biases else biases[0] if len(biases) == 1 else torch.cat(biases)
+    return Product(weight, bias, find(block, at.weight.rpartition(".")[0]))
