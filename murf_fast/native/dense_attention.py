@@ -18,7 +18,5 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) 
         if shape[3] > 1 and x.stride(3) != 1:
             refuse(x, torch.bfloat16, "channels side by side")
     maps = {name: strided(x, torch.bfloat16, shape) for name, x in zip("qkv", (q, k, v), strict=True)}
-    attention = extension.DenseAttention(
-        shape=shape, scale=scale, out=strided(out, torch.bfloat16, shape), **maps
-    )
+    attention = extension.DenseAttention(shape=shape, scale=scale, out=strided(out, torch.bfloat16, shape), **maps)
     extension.dense_attention(attention=attention, threads=_fork.threads())

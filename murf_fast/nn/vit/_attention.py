@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from murf_fast.nn.vit.families._family import Rotation
+from murf_fast.ops import _dense_attention
 from murf_fast.ops.patch_embed import PackedTokens
 
 KINDS = ("sdpa", "varlen")
@@ -46,9 +47,10 @@ def runs(packed: PackedTokens, rotations: Sequence[Rotation | None]) -> list[Run
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None) -> Tensor:
-    """Attention of one run by torch's scaled_dot_product_attention; q, k, v and the result are (rows, heads, dim).
+    """Attention of one run; q, k, v and the result are (rows, heads, dim).
 
-    One call per run serves every dtype and device, is differentiable and compiles. On an AVX-512 BF16 core with 3026
+    By torch's scaled_dot_product_attention, which serves every dtype and device, is differentiable and compiles, but
+    where a CPU has matrix units for bfloat16 (:mod:`murf_fast.ops._dense_attention`). On an AVX-512 BF16 core with 3026
     tokens and 64 channels a head, torch's CPU kernel does 92 GFLOP/s in float32, nearly a large GEMM's rate (95), and
     90 in bfloat16. Slower there: float32 copies of half tensors (87), FlexAttention compiled (67 and 47), blocks of
     plain products and softmax (44 to 80). bfloat16 products throughout would reach 126, but round the scores.
@@ -56,6 +58,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None
     q, k, v = (t.unflatten(0, (run.sequences, run.length)).transpose(1, 2) for t in (q, k, v))
     if run.rotation is not None:
         q, k = (_rotate(t, *run.rotation) for t in (q, k))
+    by_tokens = [t.transpose(1, 2) for t in (q, k, v)]
+    if _dense_attention.pays(*by_tokens):
+        return _dense_attention.dense_attention(*by_tokens, q.shape[-1] ** -0.5 if scale is None else scale).flatten(
+            0, 1
+        )
     # torch's fused kernels have no forward-mode derivative.
     with sdpa_kernel(SDPBackend.MATH) if forward_ad._current_level >= 0 else contextlib.nullcontext():
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
