@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -39,6 +40,11 @@ class FixedJBU(nn.Module):
             positive("FixedJBU", name, value)
             for name, value in (("sigma_spatial", sigma_spatial), ("sigma_range", sigma_range))
         )
+        if not math.isfinite(self.sigma_range**-2) or self.sigma_range**-2 > torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"murf_fast.FixedJBU: `sigma_range` must be one whose inverse square is finite in float32, got "
+                f"{self.sigma_range}"
+            )
         self.radius = _arguments.integer("FixedJBU", "radius", radius, 1)
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:
