@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -40,7 +39,7 @@ class FixedJBU(nn.Module):
             positive("FixedJBU", name, value)
             for name, value in (("sigma_spatial", sigma_spatial), ("sigma_range", sigma_range))
         )
-        if not math.isfinite(self.sigma_range**-2) or self.sigma_range**-2 > torch.finfo(torch.float32).max:
+        if self.sigma_range < torch.finfo(torch.float32).max ** -0.5:
             raise ValueError(
                 f"murf_fast.FixedJBU: `sigma_range` must be one whose inverse square is finite in float32, got "
                 f"{self.sigma_range}"
