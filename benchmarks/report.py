@@ -260,7 +260,7 @@ def _family(name: str) -> str:
 
 def _is_meant(family: str, against: str) -> bool:
     """A goal against `eager` is one against `eager unfold`, but not against what a compiler makes of it."""
-    return family == against or (family.startswith(f"{against} ") and "compile" not in family)
+    return family == against or (family.startswith((f"{against} ", f"{against},")) and "compile" not in family)
 
 
 def _goal(row: dict) -> str:

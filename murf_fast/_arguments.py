@@ -103,3 +103,10 @@ def choice(op: str, name: str, value: object, choices: Sequence[str], *, optiona
         allowed = "None or one of" if optional else "one of"
         raise ValueError(f"murf_fast.{op}: `{name}` must be {allowed} {tuple(choices)}, got {value!r}")
     return value
+
+
+def generator(op: str, value: object) -> None:
+    """None, for torch's own, or one of random numbers that are drawn on the CPU."""
+    if value is not None and not (isinstance(value, torch.Generator) and value.device.type == "cpu"):
+        found = f"one on {value.device}" if isinstance(value, torch.Generator) else repr(value)
+        raise TypeError(f"murf_fast.{op}: `generator` must be None or a torch.Generator on the CPU, got {found}")

@@ -285,6 +285,8 @@ MAP = torch.zeros(1, 3, 8, 8)
         (lambda: local_crops(MAP, 4, 0), ValueError, "`patch_size` must be at least 1"),
         (lambda: local_crops(MAP, 4, 4, count=0), ValueError, "`count` must be at least 1"),
         (lambda: local_crops(MAP, 4, 4).cut(MAP), ValueError, r"batch and grid of the images, \(1, 2, 2\)"),
+        (lambda: local_crops(MAP, 4, 4, generator=0), TypeError, "`generator` must be None or a torch.Generator .* 0"),
+        (lambda: augment_colors(MAP, generator=0), TypeError, "`generator` must be None or a torch.Generator .* got 0"),
         (lambda: augment_colors(MAP, 0), ValueError, "`strength` must be above 0"),
         (lambda: augment_colors(MAP, "much"), TypeError, "`strength` must be a number"),
         (lambda: augment_colors(MAP[:, :2]), ValueError, "`images` must have 3 channels"),

@@ -29,6 +29,9 @@ def test_contenders_agree(case, small):
     contenders = case.build("cpu", case.dtype)
     first = measure.first_of(contenders)
     assert measure.check(case, contenders, first) < 1e-2
+    # A report would not show a goal against what has another name.
+    for target in case.targets:
+        assert any(report._is_meant(report._family(name), target.against) for name in contenders.others), target
     shape = measure.joined(contenders.ours()).shape
     assert first.shape == shape
 

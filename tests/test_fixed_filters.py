@@ -143,6 +143,8 @@ def test_compile(module):
     ("call", "error", "words"),
     [
         (lambda s, g: FixedJBU(0, 0.1), ValueError, "`sigma_spatial` must be positive, got 0"),
+        (lambda s, g: FixedJBU(1, 1e-20), ValueError, "`sigma_range` must be one whose inverse square is finite"),
+        (lambda s, g: FixedJBU(1, 1e-200), ValueError, "`sigma_range` must be one whose inverse square is finite"),
         (lambda s, g: FixedJBU(1, -0.1), ValueError, "`sigma_range` must be positive, got -0.1"),
         (lambda s, g: FixedJBU(1, 0.1, radius=0), ValueError, "`radius` must be at least 1, got 0"),
         (lambda s, g: GuidedFilter(1, 0), ValueError, "`eps` must be positive, got 0"),

@@ -416,6 +416,7 @@ def test_memory_grows_with_the_crop_and_the_labels():
             ValueError,
             r"`region` must lie within the output of \(20, 17\), got \(0, 0, 21, 4\)",
         ),
+        ({"features": [torch.ones(1, 6, 5, 4)], "values": 3}, ValueError, "of the 1 maps, got a int"),
         ({"region": (0, 0, 4)}, TypeError, r"`region` must be \(top, left, height, width\), got \(0, 0, 4\)"),
         ({"region": (0, -1, 4, 4)}, ValueError, r"`region\[1\]` must be at least 0, got -1"),
         ({"region": (0, 0, 0, 4)}, ValueError, r"`region\[2\]` must be at least 1, got 0"),
@@ -437,8 +438,19 @@ def test_bad_predictions_and_maps():
         model.predict(image, [features, features], draw(3, 6))
     with pytest.raises(TypeError, match=r"`query` must be \(row, column\), got 3"):
         model.attention_map(image, features, 3)
-    with pytest.raises(ValueError, match=r"`region` must lie within the output"):
-        model.attention_map(image, features, (20, 0))
+    for query in ((20, 0), (0, 17)):
+        with pytest.raises(ValueError, match=r"attention_map: `query` must lie within the output of \(20, 17\), got"):
+            model.attention_map(image, features, query)
+    with pytest.raises(ValueError, match=r"`query\[0\]` must be at least 0, got -1"):
+        model.attention_map(image, features, (-1, 0))
+    with pytest.raises(ValueError, match=r"`query` must lie within the encoded region, \(2, 2, 9, 9\), got \(1, 3\)"):
+        model.attention_map(model.encode_image(image, region=(2, 2, 9, 9)), features, (1, 3))
+    with pytest.raises(TypeError, match=r"`query` must be .*, got a Tensor"):
+        model.attention_map(image, features, image)
+    with pytest.raises(ValueError, match="`features` must be one map, got 2"):
+        model.attention_map(image, [features, features], (0, 0))
+    with pytest.raises(TypeError, match="`q_chunk_size` must be an integer, got 'x'"):
+        model(image, features, q_chunk_size="x")
 
 
 def test_bad_encoded_images():
@@ -457,8 +469,22 @@ def test_bad_encoded_images():
     with pytest.raises(TypeError, match="`grids` must be a list"):
         model.encode_image(image, grids=5)
     statistics = model.statistics(image)
-    with pytest.raises(ValueError, match=r"`statistics` must be those of this image, \(9, 9\), got .* \(20, 17\)"):
+    with pytest.raises(ValueError, match=r"`grids\[0\]` must be \(B, C, H, W\), got shape"):
+        model.encode_image(image, grids=[features[0]])
+    with pytest.raises(TypeError, match=r"`region` must be .*, got a Tensor"):
+        model.encode_image(image, region=features)
+    for wrong in (3, encoded):
+        with pytest.raises(TypeError, match="`statistics` must be what `statistics` returns, got"):
+            model.encode_image(image, statistics=wrong)
+    with pytest.raises(ValueError, match=r"`statistics` must be those of this image, .*\(2, 9, 9\), got .*\(2, 20"):
         model.encode_image(draw(2, 3, 9, 9), statistics=statistics)
+    for dtype in (torch.float32, torch.float64):
+        of_one = model.to(dtype).statistics(image[:1].to(dtype))
+        with pytest.raises(ValueError, match=r"`statistics` must be those .* \(2, 20, 17\), got .* \(1, 20, 17\)"):
+            model.encode_image(image.to(dtype), statistics=of_one)
+    model.float()
+    with pytest.raises(ValueError, match=r"`statistics` must be this model's, whose keys .*, got those of AnyUp with"):
+        built("JAFAR").encode_image(image, statistics=statistics)
     with pytest.raises(ValueError, match="`grids` are those of `statistics`"):
         model.encode_image(image, grids=[(5, 4)], statistics=statistics)
     of_another = built("JAFAR").statistics(image, 9)

@@ -391,3 +391,8 @@ def test_choices_are_checked(option, monkeypatch, capsys):
         siglip_hd.main()
     assert stop.value.code == 2
     assert option.split("=")[0] in capsys.readouterr().err
+
+
+def test_a_layer_that_is_no_list():
+    with pytest.raises(TypeError, match="`layers` must be a list of indices, got 1"):
+        multi_scale_target(model_of(siglip), torch.rand(1, 3, 48, 48), layers=1)

@@ -60,6 +60,9 @@ def window_attention(
         TypeError, ValueError: An argument is wrong; the message names it.
         BackendUnavailableError: ``backend`` cannot take this call.
 
+    Queries are attended in blocks, which share the keys that any of them reads: where an entry of k or v is not finite,
+    so may be the results of queries of its block whose own window does not hold it.
+
     Memory: the result, and on CPU a few MB per thread: results of a block of at most 256 queries, and its scores with
     at most 960 keys, however many there are. Backward: the gradients, float32 partial sums of the gradients of k and v,
     as large as the largest tensor at most, on CPU a few MB per thread, too: what belongs to a block of at most 64

@@ -96,10 +96,10 @@ def statistics_of(
         network, backend = _network(weights, image)
         if backend is None:
             _, of_image = _plain_keys(weights, image, grids)
-            return ImageStatistics(None, of_image, tuple(image.shape[2:]))
+            return ImageStatistics("AnyUp", None, of_image, tuple(image.shape[2:]))
         size = tuple(image.shape[2:])
         norms, *maps = image_statistics(image, flat(*network), size, grids_of(image, grids), recompute, backend)
-        return ImageStatistics(norms, ImageKeys.of(maps, grids), size)
+        return ImageStatistics("AnyUp", norms, ImageKeys.of(maps, grids), size)
 
 
 def keys_of(weights: Mapping[str, Tensor], of_image: Tensor, features: Tensor) -> Tensor:

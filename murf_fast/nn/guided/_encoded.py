@@ -31,6 +31,10 @@ class ImageKeys:
         """Of maps on :func:`grids_of` these."""
         return cls((), maps[0]) if grids is None else cls(tuple(maps))
 
+    def any(self) -> Tensor:
+        """One of the maps, or the whole."""
+        return self.maps[0] if self.whole is None else self.whole
+
     def on(self, what: str, grid: Size) -> Tensor:
         """(B, D, *grid)."""
         for map_ in self.maps:
@@ -92,12 +96,14 @@ class ImageStatistics:
     """What of an image every tile of its output needs, made once: the encoders' norms, and the keys.
 
     Attributes:
+        model: The class that made them.
         norms: (B, n, 2, D), gains and offsets; None where images are encoded by plain PyTorch.
         keys: The image's part of the keys.
         image_size: (height, width) of the image.
         output_size: (height, width) of the output that they are for; None: of any.
     """
 
+    model: str
     norms: Tensor | None
     keys: ImageKeys
     image_size: Size
@@ -109,7 +115,8 @@ def check_region(what: str, region: object, size: Size) -> Region:
     if region is None:
         return (0, 0, *size)
     if not _arguments.is_sequence(region) or len(region) != 4:
-        raise TypeError(f"murf_fast.{what}: `region` must be (top, left, height, width), got {region!r}")
+        found = f"a {type(region).__name__}" if isinstance(region, Tensor) else repr(region)
+        raise TypeError(f"murf_fast.{what}: `region` must be (top, left, height, width), got {found}")
     top, left = (_arguments.integer(what, f"region[{i}]", region[i], 0) for i in (0, 1))
     height, width = (_arguments.integer(what, f"region[{i}]", region[i], 1) for i in (2, 3))
     if top + height > size[0] or left + width > size[1]:

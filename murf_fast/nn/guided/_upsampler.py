@@ -65,11 +65,7 @@ class GuidedUpsampler(nn.Module):
             return self._encode(image, size, region, None if grids is None else check_grids(what, grids))
         if grids is not None:
             raise ValueError(f"murf_fast.{what}: `grids` are those of `statistics`, and cannot be given beside them")
-        if statistics.image_size != tuple(image.shape[2:]):
-            raise ValueError(
-                f"murf_fast.{what}: `statistics` must be those of this image, {tuple(image.shape[2:])}, got those of "
-                f"one of {statistics.image_size}"
-            )
+        self._check_statistics(statistics, image)
         if statistics.output_size not in (None, size):
             raise ValueError(
                 f"murf_fast.{what}: `statistics` must be those of an output of {size}, got those of one of "
@@ -78,6 +74,26 @@ class GuidedUpsampler(nn.Module):
         if self._wants_gradients(image):
             raise ValueError(f"murf_fast.{what}: `statistics` have no gradient; call under torch.no_grad()")
         return self._encode(image, size, region, None, statistics)
+
+    def _check_statistics(self, statistics: ImageStatistics, image: Tensor) -> None:
+        what = type(self).__name__
+        if not isinstance(statistics, ImageStatistics):
+            raise TypeError(
+                f"murf_fast.{what}: `statistics` must be what `statistics` returns, got {type(statistics).__name__}"
+            )
+        keys = statistics.keys.any()
+        have, wanted = (statistics.model, keys.shape[1]), (what, self._query_channels())
+        if have != wanted:
+            raise ValueError(
+                f"murf_fast.{what}: `statistics` must be this model's, whose keys have {wanted[1]} channels, got those "
+                f"of {have[0]} with {have[1]}"
+            )
+        have, wanted = (keys.shape[0], *statistics.image_size), (image.shape[0], *image.shape[2:])
+        if have != wanted:
+            raise ValueError(
+                f"murf_fast.{what}: `statistics` must be those of this image, of batch and size {wanted}, got those of "
+                f"one of {have}"
+            )
 
     def statistics(
         self,
@@ -151,9 +167,7 @@ class GuidedUpsampler(nn.Module):
         """
         what = f"{type(self).__name__}.predict"
         _checks.choice(what, "reduce", reduce, REDUCTIONS, optional=True)
-        maps = _checks.maps(what, features, same_channels=True)
-        if len(maps) != 1:
-            raise ValueError(f"murf_fast.{what}: `features` must be one map, got {len(maps)}")
+        maps = _one_map(what, features)
         with torch.autocast(maps[0].device.type, enabled=False):
             check_head(what, maps, weight, bias, None, None, maps[0].shape[2:])
         self._check_values(maps, None, single=False)
@@ -190,9 +204,18 @@ class GuidedUpsampler(nn.Module):
         Memory: as ``forward`` with ``region``, of one pixel.
         """
         what = f"{type(self).__name__}.attention_map"
-        maps = _checks.maps(what, features, same_channels=True)[:1]
+        maps = _one_map(what, features)
         if not _checks.is_sequence(query) or len(query) != 2:
-            raise TypeError(f"murf_fast.{what}: `query` must be (row, column), got {query!r}")
+            found = f"a {type(query).__name__}" if isinstance(query, Tensor) else repr(query)
+            raise TypeError(f"murf_fast.{what}: `query` must be (row, column), got {found}")
+        query = [_checks.integer(what, f"query[{i}]", n, 0) for i, n in enumerate(query)]
+        if isinstance(image, EncodedImage):
+            first, size = image.region[:2], image.region[2:]
+        else:
+            first, size = (0, 0), self._check_image(image, output_size)
+        if any(not m <= n < m + k for n, m, k in zip(query, first, size, strict=True)):
+            place = f"the output of {size}" if first == (0, 0) else f"the encoded region, {(*first, *size)}"
+            raise ValueError(f"murf_fast.{what}: `query` must lie within {place}, got {tuple(query)}")
         encoded = self._encoded(image, maps, output_size, (*query, 1, 1))
         attention, dtype = self._attention(encoded, maps[0], maps[0].dtype)
         dtype = torch.promote_types(dtype, torch.float32)
@@ -236,8 +259,9 @@ class GuidedUpsampler(nn.Module):
             given = maps
         else:
             given = [values] if single else values
-            if not single and (isinstance(values, Tensor) or len(values) != len(maps)):
-                count = "one tensor" if isinstance(values, Tensor) else len(values)
+            if not single and not (isinstance(values, Sequence) and len(values) == len(maps)):
+                kind = "one tensor" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+                count = len(values) if isinstance(values, Sequence) else kind
                 raise ValueError(
                     f"murf_fast.{what}: `values` must have one entry for each of the {len(maps)} maps, got {count}"
                 )
@@ -363,7 +387,20 @@ class GuidedUpsampler(nn.Module):
 
 def check_grids(what: str, grids: Grids) -> list[Size]:
     """(height, width) of maps, or given; each once."""
-    if not _arguments.is_sequence(grids) and not isinstance(grids, Sequence):
-        raise TypeError(f"murf_fast.{what}: `grids` must be a list of (height, width) or of maps, got {grids!r}")
-    sizes = [tuple(g.shape[2:]) if isinstance(g, Tensor) else tuple(_checks.grid(what, "grids", g)) for g in grids]
+    if not isinstance(grids, Sequence) and (isinstance(grids, Tensor) or not _arguments.is_sequence(grids)):
+        found = f"a {type(grids).__name__}" if isinstance(grids, Tensor) else repr(grids)
+        raise TypeError(f"murf_fast.{what}: `grids` must be a list of (height, width) or of maps, got {found}")
+    sizes = [
+        tuple(_checks.map_(what, f"grids[{i}]", g).shape[2:])
+        if isinstance(g, Tensor)
+        else tuple(_checks.grid(what, f"grids[{i}]", g))
+        for i, g in enumerate(grids)
+    ]
     return list(dict.fromkeys(sizes))
+
+
+def _one_map(what: str, features: Maps) -> list[Tensor]:
+    maps = _checks.maps(what, features, same_channels=True)
+    if len(maps) != 1:
+        raise ValueError(f"murf_fast.{what}: `features` must be one map, got {len(maps)}")
+    return maps

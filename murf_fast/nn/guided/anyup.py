@@ -198,6 +198,7 @@ class AnyUp(GuidedUpsampler):
         backward takes four more.
         """
         if q_chunk_size is not None:
+            _arguments.integer("AnyUp", "q_chunk_size", q_chunk_size, 1)
             _warn_of_chunks()
         return self._upsample(image, features, output_size, values, region)
 

@@ -39,6 +39,11 @@ class FixedJBU(nn.Module):
             positive("FixedJBU", name, value)
             for name, value in (("sigma_spatial", sigma_spatial), ("sigma_range", sigma_range))
         )
+        if self.sigma_range < torch.finfo(torch.float32).max ** -0.5:
+            raise ValueError(
+                f"murf_fast.FixedJBU: `sigma_range` must be one whose inverse square is finite in float32, got "
+                f"{self.sigma_range}"
+            )
         self.radius = _arguments.integer("FixedJBU", "radius", radius, 1)
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:

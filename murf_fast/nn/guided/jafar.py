@@ -166,11 +166,11 @@ class JAFAR(GuidedUpsampler):
         network, backend = self._network(image)
         image_size = tuple(image.shape[2:])
         if backend is None:
-            return ImageStatistics(None, self._called_keys(self._called_image(image), grids), image_size, size)
+            return ImageStatistics("JAFAR", None, self._called_keys(self._called_image(image), grids), image_size, size)
         norms, *maps = image_statistics(
             image, flat(*network), size, grids_of(image, grids), recompute, backend, normalize=True
         )
-        return ImageStatistics(norms, ImageKeys.of(maps, grids), image_size, size)
+        return ImageStatistics("JAFAR", norms, ImageKeys.of(maps, grids), image_size, size)
 
     def _network(self, image: Tensor) -> tuple[tuple, str | None]:
         """The parameters as the passes over pixels take them, and their backend; None where modules are called."""

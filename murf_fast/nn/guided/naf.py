@@ -180,7 +180,7 @@ class NAF(GuidedUpsampler):
         else:
             arguments = self._of_image(), parts.rope.turns(size), self.num_heads
             norms, *maps = naf_statistics(parts.fitted(image, size), *arguments, named, recompute, backend)
-        return ImageStatistics(norms, ImageKeys.of(maps, grids), image_size, size)
+        return ImageStatistics("NAF", norms, ImageKeys.of(maps, grids), image_size, size)
 
     def _of_image(self) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters of both encoders."""

@@ -73,7 +73,8 @@ def multi_scale_target(
     if not _checks.is_sequence(factors) or len(factors) == 0:
         raise ValueError(f"murf_fast.{op}: `factors` must be positive integers, got {factors!r}")
     factors = [_checks.integer(op, "factors", factor, 1) for factor in factors]
-    if len(options.get("layers") or [0]) != 1:
+    layers = options.get("layers")
+    if layers is not None and _checks.is_sequence(layers) and len(layers) != 1:
         raise ValueError(f"murf_fast.{op}: `layers` must be one layer, got {options['layers']!r}")
     _checks.choice(op, "tiling", tiling, TILINGS)
     _checks.choice(op, "fusion", fusion, FUSIONS)

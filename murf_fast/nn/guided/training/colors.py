@@ -46,6 +46,7 @@ def augment_colors(images: Tensor, strength: float = 1.0, *, generator: torch.Ge
     op = "augment_colors"
     _checks.map_(op, "images", images)
     strength = _arguments.number(op, "strength", strength)
+    _arguments.generator(op, generator)
     if strength <= 0:
         raise ValueError(f"murf_fast.{op}: `strength` must be above 0, got {strength}")
     if images.shape[1] != 3 or min(images.shape[2:]) < 3:

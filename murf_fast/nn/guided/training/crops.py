@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from murf_fast import _arguments
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 
@@ -92,6 +93,7 @@ def local_crops(
     size = _checks.grid(op, "size", size)
     patch_size = _checks.integer(op, "patch_size", patch_size, 1)
     count = _checks.integer(op, "count", count, 1)
+    _arguments.generator(op, generator)
     full = tuple(images.shape[2:])
     for name, sides in (("images", full), ("size", size)):
         if any(n % patch_size for n in sides):
