@@ -89,14 +89,24 @@ inline Vec exp2_of_negative(Vec x) {
   return p * Vec((UintVec(shifted) << 23) + 0x3f800000u);
 }
 
-// Scores to weights, in bfloat16. `scale` is that of powers of 2. Sums so far are to be multiplied with `factor`.
+// Turns the sign bits.
+void negate(bf16* row, int64_t n) {
+  for (int64_t c = 0; c < n; ++c) {
+    uint16_t bits;
+    std::memcpy(&bits, row + c, sizeof bits);
+    bits ^= 0x8000u;
+    std::memcpy(row + c, &bits, sizeof bits);
+  }
+}
+
+// Scores to weights, in bfloat16, of zero behind the last key. `scale` >= 0 is that of powers of 2. Sums so far are to
+// be multiplied with `factor`.
 void weigh(AttentionBuffers& w, int64_t count, int64_t keys, int64_t filled, float scale) {
   for (int64_t i = 0; i < count; ++i) {
     float* scores = w.scores + i * kPitch;
     const float now = max_of(scores, keys) * scale;
     w.factor[i] = w.largest[i];
     w.largest[i] = now > w.largest[i] || now != now ? now : w.largest[i];
-    for (int64_t k = keys; k < filled; ++k) scores[k] = -__builtin_inff();
   }
   for (int64_t i = 0; i < kSide; i += kLanes)
     store_vec(w.factor + i, exp2_of_negative(load_vec(w.factor + i) - load_vec(w.largest + i)));
@@ -106,7 +116,8 @@ void weigh(AttentionBuffers& w, int64_t count, int64_t keys, int64_t filled, flo
     Vec sums[2] = {load_vec(w.total + i * kLanes) * w.factor[i], Vec{}};
     for (int64_t k = 0; k < filled; k += 2 * kLanes)
       for (int64_t j = 0; j < 2; ++j) {
-        const Vec e = exp2_of_negative(load_vec(scores + k + j * kLanes) * scale - largest);
+        Vec e = exp2_of_negative(load_vec(scores + k + j * kLanes) * scale - largest);
+        for (int64_t n = max64(keys - k - j * kLanes, 0); n < kLanes; ++n) e[n] = 0.f;
         round_vec(weights + k + j * kLanes, e);
         sums[j] += e;
       }
@@ -117,9 +128,12 @@ void weigh(AttentionBuffers& w, int64_t count, int64_t keys, int64_t filled, flo
 // Queries from `first` on, 32 or fewer.
 void attend(const DenseAttention& a, const bf16* q, int64_t first, bf16* out, AttentionBuffers& w) {
   const int64_t count = min64(kSide, a.tokens - first), steps = w.dim / kSide;
-  const float scale = a.scale * 1.44269504f;
-  for (int64_t i = 0; i < count; ++i)
-    std::memcpy(w.queries + i * w.dim, q + (first + i) * a.q.stride_c, size_t(a.head_dim) * sizeof(bf16));
+  const float scale = __builtin_fabsf(a.scale) * 1.44269504f;
+  for (int64_t i = 0; i < count; ++i) {
+    bf16* row = w.queries + i * w.dim;
+    std::memcpy(row, q + (first + i) * a.q.stride_c, size_t(a.head_dim) * sizeof(bf16));
+    if (a.scale < 0) negate(row, a.head_dim);
+  }
   for (int64_t i = 0; i < kSide; ++i) w.largest[i] = -__builtin_inff();
   std::memset(w.total, 0, size_t(kSide * kLanes) * sizeof(float));
   std::memset(w.sums, 0, size_t(kSide * w.dim) * sizeof(float));

@@ -43,9 +43,9 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _requires(op, q, k, v, scale, backend) -> None:
+    _contract.backend(op, backend, q)
     if backend != "native":
         raise ValueError(f"murf_fast.{op}: `backend` must be 'native', got {backend!r}")
-    _contract.backend(op, backend, q)
     _contract.tensor(op, "q", q, q, (None,) * 4, (torch.bfloat16,))
     if not all(q.shape[1:]):
         raise ValueError(f"murf_fast.{op}: `q` must have tokens, heads and channels, got {tuple(q.shape)}")
