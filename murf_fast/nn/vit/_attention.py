@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,22 @@ def runs(packed: PackedTokens, rotations: Sequence[Rotation | None]) -> list[Run
         else:
             found.append(Run(block.start, block.sequences, length, rotation))
     return found
+
+
+def segments(all_runs: Sequence[Run], rows: int) -> Iterator[list[Run]]:
+    """The runs in groups of as few whole sequences as have so many ``rows``."""
+    group: list[Run] = []
+    for run in all_runs:
+        while run.sequences:
+            missing = rows - sum(r.stop - r.start for r in group)
+            count = min(-(-missing // max(run.length, 1)), run.sequences)
+            group.append(replace(run, sequences=count))
+            run = replace(run, start=group[-1].stop, sequences=run.sequences - count)
+            if group[-1].stop - group[0].start >= rows:
+                yield group
+                group = []
+    if group:
+        yield group
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,10 @@ from murf_fast.ops.patch_embed import PackedTokens
 # again, where that of a whole buffer is handed out anew, page by page, in every block; it also bounds the peak. 512
 # itself was not tuned: the time goes to products, whose rate hardly depends on it.
 CHUNK = 512
+
+# Rows from which on a segment ends: whole sequences that are projected and attend together on a CPU. Products of fewer
+# rows are slower, those of more are not faster, and take more memory.
+SEGMENT = 1024
 
 _NO_ATTENTIONS = (
     "murf_fast.MultiResolutionEncoder: `attentions` need the parts of the model's {}, which has hooks, a forward of "
@@ -118,26 +124,26 @@ def _functional(
 
 
 def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, buffers: _Buffers, i, into) -> None:
-    """The same block on ``x`` itself: beside it live q, k, v and the attention of one run (with varlen, of all)."""
-    projected = []
-    for key, project in enumerate(layer.projections):
-        projected.append(buffers.like(key, x, project))
-    parts = _heads(projected, layer.heads)
-    norms = [(part, n) for part, n in ((parts[0], layer.query_norm), (parts[1], layer.key_norm)) if n is not None]
-    for rows in _chunks(x, 0, len(x)):
-        normed = layer.norm1(x[rows])
-        for project, out in zip(layer.projections, projected, strict=True):
-            _project_into(out[rows], normed, project)
-        for part, norm in norms:
-            part[rows] = norm(part[rows])
+    """The same block on ``x`` itself: beside it live q, k, v and the attention of one segment."""
+    whole = cu_seqlens is not None or x.device.type != "cpu"
+    seen = []
+    for segment in [all_runs] if whole else _attention.segments(all_runs, SEGMENT):
+        start, stop = segment[0].start, segment[-1].stop
+        own_runs = [replace(run_, start=run_.start - start) for run_ in segment]
+        normed = layer.norm1(x[start:stop])
+        projected = []
+        for key, project in enumerate(layer.projections):
+            projected.append(_project_into(buffers.like(key, normed, project), normed, project))
+        del normed
+        q, k, v = _heads(projected, layer.heads)
+        for part, norm in ((q, layer.query_norm), (k, layer.key_norm)):
+            for rows in _chunks(part, 0, len(part)) if norm is not None else ():
+                part[rows] = norm(part[rows])
+        if into is not None:
+            seen.append(_attention.of_the_first(q, k, own_runs, layer.scale))
+        _finish(x, _attended((q, k, v), own_runs, cu_seqlens, layer.scale).flatten(1), layer, start)
     if into is not None:
-        into[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
-    if cu_seqlens is not None:
-        _finish(x, _attended(parts, all_runs, cu_seqlens, layer.scale).flatten(1), layer, 0)
-        return
-    for run_ in all_runs:
-        attended = _attention.attend(*(part[run_.start : run_.stop] for part in parts), run_, layer.scale)
-        _finish(x, attended.flatten(1), layer, run_.start)
+        into[i] = torch.cat(seen)
 
 
 def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int) -> None:
@@ -162,7 +168,7 @@ def _heads(projected: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
     return [part.unflatten(-1, (heads, -1)) for part in projected]
 
 
-def _project_into(out: Tensor, x: Tensor, project: nn.Module | Product) -> None:
+def _project_into(out: Tensor, x: Tensor, project: nn.Module | Product) -> Tensor:
     # A subclass (an adapter, a quantized layer) or autocast make a projection more than its product.
     if type(project) in (nn.Linear, Product) and not torch.is_autocast_enabled(x.device.type):
         if project.bias is None:
@@ -171,6 +177,7 @@ def _project_into(out: Tensor, x: Tensor, project: nn.Module | Product) -> None:
             torch.addmm(project.bias, x, project.weight.mT, out=out)
     else:
         out.copy_(project(x))
+    return out
 
 
 def _chunks(x: Tensor, start: int, stop: int) -> Iterator[slice]:
@@ -180,14 +187,14 @@ def _chunks(x: Tensor, start: int, stop: int) -> Iterator[slice]:
 
 
 class _Buffers:
-    """What the projections of every block write into, allocated once per pass."""
+    """What the projections of every segment and block write into, allocated once per pass."""
 
     def __init__(self) -> None:
         self._kept: dict[int, Tensor] = {}
 
     def like(self, key: int, x: Tensor, project: nn.Module | Product) -> Tensor:
-        width = project.out_features
+        shape = (len(x), project.out_features)
         buffer = self._kept.get(key)
-        if buffer is None or buffer.shape[1] != width:
-            buffer = self._kept[key] = x.new_empty((len(x), width))
-        return buffer
+        if buffer is None or len(buffer) < math.prod(shape):
+            buffer = self._kept[key] = x.new_empty(math.prod(shape))
+        return buffer[: math.prod(shape)].view(shape)
