@@ -48,7 +48,7 @@ inline void labels(const CrossEntropy& ce, const Grid& grid) {
 
 // Layers on rows of pixels are multiplied in two types.
 inline void multiplies(DType dtype) {
-  if (dtype == DType::f16) throw std::invalid_argument("murf_fast: a layer is of float32 or bfloat16, got float16");
+  if (dtype == DType::f16) throw std::invalid_argument("murf_fast: products are of float32 or bfloat16, got float16");
 }
 
 }  // namespace murf::check

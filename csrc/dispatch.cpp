@@ -23,7 +23,7 @@ extern const Kernels kernels;
 #if defined(MURF_AMX)
 // Only what multiplies in bfloat16 is compiled for it.
 namespace amx {
-void dense_attention(DenseAttention attention, int threads);
+void dense_attention(DType dtype, DenseAttention attention, int threads);
 void pixel_linear(DType dtype, PixelLinear layer, int threads);
 void pixel_conv_direct(PixelConv layer, int threads);
 }

@@ -72,7 +72,8 @@
     (DType dtype, FeatureUnify unify, Strided grad_out, Strided grad_features, float* grad_basis, int64_t shares,    \
      int threads),                                                                                                   \
     work::feature_unify(unify))                                                                                      \
-  X(dense_attention, (DenseAttention attention, int threads), work::dense_attention(attention))                      \
+  X(dense_attention, (DType dtype, DenseAttention attention, int threads),                                           \
+    (check::multiplies(dtype), work::dense_attention(attention)))                                                    \
   X(pixel_linear, (DType dtype, PixelLinear layer, int threads),                                                     \
     (check::multiplies(dtype), work::pixel_linear(layer)))                                                           \
   X(pixel_conv, (PixelConv layer, int threads), work::pixel_conv(layer))                                             \

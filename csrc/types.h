@@ -118,7 +118,7 @@ struct FeatureUnify {
   const float* basis;
 };
 
-// Softmax attention in bfloat16 within sequences: q, k, v and out (sequences, tokens, heads, head_dim), whose channels lie
+// Softmax attention in float32 or bfloat16 within sequences: q, k, v and out (sequences, tokens, heads, head_dim), whose channels lie
 // side by side. Scores are times `scale`.
 struct DenseAttention {
   int64_t sequences, tokens, heads, head_dim;

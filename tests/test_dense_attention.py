@@ -1,4 +1,4 @@
-"""Attention within sequences in bfloat16: the kernel of every level against the definition in float64, and where an
+"""Attention within sequences: the kernel of every level against the definition in float64, and where an
 encoder takes it.
 """
 
@@ -31,11 +31,14 @@ SHAPES = (
 )
 
 
-def draw(shape, seed=0, scale=1.0):
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+def draw(shape, dtype=torch.bfloat16, seed=0, scale=1.0):
     """q, k, v as a fused projection gives them: views of one tensor."""
     sequences, tokens, heads, dim = shape
     fused = torch.randn(sequences, tokens, 3, heads, dim, generator=torch.Generator().manual_seed(seed)) * scale
-    return fused.bfloat16().unbind(2)
+    return fused.to(dtype).unbind(2)
 
 
 def definition(q, k, v, scale):
@@ -52,41 +55,47 @@ def check(q, k, v, scale):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_native(shape, level_of_layers):
-    check(*draw(shape), shape[3] ** -0.5)
+@DTYPES
+def test_native(shape, dtype, level_of_layers):
+    check(*draw(shape, dtype), shape[3] ** -0.5)
 
 
 @pytest.mark.parametrize("scale", [4.0, 0.0, -1.0])
-def test_scales(scale, level_of_layers):
+@DTYPES
+def test_scales(scale, dtype, level_of_layers):
     """Of weights that are nearly all or nothing, all the same, and those of the least likely."""
-    check(*draw((1, 600, 1, 64), seed=1), scale)
+    check(*draw((1, 600, 1, 64), dtype, seed=1), scale)
 
 
-def test_largest_score_comes_last(level_of_layers):
+@DTYPES
+def test_largest_score_comes_last(dtype, level_of_layers):
     """What was summed before it counts for nothing then."""
-    q, k, v = (t.clone() for t in draw((1, 1100, 1, 32), seed=2))
+    q, k, v = (t.clone() for t in draw((1, 1100, 1, 32), dtype, seed=2))
     k[:, -1] = 40 * q[:, 5].sign()
     check(q, k, v, 1.0)
 
 
-def test_layouts():
-    q, k, v = draw((2, 70, 2, 16), seed=3)
+@DTYPES
+def test_layouts(dtype):
+    q, k, v = draw((2, 70, 2, 16), dtype, seed=3)
     apart = [t.transpose(1, 3).contiguous().transpose(1, 3) for t in (q, k, v)]
     assert torch.equal(dense_attention(*apart, 0.25), dense_attention(q, k, v, 0.25))
     same = q[:, :, :1].expand_as(q)
     assert torch.equal(dense_attention(same, k, v, 0.25), dense_attention(same.contiguous(), k, v, 0.25))
 
 
-def test_threads_change_nothing(three_threads):
-    q, k, v = draw((1, 1500, 2, 32), seed=4)
+@DTYPES
+def test_threads_change_nothing(dtype, three_threads):
+    q, k, v = draw((1, 1500, 2, 32), dtype, seed=4)
     of_three = dense_attention(q, k, v, 0.2)
     torch.set_num_threads(1)
     assert torch.equal(of_three, dense_attention(q, k, v, 0.2))
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
-def test_what_is_not_finite_stays_where_it_is(wrong, level_of_layers):
-    q, k, v = (t.clone() for t in draw((1, 700, 2, 32), seed=5))
+@DTYPES
+def test_what_is_not_finite_stays_where_it_is(wrong, dtype, level_of_layers):
+    q, k, v = (t.clone() for t in draw((1, 700, 2, 32), dtype, seed=5))
     q[0, 3, 1, 7] = wrong
     bad = dense_attention(q, k, v, 0.2).isnan()
     assert bad[0, 3, 1].all()
@@ -102,12 +111,12 @@ def test_no_sequences():
 
 
 class TestOfAnEncoder:
-    """Runs of at least so many tokens, where the level has units for bfloat16 and nothing wants a derivative."""
+    """Runs of at least so many tokens, in a type that the level is fast in, where nothing wants a derivative."""
 
     run = Run(0, 2, LEAST_TOKENS + 9, None)
 
-    def draw(self, tokens=None):
-        q, k, v = draw((1, 2 * (LEAST_TOKENS + 9), 2, 32), seed=6)
+    def draw(self, dtype=torch.float32):
+        q, k, v = draw((1, 2 * (LEAST_TOKENS + 9), 2, 32), dtype, seed=6)
         return q[0], k[0], v[0]
 
     def plain(self, q, k, v):
@@ -117,19 +126,23 @@ class TestOfAnEncoder:
     def own(self, q, k, v):
         return dense_attention(*(t.unflatten(0, (2, -1)) for t in (q, k, v)), 32**-0.5).flatten(0, 1)
 
-    @pytest.mark.skipif("amx" not in _extension.available_levels(), reason="this processor has no units for bfloat16")
-    def test_is_taken(self, monkeypatch):
-        q, k, v = self.draw()
-        assert torch.equal(_attention.attend(q, k, v, self.run), self.own(q, k, v))
-        assert not torch.equal(self.own(q, k, v), self.plain(q, k, v))  # so that the tests below can fail
-        monkeypatch.setenv("MURF_FAST_CPU", "avx512")
-        assert torch.equal(_attention.attend(q, k, v, self.run), self.plain(q, k, v))
+    @DTYPES
+    @pytest.mark.parametrize("level", ["amx", "avx512", "avx2", "baseline"])
+    def test_is_taken(self, level, dtype, monkeypatch):
+        if level not in _extension.available_levels():
+            pytest.skip(f"this processor has no {level}")
+        monkeypatch.setenv("MURF_FAST_CPU", level)
+        q, k, v = self.draw(dtype)
+        own, plain = self.own(q, k, v), self.plain(q, k, v)
+        assert not torch.equal(own, plain)  # so that the next line can fail
+        is_taken = level == "amx" or (dtype == torch.float32 and level != "baseline")
+        assert torch.equal(_attention.attend(q, k, v, self.run), own if is_taken else plain)
 
     def test_is_not_taken(self):
         q, k, v = self.draw()
         with use_backend("reference"):
             assert torch.equal(_attention.attend(q, k, v, self.run), self.plain(q, k, v))
-        assert not _dense_attention.pays(*(t.float()[None] for t in (q, k, v)))
+        assert not _dense_attention.pays(*(t.double()[None] for t in (q, k, v)))
         short = [t[None, : LEAST_TOKENS - 1] for t in (q, k, v)]
         assert not _dense_attention.pays(*short)
         q = q.requires_grad_()

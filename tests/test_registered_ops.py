@@ -51,10 +51,6 @@ def positive(shape) -> Tensor:
     return torch.rand(shape) + 0.5
 
 
-def halves(shape) -> Tensor:
-    return torch.randn(shape).bfloat16()
-
-
 def labels(shape) -> Tensor:
     return torch.randint(0, C, shape)
 
@@ -164,7 +160,7 @@ OPS = {
         {"M": 4},
     ),
     "dense_attention": Op(
-        {**{name: Argument("S T N D", halves) for name in "qkv"}, "scale": 0.5}, {"S": 2, "T": 9, "N": 3, "D": 8}
+        {**{name: Argument("S T N D") for name in "qkv"}, "scale": 0.5}, {"S": 2, "T": 9, "N": 3, "D": 8}
     ),
     "gaussian_bilateral_upsample": Op(
         {"features": Argument("B C h w", dtypes=FLOATS), **GAUSSIANS, "channels_last": True}, CELLS

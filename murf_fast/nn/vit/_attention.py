@@ -66,10 +66,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None
     """Attention of one run; q, k, v and the result are (rows, heads, dim).
 
     By torch's scaled_dot_product_attention, which serves every dtype and device, is differentiable and compiles, but
-    where a CPU has matrix units for bfloat16 (:mod:`murf_fast.ops._dense_attention`). On an AVX-512 BF16 core with 3026
-    tokens and 64 channels a head, torch's CPU kernel does 92 GFLOP/s in float32, nearly a large GEMM's rate (95), and
-    90 in bfloat16. Slower there: float32 copies of half tensors (87), FlexAttention compiled (67 and 47), blocks of
-    plain products and softmax (44 to 80). bfloat16 products throughout would reach 126, but round the scores.
+    for inference on CPUs (:mod:`murf_fast.ops._dense_attention`).
     """
     q, k, v = (t.unflatten(0, (run.sequences, run.length)).transpose(1, 2) for t in (q, k, v))
     if run.rotation is not None:
