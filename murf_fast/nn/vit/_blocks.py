@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from murf_fast.nn._signatures import Signature, has_global_hooks, shell_of, signature, trains
 from murf_fast.nn.vit import _attention
 from murf_fast.nn.vit._attention import Run
+from murf_fast.nn.vit._products import Products
 from murf_fast.nn.vit.families._family import Family, Layer, Rotation
 from murf_fast.nn.vit.families._layout import Product
 from murf_fast.ops._derivatives import writes_nothing
@@ -28,6 +29,9 @@ CHUNK = 512
 # Rows from which on a segment ends: whole sequences that are projected and attend together on a CPU. Products of fewer
 # rows are slower, those of more are not faster, and take more memory.
 SEGMENT = 1024
+
+# Bytes up to which memory that was let go is handed out again with its pages; beyond, glibc maps new ones every time.
+HANDED_OUT_AGAIN = 32 << 20
 
 _NO_ATTENTIONS = (
     "murf_fast.MultiResolutionEncoder: `attentions` need the parts of the model's {}, which has hooks, a forward of "
@@ -62,7 +66,7 @@ def run(
         return _through_container(packed, family, rotations, wanted)
     all_runs = _attention.runs(packed, rotations)
     cu_seqlens = packed.cu_seqlens.to(packed.tokens.device, non_blocking=True) if attention == "varlen" else None
-    x, buffers, outputs = packed.tokens, _Buffers(), {}
+    x, buffers, outputs = packed.tokens, _Buffers(packed.tokens), {}
     for i, block in enumerate(list(family.blocks)[: max(wanted) + 1]):
         into = attentions if i in wanted else None
         if hooked or not family.has_usual_attention or signature(block) not in packable:
@@ -126,14 +130,13 @@ def _functional(
 def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, buffers: _Buffers, i, into) -> None:
     """The same block on ``x`` itself: beside it live q, k, v and the attention of one segment."""
     whole = cu_seqlens is not None or x.device.type != "cpu"
+    buffers.products.next_block()
     seen = []
     for segment in [all_runs] if whole else _attention.segments(all_runs, SEGMENT):
         start, stop = segment[0].start, segment[-1].stop
         own_runs = [replace(run_, start=run_.start - start) for run_ in segment]
         normed = layer.norm1(x[start:stop])
-        projected = []
-        for key, project in enumerate(layer.projections):
-            projected.append(_project_into(buffers.like(key, normed, project), normed, project))
+        projected = [buffers.project(key, normed, project) for key, project in enumerate(layer.projections)]
         del normed
         q, k, v = _heads(projected, layer.heads)
         for part, norm in ((q, layer.query_norm), (k, layer.key_norm)):
@@ -141,17 +144,19 @@ def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, b
                 part[rows] = norm(part[rows])
         if into is not None:
             seen.append(_attention.of_the_first(q, k, own_runs, layer.scale))
-        _finish(x, _attended((q, k, v), own_runs, cu_seqlens, layer.scale).flatten(1), layer, start)
+        attended = _attended((q, k, v), own_runs, cu_seqlens, layer.scale).flatten(1)
+        del projected, q, k, v
+        _finish(x, attended, layer, start, buffers.products)
     if into is not None:
         into[i] = torch.cat(seen)
 
 
-def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int) -> None:
+def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int, products: Products) -> None:
     """Output projection and MLP of the rows from ``start`` on."""
     for rows in _chunks(x, start, start + len(attended)):
         part = x[rows]
-        part += layer.attention_branch(attended[rows.start - start : rows.stop - start])
-        part += layer.mlp_branch(part)
+        part += layer.attention_branch(attended[rows.start - start : rows.stop - start], products)
+        part += layer.mlp_branch(part, products)
 
 
 def _attended(parts: Sequence[Tensor], all_runs: list[Run], cu_seqlens: Tensor | None, scale: float | None) -> Tensor:
@@ -168,18 +173,6 @@ def _heads(projected: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
     return [part.unflatten(-1, (heads, -1)) for part in projected]
 
 
-def _project_into(out: Tensor, x: Tensor, project: nn.Module | Product) -> Tensor:
-    # A subclass (an adapter, a quantized layer) or autocast make a projection more than its product.
-    if type(project) in (nn.Linear, Product) and not torch.is_autocast_enabled(x.device.type):
-        if project.bias is None:
-            torch.mm(x, project.weight.mT, out=out)
-        else:
-            torch.addmm(project.bias, x, project.weight.mT, out=out)
-    else:
-        out.copy_(project(x))
-    return out
-
-
 def _chunks(x: Tensor, start: int, stop: int) -> Iterator[slice]:
     step = CHUNK if x.device.type == "cpu" else stop - start
     for i in range(start, stop, max(step, 1)):
@@ -187,14 +180,26 @@ def _chunks(x: Tensor, start: int, stop: int) -> Iterator[slice]:
 
 
 class _Buffers:
-    """What the projections of every segment and block write into, allocated once per pass."""
+    """The products of a pass, and what its projections write into, allocated once per pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, x: Tensor) -> None:
+        self.products = Products(x)
         self._kept: dict[int, Tensor] = {}
 
-    def like(self, key: int, x: Tensor, project: nn.Module | Product) -> Tensor:
+    def project(self, key: int, x: Tensor, project: nn.Module | Product) -> Tensor:
+        """``project(x)``; overwritten by the next one of this key."""
         shape = (len(x), project.out_features)
-        buffer = self._kept.get(key)
-        if buffer is None or len(buffer) < math.prod(shape):
-            buffer = self._kept[key] = x.new_empty(math.prod(shape))
-        return buffer[: math.prod(shape)].view(shape)
+        if math.prod(shape) * x.element_size() <= HANDED_OUT_AGAIN:
+            result = self.products.linear(x, project)
+            if result is not None:
+                return result
+        out = self._kept.get(key)
+        if out is None or len(out) < math.prod(shape):
+            out = self._kept[key] = x.new_empty(math.prod(shape))
+        out = out[: math.prod(shape)].view(shape)
+        # A subclass (an adapter, a quantized layer) or autocast make a projection more than its product.
+        if type(project) in (nn.Linear, Product) and not torch.is_autocast_enabled(x.device.type):
+            if project.bias is None:
+                return torch.mm(x, project.weight.mT, out=out)
+            return torch.addmm(project.bias, x, project.weight.mT, out=out)
+        return out.copy_(project(x))

@@ -113,7 +113,7 @@ def _is_block_near(family: Family, block: nn.Module, packed: PackedTokens, rotat
         parts = packed.with_tokens(packed.tokens.clone())
         ours = parts.tokens
         all_runs = _attention.runs(parts, [rotation])
-        _blocks._in_place(ours, family.layer(block), all_runs, None, _blocks._Buffers(), 0, None)
+        _blocks._in_place(ours, family.layer(block), all_runs, None, _blocks._Buffers(ours), 0, None)
     except Exception:  # parts of any kind, which then are not taken out of their block
         return False
     return _is_near(ours - packed.tokens, theirs.flatten(0, 1) - packed.tokens)

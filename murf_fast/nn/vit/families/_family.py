@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from murf_fast.nn._signatures import is_inert
 from murf_fast.nn.vit.families._layout import Factor, Layout, Product, Weights, find, part
 from murf_fast.ops.patch_embed import PackedTokens, patch_embed
+
+if TYPE_CHECKING:
+    from murf_fast.nn.vit._products import Products
 
 
 class Rotation(NamedTuple):
@@ -48,13 +51,16 @@ class Layer:
     key_norm: nn.Module | None = None
     inner_norm: nn.Module | None = None
 
-    def attention_branch(self, attended: Tensor) -> Tensor:
+    def attention_branch(self, attended: Tensor, products: Products | None = None) -> Tensor:
         """What is added to the tokens of what their heads attended to, (T, D)."""
-        y = self.output(attended if self.inner_norm is None else self.inner_norm(attended))
+        attended = attended if self.inner_norm is None else self.inner_norm(attended)
+        y = None if products is None else products.linear(attended, self.output)
+        y = self.output(attended) if y is None else y
         return y if self.scale1 is None else self.scale1(y)
 
-    def mlp_branch(self, x: Tensor) -> Tensor:
-        y = self.mlp(self.norm2(x))
+    def mlp_branch(self, x: Tensor, products: Products | None = None) -> Tensor:
+        normed = self.norm2(x)
+        y = self.mlp(normed) if products is None else products.mlp(normed, self.mlp)
         return y if self.scale2 is None else self.scale2(y)
 
     @property
