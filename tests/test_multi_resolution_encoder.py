@@ -12,7 +12,7 @@ from torch import nn
 from util import assert_within_budget
 
 from murf_fast.nn import MultiResolutionEncoder
-from murf_fast.nn.vit import _attention, _blocks
+from murf_fast.nn.vit import _attention, _blocks, _products
 
 transformers = pytest.importorskip("transformers", reason="needs transformers, the original models")
 
@@ -237,9 +237,19 @@ def blocks_of(model):
     raise AssertionError(f"no blocks in {type(model).__name__}")
 
 
+@pytest.fixture(params=[False, True], ids=["as_they_are", "packed"])
+def weights(request, monkeypatch):
+    """Weights packed for oneDNN, as in large passes on processors where that pays, or as they are."""
+    if request.param:
+        if not torch.backends.mkldnn.is_available():
+            pytest.skip("this build of torch has no oneDNN")
+        monkeypatch.setattr(_products, "LEAST_ROWS", 1)
+        monkeypatch.setattr(_products, "_can_pack", lambda x: True)
+
+
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("build", FAMILIES, ids=lambda f: f.__name__)
-def test_equals_the_model_once_per_resolution(build, norm):
+def test_equals_the_model_once_per_resolution(build, norm, weights):
     model = model_of(build)
     double = copy.deepcopy(model).double()
     images = torch.randint(0, 256, (2, 3, 30, 26), dtype=torch.uint8)
@@ -268,12 +278,13 @@ def test_equals_the_model_once_per_resolution(build, norm):
 
 
 @pytest.mark.parametrize("build", FAMILIES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("chunk", [1, 7, 36, 10_000])
-def test_chunks_of_rows_change_nothing(build, chunk, monkeypatch):
+@pytest.mark.parametrize("chunk, segment", [(1, 1), (7, 40), (36, 200), (10_000, 10_000)])
+def test_chunks_of_rows_change_nothing(build, chunk, segment, monkeypatch):
     encoder = MultiResolutionEncoder(model_of(build), SIZES, layers=[0, 1, -1], norm=False)
     images = torch.rand(2, 3, 30, 26)
     whole = encoder(images)
     monkeypatch.setattr(_blocks, "CHUNK", chunk)
+    monkeypatch.setattr(_blocks, "SEGMENT", segment)
     for a, b in zip(encoder(images).tokens, whole.tokens, strict=True):
         torch.testing.assert_close(a.tokens, b.tokens)
     # With gradients wanted, and under a compiler, a pass overwrites nothing.
@@ -289,6 +300,18 @@ def test_neighbours_of_one_grid_attend_together():
     runs = _attention.runs(packed, encoder._rotations(packed))
     assert [(r.start, r.sequences, r.length) for r in runs] == [(0, 2 + 8 + 2, 36 + 3)]
     assert runs[0].stop == len(packed.tokens)
+
+
+def test_segments_are_whole_sequences():
+    """Of as few as have so many rows: neighbours of other lengths together, long runs in parts."""
+    all_runs = [_attention.Run(0, 2, 10, None), _attention.Run(20, 5, 30, None), _attention.Run(170, 1, 200, None)]
+    found = list(_attention.segments(all_runs, 70))
+    assert [[(r.start, r.sequences, r.length) for r in segment] for segment in found] == [
+        [(0, 2, 10), (20, 2, 30)],
+        [(80, 3, 30)],
+        [(170, 1, 200)],
+    ]
+    assert list(_attention.segments(all_runs, 10_000)) == [all_runs]
 
 
 class Adapter(nn.Linear):
