@@ -53,6 +53,7 @@ def test_every_operation_has_a_suite():
     types = {name for name in murf_fast.ops.__all__ if isinstance(getattr(murf_fast.ops, name), type)}
     assert set(bench.operations()) == (set(murf_fast.ops.__all__) - {"resample_patch_embed"} - types) | {
         "anyup_model",
+        "dense_attention",
         "fixed_filters",
         "jafar_model",
         "murf",

@@ -278,7 +278,7 @@ def test_equals_the_model_once_per_resolution(build, norm, weights):
 
 
 @pytest.mark.parametrize("build", FAMILIES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("chunk, segment", [(1, 1), (7, 40), (36, 200), (10_000, 10_000)])
+@pytest.mark.parametrize(("chunk", "segment"), [(1, 1), (7, 40), (36, 200), (10_000, 10_000)])
 def test_chunks_of_rows_change_nothing(build, chunk, segment, monkeypatch):
     encoder = MultiResolutionEncoder(model_of(build), SIZES, layers=[0, 1, -1], norm=False)
     images = torch.rand(2, 3, 30, 26)

@@ -1,4 +1,4 @@
-"""Products of an encoder's pass by packed weights: what is packed, what an MLP is seen to be, and that nothing is kept."""
+"""Products of an encoder's pass by packed weights: what is packed, what an MLP is seen to be, that nothing is kept."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_mlp(dtype, bias, approximate):
     oracle = module.double()(x.double())
     module.to(dtype)
     parts = seen(module, x[:1])
-    assert parts.approximate == approximate and parts.first.weight is module.fc1.weight
+    assert parts.approximate == approximate
+    assert parts.first.weight is module.fc1.weight
     actual = Products(x).mlp(x, module)
     assert not torch.equal(actual, module(x)) or dtype == torch.float32  # one rounding less: it is another way
     assert_within_budget(actual, oracle, module(x))

@@ -98,12 +98,13 @@ def _register(backbone: str, factors: list[str], batch: int = 1, dtype=torch.flo
     case("murf", name, dtype=dtype, facts=facts, **options)(labels(backbone, factors, batch))
 
 
-for _backbone, _ratio in {"ViT-S/14": 1.15, "ViT-B/14": 1.05}.items():
+for _backbone, _ratio in {"ViT-S/14": 1.1, "ViT-B/14": 1.05}.items():
     for _factor in FACTORS:
-        _register(_backbone, [_factor], devices=("cpu",))
-    _goals = {"less_memory": ("MuRF", 0.7), "devices": ("cpu",)}
-    _register(_backbone, list(FACTORS), targets=(Target("MuRF", _ratio),), **_goals)
-    _register(_backbone, list(FACTORS), dtype=torch.bfloat16, targets=(Target("MuRF", 2.0),), **_goals)
+        _register(_backbone, [_factor], targets=(Target("MuRF", 1.0),), devices=("cpu",))
+    _goals = {"less_memory": ("MuRF", 0.4), "devices": ("cpu",)}
+    for _batch in (1, 4):
+        _register(_backbone, list(FACTORS), _batch, targets=(Target("MuRF", _ratio),), **_goals)
+    _register(_backbone, list(FACTORS), dtype=torch.bfloat16, targets=(Target("MuRF", 1.2),), **_goals)
     for _factor in FACTORS:
         _register(_backbone, [_factor], dtype=torch.bfloat16, devices=("cuda",))
     _register(_backbone, list(FACTORS), 1, torch.bfloat16, targets=(Target("MuRF", 2.0),), devices=("cuda",))
