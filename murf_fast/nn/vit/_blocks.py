@@ -30,7 +30,8 @@ CHUNK = 512
 # rows are slower, those of more are not faster, and take more memory.
 SEGMENT = 1024
 
-# Bytes up to which memory that was let go is handed out again with its pages; beyond, glibc maps new ones every time.
+# Bytes up to which memory that was let go is handed out again with its pages; beyond, glibc maps new ones every time,
+# and a buffer of ours is faster, though products into one that is there take a twentieth longer.
 HANDED_OUT_AGAIN = 32 << 20
 
 _NO_ATTENTIONS = (
@@ -189,10 +190,9 @@ class _Buffers:
     def project(self, key: int, x: Tensor, project: nn.Module | Product) -> Tensor:
         """``project(x)``; overwritten by the next one of this key."""
         shape = (len(x), project.out_features)
-        if math.prod(shape) * x.element_size() <= HANDED_OUT_AGAIN:
+        if x.device.type == "cpu" and math.prod(shape) * x.element_size() <= HANDED_OUT_AGAIN:
             result = self.products.linear(x, project)
-            if result is not None:
-                return result
+            return project(x) if result is None else result
         out = self._kept.get(key)
         if out is None or len(out) < math.prod(shape):
             out = self._kept[key] = x.new_empty(math.prod(shape))
