@@ -267,20 +267,24 @@ class MultiResolutionEncoder(nn.Module):
     def _passes(
         self, family: Family, images: list[Tensor], sizes: list[list[tuple[int, int]]]
     ) -> Iterator[dict[int, MultiResolutionFeatures]]:
-        """Images whose sequences share grids are neighbours in a pass, and sequences of one grid in its buffer."""
-        patch, resolutions = family.patch_size, len(self.sizes or self.scales)
+        """The features of a list, pass by pass."""
+        patch = family.patch_size
         grids = [[(h // patch, w // patch) for h, w in its_sizes] for its_sizes in sizes]
         for indices in _mixed.passes(grids, self.tokens_per_pass or _budget(family.like.device)):
-            packed, rotations, _ = self._embed(family, [images[i] for i in indices], [sizes[i] for i in indices])
-            by_grid = _mixed.ByGrid.of(packed, rotations)
-            del packed
-            outputs, seen = self._outputs(family, by_grid.packed, by_grid.rotations, True)
-            found = {}
-            for n, i in enumerate(indices):
-                of_image = [by_grid.image(n, resolutions, values) for values in outputs]
-                found[i] = self._features(of_image, seen and [by_grid.image(n, resolutions, v).tokens for v in seen])
-            del by_grid, outputs, seen
-            yield found
+            features = self._of_list(family, [images[i] for i in indices], [sizes[i] for i in indices])
+            yield dict(zip(indices, features, strict=True))
+
+    def _of_list(
+        self, family: Family, images: list[Tensor], sizes: list[list[tuple[int, int]]]
+    ) -> list[MultiResolutionFeatures]:
+        """One pass over images of mixed sizes, in which sequences of one grid lie together."""
+        by_grid = _mixed.ByGrid.of(*self._embed(family, images, sizes)[:2])
+        outputs, seen = self._outputs(family, by_grid.packed, by_grid.rotations, True)
+        found, resolutions = [], len(sizes[0])
+        for i in range(len(images)):
+            its_outputs = [by_grid.image(i, resolutions, values) for values in outputs]
+            found.append(self._features(its_outputs, seen and [by_grid.image(i, resolutions, v).tokens for v in seen]))
+        return found
 
     def _outputs(
         self, family: Family, packed: PackedTokens, rotations: list[Rotation | None], owns: bool
