@@ -156,7 +156,7 @@ class MultiResolutionEncoder(nn.Module):
         self.attentions, self.keep_positions = attentions, keep_positions
         if tokens_per_pass is not None:
             tokens_per_pass = _checks.integer(what, "tokens_per_pass", tokens_per_pass, 1)
-        self.tokens_per_pass = tokens_per_pass
+        self._tokens_per_pass = tokens_per_pass
         if rounding not in ROUNDINGS:
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
         self.rounding, self.norm = rounding, norm
@@ -174,6 +174,12 @@ class MultiResolutionEncoder(nn.Module):
     def family(self) -> Family:
         """The model's parts as they are now."""
         return self._family(self.model)
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """Patches of all resolutions that are in one pass over images of mixed sizes, on the model's device."""
+        is_on_cpu = self.family.like.device.type == "cpu"
+        return self._tokens_per_pass or (CPU_TOKENS if is_on_cpu else OTHER_TOKENS)
 
     def at(
         self, sizes: Sequence[int | tuple[int, int]], tiles: Sequence[int | tuple[int, int]] | None = None
@@ -270,7 +276,7 @@ class MultiResolutionEncoder(nn.Module):
         """The features of a list, pass by pass."""
         patch = family.patch_size
         grids = [[(h // patch, w // patch) for h, w in its_sizes] for its_sizes in sizes]
-        for indices in _mixed.passes(grids, self.tokens_per_pass or _budget(family.like.device)):
+        for indices in _mixed.passes(grids, self.tokens_per_pass):
             features = self._of_list(family, [images[i] for i in indices], [sizes[i] for i in indices])
             yield dict(zip(indices, features, strict=True))
 
@@ -440,11 +446,6 @@ def _indices(what: str, layers: object, depth: int) -> list[int]:
     if not asked or not all(-depth <= i < depth for i in asked):
         raise ValueError(f"murf_fast.{what}: `layers` must be indices of {depth} blocks, got {layers!r}")
     return [i % depth for i in asked]
-
-
-def _budget(device: torch.device) -> int:
-    """Patches of one pass over images of mixed sizes."""
-    return CPU_TOKENS if device.type == "cpu" else OTHER_TOKENS
 
 
 def _drops(module: nn.Module) -> bool:
