@@ -102,6 +102,16 @@ def test_a_pass_takes_neighbours_in_size():
     assert list(_mixed.passes(grids, 10**6)) == [[1, 4, 0, 3, 2, 5]]
 
 
+def test_short_runs_are_finished_together():
+    lengths, runs, start = [3, 4, 2, 9, 1, 5, 5], [], 0
+    for length in lengths:
+        runs.append(_attention.Run(start, 2, length, None))
+        start = runs[-1].stop
+    groups = [[r.length for r in some] for some in _blocks._together(runs, 18)]
+    assert groups == [[3, 4, 2], [9], [1, 5], [5]]
+    assert [[r.length for r in some] for some in _blocks._together(runs, 1)] == [[n] for n in lengths]
+
+
 def test_features_of_an_image_hold_no_other_image():
     for features in MultiResolutionEncoder(model_of(dinov2), scales=[1.0, 0.5], **NORMALIZED)(images_of()):
         (packed,) = features.tokens

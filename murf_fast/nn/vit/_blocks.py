@@ -23,6 +23,10 @@ from murf_fast.ops.patch_embed import PackedTokens
 # itself was not tuned: the time goes to products, whose rate hardly depends on it.
 CHUNK = 512
 
+# Rows of several short runs that are finished together elsewhere, where launches count: on a GPU 16384 rows fill its
+# multiprocessors many times over in any product of a block.
+TOGETHER = 16384
+
 _NO_ATTENTIONS = (
     "murf_fast.MultiResolutionEncoder: `attentions` need the parts of the model's {}, which has hooks, a forward of "
     "its own or other parts, and is called as a whole"
@@ -118,7 +122,9 @@ def _functional(
 
 
 def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, buffers: _Buffers, i, into) -> None:
-    """The same block on ``x`` itself: beside it live q, k, v and the attention of one run (with varlen, of all)."""
+    """The same block on ``x`` itself: beside it live q, k, v and the attention of one run, or of several short ones
+    (with varlen, of all).
+    """
     projected = []
     for key, project in enumerate(layer.projections):
         projected.append(buffers.like(key, x, project))
@@ -135,9 +141,8 @@ def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, b
     if cu_seqlens is not None:
         _finish(x, _attended(parts, all_runs, cu_seqlens, layer.scale).flatten(1), layer, 0)
         return
-    for run_ in all_runs:
-        attended = _attention.attend(*(part[run_.start : run_.stop] for part in parts), run_, layer.scale)
-        _finish(x, attended.flatten(1), layer, run_.start)
+    for some in _together(all_runs, CHUNK if x.device.type == "cpu" else TOGETHER):
+        _finish(x, _attended(parts, some, None, layer.scale).flatten(1), layer, some[0].start)
 
 
 def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int) -> None:
@@ -153,6 +158,17 @@ def _attended(parts: Sequence[Tensor], all_runs: list[Run], cu_seqlens: Tensor |
         return _attention.attend_varlen(*parts, all_runs, cu_seqlens, scale)
     results = [_attention.attend(*(part[r.start : r.stop] for part in parts), r, scale) for r in all_runs]
     return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def _together(all_runs: list[Run], rows: int) -> Iterator[list[Run]]:
+    """Neighbouring runs of at most so many rows together; a longer one by itself."""
+    some = all_runs[:1]
+    for run_ in all_runs[1:]:
+        if run_.stop - some[0].start > rows:
+            yield some
+            some = []
+        some.append(run_)
+    yield some
 
 
 def _heads(projected: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
