@@ -148,15 +148,17 @@ for _backbone, _ratio in {"ViT-S/14": 1.15, "ViT-B/14": 1.05}.items():
     _register(_backbone, list(FACTORS), 1, torch.bfloat16, targets=(Target("MuRF", 2.0),), devices=("cuda",))
     _register(_backbone, list(FACTORS), 8, torch.bfloat16, targets=(Target("MuRF", 1.2),), devices=("cuda",))
 
-for _smallest, _sides in ((4, "56 to 266"), (16, "224 to 434")):
-    for _scales in ([1.0], [0.5, 1.0, 1.5]):
-        _name = f"ViT-S/14, 16 sizes of {_sides} x {', '.join(f'{x:g}' for x in _scales)}"
-        for _dtype, _device, _ratio in (
-            (torch.float32, "cpu", 1.3),
-            (torch.bfloat16, "cpu", 1.3),
-            (torch.bfloat16, "cuda", 3.0),
-        ):
-            _options = {"devices": (_device,), "targets": (Target("murf_fast one by one", _ratio),)}
-            case("murf", f"{_name}, {str(_dtype).removeprefix('torch.')}", dtype=_dtype, **_options)(
-                mixed("ViT-S/14", _scales, _smallest)
-            )
+_SINGLE, _FUSION = [1.0], [0.5, 1.0, 1.5]
+for _smallest, _sides, _scales, _dtype, _device, _ratio in (
+    (4, "56 to 266", _SINGLE, torch.float32, "cpu", 1.3),
+    (4, "56 to 266", _FUSION, torch.float32, "cpu", 1.3),
+    (4, "56 to 266", _FUSION, torch.bfloat16, "cpu", 1.3),
+    (4, "56 to 266", _FUSION, torch.bfloat16, "cuda", 3.0),
+    (16, "224 to 434", _SINGLE, torch.float32, "cpu", 1.3),
+    (16, "224 to 434", _FUSION, torch.float32, "cpu", 1.3),
+):
+    _name = f"ViT-S/14, 16 sizes of {_sides} x {', '.join(f'{x:g}' for x in _scales)}"
+    _options = {"devices": (_device,), "targets": (Target("murf_fast one by one", _ratio),)}
+    case("murf", f"{_name}, {str(_dtype).removeprefix('torch.')}", dtype=_dtype, **_options)(
+        mixed("ViT-S/14", _scales, _smallest)
+    )
