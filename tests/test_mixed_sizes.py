@@ -267,7 +267,7 @@ def holed(mask, *at):
         ([IMAGE, IMAGE.long()], {}, TypeError, r"`images\[1\]` must be uint8 .* got torch.int64"),
         ([IMAGE, "x"], {}, TypeError, r"`images\[1\]` must be a tensor, got str"),
         ([IMAGE, 255 * IMAGE], {}, ValueError, r"`images\[1\]` must be in 0..1"),
-        ([IMAGE, IMAGE[:, :1]], {}, ValueError, "an image of 1 x 16 pixels at scale 1 .* must hold a patch"),
+        ([IMAGE, IMAGE[:, :1]], {}, ValueError, r"an image of 1 x 16 pixels at scale 1 .* it is `images\[1\]`"),
         ([IMAGE], {"image_sizes": [(12, 16)]}, ValueError, "`image_sizes` are for a padded batch"),
         (IMAGE, {"image_sizes": [(12, 16)]}, ValueError, r"`images` must be \(B, 3, H, W\)"),
         (BATCH, {"image_sizes": [(12, 16)]}, ValueError, "`image_sizes` must hold one entry for each of 2 images"),

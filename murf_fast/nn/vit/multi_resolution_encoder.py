@@ -112,7 +112,8 @@ class MultiResolutionEncoder(nn.Module):
 
     Memory: without gradients about five times the tokens of all resolutions, one copy more for every layer after the
     first and beside a block that is called, and on CPUs the hidden layer of 512 tokens. Where gradients are needed what
-    the model itself keeps, about twenty times the tokens per block.
+    the model itself keeps, about twenty times the tokens per block. For images of mixed sizes that of one pass at a
+    time (where gradients are needed of all), and the features of all.
 
     Source: MuRF, section 3; SigLIP-HD, section 2.
     """
@@ -335,7 +336,12 @@ class MultiResolutionEncoder(nn.Module):
         sizes = []
         for i, images in enumerate(batches):
             size = self._check_images(family, images, "`images`" if is_batch else f"`images[{i}]`")
-            sizes.append(self.sizes_for(*size))
+            try:
+                sizes.append(self.sizes_for(*size))
+            except ValueError as error:
+                if is_batch:
+                    raise
+                raise ValueError(f"{error}; it is `images[{i}]`") from error
         return sizes
 
     def _embed(
