@@ -14,6 +14,7 @@ from util import assert_within_budget
 from murf_fast import NearestIndex, nearest_distance, reference
 from murf_fast.anomaly import PRESETS, MultiResolutionDetector, ScoringRules, ShardedIndex, mean_top, reweighted_score
 from murf_fast.anomaly._images import prescaled
+from murf_fast.nn import MultiResolutionEncoder
 
 transformers = pytest.importorskip("transformers", reason="needs transformers for a vision transformer")
 pytest.importorskip("safetensors")
@@ -71,6 +72,37 @@ def test_is_the_paper_s_method(fitted):
     assert_within_budget(found.map, oracle, same_dtype)
     assert fitted.images_ == 3
     assert [b.shape[0] for b in fitted.banks_] == [3 * 4 * 5, 3 * 4 * 5, 3 * 8 * 10, 3 * 8 * 10]
+
+
+def test_small_images_share_passes(monkeypatch):
+    """In the order of the images, whose rows are those of one image after another; without what no patch counts of."""
+    sizes = [(32, 40), (24, 28), (40, 32), (24, 28), (96, 88)]
+    several = [images(1, seed, size)[0] for seed, size in enumerate(sizes)]
+    options = {"foreground": lambda image: torch.full(image.shape[1:], image.shape[1:] != (40, 32))}
+
+    def fit(patches):
+        encoder = MultiResolutionEncoder(
+            model(),
+            scales=(0.5, 1.0),
+            layers=(0, 2),
+            norm=False,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            tokens_per_pass=patches,
+        )
+        calls, run = [], encoder.forward
+        monkeypatch.setattr(encoder, "forward", lambda x: calls.append(len(x)) or run(x))
+        done = []
+        detector = MultiResolutionDetector(encoder, pixels=None, **options)
+        detector.fit(iter(several), progress=lambda count, _: done.append(count))
+        assert done == [1, 2, 3, 4, 5]
+        return detector.banks_, calls
+
+    banks, calls = fit(300)
+    alone, calls_alone = fit(1)
+    assert (calls, calls_alone) == ([3, 1], [1, 1, 1, 1])
+    for bank, rows in zip(banks, alone, strict=True):
+        torch.testing.assert_close(bank, rows)
 
 
 def test_a_training_image_is_normal_and_a_spot_is_not(fitted):

@@ -146,7 +146,7 @@ def test_compile():
         ({"sizes": []}, TypeError, "`sizes` must be a non-empty list"),
         ({"sizes": [(28, 30)]}, ValueError, "must be a multiple of 7 pixels"),
         ({"sizes": [3]}, ValueError, "must hold a patch of 7 pixels"),
-        ({"tiles": [2]}, ValueError, "`tiles` must hold one positive integer for each of 2 sizes"),
+        ({"tiles": [2]}, ValueError, "`tiles` must hold one entry for each of 2 sizes"),
         ({"remainder": "pad"}, ValueError, "`remainder` must be one of"),
     ],
 )

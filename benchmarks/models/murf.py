@@ -1,4 +1,5 @@
-"""Whole models, as in Table 2 of the MuRF paper: images to labels at single resolutions and at all of them together.
+"""Whole models, as in Table 2 of the MuRF paper: images to labels at single resolutions and at all of them together;
+and 16 images of 16 sizes to fused tokens, in shared passes or one after another.
 
 The baseline is MuRF's order of operations on the same transformers model (attention by SDPA): resize the normalized
 image, run the model, once per resolution; bring the maps to the largest grid and concatenate them; batch norm, 1x1
@@ -11,7 +12,7 @@ import copy
 
 import torch
 from inputs import randn, up
-from registry import Contenders, Target, case, classes, side
+from registry import Contenders, Rows, Target, case, classes, side
 from torch import Tensor
 
 import murf_fast
@@ -86,6 +87,44 @@ def labels(backbone: str, factors: list[str], batch: int):
     return build
 
 
+def mixed(backbone: str, scales: list[float], smallest: int):
+    """A case's builder: 16 normalized images of 16 shapes, whose sides grow from ``smallest`` patches."""
+
+    def build(device: str, dtype: torch.dtype) -> Contenders:
+        model = _model(BACKBONES[backbone], device, dtype)
+        shapes = [(PATCH * side(smallest + i), PATCH * side(smallest + 15 - i)) for i in range(16)]
+        images = [randn(device, dtype, 3, *shape) for shape in shapes]
+        murf = murf_fast.MuRF(model, scales=scales)
+        sizes = [murf.encoder.sizes_for(*shape) for shape in shapes]
+        grids = [tuple(max(n // PATCH for n in axis) for axis in zip(*its, strict=True)) for its in sizes]
+
+        @torch.no_grad()
+        def plain(images: list[Tensor], model) -> Rows:
+            rows = Rows()
+            for image, its_sizes, grid in zip(images, sizes, grids, strict=True):
+                maps = []
+                for size in its_sizes:
+                    x = image[None] if size == tuple(image.shape[1:]) else up(image[None], size)
+                    tokens = model(pixel_values=x).last_hidden_state[:, 1:]
+                    maps.append(tokens.mT.unflatten(2, (size[0] // PATCH, size[1] // PATCH)))
+                rows.append(torch.cat([up(m, grid) for m in maps], dim=1).flatten(2).mT)
+            return rows
+
+        def oracle():
+            yield (), plain([image.double() for image in images], copy.deepcopy(model).double()).joined()
+
+        def alone() -> Rows:
+            return Rows(murf.tokens(image[None]) for image in images)
+
+        others = {"MuRF one by one": lambda: plain(images, model), "murf_fast one by one": torch.no_grad()(alone)}
+        tokens = sum(h * w for h, w in grids)
+        ours = torch.no_grad()(lambda: Rows(rows[None] for rows in murf.tokens(images)))
+        result = tokens * len(scales) * model.config.hidden_size * dtype.itemsize
+        return Contenders(ours, others, oracle, result)
+
+    return build
+
+
 def _register(backbone: str, factors: list[str], batch: int = 1, dtype=torch.float32, **options) -> None:
     what = "fusion" if len(factors) > 1 else "alone"
     name = f"{backbone}, {', '.join(factors)} x 518 {what}, batch {batch}, {str(dtype).removeprefix('torch.')}"
@@ -109,3 +148,18 @@ for _backbone, _ratio in {"ViT-S/14": 1.1, "ViT-B/14": 1.05}.items():
         _register(_backbone, [_factor], dtype=torch.bfloat16, devices=("cuda",))
     _register(_backbone, list(FACTORS), 1, torch.bfloat16, targets=(Target("MuRF", 2.0),), devices=("cuda",))
     _register(_backbone, list(FACTORS), 8, torch.bfloat16, targets=(Target("MuRF", 1.2),), devices=("cuda",))
+
+_SINGLE, _FUSION = [1.0], [0.5, 1.0, 1.5]
+for _smallest, _sides, _scales, _dtype, _device, _ratio in (
+    (4, "56 to 266", _SINGLE, torch.float32, "cpu", 1.3),
+    (4, "56 to 266", _FUSION, torch.float32, "cpu", 1.3),
+    (4, "56 to 266", _FUSION, torch.bfloat16, "cpu", 1.3),
+    (4, "56 to 266", _FUSION, torch.bfloat16, "cuda", 3.0),
+    (16, "224 to 434", _SINGLE, torch.float32, "cpu", 1.3),
+    (16, "224 to 434", _FUSION, torch.float32, "cpu", 1.3),
+):
+    _name = f"ViT-S/14, 16 sizes of {_sides} x {', '.join(f'{x:g}' for x in _scales)}"
+    _options = {"devices": (_device,), "targets": (Target("murf_fast one by one", _ratio),)}
+    case("murf", f"{_name}, {str(_dtype).removeprefix('torch.')}", dtype=_dtype, **_options)(
+        mixed("ViT-S/14", _scales, _smallest)
+    )

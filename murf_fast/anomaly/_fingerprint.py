@@ -18,7 +18,8 @@ def fingerprint(encoder: MultiResolutionEncoder) -> str:
         "rounding": encoder.rounding,
         "layers": encoder.layers,
         "norm": encoder.norm,
-        "tiles": encoder.tiles,
+        # As it was written before tiles could be other than square: banks of then are still those of the encoder.
+        "tiles": encoder.tiles and [t[0] if t[0] == t[1] else t for t in encoder.tiles],
         "resize": {name: list(v) if isinstance(v, (list, tuple)) else v for name, v in encoder.resize.items()},
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -62,6 +62,18 @@ class _Patches:
         if self.rows is None or self.kept is None:
             return self.rows
         return self.rows[self.kept]
+
+
+@dataclasses.dataclass(frozen=True)
+class _LookedAt:
+    """An image (1, 3, H, W) at the size it is encoded in, and of every scale the mask of patches and their grid.
+
+    ``pixels`` is None where no patch counts at any scale.
+    """
+
+    pixels: Tensor | None
+    kept: list[Tensor | None]
+    grids: list[tuple[int, int]]
 
 
 class MultiResolutionDetector:
@@ -169,8 +181,9 @@ class MultiResolutionDetector:
             TypeError, ValueError: An image is none, or has no patch at a scale (see ``on_empty``); those that lie in
                 memory as a list are checked before the first is encoded. ``rules.k`` is more than the rows of a bank.
 
-        Memory: the features of one image, and what the encoder takes; rows go to files, which are mapped. A coreset
-        beside that the rows it keeps, and what :func:`k_center_greedy` takes for one bank.
+        Memory: the features of one image, or of small ones that share a pass (up to the encoder's ``tokens_per_pass``
+        patches together), and what the encoder takes; rows go to files, which are mapped. A coreset beside that the
+        rows it keeps, and what :func:`k_center_greedy` takes for one bank.
         """
         place = None if folder is None else _files.folder_of(folder)
         if progress is not None and not callable(progress):
@@ -182,9 +195,8 @@ class MultiResolutionDetector:
         total = len(images) if hasattr(images, "__len__") else None
         files = [_files.RowFile(place / f"rows-{i}.bin") for i in range(len(_description.places(self.encoder)))]
         count = 0
-        for count, image in enumerate(images, start=1):
-            name = f"`images[{count - 1}]`"
-            for file, patches in zip(files, self._patches(_images.as_tensor(image, name), name), strict=True):
+        for count, of_image in enumerate(self._patches_of_each(images), start=1):
+            for file, patches in zip(files, of_image, strict=True):
                 if patches.rows is not None:
                     file.append(patches.counting)
             if progress is not None:
@@ -343,7 +355,8 @@ class MultiResolutionDetector:
         None where the scale is left out: the bank is empty, or no patch of the image counts.
         """
         maps, weighted = [], []
-        for i, patches in enumerate(self._patches(image, "the image")):
+        (of_image,) = self._encoded([self._looked_at(image, "the image")])
+        for i, patches in enumerate(of_image):
             counting = patches.counting
             if counting is None or not len(counting) or not len(self.banks_[i]):
                 maps.append(None)
@@ -423,9 +436,31 @@ class MultiResolutionDetector:
                 stacklevel=3,
             )
 
+    def _patches_of_each(self, images: Iterable) -> Iterator[list[_Patches]]:
+        """The patches of every image per bank, in order. Neighbours share a pass as far as it takes them.
+
+        On one thread of an AMX core, ViT-S at the five scales, that is 1.2 times as fast as one after another for images
+        of 120 to 200 pixels (1.5 times in bfloat16), 1.02 (1.05) times for 200 to 260; large ones go alone.
+        """
+        group, patches = [], 0
+        for i, image in enumerate(images):
+            name = f"`images[{i}]`"
+            looked = self._looked_at(_images.as_tensor(image, name), name)
+            count = 0 if looked.pixels is None else sum(rows * columns for rows, columns in looked.grids)
+            if group and patches + count > self.encoder.tokens_per_pass:
+                yield from self._encoded(group)
+                group, patches = [], 0
+            group.append(looked)
+            patches += count
+            if patches >= self.encoder.tokens_per_pass:  # a large image does not wait while the next one is read
+                yield from self._encoded(group)
+                group, patches = [], 0
+        if group:
+            yield from self._encoded(group)
+
     @torch.no_grad()
-    def _patches(self, image: Tensor, name: str) -> list[_Patches]:
-        """The patches of an image per bank."""
+    def _looked_at(self, image: Tensor, name: str) -> _LookedAt:
+        """An image as it is to be encoded."""
         grids = self.grids(tuple(image.shape[2:]), name)
         _images.check_values(image, self.encoder, name)
         image = image.to(self._device())
@@ -439,12 +474,26 @@ class MultiResolutionDetector:
                     f"{self._resolution(covered.index(False))}, where it has {grids[covered.index(False)]} patches"
                 )
             if not any(covered):
-                return [_Patches(None, k, g) for k, g in zip(kept, grids, strict=True) for _ in self.encoder.layers]
+                return _LookedAt(None, kept, grids)
             if self.background == "black":
                 image = image * mask.to(image.dtype)
-        maps = self.encoder(_images.prescaled(image, self.pixels)).maps
-        n = len(self.encoder.layers)
-        return [_Patches(m[0].flatten(1).T, kept[i // n], grids[i // n]) for i, m in enumerate(maps)]
+        return _LookedAt(_images.prescaled(image, self.pixels), kept, grids)
+
+    @torch.no_grad()
+    def _encoded(self, group: Sequence[_LookedAt]) -> list[list[_Patches]]:
+        """The patches of every image of a group per bank."""
+        pixels = [looked.pixels for looked in group if looked.pixels is not None]
+        if len(pixels) == 1:
+            features = iter([self.encoder(pixels[0])])
+        else:
+            features = iter(self.encoder([image[0] for image in pixels]) if pixels else ())
+        n, found = len(self.encoder.layers), []
+        for looked in group:
+            rows = [None] * (n * len(looked.grids))
+            if looked.pixels is not None:
+                rows = [m[0].flatten(1).T for m in next(features).maps]
+            found.append([_Patches(r, looked.kept[i // n], looked.grids[i // n]) for i, r in enumerate(rows)])
+        return found
 
     def _mask(self, image: Tensor) -> Tensor | None:
         """(1, 1, H, W)"""

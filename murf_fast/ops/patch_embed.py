@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,11 +28,11 @@ class Block:
     start: int  # first row in the buffer
     batch: int  # images
     grid: tuple[int, int]  # patches of one sequence
-    tiles: int = 1  # an image is tiles x tiles sequences, tile-major
+    tiles: tuple[int, int] = (1, 1)  # (rows, columns): an image is so many sequences, tile-major
 
     @property
     def sequences(self) -> int:
-        return self.tiles * self.tiles * self.batch
+        return self.tiles[0] * self.tiles[1] * self.batch
 
     def length(self, prefix: int) -> int:
         """Tokens of one sequence."""
@@ -84,11 +85,11 @@ class PackedTokens:
         block = self.blocks[s]
         rows, columns = block.grid
         patches = self.block(s)[:, self.prefix :]
-        if block.tiles == 1:
+        if block.tiles == (1, 1):
             return patches.mT.unflatten(2, (rows, columns))
-        t = block.tiles
-        merged = patches.reshape(t, t, block.batch, rows, columns, -1).permute(2, 0, 3, 1, 4, 5)
-        return merged.reshape(block.batch, t * rows, t * columns, -1).permute(0, 3, 1, 2)
+        down, across = block.tiles
+        merged = patches.reshape(down, across, block.batch, rows, columns, -1).permute(2, 0, 3, 1, 4, 5)
+        return merged.reshape(block.batch, down * rows, across * columns, -1).permute(0, 3, 1, 2)
 
     def maps(self) -> list[Tensor]:
         return [self.map(s) for s in range(len(self))]
@@ -97,7 +98,7 @@ class PackedTokens:
         """(B, P, D), or with tiles their mean over the tiles of an image (as S2 does)."""
         block = self.blocks[s]
         tokens = self.block(s)[:, : self.prefix]
-        return tokens if block.tiles == 1 else tokens.unflatten(0, (-1, block.batch)).mean(0)
+        return tokens if block.tiles == (1, 1) else tokens.unflatten(0, (-1, block.batch)).mean(0)
 
 
 def patch_embed(
@@ -112,7 +113,7 @@ def patch_embed(
     num_prefix_tokens: int = 0,
     source_grid: tuple[int, int] | None = None,
     prefix: Tensor | None = None,
-    tiles: Sequence[int] | None = None,
+    tiles: Sequence[int | tuple[int, int]] | None = None,
     remainder: str = "raise",
     mode: str = "bilinear",
     antialias: bool = False,
@@ -137,8 +138,9 @@ def patch_embed(
         flavor, num_prefix_tokens, source_grid: As for :func:`resample_pos_embed`. The table's prefix rows are added to
             the first prefix tokens; registers behind them have no position.
         prefix: (P, D): CLS and register tokens, or None.
-        tiles: Per resolution, cut the resized image into t x t non-overlapping tiles, which become sequences of their
-            own with the positions of one tile (S2, SigLIP-HD). None: no tiles.
+        tiles: Per resolution (rows, columns), or one integer for as many of both: cut the resized image into so many
+            non-overlapping tiles, which become sequences of their own with the positions of one tile (S2, SigLIP-HD,
+            AnyRes). None: no tiles.
         remainder: What to do with a size that is no multiple of the patch: ``"raise"``, or ``"drop"`` the pixels beyond
             the last whole patch, as convolutions do.
         mode, antialias, mean, std, layout: As for :func:`image_to_patches`.
@@ -203,11 +205,11 @@ def patch_embed(
         out = packed.block(i)
         if head is not None:
             out[:, :count] = head
-        rows = out[:, count:].unflatten(0, (block.tiles**2, block.batch))
+        rows = out[:, count:].unflatten(0, (math.prod(block.tiles), block.batch))
         added = _added(bias, positions, weight.dtype)
         for images_at_a_time in _groups(block, weight):
             (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **options)
-            patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
+            patches = _cut(patches, block).unflatten(0, (math.prod(block.tiles), -1))
             _project(rows[:, images_at_a_time], patches, weight, added)
     return packed.with_tokens(torch.cat(pieces)) if functional else packed
 
@@ -219,11 +221,11 @@ def cut_sequences(
     patch_size: int,
     prefix: int,
     dtype: torch.dtype,
-    tiles: Sequence[int] | None = None,
+    tiles: Sequence[int | tuple[int, int]] | None = None,
     remainder: str = "raise",
     **options,
 ) -> Iterator[tuple[Block, Tensor]]:
-    """The patches (t t B, h w, 3 p p) of each resolution's sequences, for embeddings that are called as modules.
+    """The patches (tiles B, h w, 3 p p) of each resolution's sequences, for embeddings that are called as modules.
 
     ``prefix`` counts the tokens before the patches of every sequence, ``options`` are those of
     :func:`image_to_patches`; the rest is as for :func:`patch_embed`.
@@ -236,13 +238,13 @@ def cut_sequences(
         yield block, _cut(patches, block)
 
 
-def _blocks(batches, grids, tiles: Sequence[int] | None, patch_size: int, prefix: int) -> list[Block]:
+def _blocks(batches, grids, tiles: Sequence[tuple[int, int]] | None, patch_size: int, prefix: int) -> list[Block]:
     """One behind the other: the resolutions of every batch."""
     blocks, start = [], 0
     for batch, its_sizes in zip(batches, grids, strict=True):
         for s, (rows, columns) in enumerate(its_sizes):
-            t = 1 if tiles is None else tiles[s]
-            block = Block(start, len(batch), (rows // patch_size // t, columns // patch_size // t), t)
+            t = (1, 1) if tiles is None else tiles[s]
+            block = Block(start, len(batch), (rows // patch_size // t[0], columns // patch_size // t[1]), t)
             start += block.sequences * block.length(prefix)
             blocks.append(block)
     return blocks
@@ -252,18 +254,18 @@ def _groups(block: Block, weight: Tensor) -> Iterator[slice]:
     """Images whose patches are in memory at once; on other devices than CPUs all."""
     step = block.batch
     if weight.device.type == "cpu":
-        an_image = block.tiles**2 * block.grid[0] * block.grid[1] * weight.shape[1] * weight.element_size()
+        an_image = math.prod(block.tiles) * math.prod(block.grid) * weight.shape[1] * weight.element_size()
         step = max(1, PATCHES_AT_A_TIME // an_image)
     for start in range(0, block.batch, max(step, 1)):
         yield slice(start, start + step)
 
 
 def _cut(patches: Tensor, block: Block) -> Tensor:
-    """(B, t h t w, K) patches of whole images -> (t t B, h w, K), tile-major."""
-    if block.tiles == 1:
+    """(B, down h across w, K) patches of whole images -> (down across B, h w, K), tile-major."""
+    if block.tiles == (1, 1):
         return patches
-    t, (rows, columns) = block.tiles, block.grid
-    tiled = patches.unflatten(1, (t, rows, t, columns)).permute(1, 3, 0, 2, 4, 5)
+    (down, across), (rows, columns) = block.tiles, block.grid
+    tiled = patches.unflatten(1, (down, rows, across, columns)).permute(1, 3, 0, 2, 4, 5)
     return tiled.reshape(-1, rows * columns, tiled.shape[-1])
 
 
@@ -283,7 +285,7 @@ def _added(bias: Tensor | None, positions: Tensor | None, dtype: torch.dtype) ->
 
 
 def _project(out: Tensor, patches: Tensor, weight: Tensor, added: Tensor | None) -> None:
-    """One GEMM per sequence straight into its rows of the buffer: (t t, b, N, D) from (t t, b, N, K)."""
+    """One GEMM per sequence straight into its rows of the buffer: (tiles, b, N, D) from (tiles, b, N, K)."""
     for rows, its_patches in zip(out.unbind(0), patches.unbind(0), strict=True):
         for row, patch in zip(rows, its_patches, strict=True):
             if added is None:
@@ -322,20 +324,20 @@ def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remaind
     grids = [[tuple(_checks.grid(op, "sizes", size)) for size in its_sizes] for its_sizes in lists]
     if tiles is not None:
         if not _checks.is_sequence(tiles):
-            raise TypeError(f"murf_fast.{op}: `tiles` must be a list of integers, got {tiles!r}")
-        tiles = [_checks.integer(op, "tiles", t, 1) for t in tiles]
+            raise TypeError(f"murf_fast.{op}: `tiles` must be a list of integers or (rows, columns), got {tiles!r}")
+        tiles = [_checks.pair(op, "tiles", t) for t in tiles]
     for its_sizes in grids:
         if tiles is not None and len(tiles) != len(its_sizes):
             raise ValueError(
-                f"murf_fast.{op}: `tiles` must hold one positive integer for each of {len(its_sizes)} sizes, "
-                f"got {tiles!r}"
+                f"murf_fast.{op}: `tiles` must hold one entry for each of {len(its_sizes)} sizes, got {tiles!r}"
             )
         for s, size in enumerate(its_sizes):
-            t = 1 if tiles is None else tiles[s]
-            unit = t * patch_size
-            if min(size) < unit:
+            t = (1, 1) if tiles is None else tiles[s]
+            units = (t[0] * patch_size, t[1] * patch_size)
+            unit = units[0] if units[0] == units[1] else units
+            if any(n < u for n, u in zip(size, units, strict=True)):
                 raise ValueError(f"murf_fast.{op}: `sizes[{s}]` must hold a patch of {unit} pixels, got {size}")
-            if any(n % unit for n in size) and (remainder == "raise" or t > 1):
+            if any(n % u for n, u in zip(size, units, strict=True)) and (remainder == "raise" or t != (1, 1)):
                 raise ValueError(
                     f"murf_fast.{op}: `sizes[{s}]` must be a multiple of {unit} pixels (patch size times tiles), got "
                     f'{size}; remainder="drop" drops the pixels beyond the last whole patch (without tiles)'

@@ -120,7 +120,8 @@ def patch_embed(d: Draw) -> list[Comparison]:
     dtype = d.dtype()
     patch = d.choice("patch_size", (1, 2, 4, 7))
     width = d.choice("width", (1, 3, 8, 17))
-    tiles = d.choice("tiles", (None, 1, 2), (4, 1, 1))
+    tiles = d.choice("tiles", (None, 1, 2, (1, 2), (3, 2)), (8, 2, 2, 1, 1))
+    down, across = tiles if isinstance(tiles, tuple) else (tiles or 1, tiles or 1)
     remainder = d.choice("remainder", ("raise", "drop"))
     count = d.integer("sizes", 1, 2)
     batches = [drawn_images(d, f"images{b}", d.batch()) for b in range(d.choice("batches", (1, 2), (3, 1)))]
@@ -129,8 +130,8 @@ def patch_embed(d: Draw) -> list[Comparison]:
     for b in range(len(batches)):
         sizes.append([])
         for s in range(count):
-            size = [patch * (tiles or 1) * d.integer(f"size{b}.{s}.{axis}", 1, 3) for axis in ("h", "w")]
-            if remainder == "drop" and (tiles or 1) == 1:
+            size = [patch * t * d.integer(f"size{b}.{s}.{axis}", 1, 3) for axis, t in (("h", down), ("w", across))]
+            if remainder == "drop" and down == across == 1:
                 size = [n + d.integer(f"rest{b}.{s}.{i}", 0, patch - 1) for i, n in enumerate(size)]
             sizes[-1].append(tuple(size))
     d.note("sizes", sizes)
@@ -182,11 +183,10 @@ def patch_embed(d: Draw) -> list[Comparison]:
     for b, (images, pixels) in enumerate(batches):
         for size in sizes[b]:
             resized, bound = normalized(pixels, size, mode, antialias, mean, std, images.dtype, dtype)
-            t = tiles or 1
-            grid = tuple(n // patch // t for n in size)
+            grid = tuple(n // patch // t for n, t in zip(size, (down, across), strict=True))
             pieces = [resized, bound]
-            if t > 1:
-                pieces = [torch.cat([c for r in p.chunk(t, 2) for c in r.chunk(t, 3)]) for p in pieces]
+            if down * across > 1:
+                pieces = [torch.cat([c for r in p.chunk(down, 2) for c in r.chunk(across, 3)]) for p in pieces]
             # Rows are rounded to the dtype of the weight before the product, which rounds and adds up.
             patches, slack = (cut(p, patch, layout) for p in pieces)
             slack = slack + rounded * (patches.abs() + slack)

@@ -34,11 +34,14 @@ class Run:
 
 
 def runs(packed: PackedTokens, rotations: Sequence[Rotation | None]) -> list[Run]:
-    """The fewest runs of a buffer: neighbouring resolutions of one grid (an image and tiles of its size) are one."""
+    """The fewest runs of a buffer: neighbouring resolutions of one grid (an image and tiles of its size) are one, and
+    without rotary positions those of one length.
+    """
     found: list[Run] = []
     for i, (block, rotation) in enumerate(zip(packed.blocks, rotations, strict=True)):
         length = block.length(packed.prefix)
-        if found and block.grid == packed.blocks[i - 1].grid:
+        is_alike = block.grid == packed.blocks[i - 1].grid or rotation is None
+        if found and found[-1].length == length and is_alike:
             last = found.pop()
             found.append(Run(last.start, last.sequences + block.sequences, length, rotation))
         else:

@@ -22,20 +22,22 @@ _looked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def size_of(what: str, images: object) -> tuple[int, int]:
-    """(height, width) of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point."""
+def size_of(what: str, images: object, name: str | None = None) -> tuple[int, int]:
+    """(height, width) of images (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; of one image with a ``name``."""
     if not isinstance(images, Tensor):
         raise TypeError(f"murf_fast.{what}: `images` must be a tensor, got {type(images).__name__}")
     if images.dtype != torch.uint8 and images.dtype not in _checks.DTYPES:
         raise TypeError(
-            f"murf_fast.{what}: `images` must be uint8 (0 to 255) or floating point (0 to 1), got {images.dtype}"
+            f"murf_fast.{what}: {name or '`images`'} must be uint8 (0 to 255) or floating point (0 to 1), got "
+            f"{images.dtype}"
         )
     # Comparisons one by one: sizes may be symbolic, of which `in` and `min` do not ask what they are.
     is_first = images.ndim == 4 and images.shape[1] == 3
     if not (is_first or (images.ndim == 4 and images.shape[3] == 3)) or any(n < 1 for n in images.shape[1:]):
-        raise ValueError(
-            f"murf_fast.{what}: `images` must be (B, 3, H, W) or (B, H, W, 3) with H, W >= 1, got {tuple(images.shape)}"
-        )
+        shapes, got = ("(B, 3, H, W) or (B, H, W, 3)", images.shape)
+        if name is not None:
+            shapes, got = "(3, H, W) or (H, W, 3)", images.shape[1:]
+        raise ValueError(f"murf_fast.{what}: {name or '`images`'} must be {shapes} with H, W >= 1, got {tuple(got)}")
     return tuple(images.shape[2:] if is_first else images.shape[1:3])
 
 

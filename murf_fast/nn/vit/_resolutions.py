@@ -33,35 +33,42 @@ def checked_scales(what: str, scales: object) -> list[Ratio]:
     return ratios
 
 
-def checked_tiles(what: str, tiles: object, count: int) -> list[int] | None:
+def checked_tiles(what: str, tiles: object, count: int) -> list[tuple[int, int]] | None:
+    """(rows, columns) of tiles of every resolution; one integer stands for both."""
     if tiles is None:
         return None
-    found = [_checks.integer(what, "tiles", t, 1) for t in _listed(what, "tiles", tiles, "positive integers")]
+    found = [_checks.pair(what, "tiles", t) for t in _listed(what, "tiles", tiles, "integers or (rows, columns)")]
     if len(found) != count:
         raise ValueError(
-            f"murf_fast.{what}: `tiles` must hold one positive integer for each of {count} resolutions, got {tiles!r}"
+            f"murf_fast.{what}: `tiles` must hold one entry for each of {count} resolutions, got {tiles!r}"
         )
     return found
 
 
 def check_whole_patches(
-    what: str, sizes: Sequence[tuple[int, int]], units: Sequence[int], tiles: Sequence[int] | None, remainder: str
+    what: str,
+    sizes: Sequence[tuple[int, int]],
+    units: Sequence[tuple[int, int]],
+    tiles: Sequence[tuple[int, int]] | None,
+    remainder: str,
 ) -> None:
-    """Given sizes hold a patch, and only whole ones if they must. ``units``: patch size times tiles."""
+    """Given sizes hold a patch, and only whole ones if they must. ``units``: patch size times tiles, per axis."""
     if remainder not in REMAINDERS:
         raise ValueError(f"murf_fast.{what}: `remainder` must be one of {REMAINDERS}, got {remainder!r}")
     for i, (size, unit) in enumerate(zip(sizes, units, strict=True)):
-        if min(size) < unit:
-            raise ValueError(f"murf_fast.{what}: `sizes[{i}]` must hold a patch of {unit} pixels, got {size}")
-        if any(n % unit for n in size) and (remainder == "raise" or (tiles is not None and tiles[i] > 1)):
+        told = unit[0] if unit[0] == unit[1] else unit
+        if size[0] < unit[0] or size[1] < unit[1]:
+            raise ValueError(f"murf_fast.{what}: `sizes[{i}]` must hold a patch of {told} pixels, got {size}")
+        is_tiled = tiles is not None and tiles[i] != (1, 1)
+        if (size[0] % unit[0] or size[1] % unit[1]) and (remainder == "raise" or is_tiled):
             raise ValueError(
-                f"murf_fast.{what}: `sizes[{i}]` must be a multiple of {unit} pixels (patch size times tiles), got "
+                f"murf_fast.{what}: `sizes[{i}]` must be a multiple of {told} pixels (patch size times tiles), got "
                 f'{size}; remainder="drop" drops the pixels beyond the last whole patch (without tiles)'
             )
 
 
 def scaled_sizes(
-    what: str, ratios: Sequence[Ratio], units: Sequence[int], size: tuple[int, int], rounding: str
+    what: str, ratios: Sequence[Ratio], units: Sequence[tuple[int, int]], size: tuple[int, int], rounding: str
 ) -> list[tuple[int, int]]:
     """``size`` times every scale, rounded by one of the encoder's rules.
 
@@ -71,12 +78,13 @@ def scaled_sizes(
     sizes = []
     for ratio, unit in zip(ratios, units, strict=True):
         pixels = tuple(scaled_pixels(ratio, n, up=rounding == "murf") for n in size)
-        if pixels[0] < unit or pixels[1] < unit:
+        if pixels[0] < unit[0] or pixels[1] < unit[1]:
             raise ValueError(
                 f"murf_fast.{what}: an image of {size[0]} x {size[1]} pixels at scale {ratio[0] / ratio[1]:g} is "
-                f"{pixels[0]} x {pixels[1]}, and must hold a patch of {unit} x {unit} pixels (patch size times tiles)"
+                f"{pixels[0]} x {pixels[1]}, and must hold a patch of {unit[0]} x {unit[1]} pixels (patch size times "
+                "tiles)"
             )
-        sizes.append(pixels if rounding == "murf" else tuple(n // unit * unit for n in pixels))
+        sizes.append(pixels if rounding == "murf" else tuple(n // u * u for n, u in zip(pixels, unit, strict=True)))
     return sizes
 
 

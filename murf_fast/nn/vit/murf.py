@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from murf_fast import backends
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit import _images
+from murf_fast.nn.vit._inputs import Images, Sizes, images_of
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
-from murf_fast.nn.vit.principal import fused_projection
+from murf_fast.nn.vit.principal import common_projection, fused_projection
 from murf_fast.ops import _checks
 from murf_fast.ops._library import wants_channels_last
 from murf_fast.ops.upsample_concat import upsample_concat
@@ -60,39 +61,45 @@ class MuRF(nn.Module):
             )
         self.head = head
 
-    def forward(self, images: Tensor, grid: int | tuple[int, int] | None = None, **options) -> Tensor:
+    def forward(self, images: Images, grid: int | tuple[int, int] | None = None, **options) -> Tensor | list[Tensor]:
         """:meth:`features`."""
         return self.features(images, grid, **options)
 
-    def encode(self, images: Tensor) -> MultiResolutionFeatures:
+    def encode(
+        self, images: Images, *, image_sizes: Sizes | None = None
+    ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]:
         """The maps of every resolution as they come, for what has no method here (a head's ``loss``, say).
 
         Arguments, result, errors and memory are those of :meth:`MultiResolutionEncoder.forward`.
         """
-        return self.encoder(images)
+        return self.encoder(images, image_sizes=image_sizes)
 
     def features(
         self,
-        images: Tensor,
+        images: Images,
         grid: int | tuple[int, int] | None = None,
         *,
+        image_sizes: Sizes | None = None,
         mode: str = "bilinear",
         antialias: bool = False,
         via: int | tuple[int, int] | None = None,
         memory_format: torch.memory_format | None = None,
         out: Tensor | None = None,
         backend: str | None = None,
-    ) -> Tensor:
+    ) -> Tensor | list[Tensor]:
         """The maps of all resolutions and layers, on one grid and concatenated.
 
         Args:
-            images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point.
+            images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; or images of mixed sizes, as for
+                :meth:`MultiResolutionEncoder.forward`, without ``out``.
             grid: (height, width) of the result, or one integer for a square. None: the largest grid of the maps, as in
-                MuRF's code; its paper takes the image's size.
+                MuRF's code; its paper takes the image's size. For images of mixed sizes also a list, one for each.
+            image_sizes: (height, width) of every image in a padded batch.
             mode, antialias, via, memory_format, out, backend: As for :func:`murf_fast.upsample_concat`.
 
         Returns:
-            (B, sum D, height, width), resolutions outermost and layers within; in the dtype of the model.
+            (B, sum D, height, width), resolutions outermost and layers within; in the dtype of the model. For images of
+            mixed sizes a list in their order, of (sum D, height, width).
 
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
@@ -101,76 +108,101 @@ class MuRF(nn.Module):
         Memory: what the encoder takes; then the maps and the result.
         """
         op, like = "MuRF.features", self.encoder.family.like
-        size = _images.size_of(op, images)
-        grid = self._largest_grid(size) if grid is None else _checks.grid(op, "grid", grid)
+        images = images_of(op, images, image_sizes, self.encoder.family)
+        grids = self._targets(op, "grid", grid, images, self._largest_grid)
         via = _checks.optional_grid(op, "via", via)
         _checks.mode(op, mode, antialias)
-        wants_channels_last(op, memory_format, images)
+        wants_channels_last(op, memory_format, images if isinstance(images, Tensor) else images[0])
         backends.resolve(backend, like.device.type, like.dtype)
+        if out is not None and not isinstance(images, Tensor):
+            raise ValueError(f"murf_fast.{op}: `out` must be None for images of mixed sizes")
         if out is not None and not torch.is_autocast_enabled(like.device.type):
-            _checks.out(op, out, (images.shape[0], self._columns(), *grid), [like])
-        maps = self.encoder(images).maps
-        return upsample_concat(
-            maps,
-            grid,
-            mode=mode,
-            antialias=antialias,
-            via=via,
-            memory_format=memory_format,
-            out=out,
-            backend=backend,
-        )
+            _checks.out(op, out, (images.shape[0], self._columns(), *grids[0]), [like])
+        options = {"mode": mode, "antialias": antialias, "via": via, "memory_format": memory_format}
+        options |= {"out": out, "backend": backend}
+        return self._each(images, lambda features, i: upsample_concat(features.maps, grids[i], **options))
 
-    def tokens(self, images: Tensor) -> Tensor:
+    def tokens(self, images: Images, *, image_sizes: Sizes | None = None) -> Tensor | list[Tensor]:
         """(B, N, sum D) for a language model's projector: N tokens of the largest grid, whatever the resolutions.
 
-        They are :meth:`features` on that grid, in raster order; arguments, errors and memory as there.
+        They are :meth:`features` on that grid, in raster order; arguments, errors and memory as there. For images of
+        mixed sizes a list of (N, sum D).
         """
-        grid = self._largest_grid(_images.size_of("MuRF.tokens", images))
-        fused = upsample_concat(self.encoder(images).maps, grid, memory_format=torch.channels_last)
-        return fused.permute(0, 2, 3, 1).flatten(1, 2)
+        images = images_of("MuRF.tokens", images, image_sizes, self.encoder.family)
+        grids = self._targets("MuRF.tokens", "grid", None, images, self._largest_grid)
 
-    def segment(self, images: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
+        def of_image(features: MultiResolutionFeatures, i: int) -> Tensor:
+            fused = upsample_concat(features.maps, grids[i], memory_format=torch.channels_last)
+            return fused.permute(0, 2, 3, 1).flatten(1, 2)
+
+        return self._each(images, of_image)
+
+    def segment(
+        self,
+        images: Images,
+        size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        *,
+        image_sizes: Sizes | None = None,
+    ) -> Tensor | list[Tensor]:
         """Labels of the image by the segmentation head, without gradients; no logits at its size exist.
 
         Args:
-            images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point.
-            size: (height, width) of the result, or one integer for a square; None: that of the images.
+            images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point; or images of mixed sizes, as for
+                :meth:`MultiResolutionEncoder.forward`.
+            size: (height, width) of the result, or one integer for a square; None: that of the images, each its own.
+                For images of mixed sizes also a list, one for each.
+            image_sizes: (height, width) of every image in a padded batch.
 
         Returns:
-            (B, height, width), uint8 up to 256 classes, int16 up to 32768, int32 above.
+            (B, height, width), uint8 up to 256 classes, int16 up to 32768, int32 above. For images of mixed sizes a
+            list in their order, of (height, width).
 
         Raises:
             TypeError, ValueError: An argument is wrong, or the head is of another kind, device, dtype or number of
                 columns; the message names it.
 
-        Memory: what the encoder takes; then the maps and what :meth:`SegmentationHead.predict` takes.
+        Memory: what the encoder takes; then the maps and what :meth:`SegmentationHead.predict` takes. Of images of
+        mixed sizes the maps of one pass at a time.
         """
-        return self._predict("segment", SegmentationHead, images, size)
+        return self._predict("segment", SegmentationHead, images, size, image_sizes)
 
-    def depth(self, images: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
+    def depth(
+        self,
+        images: Images,
+        size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        *,
+        image_sizes: Sizes | None = None,
+    ) -> Tensor | list[Tensor]:
         """Depth of the image by the depth head, without gradients.
 
         Arguments and errors as for :meth:`segment`.
 
         Returns:
-            (B, height, width) in the unit of the head's range, float32 (float64 for a float64 model).
+            (B, height, width) in the unit of the head's range, float32 (float64 for a float64 model). For images of
+            mixed sizes a list in their order, of (height, width).
 
         Memory: what the encoder takes; then the maps and what :meth:`DepthHead.forward` takes.
         """
-        return self._predict("depth", DepthHead, images, size)
+        return self._predict("depth", DepthHead, images, size, image_sizes)
 
     @torch.no_grad()
-    def pca(self, images: Tensor, size: int | tuple[int, int] | None = None, components: int = 3) -> Tensor:
-        """The leading principal components of the fused features, of the whole batch together; without gradients.
+    def pca(
+        self,
+        images: Images,
+        size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        components: int = 3,
+        *,
+        image_sizes: Sizes | None = None,
+    ) -> Tensor | list[Tensor]:
+        """The leading principal components of the fused features, of all images together; without gradients.
 
         Args:
-            images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point.
-            size: (height, width) of the result, or one integer for a square; None: that of the images.
+            images, size, image_sizes: As for :meth:`segment`.
             components: How many, at most sum D.
 
         Returns:
-            (B, components, height, width) in the dtype of the model. Signs are arbitrary but reproducible.
+            (B, components, height, width) in the dtype of the model. Signs are arbitrary but reproducible. For images
+            of mixed sizes a list in their order, of (components, height, width).
 
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
@@ -179,18 +211,58 @@ class MuRF(nn.Module):
         (sum D, sum D) matrices in float64.
         """
         components = _checks.integer("MuRF.pca", "components", components, 1, self._columns())
-        size = _size("MuRF.pca", images, size)
-        return fused_projection(self.encoder(images).maps, size, components)
+        images = images_of("MuRF.pca", images, image_sizes, self.encoder.family)
+        sizes = self._targets("MuRF.pca", "size", size, images, tuple)
+        if isinstance(images, Tensor):
+            return fused_projection(self.encoder(images).maps, sizes[0], components)
+        maps = [features.maps for features in self.encoder([image[0] for image in images])]
+        return [projected[0] for projected in common_projection(maps, sizes, components)]
 
-    def _predict(self, method: str, kind: type, images: Tensor, size) -> Tensor:
+    def _each(self, images: Tensor | list[Tensor], function: Callable[[MultiResolutionFeatures, int], Tensor]):
+        """``function`` of features and index: of a batch, or of every image of a list, without its batch dimension."""
+        if isinstance(images, Tensor):
+            return function(self.encoder(images), 0)
+        found = {}
+        for of_pass in self.encoder.passes([image[0] for image in images]):
+            found.update((i, function(features, i)[0]) for i, features in of_pass.items())
+        return [found[i] for i in range(len(images))]
+
+    def _targets(
+        self,
+        op: str,
+        name: str,
+        given: object,
+        images: Tensor | list[Tensor],
+        default: Callable[[tuple[int, int]], tuple[int, int]],
+    ) -> list[tuple[int, int]]:
+        """(height, width) of the result for a batch or for every image of a list: ``default`` of its own if None."""
+        batches = [images] if isinstance(images, Tensor) else images
+        own = [_images.size_of(op, batch) for batch in batches]
+        if given is None:
+            return [default(size) for size in own]
+        is_listed = _checks.is_sequence(given) and any(_checks.is_sequence(g) for g in given)
+        if not is_listed or isinstance(images, Tensor):
+            return [tuple(_checks.grid(op, name, given))] * len(own)
+        if len(given) != len(own):
+            raise ValueError(
+                f"murf_fast.{op}: `{name}` must hold one (height, width) for each of {len(own)} images, got "
+                f"{len(given)}"
+            )
+        return [tuple(_checks.grid(op, f"{name}[{i}]", g)) for i, g in enumerate(given)]
+
+    def _predict(self, method: str, kind: type, images: Images, size, image_sizes) -> Tensor | list[Tensor]:
         if not isinstance(self.head, kind):
             got = "none" if self.head is None else type(self.head).__name__
             raise ValueError(f"murf_fast.MuRF.{method}: `head` must be a {kind.__name__}, this model has {got}")
-        size = _size(f"MuRF.{method}", images, size)
+        images = images_of(f"MuRF.{method}", images, image_sizes, self.encoder.family)
+        sizes = self._targets(f"MuRF.{method}", "size", size, images, tuple)
         takes_cls = self._takes_cls(method)
+
+        def of_image(features: MultiResolutionFeatures, i: int) -> Tensor:
+            return self.head.predict(features.maps, sizes[i], features.cls if takes_cls else None)
+
         with torch.no_grad():
-            features = self.encoder(images)
-            return self.head.predict(features.maps, size, features.cls if takes_cls else None)
+            return self._each(images, of_image)
 
     def _takes_cls(self, method: str) -> bool:
         """Whether the head has columns for CLS tokens; raises where it has columns for neither."""
@@ -226,9 +298,3 @@ class MuRF(nn.Module):
         """(height, width) in patches of the largest resolution, per axis."""
         patch, sizes = self.encoder.family.patch_size, self.encoder.sizes_for(*size)
         return max(h for h, _ in sizes) // patch, max(w for _, w in sizes) // patch
-
-
-def _size(op: str, images: Tensor, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of a result: that of the images if not given."""
-    of_images = _images.size_of(op, images)
-    return of_images if size is None else tuple(_checks.grid(op, "size", size))

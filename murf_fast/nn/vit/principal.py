@@ -33,6 +33,24 @@ def fused_projection(maps: Sequence[Tensor], size: tuple[int, int], components: 
     A projection is a 1x1 convolution, hence a linear head: only ``components`` channels are resized to ``size``, by way
     of the largest grid as in MuRF.
     """
-    largest = (max(m.shape[2] for m in maps), max(m.shape[3] for m in maps))
-    mean, axes = principal_axes(upsample_concat(maps, largest, memory_format=torch.channels_last), components)
-    return linear_head(maps, axes.T.contiguous(), -(mean @ axes), size=size, via=largest)
+    return common_projection([maps], [size], components)[0]
+
+
+def common_projection(
+    images: Sequence[Sequence[Tensor]], sizes: Sequence[tuple[int, int]], components: int = 3
+) -> list[Tensor]:
+    """:func:`fused_projection` of the maps of several images or batches, by the components of all of them together."""
+    grids = [(max(m.shape[2] for m in maps), max(m.shape[3] for m in maps)) for maps in images]
+    fused = [
+        upsample_concat(maps, grid, memory_format=torch.channels_last) for maps, grid in zip(images, grids, strict=True)
+    ]
+    # One batch as it is, several as the pixels of one.
+    pixels = (
+        fused[0] if len(fused) == 1 else torch.cat([f.transpose(0, 1).flatten(1) for f in fused], 1)[None, ..., None]
+    )
+    mean, axes = principal_axes(pixels, components)
+    weight, bias = axes.T.contiguous(), -(mean @ axes)
+    return [
+        linear_head(maps, weight, bias, size=size, via=grid)
+        for maps, size, grid in zip(images, sizes, grids, strict=True)
+    ]

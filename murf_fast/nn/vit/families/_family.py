@@ -134,8 +134,8 @@ class Family:
         """The table of absolute positions."""
         return find(self.model, self.kind.positions)
 
-    def embed(self, images: Tensor, sizes: Sequence[tuple[int, int]], **options) -> PackedTokens:
-        """Tokens of all images at all sizes in one packed pass, with the ``options`` of :func:`patch_embed`."""
+    def embed(self, images: Tensor | Sequence[Tensor], sizes: Sequence, **options) -> PackedTokens:
+        """Tokens of all images at all sizes in one packed pass; arguments and ``options`` of :func:`patch_embed`."""
         packed = patch_embed(
             images,
             sizes,
