@@ -217,6 +217,7 @@ OPS = {
             "gain": [1.0, 1.0, 1.0],
             "offset": [0.0, 0.0, 0.0],
             "channels_first": True,
+            "columns": 56,
             "dtype": torch.float32,
         }
     ),

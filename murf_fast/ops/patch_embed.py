@@ -6,18 +6,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import reference
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
-from murf_fast.ops.image_to_patches import image_to_patches
+from murf_fast.ops.image_to_patches import image_to_patches, padded_patches
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
 
 REMAINDERS = ("raise", "drop")
 
 # Bytes of patches that are made before they are projected on a CPU: they stay in cache, and their memory is reused.
 PATCHES_AT_A_TIME = 8 << 20
+
+# Rows of both operands of a product begin at multiples of so many bytes on a GPU: where they do not, as 588 numbers of
+# half a float do not, cuBLAS leaves its fastest kernels (NVIDIA's guide to matrix multiplication, "tensor core
+# requirements"). A patch of 14 becomes 592 numbers then, four of them zeros.
+ROW_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -152,8 +158,13 @@ def patch_embed(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Memory: the tokens, the resized tables, and the patches of one resolution: on CPUs those of as many images as take
-    8 MB, at least one. Where gradients are needed also a copy of the tokens and the patches of every resolution.
+    One product per resolution: its rows in the buffer hold positions and bias, to which it adds, and the next
+    sequence's begin behind the prefix tokens. On CPUs one for as many images as share 8 MB of patches.
+
+    Memory: the tokens, the resized tables, and the patches of one resolution, which the product reads: 3 p p numbers
+    a token, on GPUs rounded up to whole 16 bytes, with a copy of the weight if that rounds; on CPUs those of as many
+    images as take 8 MB, at least one. Where gradients are needed also a copy of the tokens and the patches of every
+    resolution.
 
     Source: MuRF, section 3; the embeddings of DINOv2, DINOv3, SigLIP and SigLIP 2.
     """
@@ -188,14 +199,17 @@ def patch_embed(
     options = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
     options |= {"dtype": weight.dtype, "backend": backend}
     pairs = [(batch, size) for batch, its_sizes in zip(batches, grids, strict=True) for size in its_sizes]
+    head = _with_positions(prefix, tables[0], num_prefix_tokens)
+    multiple = 1 if functional else _row_multiple(weight)
+    operand = F.pad(weight, (0, -weight.shape[1] % multiple)) if weight.shape[1] % multiple else weight
     pieces = []
     for i, ((batch, size), block, table) in enumerate(zip(pairs, blocks, tables, strict=True)):
-        head, positions = _split_positions(prefix, table, num_prefix_tokens)
+        positions = None if table is None else table[num_prefix_tokens:]
         if functional:
             (patches,) = image_to_patches(batch, [size], patch_size, **options)
             tokens = reference.patch_embed(_cut(patches, block), weight, None, None, None)
-            added = _added(bias, positions, weight.dtype)
-            tokens = tokens if added is None else tokens + added
+            terms = [x for x in (positions, bias) if x is not None]
+            tokens = tokens + sum(terms[1:], terms[0]).to(weight.dtype) if terms else tokens
             if head is not None:
                 tokens = torch.cat([head.to(weight.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
             pieces.append(tokens.flatten(0, 1))
@@ -204,11 +218,10 @@ def patch_embed(
         if head is not None:
             out[:, :count] = head
         rows = out[:, count:].unflatten(0, (block.tiles**2, block.batch))
-        added = _added(bias, positions, weight.dtype)
         for images_at_a_time in _groups(block, weight):
-            (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **options)
+            (patches,) = padded_patches(batch[images_at_a_time], [size], patch_size, multiple, **options)
             patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
-            _project(rows[:, images_at_a_time], patches, weight, added)
+            _project(rows[:, images_at_a_time], patches, operand, bias, positions)
     return packed.with_tokens(torch.cat(pieces)) if functional else packed
 
 
@@ -267,29 +280,33 @@ def _cut(patches: Tensor, block: Block) -> Tensor:
     return tiled.reshape(-1, rows * columns, tiled.shape[-1])
 
 
-def _split_positions(prefix: Tensor | None, table: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
-    """Prefix tokens with their positions, and the positions of the patches."""
-    if table is None:
-        return prefix, None
-    if prefix is not None and rows:
-        prefix = torch.cat([prefix[:rows] + table[:rows], prefix[rows:]])
-    return prefix, table[rows:]
+def _with_positions(prefix: Tensor | None, table: Tensor | None, rows: int) -> Tensor | None:
+    """The prefix tokens with the first ``rows`` of a table of positions, which no grid resizes."""
+    if prefix is None or table is None or not rows:
+        return prefix
+    return torch.cat([prefix[:rows] + table[:rows], prefix[rows:]])
 
 
-def _added(bias: Tensor | None, positions: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What is added to the product, in its dtype: (D,), (N, D) or nothing."""
-    terms = [x for x in (positions, bias) if x is not None]
-    return sum(terms[1:], terms[0]).to(dtype) if terms else None
+def _row_multiple(weight: Tensor) -> int:
+    """Of what the number of columns must be a multiple."""
+    return 1 if weight.device.type == "cpu" else max(1, ROW_BYTES // weight.element_size())
 
 
-def _project(out: Tensor, patches: Tensor, weight: Tensor, added: Tensor | None) -> None:
-    """One GEMM per sequence straight into its rows of the buffer: (t t, b, N, D) from (t t, b, N, K)."""
-    for rows, its_patches in zip(out.unbind(0), patches.unbind(0), strict=True):
-        for row, patch in zip(rows, its_patches, strict=True):
-            if added is None:
-                torch.mm(patch, weight.mT, out=row)
-            else:
-                torch.addmm(added, patch, weight.mT, out=row)
+def _project(rows: Tensor, patches: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor | None) -> None:
+    """Positions, bias and product straight into rows of the buffer: (t t, b, N, D) from (t t, b, N, K).
+
+    The product is one of a batch of sequences whose rows lie at one distance: all, or those of one tile where ``b`` is
+    a part of the images.
+    """
+    if positions is not None and bias is not None:
+        torch.add(positions.expand_as(rows), bias, out=rows)  # without a sum of its own in memory
+    elif positions is not None or bias is not None:
+        rows.copy_(bias if positions is None else positions)
+    beta = 0 if bias is None and positions is None else 1
+    is_whole = len(rows) == 1 or rows.stride(0) == rows.shape[1] * rows.stride(1)
+    pairs = ((rows.flatten(0, 1), patches.flatten(0, 1)),) if is_whole else zip(rows, patches, strict=True)
+    for its_rows, its_patches in pairs:
+        its_rows.baddbmm_(its_patches, weight.mT.expand(len(its_rows), -1, -1), beta=beta)
 
 
 def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder):
