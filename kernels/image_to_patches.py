@@ -66,8 +66,9 @@ def _add_line(total, image, stride_y, stride_x, y_table, x_table, rows, columns,
 
 @triton.jit(do_not_specialize=["grid_w", "patches"])
 def _image_to_patches(image, out, out_stride_b, out_stride_row, y_table, x_table, grid_w, patches, gain, offset,
-                      PATCH: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_FIRST: tl.constexpr, BLOCK: tl.constexpr,
-                      BLOCKS: tl.constexpr, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+                      PATCH: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
+                      BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+                      TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     b, n = tl.program_id(0) // patches, tl.program_id(0) % patches
     pixels = image.data + b.to(tl.int64) * image.stride_b
     row = out + b.to(tl.int64) * out_stride_b + n.to(tl.int64) * out_stride_row

@@ -264,7 +264,7 @@ def _blocks(batches, grids, tiles: Sequence[int] | None, patch_size: int, prefix
 def _groups(block: Block, weight: Tensor) -> Iterator[slice]:
     """Images whose patches are in memory at once; on other devices than CPUs all."""
     step = block.batch
-    if weight.device.type == "cpu":
+    if _is_on_cpu(weight):
         an_image = block.tiles**2 * block.grid[0] * block.grid[1] * weight.shape[1] * weight.element_size()
         step = max(1, PATCHES_AT_A_TIME // an_image)
     for start in range(0, block.batch, max(step, 1)):
@@ -287,26 +287,31 @@ def _with_positions(prefix: Tensor | None, table: Tensor | None, rows: int) -> T
     return torch.cat([prefix[:rows] + table[:rows], prefix[rows:]])
 
 
+def _is_on_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu"
+
+
 def _row_multiple(weight: Tensor) -> int:
     """Of what the number of columns must be a multiple."""
-    return 1 if weight.device.type == "cpu" else max(1, ROW_BYTES // weight.element_size())
+    return 1 if _is_on_cpu(weight) else max(1, ROW_BYTES // weight.element_size())
 
 
 def _project(rows: Tensor, patches: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor | None) -> None:
-    """Positions, bias and product straight into rows of the buffer: (t t, b, N, D) from (t t, b, N, K).
-
-    The product is one of a batch of sequences whose rows lie at one distance: all, or those of one tile where ``b`` is
-    a part of the images.
-    """
+    """Positions, bias and product straight into rows of the buffer: (t t, b, N, D) from (t t, b, N, K)."""
     if positions is not None and bias is not None:
         torch.add(positions.expand_as(rows), bias, out=rows)  # without a sum of its own in memory
     elif positions is not None or bias is not None:
         rows.copy_(bias if positions is None else positions)
     beta = 0 if bias is None and positions is None else 1
-    is_whole = len(rows) == 1 or rows.stride(0) == rows.shape[1] * rows.stride(1)
-    pairs = ((rows.flatten(0, 1), patches.flatten(0, 1)),) if is_whole else zip(rows, patches, strict=True)
-    for its_rows, its_patches in pairs:
-        its_rows.baddbmm_(its_patches, weight.mT.expand(len(its_rows), -1, -1), beta=beta)
+    if not _is_on_cpu(weight):
+        rows, patches = rows.flatten(0, 1), patches.flatten(0, 1)
+        rows.baddbmm_(patches, weight.mT.expand(len(rows), -1, -1), beta=beta)
+        return
+    # A batch of products gains nothing here: with one thread of an AMX core 0.99 to 1.03 times as fast in float32 and
+    # 0.92 to 1.02 in bfloat16 (batches of 1, 4 and 8, widths 384 and 768, three sizes).
+    for its_rows, its_patches in zip(rows, patches, strict=True):
+        for row, patch in zip(its_rows, its_patches, strict=True):
+            row.addmm_(patch, weight.mT, beta=beta)
 
 
 def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder):
