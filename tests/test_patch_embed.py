@@ -195,8 +195,8 @@ def test_the_products_of_a_gpu_have_the_same_values(backend, tiles, device, monk
     of_op = importlib.import_module("murf_fast.ops.patch_embed")
     monkeypatch.setattr(of_op, "_is_on_cpu", lambda weight: False)
     columns = []
-    project = of_op._project
-    monkeypatch.setattr(of_op, "_project", lambda *args: (columns.append(args[1].shape[-1]), project(*args)))
+    project = of_op._project_all
+    monkeypatch.setattr(of_op, "_project_all", lambda *args: (columns.append(args[1].shape[-1]), project(*args)))
     tensors = {k: v.to(device) for k, v in parameters(torch.float16).items()}
     actual = embed(x, torch.float16, backend, sizes=sizes, tiles=tiles, **tensors)
     assert columns == [152, 152]

@@ -158,9 +158,6 @@ def patch_embed(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    One product per resolution: its rows in the buffer hold positions and bias, to which it adds, and the next
-    sequence's begin behind the prefix tokens. On CPUs one for as many images as share 8 MB of patches.
-
     Memory: the tokens, the resized tables, and the patches of one resolution, which the product reads: 3 p p numbers
     a token, on GPUs rounded up to whole 16 bytes, with a copy of the weight if that rounds; on CPUs those of as many
     images as take 8 MB, at least one. Where gradients are needed also a copy of the tokens and the patches of every
@@ -208,8 +205,8 @@ def patch_embed(
         if functional:
             (patches,) = image_to_patches(batch, [size], patch_size, **options)
             tokens = reference.patch_embed(_cut(patches, block), weight, None, None, None)
-            terms = [x for x in (positions, bias) if x is not None]
-            tokens = tokens + sum(terms[1:], terms[0]).to(weight.dtype) if terms else tokens
+            added = _added(bias, positions, weight.dtype)
+            tokens = tokens if added is None else tokens + added
             if head is not None:
                 tokens = torch.cat([head.to(weight.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
             pieces.append(tokens.flatten(0, 1))
@@ -218,10 +215,16 @@ def patch_embed(
         if head is not None:
             out[:, :count] = head
         rows = out[:, count:].unflatten(0, (block.tiles**2, block.batch))
-        for images_at_a_time in _groups(block, weight):
-            (patches,) = padded_patches(batch[images_at_a_time], [size], patch_size, multiple, **options)
+        if not _is_on_cpu(weight):
+            (patches,) = padded_patches(batch, [size], patch_size, multiple, **options)
             patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
-            _project(rows[:, images_at_a_time], patches, operand, bias, positions)
+            _project_all(rows, patches, operand, bias, positions)
+            continue
+        added = _added(bias, positions, weight.dtype)
+        for images_at_a_time in _groups(block, weight):
+            (patches,) = image_to_patches(batch[images_at_a_time], [size], patch_size, **options)
+            patches = _cut(patches, block).unflatten(0, (block.tiles**2, -1))
+            _project_each(rows[:, images_at_a_time], patches, weight, added)
     return packed.with_tokens(torch.cat(pieces)) if functional else packed
 
 
@@ -262,12 +265,10 @@ def _blocks(batches, grids, tiles: Sequence[int] | None, patch_size: int, prefix
 
 
 def _groups(block: Block, weight: Tensor) -> Iterator[slice]:
-    """Images whose patches are in memory at once; on other devices than CPUs all."""
-    step = block.batch
-    if _is_on_cpu(weight):
-        an_image = block.tiles**2 * block.grid[0] * block.grid[1] * weight.shape[1] * weight.element_size()
-        step = max(1, PATCHES_AT_A_TIME // an_image)
-    for start in range(0, block.batch, max(step, 1)):
+    """Images whose patches are in memory at once on a CPU."""
+    an_image = block.tiles**2 * block.grid[0] * block.grid[1] * weight.shape[1] * weight.element_size()
+    step = max(1, PATCHES_AT_A_TIME // an_image)
+    for start in range(0, block.batch, step):
         yield slice(start, start + step)
 
 
@@ -296,22 +297,42 @@ def _row_multiple(weight: Tensor) -> int:
     return 1 if _is_on_cpu(weight) else max(1, ROW_BYTES // weight.element_size())
 
 
-def _project(rows: Tensor, patches: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor | None) -> None:
-    """Positions, bias and product straight into rows of the buffer: (t t, b, N, D) from (t t, b, N, K)."""
+def _added(bias: Tensor | None, positions: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the product, in its dtype: (D,), (N, D) or nothing."""
+    terms = [x for x in (positions, bias) if x is not None]
+    return sum(terms[1:], terms[0]).to(dtype) if terms else None
+
+
+def _project_each(out: Tensor, patches: Tensor, weight: Tensor, added: Tensor | None) -> None:
+    """One product per sequence straight into its rows of the buffer: (t t, b, N, D) from (t t, b, N, K).
+
+    For CPUs, where a batch of products gains nothing: on one thread of an AMX core it was 0.99 to 1.03 times as fast in
+    float32, 0.92 to 1.02 in bfloat16 (1, 4 and 8 images at three sizes, widths of 384 and 768), and a product of all
+    rows that are copied into the buffer afterwards 0.94 to 1.03.
+    """
+    for rows, its_patches in zip(out.unbind(0), patches.unbind(0), strict=True):
+        for row, patch in zip(rows, its_patches, strict=True):
+            if added is None:
+                torch.mm(patch, weight.mT, out=row)
+            else:
+                torch.addmm(added, patch, weight.mT, out=row)
+
+
+def _project_all(out: Tensor, patches: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor | None) -> None:
+    """One product for all sequences of a resolution, of which :func:`_project_each` makes one each.
+
+    It reads patches that a launch before has written, 2 x 46 MB of traffic for 8 images at 266, 518 and 784 in
+    bfloat16, 0.027 ms of an H100's. A kernel that made them as it loads its tiles would make them again for every tile
+    of columns, three for the 768 of a ViT-B (128 rows of 256 float32 sums are half a multiprocessor's registers), and
+    ``benchmarks/results/offline`` predicts 0.077 ms of instructions for making them once.
+    """
+    rows, patches = out.flatten(0, 1), patches.flatten(0, 1)  # views: all sequences lie at one distance
     if positions is not None and bias is not None:
-        torch.add(positions.expand_as(rows), bias, out=rows)  # without a sum of its own in memory
+        torch.add(positions.expand_as(rows), bias, out=rows)  # straight into the buffer, as one launch
     elif positions is not None or bias is not None:
         rows.copy_(bias if positions is None else positions)
     beta = 0 if bias is None and positions is None else 1
-    if not _is_on_cpu(weight):
-        rows, patches = rows.flatten(0, 1), patches.flatten(0, 1)
-        rows.baddbmm_(patches, weight.mT.expand(len(rows), -1, -1), beta=beta)
-        return
-    # A batch of products gains nothing here: with one thread of an AMX core 0.99 to 1.03 times as fast in float32 and
-    # 0.92 to 1.02 in bfloat16 (batches of 1, 4 and 8, widths 384 and 768, three sizes).
-    for its_rows, its_patches in zip(rows, patches, strict=True):
-        for row, patch in zip(its_rows, its_patches, strict=True):
-            row.addmm_(patch, weight.mT, beta=beta)
+    rows.baddbmm_(patches, weight.mT.expand(len(rows), -1, -1), beta=beta)
 
 
 def _checked(op, images, sizes, weight, bias, patch_size, prefix, tiles, remainder):
