@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,3 +93,17 @@ def fake_cuda(capture: bool = False) -> Iterator[Operations]:
     """Within the block tensors may be made on CUDA; reads of their values raise, as no fake tensor has any."""
     with FakeTensorMode(), _WithoutDevice(), Operations(capture) as operations:
         yield operations
+
+
+def moved(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``module`` with fake parameters and buffers on CUDA, the floating ones of ``dtype``; within :func:`fake_cuda`."""
+
+    def fake(x: Tensor) -> Tensor:
+        return torch.empty(x.shape, dtype=dtype if x.is_floating_point() else x.dtype, device=CUDA)
+
+    for part in module.modules():
+        for name, x in part._parameters.items():
+            part._parameters[name] = None if x is None else nn.Parameter(fake(x), requires_grad=False)
+        for name, x in part._buffers.items():
+            part._buffers[name] = None if x is None else fake(x)
+    return module

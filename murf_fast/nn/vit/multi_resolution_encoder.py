@@ -81,8 +81,11 @@ class MultiResolutionEncoder(nn.Module):
         mode, antialias, mean, std: As for :func:`image_to_patches`. Without ``mean`` and ``std`` images are taken as
             they are (uint8 divided by 255), which is right for normalized ones and for RadioModel, which normalizes
             them itself; others are warned of, once per model.
-        attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"``: one launch of
-            ``torch.nn.attention.varlen`` for all sequences (CUDA, bfloat16 and float16).
+        attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"`` and ``"xformers"``: one
+            launch for all sequences, of ``torch.nn.attention.varlen`` (CUDA, bfloat16 and float16) or of
+            ``xformers.ops.memory_efficient_attention`` (CUDA) with its ``BlockDiagonalMask``. None: in every call
+            "varlen" if it can be used with the model as it is then, else "xformers", else "sdpa"; under autocast,
+            compilers, ``torch.func`` and forward-mode derivatives "sdpa". The module's ``repr`` says which.
         attentions: Also return what CLS attends to, in every chosen layer.
         keep_positions: Whether resized tables of positions are kept from pass to pass, as for
             :func:`resample_pos_embed`: ``"checked"`` compares the table with a copy each time, and keeps nothing
@@ -119,7 +122,7 @@ class MultiResolutionEncoder(nn.Module):
         antialias: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        attention: str = "sdpa",
+        attention: str | None = None,
         attentions: bool = False,
         keep_positions: bool | str = "checked",
         verify: bool = True,
@@ -144,8 +147,10 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
         self.rounding, self.norm = rounding, norm
         self._set_resolutions(sizes, scales, tiles, remainder)
-        if attention not in _attention.KINDS:
-            raise ValueError(f"murf_fast.{what}: `attention` must be one of {_attention.KINDS}, got {attention!r}")
+        if attention is not None and attention not in _attention.KINDS:
+            raise ValueError(
+                f"murf_fast.{what}: `attention` must be None or one of {_attention.KINDS}, got {attention!r}"
+            )
         self.attention = attention
         self.layers = _indices(what, layers, len(family.blocks))
         _checks.mode(what, mode, antialias)
@@ -209,10 +214,11 @@ class MultiResolutionEncoder(nn.Module):
             TypeError, ValueError: As the class says; the message names the argument or the part of the model.
         """
         family = self._checked_family()
+        attention = self._attention_for(family)
         packed, rotations, owns = self._embed(family, images)
         seen: dict[int, Tensor] | None = {} if self.attentions else None
         outputs = _blocks.run(
-            packed, family, rotations, set(self.layers), self._packable, self.attention, owns=owns, attentions=seen
+            packed, family, rotations, set(self.layers), self._packable, attention, owns=owns, attentions=seen
         )
         if self.norm:
             outputs = {i: self._normed(family, packed.with_tokens(tokens)) for i, tokens in outputs.items()}
@@ -231,7 +237,6 @@ class MultiResolutionEncoder(nn.Module):
 
     def _embed(self, family: Family, images: Tensor) -> tuple[PackedTokens, list[Rotation | None], bool]:
         """The tokens before the first block, their rotations, and whether the tokens are in nobody else's hands."""
-        self._check_attention(family.like)
         if self.model.training and family.augments_positions:
             raise ValueError(
                 "murf_fast.MultiResolutionEncoder: `model` shifts or rescales its rotary positions at random in "
@@ -303,12 +308,25 @@ class MultiResolutionEncoder(nn.Module):
             )
         return family
 
-    def _check_attention(self, weight: Tensor) -> None:
-        reasons = _attention.varlen_reasons(weight.device, weight.dtype) if self.attention == "varlen" else []
+    def _attention_for(self, family: Family) -> str:
+        """How sequences attend in the model as it is now."""
+        like = family.like
+        if self.attention == "sdpa" or (self.attention is None and like.device.type != "cuda"):
+            return "sdpa"
+        of_model = (like.device, like.dtype, family.head_width)
+        if self.attention is None:
+            return _attention.chosen(*of_model)
+        reasons = _attention.reasons_against(self.attention, *of_model)
         if reasons:
             raise ValueError(
-                f'murf_fast.MultiResolutionEncoder: `attention="varlen"` cannot be used: {"; ".join(reasons)}'
+                f'murf_fast.MultiResolutionEncoder: `attention="{self.attention}"` cannot be used: {"; ".join(reasons)}'
             )
+        return self.attention
+
+    def extra_repr(self) -> str:
+        where = f"sizes={self.sizes}" if self.scales is None else f"scales={self.scales}"
+        chosen = f" ({self._attention_for(self.family)!r} now)" if self.attention is None else ""
+        return f"{where}, layers={self.layers}, attention={self.attention!r}{chosen}"
 
     def _rotations(self, packed: PackedTokens, family: Family | None = None) -> list[Rotation | None]:
         family, tokens = family or self.family, packed.tokens
