@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +92,14 @@ class Operations(TorchDispatchMode):
 @contextlib.contextmanager
 def fake_cuda(capture: bool = False) -> Iterator[Operations]:
     """Within the block tensors may be made on CUDA; reads of their values raise, as no fake tensor has any."""
-    with FakeTensorMode(), _WithoutDevice(), Operations(capture) as operations:
-        yield operations
+    driver = {"is_available": True, "is_current_stream_capturing": capture, "get_device_capability": (9, 0)}
+    with contextlib.ExitStack() as stack:
+        for name, answer in driver.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, return_value=answer))
+        stack.enter_context(mock.patch("torch._prims_common.wrappers._safe_copy_out", lambda **given: given["copy_to"]))
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(_WithoutDevice())
+        yield stack.enter_context(Operations(capture))
 
 
 def moved(module: nn.Module, dtype: torch.dtype) -> nn.Module:

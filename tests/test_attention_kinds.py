@@ -140,6 +140,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_none_chooses(name, xformers, monkeypatch):
     dtype, capability, installed, width, expected = CASES[name]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     varlen = types.ModuleType(VARLEN)
     varlen.varlen_attn = None
@@ -152,7 +153,6 @@ def test_none_chooses(name, xformers, monkeypatch):
 
 
 def test_none_follows_the_model(forgotten, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(_attention, "_has_varlen", lambda: True)
     encoder = MultiResolutionEncoder(model_of(dinov2), SIZES)
     assert "attention=None ('sdpa' now)" in repr(encoder)

@@ -134,7 +134,8 @@ def reasons_against(kind: str, device: torch.device, dtype: torch.dtype, width: 
 
 def _varlen_reasons(device: torch.device, dtype: torch.dtype, width: int) -> list[str]:
     reasons = []
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    # Fake tensors may be on a device that is not here.
+    if device.type == "cuda" and (not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < (8, 0)):
         reasons.append("it needs a GPU of compute capability 8.0")
     if dtype not in (torch.bfloat16, torch.float16):
         reasons.append(f"it takes bfloat16 and float16, the model is {dtype}")
