@@ -164,7 +164,10 @@ def resample_pos_embed(
         result = _resampled(prefix, table, g, FLAVORS[flavor], name)
         return result.view(*pos_embed.shape[:-2], *result.shape)
 
-    if kept is None:
+    if torch.compiler.is_compiling():
+        # Looking a grid up would fix its size in the graph; compilers merge equal expressions themselves.
+        results = [resampled(g) for g in grids]
+    elif kept is None:
         tables = {g: resampled(g) for g in dict.fromkeys(grids)}
         results = [tables[g] for g in grids]
     else:

@@ -100,6 +100,10 @@ class MultiResolutionEncoder(nn.Module):
             it a supported one is); in a call, before any work: images of another type or layout, smaller than a patch
             at some scale, or, normalized, more than 20 deviations from the mean, as floats in 0..255 are.
 
+    ``torch.compile(fullgraph=True)`` takes it, and MuRF's methods: a second size of images compiles a graph for all, a
+    third needs none. Models of the DINO and DINOv2 hubs without registers, whose positions are resized by a factor and
+    not to a size, are compiled for every size of images if that decides those of the resolutions (``scales``).
+
     Memory: without gradients about five times the tokens of all resolutions, one copy more for every layer after the
     first and beside a block that is called, and on CPUs the hidden layer of 512 tokens. Where gradients are needed what
     the model itself keeps, about twenty times the tokens per block.
