@@ -108,6 +108,15 @@ def test_starts_are_those_of_the_sequences(tiles):
     assert torch.equal(starts, packed.cu_seqlens)
 
 
+@pytest.mark.parametrize("kind", ["varlen", "xformers"])
+def test_empty_batches(kind, monkeypatch, forgotten):
+    """They need neither."""
+    monkeypatch.setattr(_attention, "reasons_against", lambda *_: [])
+    monkeypatch.setitem(sys.modules, VARLEN, None)
+    features = MultiResolutionEncoder(model_of(dinov2), SIZES, attention=kind)(torch.rand(0, 3, 24, 24))
+    assert [m.shape[:2] for m in features.maps] == [(0, 24)] * 3
+
+
 def test_xformers_is_refused_with_every_reason(forgotten):
     encoder = MultiResolutionEncoder(model_of(dinov2).double(), SIZES, attention="xformers")
     with pytest.raises(ValueError, match=r'"xformers"` cannot be used: .*CUDA device.*not installed'):

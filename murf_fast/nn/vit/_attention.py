@@ -66,7 +66,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None
 
 
 def limits(kind: str, all_runs: Sequence[Run], device: torch.device) -> object | None:
-    """Where sequences begin and end, as the one launch of ``kind`` takes it; None for ``"sdpa"``, which has no such."""
+    """Where sequences begin and end, as the one launch of ``kind`` takes it; None for ``"sdpa"``, which has no such.
+
+    None, too, for an empty batch, which nobody but "sdpa" takes.
+    """
+    if all_runs[-1].stop == 0:
+        return None
     if kind == "varlen":
         return starts(all_runs, device)
     if kind == "xformers":
