@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -26,6 +27,30 @@ def up(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
 def compiled(function: Callable, *arguments) -> Function:
     graph = torch.compile(function, fullgraph=True)
     return lambda: graph(*arguments)
+
+
+def openvino(module: torch.nn.Module, example: Tensor) -> Function:
+    """``module`` in OpenVINO's CPU runtime, in the precision of ``example``; traced and compiled in the first call.
+
+    A module of float32, which the runtime computes in bfloat16 if asked, as deployments do.
+    """
+    from openvino import Core, convert_model
+
+    images = example.float()
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if example.dtype == torch.bfloat16 else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+
+    @functools.cache
+    def graph():
+        with torch.no_grad():
+            model = convert_model(module, example_input=images)
+        model.reshape(list(images.shape))
+        return Core().compile_model(model, "CPU", options)
+
+    return lambda: torch.from_numpy(graph()([images.numpy()])[0])
 
 
 def feature_maps(device, dtype, channels: int, memory_format=CL) -> list[Tensor]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from sass.run import Region
@@ -15,6 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from murf_fast import backends, kernels  # noqa: F401  before `captured`, in which they would become interpreted ones
+
+patch_embed = importlib.import_module("murf_fast.ops.patch_embed")  # the op hides its module
 
 FORMATS = {"fp32": "f", "fp64": "d", "fp16": "e", "i1": "?"} | {
     f"{sign}{bits}": code.upper() if sign == "u" else code
@@ -108,7 +112,7 @@ def captured(architecture: int, wanted: Callable[[str], bool]) -> Iterator[list[
     before, JITFunction.run = os.environ.get("TRITON_INTERPRET", "0"), note
     os.environ["TRITON_INTERPRET"] = "1"  # what lets the ops hand CPU tensors to Triton
     try:
-        with backends.use_backend("triton"):
+        with backends.use_backend("triton"), mock.patch.object(patch_embed, "_is_on_cpu", return_value=False):
             yield launches
     finally:
         JITFunction.run, torch.empty = compile_, allocate

@@ -66,7 +66,8 @@ def _add_line(total, image, stride_y, stride_x, y_table, x_table, rows, columns,
 
 @triton.jit(do_not_specialize=["grid_w", "patches"])
 def _image_to_patches(image, out, out_stride_b, out_stride_row, y_table, x_table, grid_w, patches, gain, offset,
-                      PATCH: tl.constexpr, CHANNELS_FIRST: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+                      PATCH: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
+                      BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
                       TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     b, n = tl.program_id(0) // patches, tl.program_id(0) % patches
     pixels = image.data + b.to(tl.int64) * image.stride_b
@@ -110,7 +111,10 @@ def _image_to_patches(image, out, out_stride_b, out_stride_row, y_table, x_table
         # Scalars arrive as float32 from Python but as float64 from a compiled graph.
         factor = tl.where(c == 0, gain[0], tl.where(c == 1, gain[1], gain[2])).to(tl.float32)
         shift = tl.where(c == 0, offset[0], tl.where(c == 1, offset[1], offset[2])).to(tl.float32)
-        tl.store(row + e, (total * factor + shift).to(out.dtype.element_ty), mask=inside)
+        value = total * factor + shift
+        if COLUMNS > 3 * PATCH * PATCH:
+            value = tl.where(inside, value, 0.0)
+        tl.store(row + e, value.to(out.dtype.element_ty), mask=e < COLUMNS)
 
 
 def image_to_patches(
@@ -122,10 +126,11 @@ def image_to_patches(
     channels_first: bool,
     out: Tensor,
 ) -> None:
+    """``out``: (B, patches, 3 p p or more); what is more becomes zeros."""
     axis_y, axis_x = axes
     grid_w = axis_x.out_size // patch_size
     patches = axis_y.out_size // patch_size * grid_w
-    blocks = cdiv(3 * patch_size * patch_size, BLOCK)
+    blocks = cdiv(out.shape[2], BLOCK)
     programs = cdiv(blocks, BLOCKS)
     with on_device_of(image):
         _image_to_patches[(image.shape[0] * patches, programs)](
@@ -140,6 +145,7 @@ def image_to_patches(
             tuple(gain),
             tuple(offset),
             PATCH=patch_size,
+            COLUMNS=out.shape[2],
             CHANNELS_FIRST=channels_first,
             BLOCK=BLOCK,
             BLOCKS=cdiv(blocks, programs),

@@ -375,7 +375,7 @@ def test_varlen_takes_the_packed_buffer(build, monkeypatch):
     """The launch of all sequences at once, with a stand-in for the CUDA kernel."""
     varlen = pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no varlen attention")
     monkeypatch.setattr(varlen, "varlen_attn", per_sequence)
-    monkeypatch.setattr(_attention, "varlen_reasons", lambda device, dtype: [])
+    monkeypatch.setattr(_attention, "reasons_against", lambda *_: [])
     model = model_of(build)
     images = torch.rand(2, 3, 30, 26)
     expected = MultiResolutionEncoder(model, SIZES)(images).tokens[0].tokens
@@ -385,23 +385,25 @@ def test_varlen_takes_the_packed_buffer(build, monkeypatch):
 
 
 def test_varlen_is_refused_with_every_reason():
-    with pytest.raises(ValueError, match=r"CUDA device.*float32"):
+    with pytest.raises(ValueError, match=r'"varlen"` cannot be used: .*CUDA device.*float32'):
         MultiResolutionEncoder(model_of(dinov2), SIZES, attention="varlen")(torch.rand(1, 3, 24, 24))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["varlen", "xformers"])
 @pytest.mark.parametrize("build", [dinov2, dinov3], ids=lambda f: f.__name__)
-def test_varlen_on_a_gpu(build):
-    pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no varlen attention")
-    model = model_of(build)
-    double = copy.deepcopy(model).double()
-    half = copy.deepcopy(model).to("cuda", torch.bfloat16)
+def test_one_launch_for_all_sequences_on_a_gpu(build, kind):
+    double = model_of(build).double()
+    half = copy.deepcopy(double).to("cuda", torch.bfloat16)
+    encoder = MultiResolutionEncoder(half, SIZES, attention=kind)
+    reasons = _attention.reasons_against(kind, torch.device("cuda"), torch.bfloat16, encoder.family.head_width)
+    if reasons:
+        pytest.skip("; ".join(reasons))
     images = torch.rand(2, 3, 30, 26)
     oracle = MultiResolutionEncoder(double, SIZES)(images.double()).tokens[0].tokens
-    same = MultiResolutionEncoder(half, SIZES)(images.cuda()).tokens[0].tokens
-    actual = MultiResolutionEncoder(half, SIZES, attention="varlen")(images.cuda()).tokens[0].tokens
-    assert_within_budget(actual.cpu(), oracle, same.cpu(), "varlen")
+    same = MultiResolutionEncoder(half, SIZES, attention="sdpa")(images.cuda()).tokens[0].tokens
+    assert_within_budget(encoder(images.cuda()).tokens[0].tokens.cpu(), oracle, same.cpu(), kind)
 
 
 def test_parameters_are_shared_and_maps_are_views():

@@ -185,17 +185,22 @@ def test_bad_images(method):
         getattr(murf_fast.MuRF(model_of(dinov2), SIZES), method)(torch.rand(3, 30, 26))
 
 
-@pytest.mark.parametrize("method", ["features", "segment"])
-def test_one_graph_for_varying_sizes(method):
-    """``dynamic=True`` over images of several sizes, in one graph each; the compiler behind it plays no part."""
-    head = randomized(SegmentationHead(2 * WIDTH, CLASSES))
-    call = getattr(murf_fast.MuRF(model_of(dinov2), head=head, scales=[0.5, 1.0], mean=MEAN, std=STD), method)
+@pytest.mark.parametrize(("build", "method"), [(dinov2, "segment"), (dinov3, "depth")])
+def test_one_graph_for_varying_sizes(build, method):
+    """A second size compiles a graph for all of them, and a third runs in it; the compiler behind plays no part."""
+    columns = 2 * WIDTH
+    heads = {"segment": SegmentationHead(columns, CLASSES), "depth": DepthHead(columns, 16, depth_range=(0.1, 10.0))}
+    options = {"scales": [0.5, 1.0], "layers": [0], "mean": MEAN, "std": STD}
+    call = getattr(murf_fast.MuRF(model_of(build), head=randomized(heads[method]), **options), method)
     torch._dynamo.reset()
     with torch.no_grad():
-        compiled = torch.compile(call, dynamic=True, fullgraph=True, backend="eager")
-        for size in ((2, 3, 30, 26), (3, 3, 44, 36)):
+        compiled = torch.compile(call, fullgraph=True, backend="eager")
+        stances = ("default", "default", "fail_on_recompile")
+        for size, stance in zip(((2, 3, 30, 26), (3, 3, 44, 36), (4, 3, 52, 60)), stances, strict=True):
             images = torch.rand(size, generator=torch.Generator().manual_seed(1))
-            result, expected = compiled(images), call(images)
+            with torch.compiler.set_stance(stance):
+                result = compiled(images)
+            expected = call(images)
             if method == "segment":
                 assert (result == expected).double().mean() > 0.99
             else:

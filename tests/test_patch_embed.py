@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from fake_cuda import CUDA, fake_cuda
 from test_image_to_patches import MEAN, STD, images
 from util import assert_gradient_within_budget, assert_within_budget
 
@@ -163,3 +164,40 @@ def test_groups_of_images_change_nothing(tiles, monkeypatch):
     monkeypatch.setattr(importlib.import_module("murf_fast.ops.patch_embed"), "PATCHES_AT_A_TIME", 1)
     torch.testing.assert_close(embed(x, torch.float32, "native", sizes=sizes, tiles=tiles).tokens, whole)
     assert embed(x[:0], torch.float32, "native", sizes=sizes, tiles=tiles).tokens.shape == (0, WIDTH)
+
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "linear", "matmul")
+
+
+@pytest.mark.parametrize("tiles", [None, [1, 2, 4]])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_one_product_per_resolution_on_a_gpu(tiles, has_bias):
+    shapes = {k: v.shape for k, v in parameters().items()}
+    with fake_cuda(capture=True) as operations:
+        x = torch.empty(8, 60, 50, 3, dtype=torch.uint8, device=CUDA)
+        tensors = {k: torch.empty(s, dtype=torch.bfloat16, device=CUDA) for k, s in shapes.items()}
+        if not has_bias:
+            tensors |= {"bias": None, "pos_embed": None}
+        packed = embed(x, torch.bfloat16, "triton", sizes=[28, 56, 84], tiles=tiles, **tensors)
+        assert packed.tokens.device == CUDA
+    made = {name: n for name, n in operations.counts.items() if name.split("::")[1].rstrip("_") in PRODUCTS}
+    assert sum(made.values()) == 3, made
+    assert operations.counts["murf_fast::image_to_patches"] == 3
+
+
+@pytest.mark.parametrize("tiles", [None, [1, 2]])
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_the_products_of_a_gpu_have_the_same_values(backend, tiles, device, monkeypatch):
+    if backend == "native" and device != "cpu":
+        pytest.skip("the C++ kernels run on CPUs")
+    x, sizes = images("uint8 hwc", 9, 7).to(device), [(7, 14), (14, 14)]
+    same, oracle = (embed(x.cpu(), d, "reference", sizes=sizes, tiles=tiles) for d in (torch.float16, torch.float64))
+    of_op = importlib.import_module("murf_fast.ops.patch_embed")
+    monkeypatch.setattr(of_op, "_is_on_cpu", lambda weight: False)
+    columns = []
+    project = of_op._project_all
+    monkeypatch.setattr(of_op, "_project_all", lambda *args: (columns.append(args[1].shape[-1]), project(*args)))
+    tensors = {k: v.to(device) for k, v in parameters(torch.float16).items()}
+    actual = embed(x, torch.float16, backend, sizes=sizes, tiles=tiles, **tensors)
+    assert columns == [152, 152]
+    assert_within_budget(actual.tokens.cpu(), oracle.tokens, same.tokens)

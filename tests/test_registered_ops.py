@@ -220,6 +220,7 @@ OPS = {
             "gain": [1.0, 1.0, 1.0],
             "offset": [0.0, 0.0, 0.0],
             "channels_first": True,
+            "row_size": 56,
             "dtype": torch.float32,
         }
     ),
@@ -398,6 +399,7 @@ WRONG = {
     "offset": [[0.0], [0.0] * 4],
     "padding": ["nonsense", "Reflect"],
     "patch_size": [0, -4, 9],
+    "row_size": [0, -1, 47],
     "precision": ["float64", ""],
     "radius": [-1, 2, 9],
     "region": [[0, 0, 10, 1], [0, 11, 1, 1], [-1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 1], [0, 0, 1, 1, 1]],

@@ -3,15 +3,18 @@ and 16 images of 16 sizes to fused tokens, in shared passes or one after another
 
 The baseline is MuRF's order of operations on the same transformers model (attention by SDPA): resize the normalized
 image, run the model, once per resolution; bring the maps to the largest grid and concatenate them; batch norm, 1x1
-convolution, resize the logits to the image, argmax. Weights are random: they do not change the cost.
+convolution, resize the logits to the image, argmax. Beside it, for the fusions, torch.compile of the same and, where it
+is installed, OpenVINO's CPU runtime. Weights are random: they do not change the cost.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+from collections.abc import Callable
 
 import torch
-from inputs import randn, up
+from inputs import openvino, randn, up
 from registry import Contenders, Rows, Target, case, classes, side
 from torch import Tensor
 
@@ -42,6 +45,17 @@ def _model(heads: int, device: str, dtype: torch.dtype) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Dinov2Model(config).eval().requires_grad_(False).to(device, dtype)
+
+
+class _Labels(torch.nn.Module):
+    """``logits(images, *parts)`` and their argmax, as one module."""
+
+    def __init__(self, logits: Callable[..., Tensor], parts: torch.nn.ModuleList) -> None:
+        super().__init__()
+        self.logits, self.parts = logits, parts
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(images, *self.parts).argmax(1)
 
 
 def labels(backbone: str, factors: list[str], batch: int):
@@ -79,9 +93,12 @@ def labels(backbone: str, factors: list[str], batch: int):
             yield (), logits(images.double(), copy.deepcopy(model).double(), copy.deepcopy(head).double())
 
         others = {"MuRF": lambda: plain(images)}
-        if device == "cuda":
+        if device == "cuda" or len(factors) > 1:
             graph = torch.compile(plain)
             others["MuRF compile"] = lambda: graph(images)
+        if device == "cpu" and len(factors) > 1 and importlib.util.find_spec("openvino"):
+            parts = copy.deepcopy(torch.nn.ModuleList([model, head])).float()
+            others["OpenVINO"] = openvino(_Labels(logits, parts), images)
         return Contenders(lambda: murf.segment(images), others, oracle, batch * image * image, labels=True)
 
     return build

@@ -59,3 +59,6 @@ def shapes(device: str, dtype: torch.dtype) -> None:
     for height in (60, 600):
         images = torch.zeros(1, height, 40, 3, dtype=torch.uint8, device=device)
         murf_fast.image_to_patches(images, [16], 16, mode="bicubic", antialias=True, dtype=dtype)
+    # Rows of whole vectors, as the product of patch_embed reads them.
+    weight = torch.zeros(16, 3 * 14 * 14, dtype=dtype, device=device)
+    murf_fast.patch_embed(torch.zeros(2, 3, 20, 30, dtype=torch.uint8, device=device), [28], weight, patch_size=14)

@@ -21,14 +21,21 @@ def image_to_patches(
     channels_first: bool,
     out: Tensor,
 ) -> None:
-    """``image``: a (B, 3, H, W) view; ``out`` (B, patches, 3 p p) may have any batch and row stride."""
+    """``image``: a (B, 3, H, W) view; ``out`` (B, patches, 3 p p or more), whose batch and rows may have any stride.
+
+    What is more becomes zeros.
+    """
     prefer_huge_pages(out)
     image = image if image.stride(3) == 1 or image.stride()[1::2] == (1, 3) else image.contiguous()
     y, x = axes
     batch, height, width = image.shape[0], y.in_size, x.in_size
     is_uint8 = image.dtype == torch.uint8
     patches = (y.out_size // patch_size) * (x.out_size // patch_size)
-    same_shape(out, (batch, patches, 3 * patch_size**2))
+    columns = 3 * patch_size**2
+    if out.shape[2] > columns:
+        out, padding = out.tensor_split([columns], dim=2)
+        padding.zero_()
+    same_shape(out, (batch, patches, columns))
     if out.stride(2) != 1:
         raise ValueError(f"murf_fast: rows of patches must be contiguous for a kernel, got strides {out.stride()}")
     extension.image_to_patches(

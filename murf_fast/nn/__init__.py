@@ -16,6 +16,7 @@ from murf_fast.nn.guided.upsample_anything import CellKernels, UpsampleAnything
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.depth_losses import log_gradient_loss, scale_invariant_log_loss
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
+from murf_fast.nn.vit.graphed import GraphedCall
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
 from murf_fast.nn.vit.murf import MuRF
 from murf_fast.nn.vit.s2 import S2
@@ -31,6 +32,7 @@ __all__ = [
     "EncodedImage",
     "FeatSharpJBU",
     "FixedJBU",
+    "GraphedCall",
     "GuidedFilter",
     "ImageStatistics",
     "JBULevel",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import backends, reference
@@ -56,6 +57,25 @@ def image_to_patches(
 
     Source: MuRF's image pyramid and the patch embedding of every ViT; SigLIP 2's NaFlex patches.
     """
+    options = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
+    return padded_patches(images, sizes, patch_size, 1, dtype=dtype, backend=backend, **options)
+
+
+def padded_patches(
+    images: Tensor,
+    sizes: Sequence[int | tuple[int, int]],
+    patch_size: int,
+    multiple: int,
+    *,
+    mode: str,
+    antialias: bool,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    layout: str,
+    dtype: torch.dtype | None,
+    backend: str | None,
+) -> list[Tensor]:
+    """:func:`image_to_patches` with zeros behind each row, up to a ``multiple`` of numbers."""
     op = "image_to_patches"
     images = _channels_second(op, images)
     if not _checks.is_sequence(sizes) or len(sizes) == 0:
@@ -74,15 +94,18 @@ def image_to_patches(
     if not double and dtype not in _contract.DTYPES:
         raise TypeError(f"murf_fast.{op}: `dtype` must be float32, bfloat16 or float16, got {dtype}")
     backend = _checks.backend(backend, images, torch.float64 if double else dtype)
+    row_size = -(-3 * patch_size**2 // multiple) * multiple
     if backend == "reference":
         # Arithmetic in the dtype of the result, but never below float32, as for every other backend.
         pixels = images.to(torch.promote_types(dtype, torch.float32))
-        return [
+        rows = [
             reference.image_to_patches(pixels, size, patch_size, gain, offset, mode, antialias, layout).to(dtype)
             for size in grids
         ]
+        return rows if row_size == rows[0].shape[2] else [F.pad(r, (0, row_size - r.shape[2])) for r in rows]
     ways = [Resize(size, mode, antialias) for size in grids]
-    return [_image_to_patches(images, patch_size, how, gain, offset, layout == "cyx", dtype, backend) for how in ways]
+    options = (gain, offset, layout == "cyx", row_size, dtype, backend)
+    return [_image_to_patches(images, patch_size, how, *options) for how in ways]
 
 
 def _channels_second(op: str, images: object) -> Tensor:
@@ -111,24 +134,26 @@ def _affine(op: str, mean, std, scale: float) -> tuple[list[float], list[float]]
     return [scale / s for s in stds], [-m / s for m, s in zip(means, stds, strict=True)]
 
 
-def _requires(op, images, patch_size, how, gain, offset, channels_first, dtype, backend) -> None:
+def _requires(op, images, patch_size, how, gain, offset, channels_first, row_size, dtype, backend) -> None:
     _contract.tensor(op, "images", images, images, (None, 3, None, None), (torch.uint8, *_contract.DTYPES))
     _contract.grid(op, "images' size", images.shape[2:])
     _contract.backend(op, backend, images)
     _contract.resize(op, how)
     if not 1 <= patch_size <= min(how.size):
         raise ValueError(f"murf_fast.{op}: `patch_size` must be in 1 .. {min(how.size)}, got {patch_size}")
+    if row_size < 3 * patch_size**2:
+        raise ValueError(f"murf_fast.{op}: `row_size` must be at least {3 * patch_size**2}, got {row_size}")
     _contract.count(op, "gain", gain, 3)
     _contract.count(op, "offset", offset, 3)
     _contract.one_of(op, "dtype", dtype, _contract.DTYPES)
 
 
-def _empty(images, patch_size, how, gain, offset, channels_first, dtype, backend) -> Tensor:
+def _empty(images, patch_size, how, gain, offset, channels_first, row_size, dtype, backend) -> Tensor:
     patches = (how.size[0] // patch_size) * (how.size[1] // patch_size)
-    return images.new_empty((images.shape[0], patches, 3 * patch_size * patch_size), dtype=dtype)
+    return images.new_empty((images.shape[0], patches, row_size), dtype=dtype)
 
 
-def _launch(images, patch_size, how, gain, offset, channels_first, dtype, backend, out) -> None:
+def _launch(images, patch_size, how, gain, offset, channels_first, row_size, dtype, backend, out) -> None:
     backends.launcher(backend).image_to_patches(
         images, axes_of(*images.shape[2:], *how), patch_size, tuple(gain), tuple(offset), channels_first, out
     )
@@ -141,7 +166,7 @@ def _forward_mode(args, tangents) -> Tensor:
 
 _image_to_patches = register(
     "image_to_patches(Tensor images, SymInt[] size, int patch_size, str interpolation, bool antialias, float[] gain, "
-    "float[] offset, bool channels_first, ScalarType dtype, str backend) -> Tensor",
+    "float[] offset, bool channels_first, int row_size, ScalarType dtype, str backend) -> Tensor",
     _requires,
     _empty,
     _launch,

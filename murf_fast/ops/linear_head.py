@@ -148,33 +148,49 @@ def _logits(
             else:
                 scale, mean = running_statistics(norm, wide)
             weight = weight.to(wide) * scale
-        groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-        shifts: dict[tuple[int, int], Tensor] = {}
+        grids: list[tuple[int, int]] = []
+        groups: list[list[tuple[Tensor, Tensor]]] = []
+        shifts: list[Tensor | None] = []
         begin = 0
         for x in columns:
             end = begin + x.shape[1]
             if x.ndim == 4:
-                key, folded = tuple(x.shape[2:]), weight[:, begin:end].to(product)
-                groups.setdefault(key, []).append((x.to(product), folded))
+                at, folded = _place(grids, tuple(x.shape[2:])), weight[:, begin:end].to(product)
+                if at == len(groups):
+                    groups.append([])
+                    shifts.append(None)
+                groups[at].append((x.to(product), folded))
                 if mean is not None:
                     # Through the rounded weight: its rounding then scales the deviation from the mean, not the mean.
-                    shifts[key] = _added(shifts.get(key), -(folded.to(wide) @ mean[begin:end]))
+                    shifts[at] = _added(shifts[at], -(folded.to(wide) @ mean[begin:end]))
             else:
                 deviation = x.to(wide) if mean is None else x.to(wide) - mean[begin:end]
                 offset = _added(offset, deviation @ weight[:, begin:end].to(wide).mT)
             begin = end
         maps = []
-        for key, members in groups.items():
+        for grid, members, shift in zip(grids, groups, shifts, strict=True):
             total = None
-            if key in shifts:
+            if shift is not None:
                 # The mean is subtracted within the product, which then rounds what is left. The bias makes up for the
                 # rounding of what was subtracted, and carries its whole gradient: in float32.
-                total = shifts[key].detach().to(product)
-                offset = _added(offset, shifts[key] - total.to(wide))
+                total = shift.detach().to(product)
+                offset = _added(offset, shift - total.to(wide))
             for x, folded in members:
                 total = _project(x, folded, channels_last, total)
-            maps.append((total.mT if channels_last else total).to(dtype).unflatten(2, key))
+            maps.append((total.mT if channels_last else total).to(dtype).unflatten(2, grid))
     return maps, offset
+
+
+def _place(grids: list[tuple[int, int]], grid: tuple[int, int]) -> int:
+    """Where a grid is in the list, to whose end it comes if it is new.
+
+    By comparisons, which a compiler of dynamic sizes notes as such; to look it up by its hash would fix its size.
+    """
+    for i, known in enumerate(grids):
+        if known == grid:
+            return i
+    grids.append(grid)
+    return len(grids) - 1
 
 
 def _added(total: Tensor | None, term: Tensor) -> Tensor:

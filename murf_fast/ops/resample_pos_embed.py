@@ -17,6 +17,7 @@ from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted, in_transform, writes_nothing
 from murf_fast.ops._resize import Resize
 from murf_fast.ops.resize import resize, resize_out
+from murf_fast.tables._table import is_capturing
 from murf_fast.tables.resize import pseudo_inverse
 
 # What is kept of one table beyond the results of its latest call, which are kept whatever they take.
@@ -113,7 +114,7 @@ def resample_pos_embed(
             counter tell (about 4 microseconds); what goes round the counter, as writes through ``.data`` do, is not
             seen. ``"checked"``: its values are also compared with a copy of them, where that need not wait for a
             device: on other devices than CPUs nothing is kept. Without effect where gradients are needed, while
-            compiling and in ``torch.func``'s transforms.
+            compiling or capturing and in ``torch.func``'s transforms.
         backend: As for :func:`upsample_concat`.
 
     Returns:
@@ -163,7 +164,10 @@ def resample_pos_embed(
         result = _resampled(prefix, table, g, FLAVORS[flavor], name)
         return result.view(*pos_embed.shape[:-2], *result.shape)
 
-    if kept is None:
+    if torch.compiler.is_compiling():
+        # Looking a grid up would fix its size in the graph; compilers merge equal expressions themselves.
+        results = [resampled(g) for g in grids]
+    elif kept is None:
         tables = {g: resampled(g) for g in dict.fromkeys(grids)}
         results = [tables[g] for g in grids]
     else:
@@ -184,6 +188,8 @@ def _kept_of(pos_embed: object, is_checked: bool) -> Kept | None:
     if not isinstance(pos_embed, Tensor) or torch.compiler.is_compiling() or in_transform() or pos_embed.is_inference():
         return None
     if derivatives_wanted([pos_embed]) or (is_checked and pos_embed.device.type != "cpu"):
+        return None
+    if is_capturing(pos_embed.device):  # a replay must not read what may be forgotten, nor what the table was before
         return None
     state = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device)
     kept = _kept.get(pos_embed)

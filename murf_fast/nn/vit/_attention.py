@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,9 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from murf_fast.nn.vit.families._family import Rotation
 from murf_fast.ops import _dense_attention
+from murf_fast.ops._derivatives import in_transform
 from murf_fast.ops.patch_embed import PackedTokens
+from murf_fast.tables._table import kept
 
-KINDS = ("sdpa", "varlen")
+KINDS = ("sdpa", "varlen", "xformers")
 
 
 @dataclass(frozen=True)
@@ -84,27 +88,44 @@ def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
 
 
-def attend_varlen(
-    q: Tensor, k: Tensor, v: Tensor, all_runs: Sequence[Run], cu_seqlens: Tensor, scale: float | None = None
-) -> Tensor:
-    """Attention of all sequences in one launch by ``torch.nn.attention.varlen``: CUDA and half types only."""
-    from torch.nn.attention.varlen import varlen_attn
+def limits(kind: str, all_runs: Sequence[Run], device: torch.device) -> object | None:
+    """Where sequences begin and end, as the one launch of ``kind`` takes it; None for ``"sdpa"``, which has no such.
 
+    None, too, for an empty batch, which nobody but "sdpa" takes.
+    """
+    if all_runs[-1].stop == 0:
+        return None
+    if kind == "varlen":
+        return starts(all_runs, device)
+    if kind == "xformers":
+        mask = _block_diagonal(tuple([r.length for r in all_runs for _ in range(r.sequences)]), device)
+        # Its tensors were copied from the host, which a graph would do again from memory that is gone.
+        return kept(device, ("block diagonal mask", *mask[0]), mask)[1]
+    return None
+
+
+def starts(all_runs: Sequence[Run], device: torch.device) -> Tensor:
+    """(sequences + 1,) int32 offsets, made on the device: a copy from the host would stall it and be lost to graphs."""
+    options = {"dtype": torch.int32, "device": device}
+    parts = [torch.arange(run.start, run.stop, run.length, **options) for run in all_runs]
+    return torch.cat([*parts, torch.full((1,), all_runs[-1].stop, **options)])
+
+
+def attend_together(
+    q: Tensor, k: Tensor, v: Tensor, all_runs: Sequence[Run], limits: object, scale: float | None = None
+) -> Tensor:
+    """Attention of all sequences in one launch; ``limits`` are those of :func:`limits`."""
     if any(run.rotation is not None for run in all_runs):
-        q, k = (
-            torch.cat(
-                [
-                    _rotate(t[r.start : r.stop].unflatten(0, (r.sequences, r.length)).transpose(1, 2), *r.rotation)
-                    .transpose(1, 2)
-                    .flatten(0, 1)
-                    for r in all_runs
-                ]
-            )
-            for t in (q, k)
-        )
-    longest = max(run.length for run in all_runs)
-    options = {} if scale is None or scale == q.shape[-1] ** -0.5 else {"scale": scale}
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+        q, k = (_rotate_all(t, all_runs) for t in (q, k))
+    if isinstance(limits, Tensor):
+        from torch.nn.attention.varlen import varlen_attn
+
+        longest = max(run.length for run in all_runs)
+        options = {} if scale is None or scale == q.shape[-1] ** -0.5 else {"scale": scale}
+        return varlen_attn(q, k, v, limits, limits, longest, longest, **options)
+    from xformers.ops import memory_efficient_attention
+
+    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=limits, scale=scale)[0]
 
 
 def of_the_first(q: Tensor, k: Tensor, all_runs: Sequence[Run], scale: float | None = None) -> Tensor:
@@ -120,18 +141,86 @@ def of_the_first(q: Tensor, k: Tensor, all_runs: Sequence[Run], scale: float | N
     return torch.cat(parts)
 
 
-def varlen_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Why ``attention="varlen"`` cannot be used; empty where it can."""
+def chosen(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """What ``attention=None`` means on a GPU: one launch for all sequences where something can, else "sdpa".
+
+    Tangents, ``torch.func`` and compilers know "sdpa" alone; autocast makes other dtypes than the model's.
+    """
+    traced = torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0
+    if traced or torch.is_autocast_enabled(device.type):
+        return "sdpa"
+    return next((kind for kind in ("varlen", "xformers") if not reasons_against(kind, device, dtype, width)), "sdpa")
+
+
+def reasons_against(kind: str, device: torch.device, dtype: torch.dtype, width: int) -> list[str]:
+    """Why ``attention=kind`` cannot be used; empty where it can."""
+    if kind == "sdpa":
+        return []
+    reasons = [] if device.type == "cuda" else [f"it needs a CUDA device, the images are on {device.type}"]
+    return reasons + (_varlen_reasons if kind == "varlen" else _xformers_reasons)(device, dtype, width)
+
+
+def _varlen_reasons(device: torch.device, dtype: torch.dtype, width: int) -> list[str]:
     reasons = []
-    if device.type != "cuda":
-        reasons.append(f"it needs a CUDA device, the images are on {device.type}")
+    # Fake tensors may be on a device that is not here.
+    if device.type == "cuda" and (not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < (8, 0)):
+        reasons.append("it needs a GPU of compute capability 8.0")
     if dtype not in (torch.bfloat16, torch.float16):
         reasons.append(f"it takes bfloat16 and float16, the model is {dtype}")
+    if width % 8 or width > 256:
+        reasons.append(f"it takes heads of a multiple of 8 channels up to 256, the model's have {width}")
+    if not _has_varlen():
+        reasons.append(f"torch {torch.__version__} has no torch.nn.attention.varlen")
+    return reasons
+
+
+def _xformers_reasons(device: torch.device, dtype: torch.dtype, width: int) -> list[str]:
+    reasons = []
+    if width * dtype.itemsize % 16:
+        reasons.append(f"it takes heads of a multiple of 16 bytes, the model's have {width} channels of {dtype}")
+    found = _xformers_dtypes()
+    if isinstance(found, str):
+        reasons.append(found)
+    elif dtype not in found:
+        reasons.append(f"this build of xformers has no operator for {dtype}")
+    return reasons
+
+
+@functools.lru_cache(maxsize=1)
+def _has_varlen() -> bool:
     try:
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
     except ImportError:
-        reasons.append(f"torch {torch.__version__} has no torch.nn.attention.varlen")
-    return reasons
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=1)
+def _xformers_dtypes() -> frozenset[torch.dtype] | str:
+    """What the operators of xformers take that know sequences of several lengths; or why there is none."""
+    if importlib.util.find_spec("xformers") is None:
+        return "xformers is not installed"
+    try:
+        from xformers.ops.fmha import cutlass, flash
+    except ImportError as error:
+        return f"xformers cannot be imported: {error}"
+    return frozenset(dtype for op in (cutlass.FwOp, flash.FwOp) if op.is_available() for dtype in op.SUPPORTED_DTYPES)
+
+
+@functools.lru_cache(maxsize=64)
+def _block_diagonal(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[int, ...], object]:
+    """The lengths and xformers' mask of sequences behind each other, whose tensors outlive inference mode."""
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+    with torch.inference_mode(False):
+        return lengths, BlockDiagonalMask.from_seqlens(list(lengths), device=device)
+
+
+def _rotate_all(x: Tensor, all_runs: Sequence[Run]) -> Tensor:
+    """Rotary positions on queries or keys (rows, heads, dim) of all runs."""
+    parts = [x[r.start : r.stop].unflatten(0, (r.sequences, r.length)).transpose(1, 2) for r in all_runs]
+    turned = [_rotate(part, *run.rotation) for part, run in zip(parts, all_runs, strict=True)]
+    return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in turned])
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool, rounds: bool) -> Tensor:

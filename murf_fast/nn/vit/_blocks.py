@@ -70,7 +70,7 @@ def run(
             raise ValueError(_NO_ATTENTIONS.format(type(container).__name__))
         return _through_container(packed, family, rotations, wanted)
     all_runs = _attention.runs(packed, rotations)
-    cu_seqlens = packed.cu_seqlens.to(packed.tokens.device, non_blocking=True) if attention == "varlen" else None
+    limits = _attention.limits(attention, all_runs, packed.tokens.device)
     x, buffers, outputs = packed.tokens, _Buffers(packed.tokens), {}
     for i, block in enumerate(list(family.blocks)[: max(wanted) + 1]):
         into = attentions if i in wanted else None
@@ -79,14 +79,14 @@ def run(
                 raise ValueError(_NO_ATTENTIONS.format(f"{type(block).__name__} {i}"))
             x, owns = _called(packed.with_tokens(x), family, block, rotations), False
         elif _is_functional(x, block):
-            arguments = (x, family.layer(block), all_runs, cu_seqlens, i, into)
+            arguments = (x, family.layer(block), all_runs, limits, i, into)
             if family.checkpoints and torch.is_grad_enabled():
                 x = checkpoint(_functional, *arguments, use_reentrant=False)
             else:
                 x = _functional(*arguments)
         else:
             x, owns = x if owns else x.clone(), True
-            _in_place(x, family.layer(block), all_runs, cu_seqlens, buffers, i, into)
+            _in_place(x, family.layer(block), all_runs, limits, buffers, i, into)
         if i in wanted:
             outputs[i], owns = x, False
     return outputs
@@ -117,7 +117,7 @@ def _is_functional(x: Tensor, block: nn.Module) -> bool:
 
 
 def _functional(
-    x: Tensor, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, i: int, into: dict[int, Tensor] | None
+    x: Tensor, layer: Layer, all_runs: list[Run], limits: object | None, i: int, into: dict[int, Tensor] | None
 ) -> Tensor:
     normed = layer.norm1(x)
     q, k, v = _heads([p(normed) for p in layer.projections], layer.heads)
@@ -128,13 +128,13 @@ def _functional(
     )
     if into is not None:
         into[i] = _attention.of_the_first(*parts[:2], all_runs, layer.scale)
-    x = x + layer.attention_branch(_attended(parts, all_runs, cu_seqlens, layer.scale).flatten(1))
+    x = x + layer.attention_branch(_attended(parts, all_runs, limits, layer.scale).flatten(1))
     return x + layer.mlp_branch(x)
 
 
-def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, buffers: _Buffers, i, into) -> None:
+def _in_place(x, layer: Layer, all_runs: list[Run], limits: object | None, buffers: _Buffers, i, into) -> None:
     """The same block on ``x`` itself: beside it live q, k, v and the attention of one segment."""
-    whole = cu_seqlens is not None or x.device.type != "cpu"
+    whole = limits is not None or x.device.type != "cpu"
     buffers.products.next_block()
     seen = []
     for segment in [all_runs] if whole else _attention.segments(all_runs, SEGMENT):
@@ -149,11 +149,11 @@ def _in_place(x, layer: Layer, all_runs: list[Run], cu_seqlens: Tensor | None, b
                 part[rows] = norm(part[rows])
         if into is not None:
             seen.append(_attention.of_the_first(q, k, own_runs, layer.scale))
-        attended = _attended((q, k, v), own_runs, cu_seqlens, layer.scale).flatten(1)
+        attended = _attended((q, k, v), own_runs, limits, layer.scale).flatten(1)
         del projected, q, k, v
         _finish(x, attended, layer, start, buffers.products)
     if into is not None:
-        into[i] = torch.cat(seen)
+        into[i] = torch.cat(seen) if seen else x.new_empty((0, layer.heads), dtype=torch.float32)
 
 
 def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int, products: Products) -> None:
@@ -164,9 +164,9 @@ def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int, products: Pro
         part += layer.mlp_branch(part, products)
 
 
-def _attended(parts: Sequence[Tensor], all_runs: list[Run], cu_seqlens: Tensor | None, scale: float | None) -> Tensor:
-    if cu_seqlens is not None:
-        return _attention.attend_varlen(*parts, all_runs, cu_seqlens, scale)
+def _attended(parts: Sequence[Tensor], all_runs: list[Run], limits: object | None, scale: float | None) -> Tensor:
+    if limits is not None:
+        return _attention.attend_together(*parts, all_runs, limits, scale)
     results = [_attention.attend(*(part[r.start : r.stop] for part in parts), r, scale) for r in all_runs]
     return results[0] if len(results) == 1 else torch.cat(results)
 

@@ -25,8 +25,8 @@ WHAT = "MultiResolutionEncoder"
 ROUNDINGS = ("floor", "murf")
 
 # Patches of a pass over a list of images. On one thread of an AMX core, ViT-S, 32 images of 98 to 336 pixels, a list is
-# 1.12 times as fast as one image after another at 1024 patches, 1.14 at 2048, 1.16 at 4096 and 1.15 at 8192; in bfloat16
-# 1.23 at 1024, 1.33 at 4096 and 1.21 at 8192.
+# 1.12 times as fast as one image after another at 1024 patches, 1.14 at 2048, 1.16 at 4096 and 1.15 at 8192; in
+# bfloat16 1.23 at 1024, 1.33 at 4096 and 1.21 at 8192.
 # A GPU's were not measured: 32768 rows are two waves of tiles of 128 x 128 on 132 multiprocessors for a product of one
 # such tile's columns, many more for all that a model has, and hold 32 images of 448 x 448 in patches of 14.
 CPU_TOKENS, OTHER_TOKENS = 4096, 32768
@@ -91,8 +91,11 @@ class MultiResolutionEncoder(nn.Module):
         mode, antialias, mean, std: As for :func:`image_to_patches`. Without ``mean`` and ``std`` images are taken as
             they are (uint8 divided by 255), which is right for normalized ones and for RadioModel, which normalizes
             them itself; others are warned of, once per model.
-        attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"``: one launch of
-            ``torch.nn.attention.varlen`` for all sequences (CUDA, bfloat16 and float16).
+        attention: ``"sdpa"``: one scaled_dot_product_attention per distinct grid. ``"varlen"`` and ``"xformers"``: one
+            launch for all sequences, of ``torch.nn.attention.varlen`` (CUDA, bfloat16 and float16) or of
+            ``xformers.ops.memory_efficient_attention`` (CUDA) with its ``BlockDiagonalMask``. None: in every call
+            "varlen" if it can be used with the model as it is then, else "xformers", else "sdpa"; under autocast,
+            compilers, ``torch.func`` and forward-mode derivatives "sdpa". The module's ``repr`` says which.
         attentions: Also return what CLS attends to, in every chosen layer.
         keep_positions: Whether resized tables of positions are kept from pass to pass, as for
             :func:`resample_pos_embed`: ``"checked"`` compares the table with a copy each time, and keeps nothing
@@ -109,6 +112,10 @@ class MultiResolutionEncoder(nn.Module):
         TypeError, ValueError: An argument is wrong (an unsupported model: what is unknown of it is named, or where in
             it a supported one is); in a call, before any work: images of another type or layout, smaller than a patch
             at some scale, or, normalized, more than 20 deviations from the mean, as floats in 0..255 are.
+
+    ``torch.compile(fullgraph=True)`` takes it, and MuRF's methods: a second size of images compiles a graph for all, a
+    third needs none. Models of the DINO and DINOv2 hubs without registers, whose positions are resized by a factor and
+    not to a size, are compiled for every size of images if that decides those of the resolutions (``scales``).
 
     Memory: without gradients about five times the tokens of all resolutions, one copy more for every layer after the
     first and beside a block that is called, and on CPUs the hidden layer of 512 tokens. Where gradients are needed what
@@ -133,7 +140,7 @@ class MultiResolutionEncoder(nn.Module):
         antialias: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        attention: str = "sdpa",
+        attention: str | None = None,
         attentions: bool = False,
         keep_positions: bool | str = "checked",
         tokens_per_pass: int | None = None,
@@ -162,8 +169,10 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(f"murf_fast.{what}: `rounding` must be one of {ROUNDINGS}, got {rounding!r}")
         self.rounding, self.norm = rounding, norm
         self._set_resolutions(sizes, scales, tiles, remainder)
-        if attention not in _attention.KINDS:
-            raise ValueError(f"murf_fast.{what}: `attention` must be one of {_attention.KINDS}, got {attention!r}")
+        if attention is not None and attention not in _attention.KINDS:
+            raise ValueError(
+                f"murf_fast.{what}: `attention` must be None or one of {_attention.KINDS}, got {attention!r}"
+            )
         self.attention = attention
         self.layers = _indices(what, layers, len(family.blocks))
         _checks.mode(what, mode, antialias)
@@ -297,9 +306,10 @@ class MultiResolutionEncoder(nn.Module):
         self, family: Family, packed: PackedTokens, rotations: list[Rotation | None], owns: bool
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """(T, D) of every chosen layer, normed if asked for, and (T, heads) of what CLS attends to, likewise."""
+        attention = self._attention_for(family)
         seen: dict[int, Tensor] | None = {} if self.attentions else None
         outputs = _blocks.run(
-            packed, family, rotations, set(self.layers), self._packable, self.attention, owns=owns, attentions=seen
+            packed, family, rotations, set(self.layers), self._packable, attention, owns=owns, attentions=seen
         )
         if self.norm:
             outputs = {i: self._normed(family, packed.with_tokens(tokens)) for i, tokens in outputs.items()}
@@ -323,7 +333,7 @@ class MultiResolutionEncoder(nn.Module):
         self, family: Family, batches: list[Tensor], *, is_batch: bool = False
     ) -> list[list[tuple[int, int]]]:
         """Pixels of every resolution of every batch (or image of a list), all of which fit the model as it is."""
-        self._check_attention(family.like)
+        self._attention_for(family)  # what cannot be used is refused before any work
         if self.model.training and family.augments_positions:
             raise ValueError(
                 "murf_fast.MultiResolutionEncoder: `model` shifts or rescales its rotary positions at random in "
@@ -419,12 +429,25 @@ class MultiResolutionEncoder(nn.Module):
             )
         return family
 
-    def _check_attention(self, weight: Tensor) -> None:
-        reasons = _attention.varlen_reasons(weight.device, weight.dtype) if self.attention == "varlen" else []
+    def _attention_for(self, family: Family) -> str:
+        """How sequences attend in the model as it is now."""
+        like = family.like
+        if self.attention == "sdpa" or (self.attention is None and like.device.type != "cuda"):
+            return "sdpa"
+        of_model = (like.device, like.dtype, family.head_width)
+        if self.attention is None:
+            return _attention.chosen(*of_model)
+        reasons = _attention.reasons_against(self.attention, *of_model)
         if reasons:
             raise ValueError(
-                f'murf_fast.MultiResolutionEncoder: `attention="varlen"` cannot be used: {"; ".join(reasons)}'
+                f'murf_fast.MultiResolutionEncoder: `attention="{self.attention}"` cannot be used: {"; ".join(reasons)}'
             )
+        return self.attention
+
+    def extra_repr(self) -> str:
+        where = f"sizes={self.sizes}" if self.scales is None else f"scales={self.scales}"
+        chosen = f" ({self._attention_for(self.family)!r} now)" if self.attention is None else ""
+        return f"{where}, layers={self.layers}, attention={self.attention!r}{chosen}"
 
     def _rotations(self, packed: PackedTokens, family: Family | None = None) -> list[Rotation | None]:
         family, tokens = family or self.family, packed.tokens

@@ -12,11 +12,14 @@ from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit import _images
 from murf_fast.nn.vit._inputs import Images, Sizes, images_of
+from murf_fast.nn.vit.graphed import GraphedCall, check_capturable
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
 from murf_fast.nn.vit.principal import common_projection, fused_projection
 from murf_fast.ops import _checks
 from murf_fast.ops._library import wants_channels_last
 from murf_fast.ops.upsample_concat import upsample_concat
+
+GRAPHED = ("features", "tokens", "segment", "depth")
 
 
 class MuRF(nn.Module):
@@ -217,6 +220,37 @@ class MuRF(nn.Module):
             return fused_projection(self.encoder(images).maps, sizes[0], components)
         maps = [features.maps for features in self.encoder([image[0] for image in images])]
         return [projected[0] for projected in common_projection(maps, sizes, components)]
+
+    def graphed(self, images: Tensor, method: str | None = None, **options) -> GraphedCall:
+        """A method captured in one CUDA graph, for images of this shape, dtype and device: encoding, fusion and head.
+
+        At batch 1 a GPU waits for the host's launches; a replay is one. The method is called a few times first.
+
+        Args:
+            images: Such as will come; their values do not matter, but must be those of images.
+            method: ``"features"``, ``"tokens"``, ``"segment"`` or ``"depth"``; None: what the head is for, else
+                ``"features"``.
+            options: Arguments of the method behind ``images``; ``out`` is not one of them.
+
+        Returns:
+            :class:`GraphedCall`, which takes images and returns what the method does, without gradients.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, images are not on a CUDA device, autocast is on, or another
+                capture is under way; the message says which.
+
+        Memory: that of :class:`GraphedCall`.
+        """
+        op = "MuRF.graphed"
+        if method is None:
+            kinds = (("segment", SegmentationHead), ("depth", DepthHead))
+            method = next((name for name, kind in kinds if isinstance(self.head, kind)), "features")
+        _checks.choice(op, "method", method, GRAPHED)
+        if "out" in options:
+            raise ValueError(f"murf_fast.{op}: `out` cannot be given, the graph has a result of its own")
+        _images.size_of(op, images)
+        check_capturable(images)
+        return GraphedCall(self, lambda x: getattr(self, method)(x, **options), images)
 
     def _each(self, images: Tensor | list[Tensor], function: Callable[[MultiResolutionFeatures, int], Tensor]):
         """``function`` of features and index: of a batch, or of every image of a list, without its batch dimension."""

@@ -198,6 +198,16 @@ class Family:
         channels = getattr(self.projection, "out_channels", None)
         return self.projection.out_features if channels is None else channels
 
+    @property
+    def head_width(self) -> int:
+        """Channels of a head in the first block; 0 if that is built otherwise and only called."""
+        try:
+            layer = self.layer(self.blocks[0])
+            channels = layer.projections[0].out_features
+        except AttributeError:
+            return 0
+        return channels // (3 if len(layer.projections) == 1 else 1) // layer.heads
+
     def pixels(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(S, 3, h p, w p): the images that patches (S, N, 3 p p) were cut from."""
         p = self.patch_size
