@@ -451,7 +451,13 @@ class MultiResolutionEncoder(nn.Module):
 
     def _rotations(self, packed: PackedTokens, family: Family | None = None) -> list[Rotation | None]:
         family, tokens = family or self.family, packed.tokens
-        of_grid = {grid: family.rotation(grid, tokens.dtype, tokens.device) for grid in dict.fromkeys(packed.grids)}
+
+        def of(grid: tuple[int, int]) -> Rotation | None:
+            return family.rotation(grid, tokens.dtype, tokens.device)
+
+        if torch.compiler.is_compiling():  # which would make a graph for every size that is looked up
+            return [of(grid) for grid in packed.grids]
+        of_grid = {grid: of(grid) for grid in dict.fromkeys(packed.grids)}
         return [of_grid[grid] for grid in packed.grids]
 
 
