@@ -74,6 +74,10 @@ def labels(backbone: str, factors: list[str], batch: int):
             return logits(images, model, head).argmax(1)
 
         @torch.no_grad()
+        def baseline() -> Tensor:
+            return logits(images, model, head)
+
+        @torch.no_grad()
         def oracle():
             yield (), logits(images.double(), copy.deepcopy(model).double(), copy.deepcopy(head).double())
 
@@ -81,7 +85,7 @@ def labels(backbone: str, factors: list[str], batch: int):
         if device == "cuda":
             graph = torch.compile(plain)
             others["MuRF compile"] = lambda: graph(images)
-        return Contenders(lambda: murf.segment(images), others, oracle, batch * image * image, labels=True)
+        return Contenders(lambda: murf.segment(images), others, oracle, batch * image * image, logits=baseline)
 
     return build
 
