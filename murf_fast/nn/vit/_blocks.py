@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from murf_fast.nn._signatures import Signature, has_global_hooks, shell_of, signature, trains
+from murf_fast.nn._signatures import Signature, has_global_hooks, is_plain_tensor, shell_of, signature, trains
 from murf_fast.nn.vit import _attention
 from murf_fast.nn.vit._attention import Run
 from murf_fast.nn.vit.families._family import Family, Layer, Rotation
@@ -163,8 +163,9 @@ def _heads(projected: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
 
 
 def _project_into(out: Tensor, x: Tensor, project: nn.Module | Product) -> None:
-    # A subclass (an adapter, a quantized layer) or autocast make a projection more than its product.
-    if type(project) in (nn.Linear, Product) and not torch.is_autocast_enabled(x.device.type):
+    # A subclass (an adapter, a quantized layer or weight) or autocast make a projection more than its product.
+    is_plain = type(project) in (nn.Linear, Product) and is_plain_tensor(project.weight)
+    if is_plain and not torch.is_autocast_enabled(x.device.type):
         if project.bias is None:
             torch.mm(x, project.weight.mT, out=out)
         else:
