@@ -48,7 +48,7 @@ $(VENV)/.torch: Makefile
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
-	MURF_FAST_REQUIRE_NATIVE=1 $(PIP) -e '.[$(EXTRAS)]'
+	MURF_FAST_OBJECTS=$(CURDIR)/build/objects MURF_FAST_REQUIRE_NATIVE=1 $(PIP) -e '.[$(EXTRAS)]'
 	$(PIP) --no-deps $(PEERS)
 	touch $@
 

@@ -6,13 +6,17 @@ it fails the package is installed without the extension, and `murf-fast info` sa
 
 MURF_FAST_SANITIZE=address,undefined builds the extension with those sanitizers (see .ci/run).
 MURF_FAST_REQUIRE_NATIVE=1 turns a failed build of the extension into an error.
+MURF_FAST_OBJECTS=FOLDER keeps the objects of a build there, each by all that it is made of; the next build compiles
+only what has changed, wherever its sources lie.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +61,7 @@ int main() {
          __builtin_cpu_supports("amx-bf16") && _mm512_cvtneps_pbh(__m512{})[0];
 }
 """
+KEPT = os.environ.get("MURF_FAST_OBJECTS", "")
 SANITIZE = os.environ.get("MURF_FAST_SANITIZE", "")
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
@@ -91,26 +96,47 @@ class BuildLevels(build_ext):
         jobs += [(source, AMX, "amx") for source in AMX_SOURCES if amx]
         jobs += [(source, [], None) for source in COMMON_SOURCES]
         include = [*self.compiler.include_dirs, *ext.include_dirs, pybind11.get_include(), "csrc"]
+        surroundings = self._surroundings(pybind11.__version__) if KEPT else b""
 
         def compile_one(job):
             source, flags, level = job
             has = [(name, "1") for name, found in (("MURF_X86", X86), ("MURF_AMX", amx)) if found]
             macros = [("MURF_LEVEL", level)] if level else has
-            return self.compiler.compile(
-                [source],
-                output_dir=str(Path(self.build_temp, level or "common")),
-                macros=macros,
-                include_dirs=include,
-                extra_postargs=[*FLAGS, *openmp, *flags],
-                depends=HEADERS,
-            )
+            options = [*FLAGS, *openmp, *flags]
+
+            def compile_to(folder: Path) -> Path:
+                (made,) = self.compiler.compile(
+                    [source], output_dir=str(folder), macros=macros, include_dirs=include, extra_postargs=options
+                )
+                return Path(made)
+
+            if not KEPT:
+                return compile_to(Path(self.build_temp, level or "common"))
+            described = repr((source, macros, options)).encode()
+            key = hashlib.sha256(b"\0".join([surroundings, described, Path(source).read_bytes()])).hexdigest()
+            kept = Path(KEPT, f"{key}.o")
+            if not kept.exists():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+                    compile_to(Path(folder)).replace(kept)  # in whole or not at all
+            return kept
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = [o for result in pool.map(compile_one, jobs) for o in result]
+            objects = [str(o) for o in pool.map(compile_one, jobs)]
+        if KEPT:
+            for old in {str(path) for path in Path(KEPT).glob("*.o")} - {*objects}:
+                Path(old).unlink()
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         link_flags = [*openmp, *([f"-fsanitize={SANITIZE}"] if SANITIZE else ["-s"])]
         self.compiler.link_shared_object(objects, target, extra_postargs=link_flags, target_lang="c++")
+
+    def _surroundings(self, pybind11: str) -> bytes:
+        """What every object is made of: headers, by their names, the compiler, pybind11 and Python."""
+        compiler = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
+        version = subprocess.run([compiler[0], "--version"], check=True, capture_output=True).stdout
+        named = repr((compiler, pybind11, sys.version)).encode()
+        return b"\0".join([version, named, *(part for h in HEADERS for part in (h.encode(), Path(h).read_bytes()))])
 
     def _accepts(self, code: str, *flags: str) -> bool:
         """Whether the compiler makes a program of it."""

@@ -204,7 +204,8 @@ def warm(run: Run, deadline: float) -> str:
     troubles = []
 
     def heard(unit: dict, message: dict) -> None:
-        troubles.append(f"warm {name_of(unit)}: {message['text']}")
+        if message["kind"] == "error":
+            troubles.append(f"warm {name_of(unit)}: {message['text']}")
 
     def lost(unit: dict, why: str) -> None:
         troubles.append(f"warm {name_of(unit)}: {why}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import os
 import struct
@@ -11,10 +12,14 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
+import triton
 from sass.run import Region
 from torch import Tensor
+from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
 from triton.runtime import JITFunction, driver
+from triton.runtime.cache import get_cache_key
 
 from murf_fast import backends, kernels  # noqa: F401  before `captured`, in which they would become interpreted ones
 
@@ -44,8 +49,27 @@ class OfflineDriver:
 
 
 @dataclass(frozen=True)
+class Uncompiled:
+    """In the place of a compiled kernel: all that is known of it before it is compiled."""
+
+    name: str
+    hash: str
+    src: object
+
+
+def uncompiled(src, target: GPUTarget, options: dict) -> Uncompiled:
+    """Instead of ``triton.compile``. The hash is that of the compiled kernel, by which Triton's cache knows it: of the
+    source with all that it calls, constants, specializations, options, the architecture, Triton and its assembler.
+    """
+    backend = make_backend(target)
+    parsed = backend.parse_options({**options, **src.parse_options()})
+    key = get_cache_key(src, backend, parsed, env_vars=get_cache_invalidating_env_vars())
+    return Uncompiled(src.name, hashlib.sha256(key.encode()).hexdigest(), src)
+
+
+@dataclass(frozen=True)
 class Launch:
-    """``kernel`` has its ``asm``; ``arguments`` are (Triton's type, value), without constants."""
+    """``kernel`` has its ``asm``, or is `Uncompiled`; ``arguments`` are (Triton's type, value), without constants."""
 
     kernel: object
     grid: tuple[int, int, int]
@@ -89,16 +113,27 @@ def extent(tensor: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def captured(architecture: int, wanted: Callable[[str], bool]) -> Iterator[list[Launch]]:
-    """Within, kernels are compiled and noted instead of launched, those whose names are not ``wanted`` are neither."""
+def captured(
+    architecture: int, wanted: Callable[[str], bool], compiles: Callable[[Uncompiled], bool] = lambda kernel: True
+) -> Iterator[list[Launch]]:
+    """Within, kernels are compiled and noted instead of launched, those whose names are not ``wanted`` are neither;
+    what ``compiles`` denies is noted as it is before that.
+    """
     launches: list[Launch] = []
+    functions: set[JITFunction] = set()
     compile_ = JITFunction.run
+
+    def compile_some(src, target: GPUTarget, options: dict):
+        kernel = uncompiled(src, target, options)
+        return triton.compile(src, target=target, options=options) if compiles(kernel) else kernel
 
     def note(self: JITFunction, *arguments, grid, warmup, **options):
         if not wanted(self.__name__):
             return None
-        kernel = compile_(self, *arguments, grid=grid, warmup=True, **options)
+        functions.add(self)
         binder = self.device_caches[0][-1]
+        self.compile = compile_some
+        kernel = compile_(self, *arguments, grid=grid, warmup=True, **options)
         bound = binder(*arguments, **options)[0]
         if isinstance(grid, Callable):
             grid = grid(bound)
@@ -117,6 +152,8 @@ def captured(architecture: int, wanted: Callable[[str], bool]) -> Iterator[list[
     finally:
         JITFunction.run, torch.empty = compile_, allocate
         os.environ["TRITON_INTERPRET"] = before
+        for function in functions:
+            function.device_caches.clear()  # of kernels that are not compiled, and of this architecture
 
 
 _allocate = torch.empty

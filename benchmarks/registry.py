@@ -38,7 +38,7 @@ class Contenders:
     oracle: Callable[[], Iterator[tuple[tuple, Tensor]]]
     result_bytes: int
     operations: int = 0  # floating-point operations of the matrix products, where there are any
-    labels: bool = False  # the result is classes: compare the logits that they choose
+    logits: Function | None = None  # where the result is classes: what plain PyTorch in the case's dtype chooses from
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     if config.getoption("--fuzz-case"):
         others = [item for item in items if getattr(item, "originalname", None) != "test_random_cases"]
         config.hook.pytest_deselected(items=others)

@@ -13,19 +13,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from compiled_record import REQUESTS
 
 from murf_fast import backends
 
 TESTS = Path(__file__).parent
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-# What each architecture is asked for: one dtype in whole, and products, whose instructions and tiles are its own, in
-# others, too; the half dtypes differ by a conversion. What the launches take comes in whole.
-WHOLE = ("90:float32", "90:bfloat16", "80:float16", "100:bfloat16")
-PRODUCTS = ("80:float32", "90:float32:tf32", "100:float32", "89:float16", "120:float16")
 PROCESSES = 2  # of the launches
 
 
@@ -91,8 +88,13 @@ def shared_folder(factory: pytest.TempPathFactory) -> Path:
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
-def _compile(folder: Path) -> list[dict]:
-    script = [sys.executable, TESTS / "triton_compile_all.py", *WHOLE, *(f"{request}:products" for request in PRODUCTS)]
+def compiled_now(requests: Sequence[str], factory: pytest.TempPathFactory) -> list[dict]:
+    """As above, of some requests."""
+    return _compile(shared_folder(factory), requests)
+
+
+def _compile(folder: Path, requests: Sequence[str] = REQUESTS) -> list[dict]:
+    script = [sys.executable, TESTS / "triton_compile_all.py", *requests]
     done = subprocess.run(script, env=environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from weightless import LARGE, Weightless
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -51,10 +52,25 @@ def test_no_kernel_has_grown(record, tmp_path_factory):
     triton = pytest.importorskip("triton")
     if triton.__version__ != record["triton"]:
         pytest.skip(f"the record is of Triton {record['triton']}, here is {triton.__version__}")
-    if not offline.missing_tools():
-        offline.compiled(tmp_path_factory)  # most of what is compiled here, too
     done = _run(ROOT / "benchmarks" / "offline.py", "--check", factory=tmp_path_factory)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("sealed", "share"), [(True, 1.0), (True, 0.5), (False, 0.5)])
+def test_a_wrong_record_is_found(record, tmp_path_factory, tmp_path, sealed, share):
+    """A row is not made anew while its seal holds, which is that of the instructions, too."""
+    rows = [row | {} for row in record["rows"] if (row["op"], row["dtype"]) == ("upsample_argmax", "float32")]
+    for row in rows:
+        row["instructions"] = int(share * row["instructions"])
+        if not sealed:
+            row.pop("seal", None)
+    predictions.write(record | {"rows": rows}, tmp_path)
+    done = _run(ROOT / "benchmarks" / "offline.py", "--check", "--record", tmp_path, factory=tmp_path_factory)
+    if share == 1.0:
+        assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    else:
+        assert done.returncode == 1, done.stderr
+        assert "_upsample_argmax in upsample_argmax" in done.stdout
 
 
 def test_growth_and_loss_are_seen():

@@ -9,6 +9,8 @@ import pytest
 import registry
 from edge_shapes import CALLS
 
+pytestmark = pytest.mark.long
+
 DTYPES = ("float32", "bfloat16")  # float16 is that of the calls of extreme shapes
 
 

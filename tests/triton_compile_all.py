@@ -5,10 +5,13 @@ driver; each kernel is specialized and compiled instead of being launched. Print
 architecture and name, bytes of shared memory, whether it uses tensor cores, its matrix products as (dtype, precision)
 and how many there are, and registers and bytes of local memory and stack per thread (spills) as cuobjdump reports them.
 
-python tests/triton_compile_all.py ARCHITECTURE:DTYPE[:tf32][:products] ...
+python tests/triton_compile_all.py ARCHITECTURE:DTYPE[:tf32][:products][:recorded][:only=OPERATION] ...
+python tests/triton_compile_all.py --record    # what offline.py asks for, into tests/golden/compiled.json
 
 With `products` only kernels that multiply matrices, as other requests have shown: what else there is does not depend on
-the switch for TF32, and little on the chip within a generation.
+the switch for TF32, and little on the chip within a generation. With `recorded` a kernel of the record is not compiled
+again: it is known by the key of Triton's cache, which changes with its source, what that calls, constants, options,
+architecture, Triton and its assembler.
 """
 
 from __future__ import annotations
@@ -18,26 +21,35 @@ import multiprocessing
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import compiled_record
 import registry
 import torch
 from launches import captured
 from sass.code import resources
 
 
-def compile_configurations(arch: int, dtype: str, tf32: bool, name: str, wanted: set[str] | None) -> list[dict]:
+def compile_configurations(
+    arch: int, dtype: str, tf32: bool, name: str, wanted: set[str] | None, known: dict[str, dict]
+) -> list[dict]:
     """The kernels of one entry of the registry (those ``wanted``), in a process of its own, whose caches are empty."""
     torch.backends.cuda.matmul.allow_tf32 = tf32
-    with captured(arch, lambda kernel: wanted is None or kernel in wanted) as launches:
+    with captured(
+        arch, lambda kernel: wanted is None or kernel in wanted, lambda kernel: short(kernel) not in known
+    ) as launches:
         registry.all_configurations()[name]("cpu", getattr(torch, dtype))
-    compiled = {launch.kernel.hash: launch.kernel for launch in launches}
-    return [
-        {"arch": arch, "dtype": dtype, "tf32": tf32, "hash": key, **facts(kernel)} for key, kernel in compiled.items()
-    ]
+    kernels = {short(launch.kernel): launch.kernel for launch in launches}
+    request = {"arch": arch, "dtype": dtype, "tf32": tf32}
+    return [{**request, "hash": key, **(known.get(key) or facts(kernel))} for key, kernel in kernels.items()]
+
+
+def short(kernel) -> str:
+    return kernel.hash[:16]
 
 
 def facts(kernel) -> dict:
@@ -48,23 +60,35 @@ def facts(kernel) -> dict:
     return found | resources(kernel.asm["cubin"])
 
 
-def main(requests: list[str]) -> None:
-    whole = [request for request in requests if "products" not in request.split(":")]
+def everything(requests: Iterable[str]) -> Iterator[dict]:
+    """A dictionary for every kernel, that of two requests once."""
+    parts = [request.split(":") for request in requests]
+    known = compiled_record.read() if any("recorded" in part for part in parts) else {}
     seen, products = set(), set()
     with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
-        for part, wanted in ((whole, None), ([r for r in requests if r not in whole], products)):
+        for of_products in (False, True):
             tasks = [
-                (int(arch), dtype, "tf32" in options, name, wanted)
-                for arch, dtype, *options in (request.split(":") for request in part)
-                for name in registry.all_configurations()
-            ]
+                (int(arch), dtype, "tf32" in options, name, products if of_products else None,
+                 known if "recorded" in options else {})
+                for arch, dtype, *options in parts
+                if ("products" in options) == of_products
+                for name in [o[5:] for o in options if o.startswith("only=")] or registry.all_configurations()
+            ]  # fmt: skip
             for kernels in pool.starmap(compile_configurations, tasks, chunksize=1):
                 for kernel in kernels:
                     if kernel["products"]:
                         products.add(kernel["name"])
                     if kernel["hash"] not in seen:
-                        seen.add(kernel.pop("hash"))
-                        print(json.dumps(kernel))
+                        seen.add(kernel["hash"])
+                        yield kernel
+
+
+def main(arguments: list[str]) -> None:
+    if arguments == ["--record"]:
+        compiled_record.write(everything(r for r in compiled_record.REQUESTS if "recorded" in r.split(":")))
+        return
+    for kernel in everything(arguments):
+        print(json.dumps(kernel))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,26 @@ def assert_gradient_within_budget(actual: Tensor, oracle: Tensor, same_dtype: Te
     )
 
 
+def assert_labels_within_budget(
+    labels: Tensor, oracle: Tensor, same_dtype: Tensor, dtype: torch.dtype | None = None, terms: float = 0.0
+) -> Tensor:
+    """``max oracle - oracle[label] <= 2 budgets``: of two logits that are off by one each, either may be the larger.
+
+    ``oracle`` and ``same_dtype`` are logits (B, K, H, W); a logit's budget is that of `assert_within_budget`, its
+    rounding to ``dtype``, by default that of ``same_dtype``. Returns what was allowed, (B, H, W).
+    """
+    assert labels.shape == oracle[:, 0].shape, f"labels {tuple(labels.shape)} for logits {tuple(oracle.shape)}"
+    oracle = oracle.detach().double()
+    chosen = oracle.gather(1, labels.long()[:, None])
+    short = (oracle.amax(1, keepdim=True) - chosen)[:, 0]
+    error = (same_dtype.detach().double() - oracle).abs().max() if oracle.numel() else 0.0
+    allowed = 2 * (2 * error + rounding(oracle, dtype or same_dtype.dtype, terms).amax(1))
+    assert bool((short <= allowed).all()), (
+        f"a chosen logit is {float(short.max()):.3g} below the largest, allowed {float(allowed.min()):.3g}"
+    )
+    return allowed
+
+
 def nudged(x: Tensor, seed: int) -> Tensor:
     """``x`` within half a rounding of its dtype: another draw from the rounding errors of whatever is made of it."""
     generator = torch.Generator().manual_seed(seed)

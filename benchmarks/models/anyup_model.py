@@ -42,15 +42,17 @@ def _inputs(device: str, dtype: torch.dtype, coarse: int, fine: int) -> tuple[Te
     return randn(device, dtype, 1, 3, side(fine), side(fine)), features
 
 
-def exact(model: AnyUp, image: Tensor, features: Tensor, size: tuple[int, int]) -> Callable[[int, int], Tensor]:
-    """Rows (1, C, end - begin, W) of the result in float64, by begin and end.
+def plainly(
+    model: AnyUp, image: Tensor, features: Tensor, size: tuple[int, int], dtype: torch.dtype
+) -> Callable[[int, int], Tensor]:
+    """Rows (1, C, end - begin, W) of the result as plain PyTorch computes them in ``dtype``, by begin and end.
 
     The 3x3 convolution of all in float64 would unfold its input, ten gigabytes.
     """
-    weights, v = {name: w.double() for name, w in model.named_parameters()}, features.double()
+    weights, v = {name: w.to(dtype) for name, w in model.named_parameters()}, features.to(dtype)
     grid = tuple(features.shape[2:])
     rule = window_rule("dense", model.window_ratio, size, grid)
-    encoded = mixed_with_positions(encoder(weights, "image_encoder", image.double()), weights["rope.freqs"])
+    encoded = mixed_with_positions(encoder(weights, "image_encoder", image.to(dtype)), weights["rope.freqs"])
     k = F.adaptive_avg_pool2d(encoder(weights, "key_encoder", encoded), grid)
     unified = murf_fast.reference.feature_unify(F.normalize(v, dim=1), weights["key_features_encoder.0.basis"])
     k = torch.cat([k, residual_blocks(weights, "key_features_encoder", unified)], 1)
@@ -96,7 +98,7 @@ def end_to_end(device, dtype, coarse: int, fine: int, contenders: set[str]) -> C
 
     def oracle():
         """A few rows."""
-        rows = exact(model, image, features, size)
+        rows = plainly(model, image, features, size, torch.float64)
         for y in range(0, size[0], max(1, size[0] // 7)):
             yield (slice(None), slice(None), slice(y, y + 1)), rows(y, y + 1)
 
@@ -159,18 +161,21 @@ def anyup_labels(device, dtype):
     def after():
         return F.conv2d(model(image, features), weight[:, :, None, None], bias).argmax(1)
 
-    def oracle():
-        rows = exact(model, image, features, size)
+    def logits(dtype):
+        rows = plainly(model, image, features, size, dtype)
         bands = (rows(y, min(y + 32, size[0])) for y in range(0, size[0], 32))
-        logits = [torch.einsum("kc,bchw->bkhw", weight.double(), band) for band in bands]
-        yield (), torch.cat(logits, 2) + bias.double()[:, None, None]
+        found = [torch.einsum("kc,bchw->bkhw", weight.to(dtype), band) for band in bands]
+        return torch.cat(found, 2) + bias.to(dtype)[:, None, None]
+
+    def oracle():
+        yield (), logits(torch.float64)
 
     return Contenders(
         lambda: model.predict(image, features, weight, bias, reduce="argmax"),
         {"head on 384 channels": after},
         oracle,
         size[0] * size[1],
-        labels=True,
+        logits=lambda: logits(dtype),
     )
 
 
@@ -227,7 +232,7 @@ def anyup_maps(device, dtype):
     def oracle():
         channels = 0
         for f in maps:
-            rows = exact(model, image, f, size)
+            rows = plainly(model, image, f, size, torch.float64)
             for y in range(0, size[0], max(1, size[0] // 3)):
                 where = (slice(None), slice(channels, channels + f.shape[1]), slice(y, y + 1))
                 yield where, rows(y, y + 1)
@@ -250,7 +255,7 @@ def tile(device, dtype, coarse: int, fine: int) -> Contenders:
     statistics = model.statistics(image, grids=[features])
 
     def oracle():
-        rows = exact(model, image, features, tuple(image.shape[2:]))
+        rows = plainly(model, image, features, tuple(image.shape[2:]), torch.float64)
         for y in range(0, n, max(1, n // 3)):
             yield (slice(None), slice(None), slice(y, y + 1)), rows(n + y, n + y + 1)[:, :, :, n : 2 * n]
 

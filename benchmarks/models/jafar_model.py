@@ -82,19 +82,22 @@ def jafar_labels(device, dtype):
     size, count = tuple(image.shape[2:]), classes(21)
     weight, bias = randn(device, dtype, count, features.shape[1]), randn(device, dtype, count)
 
+    def logits(dtype):
+        x, f, w, b = (t.to(dtype) for t in (image, features, weight, bias))
+        q, k = jafar_queries_and_keys({n: p.to(dtype) for n, p in model.named_parameters()}, x, f, size)
+        low = F.conv2d(f, w[:, :, None, None], b)
+        bands = [attend(part, k, low, model.num_heads) for part in q.split(BAND * size[1], 1)]
+        return torch.cat(bands, 2).unflatten(2, size)
+
     def oracle():
-        exact = {name: w.double() for name, w in model.named_parameters()}
-        q, k = jafar_queries_and_keys(exact, image.double(), features.double(), size)
-        logits = F.conv2d(features.double(), weight.double()[:, :, None, None], bias.double())
-        bands = [attend(part, k, logits, model.num_heads) for part in q.split(BAND * size[1], 1)]
-        yield (), torch.cat(bands, 2).unflatten(2, size)
+        yield (), logits(torch.float64)
 
     return Contenders(
         lambda: model.predict(image, features, weight, bias, reduce="argmax"),
         {"head on 384 channels": lambda: F.conv2d(model(image, features), weight[:, :, None, None], bias).argmax(1)},
         oracle,
         size[0] * size[1],
-        labels=True,
+        logits=lambda: logits(dtype),
     )
 
 

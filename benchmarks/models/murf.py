@@ -89,6 +89,10 @@ def labels(backbone: str, factors: list[str], batch: int):
             return logits(images, model, head).argmax(1)
 
         @torch.no_grad()
+        def baseline() -> Tensor:
+            return logits(images, model, head)
+
+        @torch.no_grad()
         def oracle():
             yield (), logits(images.double(), copy.deepcopy(model).double(), copy.deepcopy(head).double())
 
@@ -99,7 +103,7 @@ def labels(backbone: str, factors: list[str], batch: int):
         if device == "cpu" and len(factors) > 1 and importlib.util.find_spec("openvino"):
             parts = copy.deepcopy(torch.nn.ModuleList([model, head])).float()
             others["OpenVINO"] = openvino(_Labels(logits, parts), images)
-        return Contenders(lambda: murf.segment(images), others, oracle, batch * image * image, labels=True)
+        return Contenders(lambda: murf.segment(images), others, oracle, batch * image * image, logits=baseline)
 
     return build
 

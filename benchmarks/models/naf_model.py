@@ -94,20 +94,22 @@ def naf_labels(device, dtype):
     weight, bias = randn(device, dtype, classes(21), channels), randn(device, dtype, classes(21))
     size, grid, heads = tuple(image.shape[2:]), tuple(features.shape[2:]), model.num_heads
 
-    def oracle():
-        q, k = naf_queries_and_keys(
-            {n: w.double() for n, w in model.state_dict().items()}, image.double(), size, grid, heads
-        )
+    def logits(dtype):
+        x, f, w, b = (t.to(dtype) for t in (image, features, weight, bias))
+        q, k = naf_queries_and_keys({n: p.to(dtype) for n, p in model.state_dict().items()}, x, size, grid, heads)
         rule = windows.neighborhood(size, grid, model.kernel_size)
-        up = murf_fast.reference.window_attention(q, k, features.double(), rule, heads, values="split")
-        yield (), F.conv2d(up, weight.double()[:, :, None, None], bias.double())
+        up = murf_fast.reference.window_attention(q, k, f, rule, heads, values="split")
+        return F.conv2d(up, w[:, :, None, None], b)
+
+    def oracle():
+        yield (), logits(torch.float64)
 
     return Contenders(
         lambda: model.predict(image, features, weight, bias, reduce="argmax"),
         {"head on 384 channels": lambda: F.conv2d(model(image, features), weight[:, :, None, None], bias).argmax(1)},
         oracle,
         size[0] * size[1],
-        labels=True,
+        logits=lambda: logits(dtype),
     )
 
 

@@ -172,16 +172,20 @@ def labels(device, dtype):
     stack = JBUStack(source.shape[1]).to(device).eval().requires_grad_(False)
     weight, bias = randn(device, dtype, count, source.shape[1]), randn(device, dtype, count)
 
+    def logits(dtype):
+        exact = copy.deepcopy(stack).to(dtype)
+        with murf_fast.use_backend("reference"):
+            return exact.predict(*(x.to(dtype) for x in (source, guidance, weight, bias)))
+
     def oracle():
-        exact = copy.deepcopy(stack).double()
-        yield (), exact.predict(*(x.double() for x in (source, guidance, weight, bias)))
+        yield (), logits(torch.float64)
 
     return Contenders(
         lambda: stack.predict(source, guidance, weight, bias, reduce="argmax"),
         {"argmax of logits": lambda: stack.predict(source, guidance, weight, bias).argmax(1)},
         oracle,
         count * (16 * n) ** 2 * source.element_size(),
-        labels=True,
+        logits=lambda: logits(dtype),
     )
 
 

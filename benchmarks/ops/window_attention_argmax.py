@@ -31,16 +31,20 @@ def labels(device, dtype):
     def of_channels():
         return torch.nn.functional.conv2d(murf_fast.window_attention(q, k, v, **options), weight).argmax(1)
 
+    def logits(dtype):
+        return murf_fast.reference.window_attention_argmax(
+            *(x.to(dtype) for x in (q, k, low)), options["windows"], heads
+        )[1]
+
     def oracle():
-        doubles = [x.double() for x in (q, k, low)]
-        yield (), murf_fast.reference.window_attention_argmax(*doubles, options["windows"], heads)[1]
+        yield (), logits(torch.float64)
 
     return Contenders(
         lambda: murf_fast.window_attention_argmax(q, k, low, **options),
         {"attention of logits": of_logits, "attention of channels": of_channels},
         oracle,
         channels * fine * fine * q.element_size(),
-        labels=True,
+        logits=lambda: logits(dtype),
     )
 
 

@@ -77,6 +77,11 @@ def is_inert(module: nn.Module) -> bool:
     return type(module) in kinds or type(module).__name__.endswith(INERT)
 
 
+def is_plain_tensor(parameter: torch.Tensor) -> bool:
+    """Whether a parameter is of torch's own types: others (of quantized weights, say) say what an operation does."""
+    return type(parameter) in (nn.Parameter, torch.Tensor)
+
+
 def trains(module: nn.Module) -> bool:
     """Whether a parameter of a module or a descendant needs its gradient; those of DataParallel's replicas as well."""
     state = module.__dict__

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from murf_fast.nn._signatures import Signature, has_global_hooks, shell_of, signature, trains
+from murf_fast.nn._signatures import Signature, has_global_hooks, is_plain_tensor, shell_of, signature, trains
 from murf_fast.nn.vit import _attention
 from murf_fast.nn.vit._attention import Run
 from murf_fast.nn.vit._products import Products
@@ -201,8 +201,9 @@ class _Buffers:
         if out is None or len(out) < math.prod(shape):
             out = self._kept[key] = x.new_empty(math.prod(shape))
         out = out[: math.prod(shape)].view(shape)
-        # A subclass (an adapter, a quantized layer) or autocast make a projection more than its product.
-        if type(project) in (nn.Linear, Product) and not torch.is_autocast_enabled(x.device.type):
+        # A subclass (an adapter, a quantized layer or weight) or autocast make a projection more than its product.
+        is_plain = type(project) in (nn.Linear, Product) and is_plain_tensor(project.weight)
+        if is_plain and not torch.is_autocast_enabled(x.device.type):
             if project.bias is None:
                 return torch.mm(x, project.weight.mT, out=out)
             return torch.addmm(project.bias, x, project.weight.mT, out=out)

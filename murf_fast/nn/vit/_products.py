@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from murf_fast import _extension, backends
+from murf_fast.nn._signatures import is_plain_tensor
 from murf_fast.nn.vit.families._layout import Product
 
 # Rows of a pass from which on packing pays: about the time of 200 rows of a product, of which it saves a tenth or more.
@@ -72,8 +73,7 @@ class Products:
     def _takes(self, project: nn.Linear | Product) -> bool:
         tensors = (project.weight,) if project.bias is None else (project.weight, project.bias)
         return all(
-            type(t) in (nn.Parameter, Tensor) and t.dtype == self._dtype and t.is_cpu and t.layout == torch.strided
-            for t in tensors
+            is_plain_tensor(t) and t.dtype == self._dtype and t.is_cpu and t.layout == torch.strided for t in tensors
         )
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from murf_fast.nn._signatures import HOOKS, Signature, is_inert, is_patched, shell_of, signature
+from murf_fast.nn._signatures import HOOKS, Signature, is_inert, is_patched, is_plain_tensor, shell_of, signature
 from murf_fast.nn.vit import _attention, _blocks
-from murf_fast.nn.vit.families._family import Family, Make, Rotation, left_out, tokens_in
+from murf_fast.nn.vit.families._family import Family, Layer, Make, Rotation, left_out, tokens_in
 from murf_fast.ops.image_to_patches import image_to_patches
 from murf_fast.ops.patch_embed import Block, PackedTokens
 
@@ -113,10 +113,24 @@ def _is_block_near(family: Family, block: nn.Module, packed: PackedTokens, rotat
         parts = packed.with_tokens(packed.tokens.clone())
         ours = parts.tokens
         all_runs = _attention.runs(parts, [rotation])
-        _blocks._in_place(ours, family.layer(block), all_runs, None, _blocks._Buffers(ours), 0, None)
+        layer = family.layer(block)
+        _blocks._in_place(ours, layer, all_runs, None, _blocks._Buffers(ours), 0, None)
+        by_rows = _goes_by_rows(layer, ours.shape[1])
     except Exception:  # parts of any kind, which then are not taken out of their block
         return False
-    return _is_near(ours - packed.tokens, theirs.flatten(0, 1) - packed.tokens)
+    return by_rows and _is_near(ours - packed.tokens, theirs.flatten(0, 1) - packed.tokens)
+
+
+def _goes_by_rows(layer: Layer, width: int) -> bool:
+    """Whether a token's results do not depend on which others are in the buffer: a layer that quantizes its input by
+    the largest value (torch's dynamic quantization) has others with other resolutions.
+    """
+    heads = layer.projections[0].out_features // (3 if len(layer.projections) == 1 else 1)
+    for part, columns in (*((p, width) for p in (*layer.projections, layer.mlp)), (layer.output, heads)):
+        x = _numbers((4, columns))
+        if not _is_near(part(torch.cat([x, 64 * x]))[: len(x)], part(x)):
+            return False
+    return True
 
 
 @dataclass
@@ -242,6 +256,8 @@ def _is_known(family: Family, block: nn.Module) -> bool:
         parts = list(left_out(family, block))
     except AttributeError:
         return False
+    if not all(nn.parameter.is_lazy(p) or is_plain_tensor(p) for p in block.parameters()):
+        return False
     return all(not is_patched(type(m)) if holds else is_inert(m) for m, holds in parts)
 
 
@@ -285,7 +301,7 @@ def _stand_in(parameter: Tensor | None) -> Tensor | None:
         return None
     if nn.parameter.is_lazy(parameter):
         raise UninitializedError
-    if type(parameter) not in (nn.Parameter, Tensor):
+    if not is_plain_tensor(parameter):
         raise TypeError(f"it has parameters of type {type(parameter).__name__}")
     if not parameter.is_floating_point():
         return _on_cpu(parameter)
