@@ -35,8 +35,8 @@ from weightless import Weightless
 
 ARCHITECTURE = 90
 DTYPES = ("float32", "bfloat16")
-# No kernels' speed: calls that cost what a call costs.
-LEFT_OUT = ("overhead",)
+# No kernels' speed: calls that cost what a call costs, and what only CPUs have.
+LEFT_OUT = ("dense_attention", "overhead")
 # Cases that are built in their own dtype alone: the precision of an index is an argument; whole models have cases of
 # both dtypes.
 OWN_DTYPE = ("anyup_model", "jafar_model", "murf", "naf_model", "nearest_distance")
