@@ -148,4 +148,6 @@ class TestPacks:
             assert not _products._can_pack(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not _products._can_pack(x)
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert not _products._can_pack(x)
         assert not _products._can_pack(x.double())

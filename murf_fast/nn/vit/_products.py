@@ -112,7 +112,9 @@ def _can_pack(x: Tensor) -> bool:
     """Whether packed products are there and were measured to be faster: processors with matrix units for bfloat16."""
     if not x.is_cpu or torch.is_autocast_enabled("cpu") or backends.resolve(None, "cpu", x.dtype) != "native":
         return False
-    return x.dtype in (torch.float32, torch.bfloat16) and _has_packed() and _extension.current_level() == "amx"
+    if x.dtype not in (torch.float32, torch.bfloat16) or not torch._C._get_mkldnn_enabled():
+        return False
+    return _has_packed() and _extension.current_level() == "amx"
 
 
 @functools.cache
