@@ -10,14 +10,22 @@ from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.nn.guided.jbu_stack import JBUStack
 from murf_fast.nn.guided.naf import NAF
 from murf_fast.nn.guided.training.colors import augment_colors
+from murf_fast.nn.guided.training.consistency import consistency_loss, downsampled_views
+from murf_fast.nn.guided.training.crf import crf_loss
 from murf_fast.nn.guided.training.crops import LocalCrops, local_crops
+from murf_fast.nn.guided.training.downsamplers import AttentionDownsampler, SimpleDownsampler
+from murf_fast.nn.guided.training.fidelity import Fidelity
 from murf_fast.nn.guided.training.losses import cosine_mse_loss, input_consistency_loss, self_consistency_loss
+from murf_fast.nn.guided.training.mmd import mmd_loss
+from murf_fast.nn.guided.training.total_variation import total_variation_loss
+from murf_fast.nn.guided.training.views import Views, random_views
 from murf_fast.nn.guided.upsample_anything import CellKernels, UpsampleAnything
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.depth_losses import log_gradient_loss, scale_invariant_log_loss
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
 from murf_fast.nn.vit.murf import MuRF
+from murf_fast.nn.vit.over_tiling import over_tiling_error
 from murf_fast.nn.vit.s2 import S2
 from murf_fast.nn.vit.siglip_hd import fine_to_coarse_loss, multi_scale_target
 
@@ -26,10 +34,12 @@ __all__ = [
     "NAF",
     "S2",
     "AnyUp",
+    "AttentionDownsampler",
     "CellKernels",
     "DepthHead",
     "EncodedImage",
     "FeatSharpJBU",
+    "Fidelity",
     "FixedJBU",
     "GuidedFilter",
     "ImageStatistics",
@@ -40,14 +50,23 @@ __all__ = [
     "MultiResolutionEncoder",
     "MultiResolutionFeatures",
     "SegmentationHead",
+    "SimpleDownsampler",
     "UpsampleAnything",
+    "Views",
     "augment_colors",
+    "consistency_loss",
     "cosine_mse_loss",
+    "crf_loss",
+    "downsampled_views",
     "fine_to_coarse_loss",
     "input_consistency_loss",
     "local_crops",
     "log_gradient_loss",
+    "mmd_loss",
     "multi_scale_target",
+    "over_tiling_error",
+    "random_views",
     "scale_invariant_log_loss",
     "self_consistency_loss",
+    "total_variation_loss",
 ]
