@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.nn._checkpoints import load_into
+from murf_fast.nn.featsharp import _checkpoint
 from murf_fast.nn.featsharp.bias_buffer import BiasBuffer
 from murf_fast.nn.featsharp.phis import PHIS
 from murf_fast.nn.featsharp.tiles import levels_of, merge_tiles, split_tiles
-from murf_fast.nn.featsharp.upsampler import FeatSharpUpsampler
+from murf_fast.nn.featsharp.upsampler import FeatSharpUpsampler, checked_inputs
 from murf_fast.nn.vit import _images
 from murf_fast.nn.vit.families import is_supported
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
@@ -65,9 +68,7 @@ class FeatSharp(nn.Module):
         what = "FeatSharp"
         self.factor = _arguments.pair(what, "factor", factor)
         self.size = _checks.optional_grid(what, "size", size)
-        self.is_packed = isinstance(encoder, MultiResolutionEncoder) or (
-            isinstance(encoder, nn.Module) and is_supported(encoder)
-        )
+        self.is_packed = _is_packed(encoder)
         self.encoder = self._checked_encoder(encoder, channels, options)
         width = self.encoder.family.width if self.is_packed else _checks.integer(what, "channels", channels, 1)
         self.upsampler = FeatSharpUpsampler(
@@ -75,6 +76,69 @@ class FeatSharp(nn.Module):
         )
         self.normalizer = _part("normalizer", normalizer, PHIS, width)
         self.bias_buffer = _part("bias_buffer", bias_buffer, BiasBuffer, width)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: str | PathLike | Mapping,
+        encoder: nn.Module | Callable[[Tensor], Tensor],
+        inputs: Sequence[str] = ("jbu", "tiles"),
+        *,
+        factor: int | tuple[int, int] | None = None,
+        num_heads: int = 16,
+        window: int = 7,
+        **arguments,
+    ) -> FeatSharp:
+        """Trained weights around the encoder they were trained for, in eval mode.
+
+        What the training stored under ``model_state`` is opened (``state_dict``, ``model``, ``teacher`` as well), and
+        the prefixes ``upsampler.``, ``normalizer.`` and ``bias_buffer.`` with a ``module.`` behind them; what lies
+        under ``encoder.`` is passed over. Channels, factor, levels and norms follow from the weights. Spectral norms,
+        which the original trains with, are folded into them.
+
+        Args:
+            checkpoint: A file of torch.save, a ``.safetensors`` file, or a state dict.
+            encoder: As for the class.
+            inputs: Those it was trained with, in their order, which the weights do not tell.
+            factor: Where there are no tiles, which tell it.
+            num_heads, window: As for the class.
+            arguments: Others of the class: size, and options of the encoder.
+
+        Raises:
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); ``inputs`` are not
+                those of the weights; or the file is missing, empty, damaged, no checkpoint, or a pickle of more than
+                tensors and plain values, which is not loaded (``weights_only=True``).
+        """
+        inputs = checked_inputs("FeatSharp", inputs)
+        parts = _checkpoint.read("FeatSharp", checkpoint, inputs, factor)
+        made = dict(parts.arguments)
+        channels = made.pop("channels")
+        normalizer, bias_buffer = None, None
+        if parts.normalizer is not None:
+            normalizer = PHIS(channels)
+            load_into(normalizer, parts.normalizer)
+        if parts.bias_buffer is not None:
+            shape = (
+                parts.bias_buffer.weights["buffer"].shape if "buffer" in parts.bias_buffer.weights else (1, channels)
+            )
+            bias_buffer = BiasBuffer(channels, *(shape[2:] if len(shape) == 4 else (1, 1)))
+            load_into(bias_buffer, parts.bias_buffer)
+        if not _is_packed(encoder):
+            arguments = {"channels": channels, **arguments}
+        model = cls(
+            encoder,
+            made.pop("factor"),
+            inputs=inputs,
+            num_heads=num_heads,
+            window=window,
+            normalizer=normalizer,
+            bias_buffer=bias_buffer,
+            **made,
+            **arguments,
+        )
+        load_into(model.upsampler, parts.upsampler)
+        return model.eval()
 
     def forward(self, images: Tensor, *, raw: bool = False) -> Tensor:
         """The refined features.
@@ -181,6 +245,11 @@ class FeatSharp(nn.Module):
         if len(encoder.layers) != 1 or len(encoder.sizes or encoder.scales) != 1:
             raise ValueError(f"murf_fast.{what}: `encoder` must have one size and one layer")
         return encoder
+
+
+def _is_packed(encoder: object) -> bool:
+    """Whether an encoder's tokens are those of a packed pass."""
+    return isinstance(encoder, MultiResolutionEncoder) or (isinstance(encoder, nn.Module) and is_supported(encoder))
 
 
 def _part(name: str, part: object, kind: type[PHIS] | type[BiasBuffer], channels: int) -> nn.Module | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.nn._checkpoints import load_into
+from murf_fast.nn.featsharp import _checkpoint
 from murf_fast.nn.featsharp.block import FeatSharpBlock
 from murf_fast.nn.featsharp.tiles import levels_of
 from murf_fast.nn.guided.featsharp_jbu import FeatSharpJBU
@@ -61,6 +64,33 @@ class FeatSharpUpsampler(nn.Module):
         steps = list(zip(grids, grids[1:] or grids, strict=False))
         options = {"num_heads": num_heads, "window": window, "norm": norm, "guides": guides}
         self.ups = nn.ModuleList(Level(channels, before, after, self.inputs, **options) for before, after in steps)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: str | PathLike | Mapping,
+        inputs: Sequence[str] = ("jbu", "tiles"),
+        *,
+        factor: int | tuple[int, int] | None = None,
+        num_heads: int = 16,
+        window: int = 7,
+    ) -> FeatSharpUpsampler:
+        """An upsampler with trained weights, in eval mode; channels, levels, norms and factor follow from them.
+
+        Args:
+            checkpoint: A file or a state dict, as for :meth:`FeatSharp.from_checkpoint`; or of an upsampler alone.
+            inputs: Those it was trained with, in their order, which the weights do not tell.
+            factor: Where there are no tiles, which tell it.
+            num_heads, window: As for the class.
+
+        Raises:
+            TypeError, ValueError: As :meth:`FeatSharp.from_checkpoint`.
+        """
+        inputs = checked_inputs("FeatSharpUpsampler", inputs)
+        parts = _checkpoint.read("FeatSharpUpsampler", checkpoint, inputs, factor)
+        model = cls(**parts.arguments, inputs=inputs, num_heads=num_heads, window=window)
+        load_into(model, parts.upsampler)
+        return model.eval()
 
     def forward(self, low: Tensor, images: Tensor | None, tiles: Tensor | Sequence[Tensor] | None) -> Tensor:
         """The refined map, of features at hand.
@@ -135,6 +165,33 @@ class Level(nn.Module):
         self.tile_pos = nn.Parameter(torch.zeros(1, channels, *grid)) if "tiles" in inputs else None
         self.jbu = FeatSharpJBU(self.step, guides=guides) if "jbu" in inputs else None
         self.block = FeatSharpBlock(len(inputs) * channels, channels, **options)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: str | PathLike | Mapping,
+        inputs: Sequence[str] = ("jbu", "tiles"),
+        *,
+        factor: int | tuple[int, int] | None = None,
+        num_heads: int = 16,
+        window: int = 7,
+    ) -> FeatSharpUpsampler:
+        """An upsampler with trained weights, in eval mode; channels, levels, norms and factor follow from them.
+
+        Args:
+            checkpoint: A file or a state dict, as for :meth:`FeatSharp.from_checkpoint`; or of an upsampler alone.
+            inputs: Those it was trained with, in their order, which the weights do not tell.
+            factor: Where there are no tiles, which tell it.
+            num_heads, window: As for the class.
+
+        Raises:
+            TypeError, ValueError: As :meth:`FeatSharp.from_checkpoint`.
+        """
+        inputs = checked_inputs("FeatSharpUpsampler", inputs)
+        parts = _checkpoint.read("FeatSharpUpsampler", checkpoint, inputs, factor)
+        model = cls(**parts.arguments, inputs=inputs, num_heads=num_heads, window=window)
+        load_into(model, parts.upsampler)
+        return model.eval()
 
     def forward(self, low: Tensor, images: Tensor | None, tiles: Tensor | None) -> Tensor:
         size = tuple(n * s for n, s in zip(low.shape[2:], self.step, strict=True))
