@@ -151,7 +151,7 @@ def test_views_pass_gradients():
     assert torch.autograd.gradcheck(lambda m: views(m, (3, 5)), maps)
 
 
-KERNELS = [(2, 2), (3, 2), (7, 2), (2, 3), (1, 4), ((4, 3), (2, 4))]  # windows, pixels of a cell
+KERNELS = [(2, 2), (7, 2), (1, 4), ((4, 3), (2, 4))]  # windows, pixels of a cell
 GRID = (5, 4)
 
 
@@ -203,7 +203,7 @@ def derived(call, model, x):
     leaves = [x, *model.parameters()]
     gradients = [
         torch.autograd.grad(result, leaves, draw(*result.shape, seed=s).to(result.dtype), retain_graph=True)
-        for s in range(4)
+        for s in range(2)
     ]
     model.to(torch.float32)
     return result.detach(), [torch.stack(g) for g in zip(*gradients, strict=True)]
@@ -213,7 +213,7 @@ def check_downsampler(model, plain, stride):
     x = fine(stride, torch.float32)
     oracle = derived(lambda m, t: plain(m, t, GRID), model, x.double())
     exact = derived(lambda m, t: m(t, GRID), model, x.double())
-    others = [derived(lambda m, t: plain(m, t, GRID), model, nudged(x, s)) for s in range(4)]
+    others = [derived(lambda m, t: plain(m, t, GRID), model, nudged(x, s)) for s in range(2)]
     ours = derived(lambda m, t: m(t, GRID), model, x)
     assert_within_budget(ours[0], oracle[0], worst([o[0] for o in others], oracle[0]))
     for i, expected in enumerate(oracle[1]):
@@ -293,8 +293,7 @@ def test_features_that_are_consistent():
     assert float(loss.detach()) > 0.01
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("scale", [None, 1, 5])
+@pytest.mark.parametrize(("scale", "recompute"), [(None, True), (1, False), (5, False)])
 def test_consistency_loss(scale, recompute):
     upsampled, targets = draw(2, 5, 12, 8), draw(6, 5, 6, 4)
     views = random_views(upsampled, 3, **EVERYTHING, generator=generator())
@@ -325,7 +324,7 @@ def test_consistency_loss(scale, recompute):
         return [value.detach(), *torch.autograd.grad(value, leaves)]
 
     oracle, actual = derived_from(plain, F64), derived_from(ours, torch.float32)
-    others = [derived_from(plain, torch.float32, seed) for seed in range(4)]
+    others = [derived_from(plain, torch.float32, seed) for seed in range(2)]
     for i, expected in enumerate(oracle):
         theirs = worst([o[i] for o in others], expected)
         check = assert_gradient_within_budget if i else assert_within_budget

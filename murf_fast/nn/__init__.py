@@ -1,5 +1,12 @@
 """Modules that load the checkpoints of the original code bases and run on the operations of this library."""
 
+from murf_fast.nn.featsharp.baselines import blend_tiles
+from murf_fast.nn.featsharp.bias_buffer import BiasBuffer
+from murf_fast.nn.featsharp.block import FeatSharpBlock
+from murf_fast.nn.featsharp.feat_sharp import FeatSharp
+from murf_fast.nn.featsharp.phis import PHIS
+from murf_fast.nn.featsharp.tiles import merge_tiles, split_tiles
+from murf_fast.nn.featsharp.upsampler import FeatSharpUpsampler
 from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics
 from murf_fast.nn.guided.anyup import AnyUp
 from murf_fast.nn.guided.featsharp_jbu import FeatSharpJBU
@@ -32,13 +39,18 @@ from murf_fast.nn.vit.siglip_hd import fine_to_coarse_loss, multi_scale_target
 __all__ = [
     "JAFAR",
     "NAF",
+    "PHIS",
     "S2",
     "AnyUp",
     "AttentionDownsampler",
+    "BiasBuffer",
     "CellKernels",
     "DepthHead",
     "EncodedImage",
+    "FeatSharp",
+    "FeatSharpBlock",
     "FeatSharpJBU",
+    "FeatSharpUpsampler",
     "Fidelity",
     "FixedJBU",
     "GuidedFilter",
@@ -54,6 +66,7 @@ __all__ = [
     "UpsampleAnything",
     "Views",
     "augment_colors",
+    "blend_tiles",
     "consistency_loss",
     "cosine_mse_loss",
     "crf_loss",
@@ -62,11 +75,13 @@ __all__ = [
     "input_consistency_loss",
     "local_crops",
     "log_gradient_loss",
+    "merge_tiles",
     "mmd_loss",
     "multi_scale_target",
     "over_tiling_error",
     "random_views",
     "scale_invariant_log_loss",
     "self_consistency_loss",
+    "split_tiles",
     "total_variation_loss",
 ]

@@ -1,0 +1,270 @@
+"""FeatSharp end to end: from images to features as fine as those of larger images, seen tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from murf_fast import _arguments
+from murf_fast.nn._checkpoints import load_into
+from murf_fast.nn.featsharp import _checkpoint
+from murf_fast.nn.featsharp.bias_buffer import BiasBuffer
+from murf_fast.nn.featsharp.phis import PHIS
+from murf_fast.nn.featsharp.tiles import levels_of, merge_tiles, split_tiles
+from murf_fast.nn.featsharp.upsampler import FeatSharpUpsampler, checked_inputs
+from murf_fast.nn.vit import _images
+from murf_fast.nn.vit.families import is_supported
+from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
+from murf_fast.ops import _checks
+from murf_fast.ops.patch_embed import PackedTokens
+from murf_fast.ops.resize import resize
+
+
+class FeatSharp(nn.Module):
+    """A frozen encoder's features, ``factor`` times as fine: of the whole image and of its tiles, in one batch.
+
+    ``f(view) = debias(normalize(encoder(view)))`` of the whole image and of the tiles of :func:`split_tiles`, all at
+    the encoder's own resolution; then ``upsampler(f(whole), image, merge(f(tiles)))``.
+
+    Args:
+        encoder: A vision transformer that :class:`MultiResolutionEncoder` takes, or such an encoder (of one layer): all
+            views then are one packed pass. Or any callable from views (n, 3, height, width) to maps (n, C, h, w). It is
+            not trained here: freeze it (``requires_grad_(False)``), or gradients are kept for it.
+        factor: Cells of the result per cell of the encoder's map, at least 1; or the factors of (height, width).
+        size: (height, width) of a view in pixels, or one number for a square. None: that of an encoder's one size, or
+            of the images.
+        channels: C, for callables; else it is known.
+        inputs, progressive, num_heads, window, norm: As for :class:`FeatSharpUpsampler`, which is ``upsampler``.
+        normalizer: :class:`PHIS` of the encoder's features, or None.
+        bias_buffer: :class:`BiasBuffer` of C channels, or None.
+        options: For vision transformers: other options of the encoder (layers, norm, mean, std, attention); one layer.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Source: FeatSharp (Ranzinger et al., arXiv 2502.16025), sections 3.2 to 3.4.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module | Callable[[Tensor], Tensor],
+        factor: int | tuple[int, int],
+        *,
+        size: int | tuple[int, int] | None = None,
+        channels: int | None = None,
+        inputs: Sequence[str] = ("jbu", "tiles"),
+        progressive: bool = False,
+        num_heads: int = 16,
+        window: int = 7,
+        norm: bool = True,
+        normalizer: PHIS | None = None,
+        bias_buffer: BiasBuffer | None = None,
+        **options,
+    ) -> None:
+        super().__init__()
+        what = "FeatSharp"
+        self.factor = _arguments.pair(what, "factor", factor)
+        self.size = _checks.optional_grid(what, "size", size)
+        self.is_packed = _is_packed(encoder)
+        self.encoder = self._checked_encoder(encoder, channels, options)
+        width = self.encoder.family.width if self.is_packed else _checks.integer(what, "channels", channels, 1)
+        self.upsampler = FeatSharpUpsampler(
+            width, self.factor, inputs, progressive=progressive, num_heads=num_heads, window=window, norm=norm
+        )
+        self.normalizer = _part("normalizer", normalizer, PHIS, width)
+        self.bias_buffer = _part("bias_buffer", bias_buffer, BiasBuffer, width)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: str | PathLike | Mapping,
+        encoder: nn.Module | Callable[[Tensor], Tensor],
+        inputs: Sequence[str] = ("jbu", "tiles"),
+        *,
+        factor: int | tuple[int, int] | None = None,
+        num_heads: int = 16,
+        window: int = 7,
+        **arguments,
+    ) -> FeatSharp:
+        """Trained weights around the encoder they were trained for, in eval mode.
+
+        What the training stored under ``model_state`` is opened (``state_dict``, ``model``, ``teacher`` as well), and
+        the prefixes ``upsampler.``, ``normalizer.`` and ``bias_buffer.`` with a ``module.`` behind them; what lies
+        under ``encoder.`` is passed over. Channels, factor, levels and norms follow from the weights. Spectral norms,
+        which the original trains with, are folded into them.
+
+        Args:
+            checkpoint: A file of torch.save, a ``.safetensors`` file, or a state dict.
+            encoder: As for the class.
+            inputs: Those it was trained with, in their order, which the weights do not tell.
+            factor: Where there are no tiles, which tell it.
+            num_heads, window: As for the class.
+            arguments: Others of the class: size, and options of the encoder.
+
+        Raises:
+            TypeError: ``checkpoint`` is neither a path nor a state dict.
+            ValueError: Keys are missing or unexpected, or a shape is wrong (all of them are listed); ``inputs`` are not
+                those of the weights; or the file is missing, empty, damaged, no checkpoint, or a pickle of more than
+                tensors and plain values, which is not loaded (``weights_only=True``).
+        """
+        inputs = checked_inputs("FeatSharp", inputs)
+        parts = _checkpoint.read("FeatSharp", checkpoint, inputs, factor)
+        made = dict(parts.arguments)
+        channels = made.pop("channels")
+        normalizer, bias_buffer = None, None
+        if parts.normalizer is not None:
+            normalizer = PHIS(channels)
+            load_into(normalizer, parts.normalizer)
+        if parts.bias_buffer is not None:
+            shape = (
+                parts.bias_buffer.weights["buffer"].shape if "buffer" in parts.bias_buffer.weights else (1, channels)
+            )
+            bias_buffer = BiasBuffer(channels, *(shape[2:] if len(shape) == 4 else (1, 1)))
+            load_into(bias_buffer, parts.bias_buffer)
+        if not _is_packed(encoder):
+            arguments = {"channels": channels, **arguments}
+        model = cls(
+            encoder,
+            made.pop("factor"),
+            inputs=inputs,
+            num_heads=num_heads,
+            window=window,
+            normalizer=normalizer,
+            bias_buffer=bias_buffer,
+            **made,
+            **arguments,
+        )
+        load_into(model.upsampler, parts.upsampler)
+        return model.eval()
+
+    def forward(self, images: Tensor, *, raw: bool = False) -> Tensor:
+        """The refined features.
+
+        Args:
+            images: (B, 3, H, W) or (B, H, W, 3), uint8 or floating point, normalized or as the encoder's ``mean`` and
+                ``std`` make them; for callables normalized. They should have the pixels of the finest tiles.
+            raw: Undo the normalizer: features in the encoder's own space.
+
+        Returns:
+            (B, C, factor * h, factor * w) for an encoder's map of (h, w), channels_last by strides; differentiable with
+            respect to all parameters.
+
+        Raises:
+            TypeError, ValueError: ``images`` are wrong, or a view is no whole number of patches.
+
+        Memory: what the encoder takes of all views; then their maps, those of the tiles once more, put together, and as
+        :class:`FeatSharpUpsampler`.
+        """
+        low, tiles = self.encode(images)
+        guidance = self.guidance(images, low) if "jbu" in self.upsampler.inputs else None
+        result = self.upsampler(low, guidance, tiles)
+        return self.normalizer.inverse(result) if raw and self.normalizer is not None else result
+
+    def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The normalized, de-biased map of the whole image (B, C, h, w), and those of the tiles, one for every level.
+
+        For baselines (:func:`blend_tiles`) and for training: ``upsampler(low, guidance(images, low), tiles)``.
+        Arguments and errors are those of :meth:`forward`. At a factor of 1 the one tile is the whole image; an
+        upsampler without tiles gets none.
+        """
+        progressive, takes_tiles = self.upsampler.progressive, "tiles" in self.upsampler.inputs
+        factor = self.factor if takes_tiles else (1, 1)
+        low, *tiles = merge_tiles(self.features(self._views(images, factor)), factor, progressive=progressive)
+        return low, tiles or [low] * takes_tiles
+
+    def features(self, maps: Tensor) -> Tensor:
+        """What becomes of an encoder's maps (n, C, h, w) before they are put together: normalized and de-biased."""
+        for part in (self.normalizer, self.bias_buffer):
+            maps = maps if part is None else part(maps)
+        return maps
+
+    def guidance(self, images: Tensor, low: Tensor) -> Tensor:
+        """Normalized images at the size of the result, (B, 3, factor * h, factor * w), in float32 at least."""
+        size = tuple(n * f for n, f in zip(low.shape[2:], self.factor, strict=True))
+        small = resize(_images.as_floats(images), size, memory_format=torch.contiguous_format)
+        how = self.encoder.resize if self.is_packed else {"mean": None, "std": None}
+        if how["mean"] is not None:
+            small = torch.stack([small[:, c] - m for c, m in enumerate(how["mean"])], 1)
+        if how["std"] is not None:
+            small = torch.stack([small[:, c] / d for c, d in enumerate(how["std"])], 1)
+        return small
+
+    def _views(self, images: Tensor, factor: tuple[int, int]) -> Tensor:
+        """Maps of all views, in the order of :func:`split_tiles`."""
+        what, progressive = "FeatSharp", self.upsampler.progressive
+        size = self._size(_images.size_of(what, images))
+        if not self.is_packed:
+            maps = self.encoder(split_tiles(images, factor, size, progressive=progressive))
+            _checks.map_(what, "encoder(views)", maps)
+            return maps
+        levels = levels_of(what, factor, progressive)
+        if all(rows == columns for rows, columns in levels):
+            sizes = [(rows * size[0], columns * size[1]) for rows, columns in levels]
+            packed = self.encoder.at(sizes, [rows for rows, _ in levels])(images).tokens[0]
+        else:  # the encoder's own tiles have one factor for both sides
+            how = self.encoder.resize
+            views = split_tiles(images, factor, size, progressive=progressive, antialias=how["antialias"])
+            packed = self.encoder.at([size])(views).tokens[0]
+        return _map_of_all(packed)
+
+    def _size(self, of_images: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of a view in pixels."""
+        size = self.size
+        if size is None and self.is_packed and self.encoder.sizes is not None:
+            size = self.encoder.sizes[0]
+        size = of_images if size is None else size
+        patch = self.encoder.family.patch_size if self.is_packed else 1
+        if size[0] % patch or size[1] % patch:
+            name = "images" if size is of_images else "size"
+            raise ValueError(
+                f"murf_fast.FeatSharp: `{name}` must be a multiple of the encoder's patch of {patch} pixels in height "
+                f"and width, got {tuple(size)}"
+            )
+        return size
+
+    def _checked_encoder(self, encoder: object, channels: object, options: dict) -> nn.Module | Callable:
+        what = "FeatSharp"
+        if not callable(encoder):
+            raise TypeError(f"murf_fast.{what}: `encoder` must be a module or a callable, got {type(encoder).__name__}")
+        if options and (isinstance(encoder, MultiResolutionEncoder) or not self.is_packed):
+            raise ValueError(
+                f"murf_fast.{what}: {', '.join(options)} are for vision transformers, `encoder` is "
+                f"{'one with options of its own' if self.is_packed else 'a callable'}"
+            )
+        if not self.is_packed:
+            if channels is None:
+                raise ValueError(f"murf_fast.{what}: `channels` is needed for a callable: those of its maps")
+            return encoder
+        if channels is not None:
+            raise ValueError(f"murf_fast.{what}: `channels` is known for this encoder; leave it out")
+        if not isinstance(encoder, MultiResolutionEncoder):
+            encoder = MultiResolutionEncoder(encoder, scales=1.0, **options)
+        if len(encoder.layers) != 1 or len(encoder.sizes or encoder.scales) != 1:
+            raise ValueError(f"murf_fast.{what}: `encoder` must have one size and one layer")
+        return encoder
+
+
+def _is_packed(encoder: object) -> bool:
+    """Whether an encoder's tokens are those of a packed pass."""
+    return isinstance(encoder, MultiResolutionEncoder) or (isinstance(encoder, nn.Module) and is_supported(encoder))
+
+
+def _part(name: str, part: object, kind: type[PHIS] | type[BiasBuffer], channels: int) -> nn.Module | None:
+    if part is None:
+        return None
+    if not isinstance(part, kind):
+        raise TypeError(f"murf_fast.FeatSharp: `{name}` must be a {kind.__name__} or None, got {type(part).__name__}")
+    have = part.mean.shape[0] if kind is PHIS else part.buffer.shape[1]
+    if have != channels:
+        raise ValueError(f"murf_fast.FeatSharp: `{name}` must have {channels} channels, as the encoder, got {have}")
+    return part
+
+
+def _map_of_all(packed: PackedTokens) -> Tensor:
+    """(sequences, D, h, w): the patches of all sequences, which are of one grid; a view."""
+    first = packed.blocks[0]
+    sequences = packed.tokens.unflatten(0, (-1, first.length(packed.prefix)))
+    return sequences[:, packed.prefix :].mT.unflatten(2, first.grid)

@@ -1,0 +1,294 @@
+"""FeatSharp's tiles, block, levels and whole: against plain formulas, and what the original made."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from guided import LargestTensor, assert_close, draw
+from originals import golden
+from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
+
+from murf_fast.nn import (
+    FeatSharpBlock,
+    FeatSharpUpsampler,
+    merge_tiles,
+    split_tiles,
+)
+from murf_fast.nn.featsharp import block as block_file
+from murf_fast.nn.featsharp.tiles import levels_of
+from murf_fast.nn.guided.featsharp_jbu import prime_steps
+from murf_fast.reference import featsharp as plain
+
+CONFIGURATIONS = [c for n in (1, 2, 3) for c in itertools.permutations(("bilinear", "jbu", "tiles"), n)]
+
+
+def seeded(module):
+    """Weights for which every part of the module matters."""
+    generator = torch.Generator().manual_seed(0)
+    for name, p in module.named_parameters():
+        fan_in = p[0].numel() if p.ndim > 1 else 1
+        offset = 0.9 if name.endswith(("norm1.weight", "norm2.weight", "sigma_spatial")) else 0.0
+        scale = 0.5 if "gamma" in name or "tile_pos" in name else 0.2 if p.ndim < 2 else fan_in**-0.5
+        p.data.copy_(offset + scale * torch.randn(p.shape, generator=generator))
+    return module.eval()
+
+
+def arrays(name):
+    return {key: torch.from_numpy(value) for key, value in golden(name).items()}
+
+
+def results_of(call, module, dtype, tensors):
+    """The result, and gradients to all tensors and parameters, in ``dtype``."""
+    module = copy.deepcopy(module).to(dtype)
+    leaves = {name: t.to(dtype).requires_grad_() for name, t in tensors.items()}
+    result = call(module, **leaves)
+    wanted = {**leaves, **dict(module.named_parameters())}
+    grads = torch.autograd.grad(result, list(wanted.values()), draw(*result.shape).to(dtype), allow_unused=True)
+    used = {name: g for name, g in zip(wanted, grads, strict=True) if g is not None}
+    return {"result": result.detach(), **used}
+
+
+def assert_parity(ours, formula, module, tensors):
+    """Result and every gradient within the budget of the plain formula in float32, whose worst draw counts."""
+    oracle = results_of(formula, module, torch.float64, tensors)
+    theirs = [results_of(formula, module, torch.float32, tensors)]
+    for seed in range(4):
+        other = copy.deepcopy(module)
+        for p in other.parameters():
+            p.data.copy_(nudged(p.data, seed))
+        theirs.append(results_of(formula, other, torch.float32, {n: nudged(t, seed) for n, t in tensors.items()}))
+    actual = results_of(ours, module, torch.float32, tensors)
+    assert actual.keys() == oracle.keys()
+    for name, value in actual.items():
+        check = assert_within_budget if name == "result" else assert_gradient_within_budget
+        check(value, oracle[name], worst([t[name] for t in theirs], oracle[name]), name)
+
+
+# ---- tiles
+
+
+@pytest.mark.parametrize(("factor", "progressive"), [(2, False), ((2, 3), False), (6, True), ((1, 4), True), (1, True)])
+@pytest.mark.parametrize("size", [5, (4, 7)])
+def test_tiles(factor, progressive, size):
+    images = draw(2, 3, 19, 23)
+    pair = factor if isinstance(factor, tuple) else (factor, factor)
+    levels = levels_of("test", pair, progressive)
+    views = split_tiles(images, factor, size, progressive=progressive)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    oracle, same = (plain.views(x, levels, (height, width)) for x in (images.double(), images))
+    assert_within_budget(views, oracle, same)
+    maps = draw(len(views), 4, 3, 2)
+    merged = merge_tiles(maps, factor, progressive=progressive)
+    parts = maps.split([2 * rows * columns for rows, columns in levels])
+    assert len(merged) == len(levels)
+    for got, part, level in zip(merged, parts, levels, strict=True):
+        assert torch.equal(got, plain.mosaic(part, *level))
+        assert got.shape[0] == 1 or got.is_contiguous(memory_format=torch.channels_last) or level == (1, 1)
+
+
+def test_levels():
+    assert levels_of("test", (6, 6), True) == [(1, 1), (2, 2), (6, 6)]
+    assert levels_of("test", (4, 6), True) == [(1, 1), (2, 2), (4, 6)]
+    assert levels_of("test", (2, 12), True) == [(1, 1), (2, 2), (2, 4), (2, 12)]
+    assert levels_of("test", (6, 6), False) == [(1, 1), (6, 6)]
+    assert levels_of("test", (1, 1), True) == levels_of("test", (1, 1), False) == [(1, 1)]
+
+
+def test_tiles_of_uint8_and_of_channels_last_images():
+    images = torch.randint(256, (2, 3, 12, 10), dtype=torch.uint8)
+    expected = split_tiles(images.float() / 255, 2, 4)
+    assert torch.equal(split_tiles(images, 2, 4), expected)
+    assert torch.equal(split_tiles(images.permute(0, 2, 3, 1).contiguous(), 2, 4), expected)
+
+
+def test_golden_tiles():
+    data = arrays("featsharp__tiles_phis_bias")
+    views = split_tiles(data["tiles.image"], 6, 12, progressive=True)
+    # The original has the tiles of an image one behind the other.
+    batch, expected, begin = len(data["tiles.image"]), [], 0
+    for n in (1, 2, 6):
+        level = data["tiles.batch"][begin : begin + batch * n * n]
+        expected.append(level.unflatten(0, (batch, n * n)).transpose(0, 1).flatten(0, 1))
+        begin += batch * n * n
+    assert_close(views, torch.cat(expected), 5e-5)
+    maps = torch.tanh(F.conv2d(views, data["tiles.patch_weight"], stride=4)) + views.mean((1, 2, 3), keepdim=True)
+    for i, merged in enumerate(merge_tiles(maps, 6, progressive=True)):
+        assert_close(merged, data[f"tiles.map{i}"], 5e-5)
+
+
+# ---- the block
+
+
+@pytest.mark.parametrize(
+    ("inputs", "channels", "heads", "window", "norm", "size"),
+    [
+        (48, 24, 16, 7, True, (9, 11)),  # heads of 3 channels, in 4
+        (32, 32, 4, 3, True, (1, 5)),
+        (20, 7, 2, 5, False, (5, 1)),
+        (24, 8, 8, 1, True, (2, 3)),
+        (16, 16, 16, 7, True, (8, 3)),
+    ],
+)
+def test_block(inputs, channels, heads, window, norm, size):
+    module = seeded(FeatSharpBlock(inputs, channels, num_heads=heads, window=window, norm=norm))
+
+    def formula(module, x):
+        return plain.featsharp_block(dict(module.named_parameters()), x, heads, window)
+
+    assert_parity(lambda module, x: module(x), formula, module, {"x": draw(2, inputs, *size)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_block_without_gradients(dtype, monkeypatch):
+    """In chunks of tokens, in every layout and dtype."""
+    module, x = seeded(FeatSharpBlock(48, 24)).to(dtype), draw(2, 48, 6, 5).to(dtype)
+    monkeypatch.setitem(block_file._CHUNK, "cpu", 7)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    oracle = plain.featsharp_block({name: p.double() for name, p in weights.items()}, x.double())
+    same = plain.featsharp_block(weights, x)
+    with torch.no_grad():
+        for name, given in layouts(x).items():
+            result = module(given)
+            assert result.is_contiguous(memory_format=torch.channels_last) and result.dtype == dtype
+            assert_within_budget(result, oracle, same, name)
+        assert module(x[:0]).shape == (0, 24, 6, 5)
+
+
+def test_block_keeps_no_large_tensor():
+    """Without gradients nothing is larger than the queries and keys together."""
+    module, x = seeded(FeatSharpBlock(48, 24)), draw(1, 48, 40, 40)
+    with torch.no_grad(), LargestTensor() as seen:
+        module(x)
+    assert (
+        seen.elements == 2 * 16 * 4 * 1600
+    )  # queries and keys, four channels a head; the hidden layer has 256 a token
+
+
+def test_a_new_block_returns_the_first_channels():
+    x = draw(1, 48, 4, 4)
+    torch.testing.assert_close(FeatSharpBlock(48, 24)(x), x[:, :24], rtol=0, atol=1e-4)
+
+
+def test_golden_block_and_attention():
+    data = arrays("featsharp__local_attention")
+    module = FeatSharpBlock(48, 24)
+    module.load_state_dict({k.removeprefix("block.param."): v for k, v in data.items() if k.startswith("block.param.")})
+    side = int(data["block.width"])
+    x = data["block.x"].mT.unflatten(2, (side, side))
+    for result in (module(x), module.requires_grad_(False)(x)):
+        assert_close(result.flatten(2).mT, data["block.output"], 2e-6)
+    attention = module.attn
+    attention.load_state_dict(
+        {k.removeprefix("attn.param."): v for k, v in data.items() if k.startswith("attn.param.")}
+    )
+    side = int(data["attn.width"])
+    x = data["attn.x"].unflatten(1, (side, side))
+    assert_close(attention.attend(x).flatten(1, 2), data["attn.heads_concat"], 4e-5)
+    assert_close(attention(x).flatten(1, 2), data["attn.output"], 1.2e-5)
+
+
+# ---- levels and upsamplers
+
+
+def formula_of(factor, inputs, heads=2, window=3, progressive=False):
+    """An upsampler's plain statement, from its parameters."""
+    pair = factor if isinstance(factor, tuple) else (factor, factor)
+    grids = levels_of("test", pair, progressive)
+    steps = list(zip(grids, grids[1:] or grids, strict=False))
+
+    def formula(module, low, images, tiles=None, more=None):
+        parameters = dict(module.named_parameters())
+        for i, (before, after) in enumerate(steps):
+            weights = {k.removeprefix(f"ups.{i}."): v for k, v in parameters.items() if k.startswith(f"ups.{i}.")}
+            step = tuple(n // m for n, m in zip(after, before, strict=True))
+            given = tiles if i + 1 == len(steps) else more
+            low = plain.featsharp_level(weights, low, images, given, inputs, prime_steps(step), heads, window)
+        return low
+
+    return formula
+
+
+@pytest.mark.parametrize("inputs", CONFIGURATIONS, ids="-".join)
+def test_inputs(inputs):
+    """All of Table 8, in any order."""
+    module = seeded(FeatSharpUpsampler(4, 2, inputs, num_heads=2, window=3))
+    tensors = {"low": draw(2, 4, 3, 2), "images": draw(2, 3, 13, 9), "tiles": draw(2, 4, 6, 4)}
+
+    def ours(module, low, images, tiles):
+        return module(low, images, tiles)
+
+    assert_parity(ours, formula_of(2, inputs), module, tensors)
+
+
+@pytest.mark.parametrize("factor", [1, 3, (2, 3), (1, 4)])
+def test_factors(factor):
+    inputs = ("jbu", "tiles")
+    rows, columns = factor if isinstance(factor, tuple) else (factor, factor)
+    module = seeded(FeatSharpUpsampler(4, factor, inputs, num_heads=2, window=3))
+    tensors = {"low": draw(1, 4, 4, 3), "images": draw(1, 3, 13, 17), "tiles": draw(1, 4, 4 * rows, 3 * columns)}
+    assert_parity(lambda m, low, images, tiles: m(low, images, tiles), formula_of(factor, inputs), module, tensors)
+
+
+def test_progressive():
+    inputs = ("bilinear", "tiles")
+    module = seeded(FeatSharpUpsampler(4, (4, 2), inputs, progressive=True, num_heads=2, window=3))
+    assert len(module.ups) == 2
+    tensors = {
+        "low": draw(1, 4, 3, 2),
+        "images": draw(1, 3, 5, 5),
+        "tiles": draw(1, 4, 12, 4),
+        "more": draw(1, 4, 6, 4),
+    }
+    formula = formula_of((4, 2), inputs, progressive=True)
+    assert_parity(lambda m, low, images, tiles, more: m(low, images, [more, tiles]), formula, module, tensors)
+
+
+@pytest.mark.parametrize("name", ["featsharp_level_c24_x2", "featsharp_level_c32_x3"])
+def test_golden_level(name):
+    data = arrays(name)
+    weights = {f"ups.0.{k.removeprefix('param.')}": v for k, v in data.items() if k.startswith("param.")}
+    module = FeatSharpUpsampler.from_checkpoint(weights)
+    assert module.factor == (int(data["factor"]),) * 2
+    with torch.no_grad():
+        result = module(data["lr"], data["guidance"], data["tiles"])
+    assert_close(result, data["output"], 2e-5)
+
+
+def test_gradcheck():
+    module = seeded(FeatSharpUpsampler(2, 2, ("tiles", "bilinear"), num_heads=2, window=3)).double()
+    low, tiles = (draw(1, 2, n, n).double().requires_grad_() for n in (2, 4))
+    parameters = dict(module.named_parameters())
+
+    def call(low, tiles, *values):
+        return torch.func.functional_call(module, dict(zip(parameters, values, strict=True)), (low, None, tiles))
+
+    assert torch.autograd.gradcheck(call, (low, tiles, *parameters.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_compiled_without_breaks(gradients):
+    module = seeded(FeatSharpUpsampler(4, 2, ("jbu", "bilinear", "tiles"), num_heads=4)).requires_grad_(gradients)
+    low, images, tiles = draw(1, 4, 4, 3), draw(1, 3, 16, 12), draw(1, 4, 8, 6)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(low, images, tiles), module(low, images, tiles))
+
+
+def test_half_types():
+    module = seeded(FeatSharpUpsampler(8, 2)).requires_grad_(False)
+    low, images, tiles = draw(1, 8, 4, 3), draw(1, 3, 16, 12), draw(1, 8, 8, 6)
+    weights = {n.removeprefix("ups.0."): p.double() for n, p in module.named_parameters()}
+    arguments = (("jbu", "tiles"), [(2, 2)])
+    oracle = plain.featsharp_level(weights, low.double(), images.double(), tiles.double(), *arguments)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = copy.deepcopy(module).to(dtype)
+        given = [x.to(dtype) for x in (low, images, tiles)]
+        same = plain.featsharp_level({n: p.to(dtype) for n, p in weights.items()}, *given, *arguments)
+        assert_within_budget(half(*given), oracle, same, str(dtype))
+        # Parameters and features in float32, products in the half type.
+        with torch.autocast("cpu", dtype=dtype):
+            mixed = module(low, images, tiles)
+        assert_within_budget(mixed.to(dtype), oracle, same, f"autocast {dtype}")
