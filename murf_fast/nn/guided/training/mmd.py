@@ -119,15 +119,15 @@ def _kernel_sum(a: Tensor, b: Tensor, gamma: Tensor, share: float, of_a: Tensor 
             kernel = _pairs.squared_distances(a[rows], b[columns]).mul_(-gamma).exp_()
             if a is b and columns.start == rows.start:
                 kernel.fill_diagonal_(0)
-            kernel *= twice * share
-            total += kernel.sum(1).sum(dtype=torch.float64)
+            total += kernel.sum(1).sum(dtype=torch.float64).mul_(twice * share)
+            strength = -2 * twice * share * gamma
             if of_a is not None:
-                of_a[rows] += _pull(kernel, a[rows], b[columns], gamma)
+                of_a[rows] += _pull(kernel, a[rows], b[columns]).mul_(strength)
             if of_b is not None:
-                of_b[columns] += _pull(kernel.mT, b[columns], a[rows], gamma)
+                of_b[columns] += _pull(kernel.mT, b[columns], a[rows]).mul_(strength)
     return total
 
 
-def _pull(kernel: Tensor, of: Tensor, others: Tensor, gamma: Tensor) -> Tensor:
-    """``sum_j k_ij (-2 gamma) (a_i - b_j)``."""
-    return torch.addmm(kernel.sum(1, keepdim=True) * of, kernel, others, alpha=-1).mul_(-2 * gamma)
+def _pull(kernel: Tensor, of: Tensor, others: Tensor) -> Tensor:
+    """``sum_j k_ij (a_i - b_j)``."""
+    return torch.addmm(kernel.sum(1, keepdim=True) * of, kernel, others, alpha=-1)
