@@ -20,7 +20,7 @@ def window_sum(x: Tensor, weights: Tensor, stride: tuple[int, int]) -> Tensor:
         stride: (s_y, s_x).
 
     Returns:
-        (B, C, h, w). Twice differentiable.
+        (B, C, h, w) in the layout of ``x``, of which channels_last is the fast one. Twice differentiable.
 
     Memory: the result; in the backward the gradients and one map of the result's size. Autograd through slices would
     make a map of the size of ``x`` for every tap, ``unfold`` k_y k_x / (s_y s_x) of them at once.
@@ -53,7 +53,7 @@ class _WindowSum(torch.autograd.Function):
 
 
 def _summed(x: Tensor, weights: Tensor, stride: tuple[int, int]) -> Tensor:
-    result = x.new_zeros((*x.shape[:2], *weights.shape[3:]))
+    result = torch.zeros_like(_tap(x, 0, 0, weights, stride))
     for i, j in _taps(weights):
         result = torch.addcmul(result, _tap(x, i, j, weights, stride), weights[:, i, j, None])
     return result

@@ -106,8 +106,11 @@ class AttentionDownsampler(nn.Module):
     def forward(self, features: Tensor, size: int | tuple[int, int]) -> Tensor:
         """Features on a coarser grid; arguments, result and errors as of :meth:`SimpleDownsampler.forward`.
 
-        Memory: as there, and maps of one channel; in training the features once more, zeroed in part. No map is
-        blurred: the saliency is, which is linear in the features, and the kernels are, which then are 4 pixels larger.
+        The result is channels_last by strides.
+
+        Memory: as there, and maps of one channel; the features once more if their channels are not last, and in
+        training, zeroed in part. No map is blurred: the saliency is, which is linear in the features, and the kernels
+        are, which then are 4 pixels larger.
         """
         what, margin = "AttentionDownsampler", 0 if self.sigma is None else _BLUR
         window = tuple(n + 2 * margin for n in self.kernel_size)
@@ -132,6 +135,8 @@ class AttentionDownsampler(nn.Module):
                 whole = F.pad(kernels.flatten(0, 2)[:, None], [2 * margin] * 4)
                 kernels = F.conv2d(whole, blur[None, None])[:, 0].unflatten(0, kernels.shape[:3])
             kernels = kernels.permute(0, 3, 4, 1, 2).contiguous()
+            # Every second pixel of a row is a run of channels in this layout, and one of eight bytes in the other.
+            x = x.contiguous(memory_format=torch.channels_last)
             return window_sum(_padded(x, stride, window), kernels, stride).to(features.dtype)
 
     def extra_repr(self) -> str:
