@@ -24,7 +24,7 @@ from murf_fast.nn import (
     merge_tiles,
     split_tiles,
 )
-from murf_fast.nn.featsharp import block as block_file
+from murf_fast.nn.featsharp import local_attention
 from murf_fast.nn.featsharp.tiles import levels_of
 from murf_fast.nn.guided.featsharp_jbu import prime_steps
 from murf_fast.reference import featsharp as plain
@@ -148,31 +148,38 @@ def test_block(inputs, channels, heads, window, norm, size):
     assert_parity(lambda module, x: module(x), formula, module, {"x": draw(2, inputs, *size)})
 
 
+@pytest.mark.parametrize("pieces", [1, 4, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_block_without_gradients(dtype, monkeypatch):
-    """In chunks of tokens, in every layout and dtype."""
+def test_block_without_gradients(dtype, pieces, monkeypatch):
+    """In chunks of tokens and some heads at a time, in every layout and dtype."""
     module, x = seeded(FeatSharpBlock(48, 24)).to(dtype), draw(2, 48, 6, 5).to(dtype)
-    monkeypatch.setitem(block_file._CHUNK, "cpu", 7)
+    monkeypatch.setitem(local_attention._CHUNK, "cpu", 7)
+    heads = 16 // pieces
+    monkeypatch.setitem(local_attention._BYTES, "cpu", heads * 3 * 4 * x.numel() // 48 * x.element_size())
     weights = {name: p.detach() for name, p in module.named_parameters()}
     oracle = plain.featsharp_block({name: p.double() for name, p in weights.items()}, x.double())
     same = plain.featsharp_block(weights, x)
+    calls = []
+    own = module.attn._attended
+    monkeypatch.setattr(module.attn, "_attended", lambda *a: calls.append(a[1:3]) or own(*a))
     with torch.no_grad():
         for name, given in layouts(x).items():
             result = module(given)
             assert result.is_contiguous(memory_format=torch.channels_last)
             assert result.dtype == dtype
             assert_within_budget(result, oracle, same, name)
+        assert calls == [(i, i + heads) for i in range(0, 16, heads)] * len(layouts(x))
         assert module(x[:0]).shape == (0, 24, 6, 5)
 
 
-def test_block_keeps_no_large_tensor():
-    """Without gradients nothing is larger than the queries and keys together."""
+def test_block_keeps_no_large_tensor(monkeypatch):
+    """Without gradients nothing is larger than the block's input: not what is projected, nor what is hidden."""
     module, x = seeded(FeatSharpBlock(48, 24)), draw(1, 48, 40, 40)
+    monkeypatch.setitem(local_attention._BYTES, "cpu", 1 << 18)
+    monkeypatch.setitem(local_attention._CHUNK, "cpu", 128)
     with torch.no_grad(), LargestTensor() as seen:
         module(x)
-    assert (
-        seen.elements == 2 * 16 * 4 * 1600
-    )  # queries and keys, four channels a head; the hidden layer has 256 a token
+    assert seen.elements == x.numel()
 
 
 def test_a_new_block_returns_the_first_channels():
