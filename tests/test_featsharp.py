@@ -13,6 +13,8 @@ from originals import golden
 from test_multi_resolution_encoder import MEAN, STD, dinov2_registers, model_of, siglip
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
+import murf_fast
+from murf_fast import backends
 from murf_fast.nn import (
     PHIS,
     BiasBuffer,
@@ -479,3 +481,22 @@ def test_blended(weight):
     result = blend_tiles(low, tiles, weight)
     assert_within_budget(result, formula(low.double(), tiles.double()), formula(low, tiles))
     assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(
+    bool(backends.reasons_against("triton", "cpu")), reason="; ".join(backends.reasons_against("triton", "cpu"))
+)
+def test_triton():
+    """A level on Triton's kernels, in the interpreter; with gradients, and some heads at a time without."""
+    module = seeded(FeatSharpUpsampler(2, 2, num_heads=2, window=3))
+    tensors = {"low": draw(1, 2, 2, 3), "images": draw(1, 3, 8, 9), "tiles": draw(1, 2, 4, 6)}
+
+    def ours(module, low, images, tiles):
+        with murf_fast.use_backend("triton"):
+            return module(low, images, tiles)
+
+    formula = formula_of(2, ("jbu", "tiles"))
+    assert_parity(ours, formula, module, tensors)
+    oracle = results_of(formula, module, torch.float64, tensors)["result"]
+    with torch.no_grad():
+        assert_within_budget(ours(module, **tensors), oracle, formula(module, **tensors))

@@ -83,16 +83,16 @@ class FeatSharpBlock(nn.Module):
 
     def _finished(self, tokens: Tensor, attended: Tensor) -> Tensor:
         """What follows the attention, token by token."""
-        tokens = tokens + self.ls1(self.attn.proj(attended))
-        return tokens[..., : self.channels] + self.ls2(self.mlp(self.norm2(tokens)))
+        tokens = self.ls1(self.attn.proj(attended), tokens)
+        return self.ls2(self.mlp(self.norm2(tokens)), tokens[..., : self.channels])
 
 
 class LayerScale(nn.Module):
-    """``gamma x``, one number per channel, which begins at 1e-6."""
+    """``residual + gamma x``, one number per channel, which begins at 1e-6."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return torch.addcmul(residual, x, self.gamma)
