@@ -12,13 +12,15 @@ from guided import LargestTensor, assert_close, draw
 from originals import golden
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
+import murf_fast
+from murf_fast import backends
 from murf_fast.nn import (
     FeatSharpBlock,
     FeatSharpUpsampler,
     merge_tiles,
     split_tiles,
 )
-from murf_fast.nn.featsharp import block as block_file
+from murf_fast.nn.featsharp import local_attention
 from murf_fast.nn.featsharp.tiles import levels_of
 from murf_fast.nn.guided.featsharp_jbu import prime_steps
 from murf_fast.reference import featsharp as plain
@@ -142,30 +144,38 @@ def test_block(inputs, channels, heads, window, norm, size):
     assert_parity(lambda module, x: module(x), formula, module, {"x": draw(2, inputs, *size)})
 
 
+@pytest.mark.parametrize("pieces", [1, 4, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_block_without_gradients(dtype, monkeypatch):
-    """In chunks of tokens, in every layout and dtype."""
+def test_block_without_gradients(dtype, pieces, monkeypatch):
+    """In chunks of tokens and some heads at a time, in every layout and dtype."""
     module, x = seeded(FeatSharpBlock(48, 24)).to(dtype), draw(2, 48, 6, 5).to(dtype)
-    monkeypatch.setitem(block_file._CHUNK, "cpu", 7)
+    monkeypatch.setitem(local_attention._CHUNK, "cpu", 7)
+    heads = 16 // pieces
+    monkeypatch.setitem(local_attention._BYTES, "cpu", heads * 3 * 4 * x.numel() // 48 * x.element_size())
     weights = {name: p.detach() for name, p in module.named_parameters()}
     oracle = plain.featsharp_block({name: p.double() for name, p in weights.items()}, x.double())
     same = plain.featsharp_block(weights, x)
+    calls = []
+    own = module.attn._attended
+    monkeypatch.setattr(module.attn, "_attended", lambda *a: calls.append(a[1:3]) or own(*a))
     with torch.no_grad():
         for name, given in layouts(x).items():
             result = module(given)
-            assert result.is_contiguous(memory_format=torch.channels_last) and result.dtype == dtype
+            assert result.is_contiguous(memory_format=torch.channels_last)
+            assert result.dtype == dtype
             assert_within_budget(result, oracle, same, name)
+        assert calls == [(i, i + heads) for i in range(0, 16, heads)] * len(layouts(x))
         assert module(x[:0]).shape == (0, 24, 6, 5)
 
 
-def test_block_keeps_no_large_tensor():
-    """Without gradients nothing is larger than the queries and keys together."""
+def test_block_keeps_no_large_tensor(monkeypatch):
+    """Without gradients nothing is larger than the block's input: not what is projected, nor what is hidden."""
     module, x = seeded(FeatSharpBlock(48, 24)), draw(1, 48, 40, 40)
+    monkeypatch.setitem(local_attention._BYTES, "cpu", 1 << 18)
+    monkeypatch.setitem(local_attention._CHUNK, "cpu", 128)
     with torch.no_grad(), LargestTensor() as seen:
         module(x)
-    assert (
-        seen.elements == 2 * 16 * 4 * 1600
-    )  # queries and keys, four channels a head; the hidden layer has 256 a token
+    assert seen.elements == x.numel()
 
 
 def test_a_new_block_returns_the_first_channels():
@@ -292,3 +302,195 @@ def test_half_types():
         with torch.autocast("cpu", dtype=dtype):
             mixed = module(low, images, tiles)
         assert_within_budget(mixed.to(dtype), oracle, same, f"autocast {dtype}")
+
+
+# ---- end to end
+
+
+def stand_in(weight):
+    """An encoder that is any callable: tanh of a convolution."""
+    return lambda views: torch.tanh(F.conv2d(views, weight, stride=4))
+
+
+def whole(module, images, encode, size, levels, inputs):
+    """FeatSharp from its definition; ``encode`` makes a map of a view."""
+    dtype = images.dtype
+    maps = encode(plain.views(images, levels, size))
+    if module.normalizer is not None:
+        matrix = (module.normalizer.alpha.double() * module.normalizer.rotation.double()).to(dtype)
+        centred = maps - module.normalizer.mean.to(dtype)[:, None, None]
+        maps = torch.einsum("kc,bchw->bkhw", matrix, centred)
+    if module.bias_buffer is not None:
+        maps = maps + F.interpolate(module.bias_buffer.buffer.to(dtype), maps.shape[2:], mode="bilinear")
+    batch = len(images)
+    parts = maps.split([batch * rows * columns for rows, columns in levels])
+    low, tiles = parts[0], plain.mosaic(parts[-1], *levels[-1])
+    weights = {n.removeprefix("upsampler.ups.0."): p.to(dtype) for n, p in module.named_parameters()}
+    return plain.featsharp_level(weights, low, images, tiles, inputs, prime_steps(levels[-1]), 8, 7)
+
+
+@pytest.mark.parametrize("factor", [2, (1, 2)])  # the encoder's own tiles, and views that are cut for it
+@pytest.mark.parametrize("build", [dinov2_registers, siglip], ids=lambda f: f.__name__)
+def test_end_to_end(build, factor):
+    model, inputs, size = model_of(build), ("jbu", "tiles"), (16, 24)
+    normalizer = PHIS.fit([3 + 2 * draw(50, 24)])
+    bias = BiasBuffer(24, 3, 3)
+    torch.nn.init.normal_(bias.buffer)
+    sharp = FeatSharp(model, factor, size=size, num_heads=8, normalizer=normalizer, bias_buffer=bias)
+    seeded(sharp.upsampler)
+    sharp.requires_grad_(False)
+    images = draw(2, 3, 30, 50)
+    rows, columns = factor if isinstance(factor, tuple) else (factor, factor)
+    prefix = {dinov2_registers: 3, siglip: 0}[build]
+    options = {"interpolate_pos_encoding": True} if build is siglip else {}
+
+    def encoder_of(dtype):
+        own = copy.deepcopy(model).to(dtype)
+        return lambda x: own(x, **options).last_hidden_state[:, prefix:].mT.unflatten(2, (4, 6))
+
+    levels = [(1, 1), (rows, columns)]
+    oracle, same = (
+        whole(sharp, images.to(t), encoder_of(t), size, levels, inputs) for t in (torch.float64, torch.float32)
+    )
+    result = sharp(images)
+    assert_within_budget(result, oracle, same)
+    assert result.shape == (2, 24, 4 * rows, 6 * columns)
+    raw = torch.einsum("kc,bchw->bkhw", (normalizer.inv_rotation / normalizer.alpha).double(), oracle)
+    raw = raw + normalizer.mean[:, None, None]
+    torch.testing.assert_close(sharp(images, raw=True).double(), raw, rtol=1e-4, atol=1e-4)
+
+
+def test_encoders_sizes_and_images():
+    """An encoder with a size of its own, one that normalizes, images as they come; and a callable is the same."""
+    model, images = model_of(dinov2_registers), torch.rand(2, 3, 20, 28)
+    unit = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    normalized = (images - unit[0]) / unit[1]
+    sharp = FeatSharp(model, 2, num_heads=8)
+    upsampler = seeded(sharp.upsampler)
+    with pytest.raises(ValueError, match=r"`images` must be a multiple of the encoder's patch of 4 .* got \(20, 27\)"):
+        sharp(normalized[..., :27])
+    expected = sharp(normalized)
+    assert expected.shape == (2, 24, 10, 14)
+    encoder = MultiResolutionEncoder(model, [(20, 28)], mean=MEAN, std=STD)
+    given = {"num_heads": 8}
+    others = [
+        (FeatSharp(encoder, 2, **given), images),
+        (FeatSharp(model, 2, size=(20, 28), mean=MEAN, std=STD, **given), images),
+        (FeatSharp(model, 2, size=(20, 28), mean=MEAN, std=STD, **given), images.permute(0, 2, 3, 1)),
+        (
+            FeatSharp(lambda x: model(x).last_hidden_state[:, 3:].mT.unflatten(2, (5, 7)), 2, channels=24, **given),
+            normalized,
+        ),
+    ]
+    for other, pixels in others:
+        other.upsampler = upsampler
+        torch.testing.assert_close(other(pixels), expected, rtol=1e-4, atol=1e-4)
+    low, tiles = sharp.encode(normalized)
+    assert torch.equal(upsampler(low, sharp.guidance(normalized, low), tiles), expected)
+    byte = (255 * images).to(torch.uint8)
+    exact = FeatSharp(encoder, 2, **given)
+    exact.upsampler = upsampler
+    assert torch.equal(exact(byte), exact(byte.permute(0, 2, 3, 1)))
+    torch.testing.assert_close(exact(byte), exact(byte.float() / 255), rtol=1e-4, atol=1e-4)
+
+
+def test_without_tiles_the_encoder_sees_one_view():
+    seen = []
+    encode = stand_in(draw(8, 3, 4, 4))
+    sharp = FeatSharp(
+        lambda x: seen.append(tuple(x.shape)) or encode(x), 3, channels=8, inputs=("bilinear",), num_heads=2
+    )
+    assert sharp(draw(2, 3, 16, 12)).shape == (2, 8, 12, 9)
+    assert sharp.encode(draw(2, 3, 16, 12))[1] == []
+    assert seen == [(2, 3, 16, 12)] * 2
+    tiled = FeatSharp(lambda x: seen.append(tuple(x.shape)) or encode(x), 1, channels=8, num_heads=2)
+    low, (tile,) = tiled.encode(draw(2, 3, 16, 16))
+    assert low is tile
+    assert seen[-1] == (2, 3, 16, 16)
+
+
+def test_progressive_end_to_end():
+    encode = stand_in(draw(8, 3, 4, 4))
+    sharp = FeatSharp(encode, 4, channels=8, inputs=("bilinear", "tiles"), progressive=True, num_heads=2)
+    seeded(sharp.upsampler)
+    images = draw(1, 3, 16, 12)
+    views = plain.views(images, [(1, 1), (2, 2), (4, 4)], (16, 12))
+    low, two, four = encode(views).split([1, 4, 16])
+    expected = sharp.upsampler(low, None, [plain.mosaic(two, 2, 2), plain.mosaic(four, 4, 4)])
+    torch.testing.assert_close(sharp(images), expected)
+
+
+def test_gradients_reach_every_part():
+    encode = stand_in(draw(8, 3, 4, 4))
+    bias = BiasBuffer(8, 4, 3)
+    sharp = FeatSharp(encode, 2, channels=8, num_heads=2, normalizer=PHIS(8), bias_buffer=bias)
+    seeded(sharp.upsampler).train()
+    sharp(draw(1, 3, 16, 12)).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in sharp.parameters())
+
+
+def test_whole_is_compiled_without_breaks():
+    model = model_of(dinov2_registers)
+    sharp = FeatSharp(model, 2, size=16, num_heads=8, normalizer=PHIS(24), bias_buffer=BiasBuffer(24, 4, 4))
+    seeded(sharp.upsampler)
+    images = draw(1, 3, 16, 16)
+    compiled = torch.compile(sharp, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), sharp(images))
+
+
+# ---- bias, baselines
+
+
+@pytest.mark.parametrize("size", [(5, 7), (8, 4), (13, 14)])
+def test_bias_buffer(size):
+    module = BiasBuffer(6, 5, 7)
+    torch.nn.init.normal_(module.buffer)
+
+    def formula(module, features):
+        return features + F.interpolate(module.buffer, features.shape[2:], mode="bilinear", align_corners=False)
+
+    assert_parity(lambda m, features: m(features), formula, module, {"features": draw(3, 6, *size)})
+    half = draw(1, 6, *size).bfloat16()
+    assert module(half).dtype == torch.bfloat16
+    last = draw(2, 6, *size).contiguous(memory_format=torch.channels_last)
+    assert module(last).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_golden_bias():
+    data = arrays("featsharp__tiles_phis_bias")
+    module = BiasBuffer(6, 9, 9)
+    module.load_state_dict({"buffer": data["bias.buffer"]})
+    for i in range(3):
+        assert_close(module(data[f"bias.x{i}"]), data[f"bias.y{i}"], 5e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
+def test_blended(weight):
+    low, tiles = draw(2, 5, 3, 4), draw(2, 5, 6, 12)
+
+    def formula(low, tiles):
+        return weight * F.interpolate(low, (6, 12), mode="bilinear", align_corners=False) + (1 - weight) * tiles
+
+    result = blend_tiles(low, tiles, weight)
+    assert_within_budget(result, formula(low.double(), tiles.double()), formula(low, tiles))
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(
+    bool(backends.reasons_against("triton", "cpu")), reason="; ".join(backends.reasons_against("triton", "cpu"))
+)
+def test_triton():
+    """A level on Triton's kernels, in the interpreter; with gradients, and some heads at a time without."""
+    module = seeded(FeatSharpUpsampler(2, 2, num_heads=2, window=3))
+    tensors = {"low": draw(1, 2, 2, 3), "images": draw(1, 3, 8, 9), "tiles": draw(1, 2, 4, 6)}
+
+    def ours(module, low, images, tiles):
+        with murf_fast.use_backend("triton"):
+            return module(low, images, tiles)
+
+    formula = formula_of(2, ("jbu", "tiles"))
+    assert_parity(ours, formula, module, tensors)
+    oracle = results_of(formula, module, torch.float64, tensors)["result"]
+    with torch.no_grad():
+        assert_within_budget(ours(module, **tensors), oracle, formula(module, **tensors))

@@ -68,8 +68,13 @@ class FeatSharp(nn.Module):
         what = "FeatSharp"
         self.factor = _arguments.pair(what, "factor", factor)
         self.size = _checks.optional_grid(what, "size", size)
+        inputs = checked_inputs(what, inputs)
+        # Tiles (rows, columns) of what the encoder sees.
+        self.levels = levels_of(what, self.factor if "tiles" in inputs else (1, 1), progressive)
         self.is_packed = _is_packed(encoder)
-        self.encoder = self._checked_encoder(encoder, channels, options)
+        self.encoder = (
+            self._packed(encoder, channels, options) if self.is_packed else _called(encoder, channels, options)
+        )
         width = self.encoder.family.width if self.is_packed else _checks.integer(what, "channels", channels, 1)
         self.upsampler = FeatSharpUpsampler(
             width, self.factor, inputs, progressive=progressive, num_heads=num_heads, window=window, norm=norm
@@ -170,10 +175,9 @@ class FeatSharp(nn.Module):
         Arguments and errors are those of :meth:`forward`. At a factor of 1 the one tile is the whole image; an
         upsampler without tiles gets none.
         """
-        progressive, takes_tiles = self.upsampler.progressive, "tiles" in self.upsampler.inputs
-        factor = self.factor if takes_tiles else (1, 1)
-        low, *tiles = merge_tiles(self.features(self._views(images, factor)), factor, progressive=progressive)
-        return low, tiles or [low] * takes_tiles
+        maps = self.features(self._views(images))
+        low, *tiles = merge_tiles(maps, self.levels[-1], progressive=self.upsampler.progressive)
+        return low, tiles or [low] * ("tiles" in self.upsampler.inputs)
 
     def features(self, maps: Tensor) -> Tensor:
         """What becomes of an encoder's maps (n, C, h, w) before they are put together: normalized and de-biased."""
@@ -192,59 +196,65 @@ class FeatSharp(nn.Module):
             small = torch.stack([small[:, c] / d for c, d in enumerate(how["std"])], 1)
         return small
 
-    def _views(self, images: Tensor, factor: tuple[int, int]) -> Tensor:
-        """Maps of all views, in the order of :func:`split_tiles`."""
-        what, progressive = "FeatSharp", self.upsampler.progressive
-        size = self._size(_images.size_of(what, images))
-        if not self.is_packed:
-            maps = self.encoder(split_tiles(images, factor, size, progressive=progressive))
-            _checks.map_(what, "encoder(views)", maps)
-            return maps
-        levels = levels_of(what, factor, progressive)
-        if all(rows == columns for rows, columns in levels):
-            sizes = [(rows * size[0], columns * size[1]) for rows, columns in levels]
-            packed = self.encoder.at(sizes, [rows for rows, _ in levels])(images).tokens[0]
-        else:  # the encoder's own tiles have one factor for both sides
-            how = self.encoder.resize
-            views = split_tiles(images, factor, size, progressive=progressive, antialias=how["antialias"])
-            packed = self.encoder.at([size])(views).tokens[0]
-        return _map_of_all(packed)
+    def _views(self, images: Tensor) -> Tensor:
+        """The encoder's maps of all views, in the order of :func:`split_tiles`."""
+        size = self.size or _images.size_of("FeatSharp", images)
+        if self.is_packed:
+            self._check_patches("images", size)
+        # A packed pass cuts tiles itself, of one factor for both sides.
+        if not (self.is_packed and _are_square(self.levels)):
+            antialias = self.is_packed and self.encoder.resize["antialias"]
+            options = {"progressive": self.upsampler.progressive, "antialias": antialias}
+            images = split_tiles(images, self.levels[-1], size, **options)
+        if self.is_packed:
+            return _map_of_all(self.encoder(images).tokens[0])
+        return _checks.map_("FeatSharp", "encoder(views)", self.encoder(images))
 
-    def _size(self, of_images: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of a view in pixels."""
-        size = self.size
-        if size is None and self.is_packed and self.encoder.sizes is not None:
-            size = self.encoder.sizes[0]
-        size = of_images if size is None else size
-        patch = self.encoder.family.patch_size if self.is_packed else 1
+    def _packed(self, encoder: nn.Module, channels: object, options: dict) -> MultiResolutionEncoder:
+        """The encoder at the sizes of the levels, or of the views where these are cut for it."""
+        what = "FeatSharp"
+        if channels is not None:
+            raise ValueError(f"murf_fast.{what}: `channels` is known for this encoder; leave it out")
+        counts = [rows for rows, _ in self.levels] if _are_square(self.levels) else [1]
+        if not isinstance(encoder, MultiResolutionEncoder):
+            encoder = MultiResolutionEncoder(encoder, scales=counts, tiles=counts, **options)
+        elif options:
+            raise ValueError(f"murf_fast.{what}: `encoder` has options of its own; leave out {', '.join(options)}")
+        elif self.size is None:
+            if encoder.sizes is None or len(encoder.sizes) != 1:
+                raise ValueError(
+                    f"murf_fast.{what}: `size` is needed for an `encoder` that has not one size of its own"
+                )
+            self.size = encoder.sizes[0]
+        if len(encoder.layers) != 1:
+            raise ValueError(f"murf_fast.{what}: `encoder` must have one layer, got {encoder.layers}")
+        if self.size is None:
+            return encoder
+        self._check_patches("size", self.size, encoder)
+        return encoder.at([tuple(n * side for side in self.size) for n in counts], counts)
+
+    def _check_patches(self, name: str, size: tuple[int, int], encoder: MultiResolutionEncoder | None = None) -> None:
+        patch = (encoder or self.encoder).family.patch_size
         if size[0] % patch or size[1] % patch:
-            name = "images" if size is of_images else "size"
             raise ValueError(
                 f"murf_fast.FeatSharp: `{name}` must be a multiple of the encoder's patch of {patch} pixels in height "
                 f"and width, got {tuple(size)}"
             )
-        return size
 
-    def _checked_encoder(self, encoder: object, channels: object, options: dict) -> nn.Module | Callable:
-        what = "FeatSharp"
-        if not callable(encoder):
-            raise TypeError(f"murf_fast.{what}: `encoder` must be a module or a callable, got {type(encoder).__name__}")
-        if options and (isinstance(encoder, MultiResolutionEncoder) or not self.is_packed):
-            raise ValueError(
-                f"murf_fast.{what}: {', '.join(options)} are for vision transformers, `encoder` is "
-                f"{'one with options of its own' if self.is_packed else 'a callable'}"
-            )
-        if not self.is_packed:
-            if channels is None:
-                raise ValueError(f"murf_fast.{what}: `channels` is needed for a callable: those of its maps")
-            return encoder
-        if channels is not None:
-            raise ValueError(f"murf_fast.{what}: `channels` is known for this encoder; leave it out")
-        if not isinstance(encoder, MultiResolutionEncoder):
-            encoder = MultiResolutionEncoder(encoder, scales=1.0, **options)
-        if len(encoder.layers) != 1 or len(encoder.sizes or encoder.scales) != 1:
-            raise ValueError(f"murf_fast.{what}: `encoder` must have one size and one layer")
-        return encoder
+
+def _called(encoder: object, channels: object, options: dict) -> Callable[[Tensor], Tensor]:
+    what = "FeatSharp"
+    if not callable(encoder):
+        raise TypeError(f"murf_fast.{what}: `encoder` must be a module or a callable, got {type(encoder).__name__}")
+    if options:
+        raise ValueError(f"murf_fast.{what}: {', '.join(options)} are for vision transformers, `encoder` is a callable")
+    if channels is None:
+        raise ValueError(f"murf_fast.{what}: `channels` is needed for a callable: those of its maps")
+    return encoder
+
+
+def _are_square(levels: Sequence[tuple[int, int]]) -> bool:
+    return all(rows == columns for rows, columns in levels)
 
 
 def _is_packed(encoder: object) -> bool:

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from murf_fast import windows
 from murf_fast.nn._parts import peculiarity
 from murf_fast.ops import _checks
+from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.window_attention import window_attention
+
+# Where no gradient is needed: bytes of the queries, keys and values of the heads that are attended at a time, and
+# tokens of a chunk of token-wise work, whose hidden layer (8 MB of 4096 floats a token) is made and used in the same
+# memory. They bound the peak of a block; on a CPU neither costs time that can be measured, and a GPU wants large ones.
+_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}
+_CHUNK = {"cpu": 512, "cuda": 1 << 15}
 
 
 class LocalAttention(nn.Module):
@@ -45,37 +52,65 @@ class LocalAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * num_heads * width, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def attend(self, tokens: Tensor) -> Tensor:
-        """The heads' results before ``proj``: (B, H, W, G) from (B, H, W, G)."""
+    def attend(self, tokens: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """The heads' results before ``proj``: (B, H, W, G) from (B, H, W, G), which ``norm`` is called on first."""
         reason = peculiarity(self.qkv)
         if reason is not None or not isinstance(self.qkv, nn.Linear):
             reason = reason or f"is a {type(self.qkv).__name__}"
             raise ValueError(
                 f"murf_fast.LocalAttention: `qkv` {reason}, which would do nothing: only its weight is read"
             )
-        weight, heads, dim = self.qkv.weight, self.num_heads, tokens.shape[-1]
-        d, wide = dim // heads, len(weight) // 3
-        if heads * d == wide:
-            q, k, v = F.linear(tokens, weight).split(wide, -1)
-        else:  # no use for the rest of the values
-            q, k = F.linear(tokens, weight[: 2 * wide]).split(wide, -1)
-            v = F.linear(tokens, weight[2 * wide :].unflatten(0, (heads, -1))[:, :d].flatten(0, 1))
-        result = window_attention(
-            *(x.permute(0, 3, 1, 2) for x in (q, k, v)),
-            windows=windows.clamped(self.window // 2),
-            num_heads=heads,
-            values="split",
-            scale=d**-0.5,
-            bias=self._bias(tokens),
-        )
-        return result.permute(0, 2, 3, 1)
+        norm = nn.Identity() if norm is None else norm
+        heads, bias = self.num_heads, self._bias(tokens)
+        if writes_nothing([tokens, *self.parameters(), *norm.parameters()]) or _in_autocast(tokens):
+            return self._attended(F.linear(norm(tokens), self._weight(0, heads)), 0, heads, bias)
+        # Heads are independent: some at a time, so that not all queries, keys and values are there at once.
+        step = self._heads_at_a_time(tokens)
+        d, result = tokens.shape[-1] // heads, tokens.new_empty(tokens.shape)
+        projected = tokens.new_empty((*tokens.shape[:3], step * (len(self.qkv.weight) // heads)))
+        for first in range(0, heads, step):
+            weight = self._weight(first, first + step)
+            out = projected[..., : len(weight)]
+            for rows, its_out in zip(chunks_of(tokens), chunks_of(out), strict=True):
+                torch.mm(norm(rows), weight.mT, out=its_out)
+            result[..., first * d : (first + step) * d] = self._attended(out, first, first + step, bias)
+        return result
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, H, W, G) from (B, H, W, G), differentiable.
 
-        Memory: queries, keys, values, and the heads' results.
+        Memory: the heads' results, and queries, keys and values; without gradients those of some heads at a time.
         """
         return self.proj(self.attend(tokens))
+
+    def _weight(self, first: int, last: int) -> Tensor:
+        """What makes queries and keys of some heads, and those of their values that are used."""
+        weight, heads = self.qkv.weight, self.num_heads
+        d = weight.shape[1] // heads
+        if first == 0 and last == heads and len(weight) == 3 * heads * d:
+            return weight
+        q, k, v = weight.unflatten(0, (3, heads, -1))[:, first:last].unbind(0)
+        return torch.cat([x.flatten(0, 1) for x in (q, k, v[:, :d])])
+
+    def _attended(self, projected: Tensor, first: int, last: int, bias: tuple[Tensor, Tensor]) -> Tensor:
+        """Results of some heads, (B, H, W, d heads), from their queries, keys and values."""
+        count, d = last - first, self.proj.in_features // self.num_heads
+        wide = (projected.shape[-1] // count - d) // 2
+        maps = projected.permute(0, 3, 1, 2).split([count * wide, count * wide, count * d], 1)
+        result = window_attention(
+            *maps,
+            windows=windows.clamped(self.window // 2),
+            num_heads=count,
+            values="split",
+            scale=d**-0.5,
+            bias=tuple(table[first:last] for table in bias),
+        )
+        return result.permute(0, 2, 3, 1)
+
+    def _heads_at_a_time(self, tokens: Tensor) -> int:
+        a_head = len(self.qkv.weight) // self.num_heads * tokens[..., 0].numel() * tokens.element_size()
+        most = _BYTES.get(tokens.device.type, _BYTES["cuda"]) // max(a_head, 1)
+        return max(n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0 and n <= max(most, 1))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, window={self.window}"
@@ -91,6 +126,15 @@ class LocalAttention(nn.Module):
             of_axis = torch.where(head % 2 == axis, slopes, torch.zeros_like(slopes))
             tables.append(of_axis[:, None, None] * (at[:, None] - at).abs())
         return tables[0], tables[1]
+
+
+def chunks_of(tokens: Tensor) -> tuple[Tensor, ...]:
+    """Rows (n, C) of tokens (B, H, W, C), which are dense but for their channels."""
+    return tokens.flatten(0, 2).split(_CHUNK.get(tokens.device.type, _CHUNK["cuda"]))
+
+
+def _in_autocast(tokens: Tensor) -> bool:
+    return torch.is_autocast_enabled(tokens.device.type)
 
 
 def padded_width(n: int) -> int:

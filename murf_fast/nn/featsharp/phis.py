@@ -39,13 +39,7 @@ class PHIS(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        channels = _checks.integer("PHIS", "channels", channels, 1)
-        if not is_constructible(channels):
-            raise ValueError(
-                f"murf_fast.PHIS: `channels` must be the order of a Hadamard matrix, 1, 2, or a multiple of 4 that "
-                f"Sylvester's, Paley's and Kronecker's constructions give; the nearest are {neighbors(channels)}, got "
-                f"{channels}"
-            )
+        channels = _checked_channels(channels)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("alpha", torch.tensor(1.0))
         self.register_buffer("rotation", torch.eye(channels))
@@ -61,7 +55,7 @@ class PHIS(nn.Module):
 
         Returns:
             A float32 module on the device of the features. The covariance is that of the stream (divided by the
-            number of rows); it may be singular, as long as it is not zero.
+            number of rows); it may be singular, as nothing is divided by its eigenvalues, but not zero.
 
         Raises:
             TypeError: ``features`` is no iterable of floating-point tensors.
@@ -104,15 +98,15 @@ class PHIS(nn.Module):
             raise ValueError(f"murf_fast.{what}: mean and covariance must be finite")
         if not torch.allclose(covariance, covariance.mT):
             raise ValueError(f"murf_fast.{what}: `covariance` must be symmetric")
-        model = cls(len(mean)).to(mean.device)
+        model = cls(len(mean))
         values, vectors = torch.linalg.eigh(covariance)
-        variance = float(values.clamp(min=0).mean())
-        if not variance > 0:
-            raise ValueError(f"murf_fast.{what}: the features must vary, got a covariance of trace {variance}")
-        matrix = torch.from_numpy(hadamard(len(mean))).to(mean) * len(mean) ** -0.5
-        rotation = matrix @ vectors.mT
-        found = {"mean": mean, "alpha": torch.tensor(variance**-0.5), "rotation": rotation, "inv_rotation": rotation.mT}
-        model.load_state_dict(found)
+        variance = values.clamp(min=0).mean()
+        # Less than the roundings of a mean of equal numbers is no variance.
+        if not bool(variance > (4 * torch.finfo(mean.dtype).eps * mean.abs().max()).square()):
+            raise ValueError(f"murf_fast.{what}: the features must vary, got a mean variance of {float(variance)}")
+        rotation = torch.from_numpy(hadamard(len(mean))).to(mean) * len(mean) ** -0.5 @ vectors.mT
+        found = {"mean": mean, "alpha": variance.rsqrt(), "rotation": rotation, "inv_rotation": rotation.mT}
+        model.load_state_dict({name: t.float().contiguous() for name, t in found.items()}, assign=True)
         return model
 
     def forward(self, features: Tensor) -> Tensor:
@@ -133,7 +127,7 @@ class PHIS(nn.Module):
         wide = torch.promote_types(features.dtype, self.mean.dtype) if isinstance(features, Tensor) else None
         rows, as_given = self._rows("PHIS.forward", features)
         with torch.autocast(features.device.type, enabled=False):
-            result = F.linear(rows.to(wide) - self.mean.to(wide), (self.alpha * self.rotation).to(wide))
+            result = F.linear(rows.to(wide) - self.mean.to(wide), self.alpha.to(wide) * self.rotation.to(wide))
         return as_given(result.to(features.dtype))
 
     def inverse(self, features: Tensor) -> Tensor:
@@ -141,7 +135,7 @@ class PHIS(nn.Module):
         wide = torch.promote_types(features.dtype, self.mean.dtype) if isinstance(features, Tensor) else None
         rows, as_given = self._rows("PHIS.inverse", features)
         with torch.autocast(features.device.type, enabled=False):
-            result = F.linear(rows.to(wide), (self.inv_rotation / self.alpha).to(wide), self.mean.to(wide))
+            result = F.linear(rows.to(wide), self.inv_rotation.to(wide) / self.alpha.to(wide), self.mean.to(wide))
         return as_given(result.to(features.dtype))
 
     def fold(self, linear: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
@@ -202,6 +196,17 @@ class PHIS(nn.Module):
         return rows, (lambda y: y.permute(0, 3, 1, 2)) if channels_first else (lambda y: y)
 
 
+def _checked_channels(channels: object) -> int:
+    channels = _checks.integer("PHIS", "channels", channels, 1)
+    if not is_constructible(channels):
+        raise ValueError(
+            f"murf_fast.PHIS: `channels` must be the order of a Hadamard matrix, 1, 2, or a multiple of 4 that "
+            f"Sylvester's, Paley's and Kronecker's constructions give; the nearest are {neighbors(channels)}, got "
+            f"{channels}"
+        )
+    return channels
+
+
 class _Moments:
     """Mean, and sum of products about it, of rows that come one batch after the other."""
 
@@ -219,7 +224,7 @@ class _Moments:
         rows = x.detach().permute(0, 2, 3, 1) if x.ndim == 4 else x.detach()
         channels = rows.shape[-1]
         if self.mean is None:
-            PHIS(channels)  # raises where there is no matrix, before any work
+            _checked_channels(channels)  # before any work
             self.mean = torch.zeros(channels, dtype=torch.float64, device=x.device)
             self.squares = torch.zeros((channels, channels), dtype=torch.float64, device=x.device)
         if channels != len(self.mean) or x.device != self.mean.device:
@@ -228,7 +233,8 @@ class _Moments:
                 f"before, got {channels} on {x.device}"
             )
         for part in rows.reshape(-1, channels).split(_ROWS):
-            self._merge(part.double())
+            if len(part):
+                self._merge(part.double())
 
     def _merge(self, rows: Tensor) -> None:
         """Chan's update, in which no large sums cancel."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast.ops._derivatives import writes_nothing
+
 
 class SwiGLU(nn.Module):
     """``W3 (silu(h1) h2) + b3`` with ``h1, h2 = W12 x + b12``; G inputs, a hidden layer, C outputs.
@@ -19,7 +21,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.w12(x).chunk(2, -1)
-        return self.w3(F.silu(first) * second)
+        gate = F.silu(first)
+        return self.w3(gate * second if writes_nothing([gate, second]) else gate.mul_(second))
 
 
 def hidden_width(inputs: int) -> int:
