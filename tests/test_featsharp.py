@@ -10,13 +10,19 @@ import torch
 import torch.nn.functional as F
 from guided import LargestTensor, assert_close, draw
 from originals import golden
+from test_multi_resolution_encoder import MEAN, STD, dinov2_registers, model_of, siglip
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
 import murf_fast
 from murf_fast import backends
 from murf_fast.nn import (
+    PHIS,
+    BiasBuffer,
+    FeatSharp,
     FeatSharpBlock,
     FeatSharpUpsampler,
+    MultiResolutionEncoder,
+    blend_tiles,
     merge_tiles,
     split_tiles,
 )

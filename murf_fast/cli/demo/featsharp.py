@@ -157,7 +157,7 @@ class Task:
 
 
 def train(task: Task, steps: int, every: int) -> Iterator[Progress]:
-    """Trains everything in place: the fidelities before the first step, after every ``every`` steps, and after the last.
+    """Trains everything in place; the fidelities before the first step, after every ``every`` ones and after the last.
 
     The rate rises for the first steps and falls to zero in a straight line.
     """
