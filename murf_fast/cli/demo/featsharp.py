@@ -173,7 +173,9 @@ def train(task: Task, steps: int, every: int) -> Iterator[Progress]:
                 for group in optimizer.param_groups:
                     group["lr"] = share * group["top"]
                 optimizer.zero_grad()
-                task.loss(name, batch).backward()
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(task.seed + step)  # of the downsampler's dropout
+                    task.loss(name, batch).backward()
                 optimizer.step()
 
 
