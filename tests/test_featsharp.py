@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from guided import LargestTensor, assert_close, draw
 from originals import golden
+from test_guided_modules import replica_of
 from test_multi_resolution_encoder import MEAN, STD, dinov2_registers, model_of, siglip
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
@@ -172,6 +173,25 @@ def test_block_without_gradients(dtype, pieces, monkeypatch):
             assert_within_budget(result, oracle, same, name)
         assert calls == [(i, i + heads) for i in range(0, 16, heads)] * len(layouts(x))
         assert module(x[:0]).shape == (0, 24, 6, 5)
+
+
+def test_replicas_of_data_parallel():
+    """Their parameters are plain attributes, which want gradients like those they are of."""
+    module, x = seeded(FeatSharpUpsampler(8, 2, num_heads=2)), draw(1, 8, 4, 3)
+    images, tiles = draw(1, 3, 8, 6), draw(1, 8, 8, 6)
+    result = replica_of(module)(x, images, tiles)
+    assert torch.equal(result, module(x, images, tiles))
+    grads = [torch.autograd.grad(r.sum(), list(module.parameters())) for r in (result, module(x, images, tiles))]
+    assert all(map(torch.equal, *grads))
+    with torch.no_grad():
+        assert torch.equal(replica_of(module)(x, images, tiles), module(x, images, tiles))
+
+
+def test_forward_mode_is_refused_by_name():
+    """The attention has no tangents; none may be lost on the way to it."""
+    module, x = seeded(FeatSharpBlock(16, 8)).requires_grad_(False), draw(1, 16, 3, 3)
+    with pytest.raises(NotImplementedError, match="window_attention"):
+        torch.func.jvp(module, (x,), (x,))
 
 
 def test_block_keeps_no_large_tensor(monkeypatch):
