@@ -435,6 +435,16 @@ def test_without_tiles_the_encoder_sees_one_view():
     assert seen[-1] == (2, 3, 16, 16)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_an_empty_batch(gradients):
+    model = model_of(dinov2_registers)
+    parts = {"normalizer": PHIS(24), "bias_buffer": BiasBuffer(24, 4, 4)}
+    for factor in (2, (1, 2)):
+        sharp = FeatSharp(model, factor, size=16, num_heads=8, **parts).requires_grad_(gradients)
+        rows, columns = sharp.factor
+        assert sharp(draw(0, 3, 16, 16)).shape == (0, 24, 4 * rows, 4 * columns)
+
+
 def test_progressive_end_to_end():
     encode = stand_in(draw(8, 3, 4, 4))
     sharp = FeatSharp(encode, 4, channels=8, inputs=("bilinear", "tiles"), progressive=True, num_heads=2)

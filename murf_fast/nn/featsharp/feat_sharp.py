@@ -207,7 +207,7 @@ class FeatSharp(nn.Module):
             options = {"progressive": self.upsampler.progressive, "antialias": antialias}
             images = split_tiles(images, self.levels[-1], size, **options)
         if self.is_packed:
-            return _map_of_all(self.encoder(images).tokens[0])
+            return _map_of_all(self.encoder(images, merge=False).tokens[0])
         return _checks.map_("FeatSharp", "encoder(views)", self.encoder(images))
 
     def _packed(self, encoder: nn.Module, channels: object, options: dict) -> MultiResolutionEncoder:
