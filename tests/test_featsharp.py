@@ -420,6 +420,30 @@ def test_encoders_sizes_and_images():
     torch.testing.assert_close(exact(byte), exact(byte.float() / 255), rtol=1e-4, atol=1e-4)
 
 
+def test_ways_to_resize_and_to_train():
+    """Square factors by the encoder's own tiles, others by views that are cut for it: the same resize."""
+    model, images = model_of(dinov2_registers), draw(1, 3, 30, 22)
+    options = {"size": 16, "num_heads": 8, "mode": "bicubic", "antialias": True, "inputs": ("tiles",)}
+    sharp, other = FeatSharp(model, 2, **options), FeatSharp(model, (2, 1), **options)
+    torch.testing.assert_close(sharp.encode(images)[0], other.encode(images)[0])
+    views = split_tiles(images, 2, 16, mode="bicubic", antialias=True)
+    maps = model(views).last_hidden_state[:, 3:].mT.unflatten(2, (4, 4))
+    torch.testing.assert_close(sharp.encode(images)[1][0], merge_tiles(maps, 2)[1], rtol=1e-4, atol=1e-4)
+    sharp.train()
+    assert sharp.upsampler.training
+    assert not sharp.encoder.training
+    assert not model.training
+
+
+def test_images_of_any_dtype():
+    sharp = FeatSharp(model_of(dinov2_registers), 2, size=16, num_heads=8)
+    seeded(sharp.upsampler)
+    images = draw(1, 3, 16, 16).half()
+    expected = sharp(images)
+    assert torch.equal(sharp(images.float()), expected)
+    torch.testing.assert_close(sharp(images.double()), expected)
+
+
 def test_without_tiles_the_encoder_sees_one_view():
     seen = []
     encode = stand_in(draw(8, 3, 4, 4))
@@ -447,12 +471,12 @@ def test_an_empty_batch(gradients):
 
 def test_progressive_end_to_end():
     encode = stand_in(draw(8, 3, 4, 4))
-    sharp = FeatSharp(encode, 4, channels=8, inputs=("bilinear", "tiles"), progressive=True, num_heads=2)
+    sharp = FeatSharp(encode, 4, channels=8, inputs=("jbu", "tiles"), progressive=True, num_heads=2)
     seeded(sharp.upsampler)
     images = draw(1, 3, 16, 12)
     views = plain.views(images, [(1, 1), (2, 2), (4, 4)], (16, 12))
     low, two, four = encode(views).split([1, 4, 16])
-    expected = sharp.upsampler(low, None, [plain.mosaic(two, 2, 2), plain.mosaic(four, 4, 4)])
+    expected = sharp.upsampler(low, images, [plain.mosaic(two, 2, 2), plain.mosaic(four, 4, 4)])
     torch.testing.assert_close(sharp(images), expected)
 
 
