@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from guided import LargestTensor, assert_close, draw
 from originals import golden
+from test_guided_modules import replica_of
 from test_multi_resolution_encoder import MEAN, STD, dinov2_registers, model_of, siglip
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
@@ -172,6 +173,25 @@ def test_block_without_gradients(dtype, pieces, monkeypatch):
             assert_within_budget(result, oracle, same, name)
         assert calls == [(i, i + heads) for i in range(0, 16, heads)] * len(layouts(x))
         assert module(x[:0]).shape == (0, 24, 6, 5)
+
+
+def test_replicas_of_data_parallel():
+    """Their parameters are plain attributes, which want gradients like those they are of."""
+    module, x = seeded(FeatSharpUpsampler(8, 2, num_heads=2)), draw(1, 8, 4, 3)
+    images, tiles = draw(1, 3, 8, 6), draw(1, 8, 8, 6)
+    result = replica_of(module)(x, images, tiles)
+    assert torch.equal(result, module(x, images, tiles))
+    grads = [torch.autograd.grad(r.sum(), list(module.parameters())) for r in (result, module(x, images, tiles))]
+    assert all(map(torch.equal, *grads))
+    with torch.no_grad():
+        assert torch.equal(replica_of(module)(x, images, tiles), module(x, images, tiles))
+
+
+def test_forward_mode_is_refused_by_name():
+    """The attention has no tangents; none may be lost on the way to it."""
+    module, x = seeded(FeatSharpBlock(16, 8)).requires_grad_(False), draw(1, 16, 3, 3)
+    with pytest.raises(NotImplementedError, match="window_attention"):
+        torch.func.jvp(module, (x,), (x,))
 
 
 def test_block_keeps_no_large_tensor(monkeypatch):
@@ -400,6 +420,30 @@ def test_encoders_sizes_and_images():
     torch.testing.assert_close(exact(byte), exact(byte.float() / 255), rtol=1e-4, atol=1e-4)
 
 
+def test_ways_to_resize_and_to_train():
+    """Square factors by the encoder's own tiles, others by views that are cut for it: the same resize."""
+    model, images = model_of(dinov2_registers), draw(1, 3, 30, 22)
+    options = {"size": 16, "num_heads": 8, "mode": "bicubic", "antialias": True, "inputs": ("tiles",)}
+    sharp, other = FeatSharp(model, 2, **options), FeatSharp(model, (2, 1), **options)
+    torch.testing.assert_close(sharp.encode(images)[0], other.encode(images)[0])
+    views = split_tiles(images, 2, 16, mode="bicubic", antialias=True)
+    maps = model(views).last_hidden_state[:, 3:].mT.unflatten(2, (4, 4))
+    torch.testing.assert_close(sharp.encode(images)[1][0], merge_tiles(maps, 2)[1], rtol=1e-4, atol=1e-4)
+    sharp.train()
+    assert sharp.upsampler.training
+    assert not sharp.encoder.training
+    assert not model.training
+
+
+def test_images_of_any_dtype():
+    sharp = FeatSharp(model_of(dinov2_registers), 2, size=16, num_heads=8)
+    seeded(sharp.upsampler)
+    images = draw(1, 3, 16, 16).half()
+    expected = sharp(images)
+    assert torch.equal(sharp(images.float()), expected)
+    torch.testing.assert_close(sharp(images.double()), expected)
+
+
 def test_without_tiles_the_encoder_sees_one_view():
     seen = []
     encode = stand_in(draw(8, 3, 4, 4))
@@ -415,14 +459,24 @@ def test_without_tiles_the_encoder_sees_one_view():
     assert seen[-1] == (2, 3, 16, 16)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_an_empty_batch(gradients):
+    model = model_of(dinov2_registers)
+    parts = {"normalizer": PHIS(24), "bias_buffer": BiasBuffer(24, 4, 4)}
+    for factor in (2, (1, 2)):
+        sharp = FeatSharp(model, factor, size=16, num_heads=8, **parts).requires_grad_(gradients)
+        rows, columns = sharp.factor
+        assert sharp(draw(0, 3, 16, 16)).shape == (0, 24, 4 * rows, 4 * columns)
+
+
 def test_progressive_end_to_end():
     encode = stand_in(draw(8, 3, 4, 4))
-    sharp = FeatSharp(encode, 4, channels=8, inputs=("bilinear", "tiles"), progressive=True, num_heads=2)
+    sharp = FeatSharp(encode, 4, channels=8, inputs=("jbu", "tiles"), progressive=True, num_heads=2)
     seeded(sharp.upsampler)
     images = draw(1, 3, 16, 12)
     views = plain.views(images, [(1, 1), (2, 2), (4, 4)], (16, 12))
     low, two, four = encode(views).split([1, 4, 16])
-    expected = sharp.upsampler(low, None, [plain.mosaic(two, 2, 2), plain.mosaic(four, 4, 4)])
+    expected = sharp.upsampler(low, images, [plain.mosaic(two, 2, 2), plain.mosaic(four, 4, 4)])
     torch.testing.assert_close(sharp(images), expected)
 
 

@@ -79,16 +79,18 @@ class PackedTokens:
         """(P + N, D): image ``b`` at resolution ``s`` (a tile of it, if that is tiled; tile-major, batch-minor)."""
         return self.block(s)[b]
 
-    def map(self, s: int) -> Tensor:
-        """(B, D, h, w): the patches of resolution ``s``, channels_last by strides. Tiles are put together (a copy)."""
+    def map(self, s: int, *, merge: bool = True) -> Tensor:
+        """(B, D, h, w): the patches of resolution ``s``, channels_last by strides. Tiles are put together (a copy), or
+        without ``merge`` stay the maps of their sequences (t t B, D, rows, columns), tile-major.
+        """
         block = self.blocks[s]
         rows, columns = block.grid
         patches = self.block(s)[:, self.prefix :]
-        if block.tiles == 1:
+        if block.tiles == 1 or not merge:
             return patches.mT.unflatten(2, (rows, columns))
-        t = block.tiles
-        merged = patches.reshape(t, t, block.batch, rows, columns, -1).permute(2, 0, 3, 1, 4, 5)
-        return merged.reshape(block.batch, t * rows, t * columns, -1).permute(0, 3, 1, 2)
+        t, width = block.tiles, patches.shape[-1]
+        merged = patches.reshape(t, t, block.batch, rows, columns, width).permute(2, 0, 3, 1, 4, 5)
+        return merged.reshape(block.batch, t * rows, t * columns, width).permute(0, 3, 1, 2)
 
     def maps(self) -> list[Tensor]:
         return [self.map(s) for s in range(len(self))]
@@ -97,7 +99,7 @@ class PackedTokens:
         """(B, P, D), or with tiles their mean over the tiles of an image (as S2 does)."""
         block = self.blocks[s]
         tokens = self.block(s)[:, : self.prefix]
-        return tokens if block.tiles == 1 else tokens.unflatten(0, (-1, block.batch)).mean(0)
+        return tokens if block.tiles == 1 else tokens.unflatten(0, (block.tiles**2, block.batch)).mean(0)
 
 
 def patch_embed(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from murf_fast.nn.featsharp.local_attention import LocalAttention, chunks_of
+from murf_fast.nn.featsharp.local_attention import LocalAttention, chunks_of, is_functional
 from murf_fast.nn.featsharp.swiglu import SwiGLU, hidden_width
 from murf_fast.ops import _checks
-from murf_fast.ops._derivatives import writes_nothing
 
 
 class FeatSharpBlock(nn.Module):
@@ -72,7 +71,7 @@ class FeatSharpBlock(nn.Module):
         if not torch.is_autocast_enabled(x.device.type):
             _checks.same_device_and_dtype(what, "x", x, "its parameters", weight)
         tokens = x.permute(0, 2, 3, 1)
-        if writes_nothing([x, *self.parameters()]) or torch.is_autocast_enabled(x.device.type):
+        if is_functional(x, self):
             return self._finished(tokens, self.attn.attend(tokens, self.norm1)).permute(0, 3, 1, 2)
         tokens = tokens.contiguous()
         attended = self.attn.attend(tokens, self.norm1)

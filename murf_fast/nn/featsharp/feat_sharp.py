@@ -32,7 +32,8 @@ class FeatSharp(nn.Module):
     Args:
         encoder: A vision transformer that :class:`MultiResolutionEncoder` takes, or such an encoder (of one layer): all
             views then are one packed pass. Or any callable from views (n, 3, height, width) to maps (n, C, h, w). It is
-            not trained here: freeze it (``requires_grad_(False)``), or gradients are kept for it.
+            not trained here: freeze it (``requires_grad_(False)``), or gradients are kept for it; :meth:`train` leaves
+            it in eval mode.
         factor: Cells of the result per cell of the encoder's map, at least 1; or the factors of (height, width).
         size: (height, width) of a view in pixels, or one number for a square. None: that of an encoder's one size, or
             of the images.
@@ -163,10 +164,18 @@ class FeatSharp(nn.Module):
         Memory: what the encoder takes of all views; then their maps, those of the tiles once more, put together, and as
         :class:`FeatSharpUpsampler`.
         """
+        _checks.flag("FeatSharp", "raw", raw)
         low, tiles = self.encode(images)
         guidance = self.guidance(images, low) if "jbu" in self.upsampler.inputs else None
         result = self.upsampler(low, guidance, tiles)
         return self.normalizer.inverse(result) if raw and self.normalizer is not None else result
+
+    def train(self, mode: bool = True) -> FeatSharp:
+        """The mode of all parts but the encoder, which is put in eval mode."""
+        super().train(mode)
+        if isinstance(self.encoder, nn.Module):
+            self.encoder.eval()
+        return self
 
     def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The normalized, de-biased map of the whole image (B, C, h, w), and those of the tiles, one for every level.
@@ -186,15 +195,19 @@ class FeatSharp(nn.Module):
         return maps
 
     def guidance(self, images: Tensor, low: Tensor) -> Tensor:
-        """Normalized images at the size of the result, (B, 3, factor * h, factor * w), in float32 at least."""
-        size = tuple(n * f for n, f in zip(low.shape[2:], self.factor, strict=True))
-        small = resize(_images.as_floats(images), size, memory_format=torch.contiguous_format)
+        """Normalized images as the upsampler takes them, (B, 3, height, width), in float32 at least: at the size of the
+        result, or, where there are levels between, at their own.
+        """
+        pixels = _images.as_floats(images).to(torch.promote_types(low.dtype, torch.float32))
+        if len(self.upsampler.ups) == 1:  # each level resizes for itself; and few pixels are soon normalized
+            size = tuple(n * f for n, f in zip(low.shape[2:], self.factor, strict=True))
+            pixels = resize(pixels, size, memory_format=torch.contiguous_format)
         how = self.encoder.resize if self.is_packed else {"mean": None, "std": None}
         if how["mean"] is not None:
-            small = torch.stack([small[:, c] - m for c, m in enumerate(how["mean"])], 1)
+            pixels = torch.stack([pixels[:, c] - m for c, m in enumerate(how["mean"])], 1)
         if how["std"] is not None:
-            small = torch.stack([small[:, c] / d for c, d in enumerate(how["std"])], 1)
-        return small
+            pixels = torch.stack([pixels[:, c] / d for c, d in enumerate(how["std"])], 1)
+        return pixels
 
     def _views(self, images: Tensor) -> Tensor:
         """The encoder's maps of all views, in the order of :func:`split_tiles`."""
@@ -203,11 +216,10 @@ class FeatSharp(nn.Module):
             self._check_patches("images", size)
         # A packed pass cuts tiles itself, of one factor for both sides.
         if not (self.is_packed and _are_square(self.levels)):
-            antialias = self.is_packed and self.encoder.resize["antialias"]
-            options = {"progressive": self.upsampler.progressive, "antialias": antialias}
-            images = split_tiles(images, self.levels[-1], size, **options)
+            how = {name: self.encoder.resize[name] for name in ("mode", "antialias")} if self.is_packed else {}
+            images = split_tiles(images, self.levels[-1], size, progressive=self.upsampler.progressive, **how)
         if self.is_packed:
-            return _map_of_all(self.encoder(images).tokens[0])
+            return _map_of_all(self.encoder(images, merge=False).tokens[0])
         return _checks.map_("FeatSharp", "encoder(views)", self.encoder(images))
 
     def _packed(self, encoder: nn.Module, channels: object, options: dict) -> MultiResolutionEncoder:

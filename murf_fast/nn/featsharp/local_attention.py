@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from murf_fast import windows
 from murf_fast.nn._parts import peculiarity
+from murf_fast.nn._signatures import trains
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.window_attention import window_attention
@@ -62,7 +64,7 @@ class LocalAttention(nn.Module):
             )
         norm = nn.Identity() if norm is None else norm
         heads, bias = self.num_heads, self._bias(tokens)
-        if writes_nothing([tokens, *self.parameters(), *norm.parameters()]) or _in_autocast(tokens):
+        if is_functional(tokens, self, norm):
             return self._attended(F.linear(norm(tokens), self._weight(0, heads)), 0, heads, bias)
         # Heads are independent: some at a time, so that not all queries, keys and values are there at once.
         step = self._heads_at_a_time(tokens)
@@ -133,8 +135,13 @@ def chunks_of(tokens: Tensor) -> tuple[Tensor, ...]:
     return tokens.flatten(0, 2).split(_CHUNK.get(tokens.device.type, _CHUNK["cuda"]))
 
 
-def _in_autocast(tokens: Tensor) -> bool:
-    return torch.is_autocast_enabled(tokens.device.type)
+def is_functional(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether what modules make of ``x`` must be made by expressions alone, and not in pieces of one buffer: for
+    derivatives, of parameters too (and those of DataParallel's replicas), compilers, and dtypes that autocast picks.
+    """
+    if writes_nothing([x]) or forward_ad._current_level >= 0 or torch.is_autocast_enabled(x.device.type):
+        return True
+    return torch.is_grad_enabled() and any(map(trains, modules))
 
 
 def padded_width(n: int) -> int:

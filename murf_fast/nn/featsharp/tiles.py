@@ -17,11 +17,17 @@ Pair = tuple[int, int]
 
 
 def split_tiles(
-    images: Tensor, factor: int | Pair, size: int | Pair, *, progressive: bool = False, antialias: bool = False
+    images: Tensor,
+    factor: int | Pair,
+    size: int | Pair,
+    *,
+    progressive: bool = False,
+    mode: str = "bilinear",
+    antialias: bool = False,
 ) -> Tensor:
     """Views of one size: the whole image, and the tiles that the image makes ``factor`` times as large.
 
-    ``resize(image, (n size))`` (bilinear) for n = 1 and n = factor, cut into n x n tiles of ``size``: one batch for
+    ``resize(image, n size)`` for n = 1 and n = factor, cut into n x n tiles of ``size``: one batch for
     an encoder that sees all of them at the resolution it was trained for.
 
     Args:
@@ -29,7 +35,7 @@ def split_tiles(
         factor: Tiles per axis, (rows, columns) or one number for both, at least 1. At 1 there is only the whole image.
         size: (height, width) of a view in pixels, or one number for a square.
         progressive: Also the levels between, one for every prime factor: for 6 those of 2 and 6.
-        antialias: How images are made smaller; the original does it without.
+        mode, antialias: How images are resized, as for :func:`murf_fast.resize`; the original's are the defaults.
 
     Returns:
         (views * B, 3, height, width), with ``views = 1 + factor_y factor_x`` (and those of the levels between); float32
@@ -45,12 +51,12 @@ def split_tiles(
     what = "split_tiles"
     _images.size_of(what, images)
     factor, size = _arguments.pair(what, "factor", factor), _checks.grid(what, "size", size)
-    _checks.flag(what, "antialias", antialias)
+    _checks.mode(what, mode, antialias)
     pixels = _images.as_floats(images)
     views = []
     for rows, columns in levels_of(what, factor, progressive):
         whole = (rows * size[0], columns * size[1])
-        resized = resize(pixels, whole, antialias=antialias, memory_format=torch.contiguous_format)
+        resized = resize(pixels, whole, mode=mode, antialias=antialias, memory_format=torch.contiguous_format)
         tiled = resized.unflatten(3, (columns, size[1])).unflatten(2, (rows, size[0]))
         views.append(tiled.permute(2, 4, 0, 1, 3, 5).flatten(0, 2))
     return views[0] if len(views) == 1 else torch.cat(views)

@@ -194,12 +194,13 @@ class MultiResolutionEncoder(nn.Module):
         patch = self.family.patch_size
         return [patch * t for t in self.tiles or [1] * len(self.sizes or self.scales)]
 
-    def forward(self, images: Tensor) -> MultiResolutionFeatures:
+    def forward(self, images: Tensor, *, merge: bool = True) -> MultiResolutionFeatures:
         """Features at every resolution.
 
         Args:
             images: (B, 3, H, W) or (B, H, W, 3) on the model's device; uint8 or any floating-point dtype. They get no
                 gradient, and must not want one.
+            merge: Put maps of tiles together (a copy of each); else they are views, (t t B, D, h, w), tile-major.
 
         Returns:
             :class:`MultiResolutionFeatures` in the dtype of the model (under autocast, as its modules give them);
@@ -208,6 +209,7 @@ class MultiResolutionEncoder(nn.Module):
         Raises:
             TypeError, ValueError: As the class says; the message names the argument or the part of the model.
         """
+        _checks.flag("MultiResolutionEncoder", "merge", merge)
         family = self._checked_family()
         packed, rotations, owns = self._embed(family, images)
         seen: dict[int, Tensor] | None = {} if self.attentions else None
@@ -219,7 +221,7 @@ class MultiResolutionEncoder(nn.Module):
         tokens = [packed.with_tokens(outputs[i]) for i in self.layers]
         resolutions = range(len(packed))
         return MultiResolutionFeatures(
-            maps=[t.map(s) for s in resolutions for t in tokens],
+            maps=[t.map(s, merge=merge) for s in resolutions for t in tokens],
             cls=[t.prefix_tokens(s)[:, 0] if packed.prefix else None for s in resolutions for t in tokens],
             tokens=tokens,
             attentions=seen and [packed.with_tokens(seen[i]).map(s) for s in resolutions for i in self.layers],
