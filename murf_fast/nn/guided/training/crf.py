@@ -86,8 +86,9 @@ def crf_loss(
         positions = _positions(features.shape[2:], colors)
         maps = [features, positions.expand(len(features), -1, -1, -1), colors]
         if samples is not None and samples < count:
-            index = torch.stack([torch.randperm(count, generator=generator)[:samples] for _ in range(len(features))])
-            index = index.to(features.device, non_blocking=True)[:, None]
+            # Drawn on the CPU: the same pixels on every device.
+            drawn = [torch.randperm(count, generator=generator, device="cpu")[:samples] for _ in range(len(features))]
+            index = torch.stack(drawn).to(features.device, non_blocking=True)[:, None]
             f, p, i = (m.flatten(2).gather(2, index.expand(-1, m.shape[1], -1)).mT for m in maps)
         else:
             f, p, i = (m.flatten(2).mT for m in maps)
