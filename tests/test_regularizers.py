@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from guided import LargestTensor, draw
-from test_multi_view import NoWaiting
+from guided import LargestTensor, NoWaiting, draw
 from util import assert_gradient_within_budget, assert_within_budget, nudged, worst
 
 from murf_fast import reference
