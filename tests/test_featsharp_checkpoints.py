@@ -207,6 +207,11 @@ def whole(*args, **options):
         ),
         (lambda: upsampler()(MAP, IMAGE, MAP), ValueError, r"`tiles` must be .* \(1, 8, 8, 6\), got \(1, 8, 4, 3\)"),
         (lambda: upsampler()(MAP, IMAGE, MOSAIC.double()), TypeError, "`tiles` must have the dtype of `low`"),
+        (
+            lambda: upsampler()(MAP.half(), IMAGE, MOSAIC.half()),
+            TypeError,
+            "`low` must have the dtype of `its parameters`",
+        ),
         (lambda: upsampler()(MAP, None, MOSAIC), TypeError, "`images` must be a tensor, got NoneType"),
         (lambda: upsampler()(MAP, IMAGE[:, :2], MOSAIC), ValueError, "`guidance` must have 3 channels, got 2"),
         (lambda: blend_tiles(MAP, MOSAIC, 2), ValueError, "`weight` must be within 0 and 1, got 2"),

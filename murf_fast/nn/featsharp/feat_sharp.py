@@ -33,7 +33,7 @@ class FeatSharp(nn.Module):
         encoder: A vision transformer that :class:`MultiResolutionEncoder` takes, or such an encoder (of one layer): all
             views then are one packed pass. Or any callable from views (n, 3, height, width) to maps (n, C, h, w). It is
             not trained here: freeze it (``requires_grad_(False)``), or gradients are kept for it; :meth:`train` leaves
-            it in eval mode.
+            it in eval mode. Its maps have the dtype of the other parts, or autocast is on.
         factor: Cells of the result per cell of the encoder's map, at least 1; or the factors of (height, width).
         size: (height, width) of a view in pixels, or one number for a square. None: that of an encoder's one size, or
             of the images.
