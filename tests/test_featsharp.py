@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from guided import LargestTensor, assert_close, draw
 from originals import golden
-from test_guided_modules import replica_of
+from test_guided_modules import Sum, replica_of
 from test_multi_resolution_encoder import MEAN, STD, dinov2_registers, model_of, siglip
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
@@ -185,6 +185,24 @@ def test_replicas_of_data_parallel():
     assert all(map(torch.equal, *grads))
     with torch.no_grad():
         assert torch.equal(replica_of(module)(x, images, tiles), module(x, images, tiles))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_parts_may_be_wrapped_and_hooked(gradients):
+    """Each is called, with all tokens at once where somebody listens; but for what is read by weight alone."""
+    x, parts = draw(1, 16, 5, 4), ("norm1", "attn.proj", "ls1", "norm2", "mlp", "mlp.w12", "mlp.w3", "ls2")
+    for path in parts:
+        module = seeded(FeatSharpBlock(16, 8)).requires_grad_(gradients)
+        plain_result, shapes = module(x), []
+        hook = module.get_submodule(path).register_forward_hook(lambda _, args, out, s=shapes: s.append(out.shape))
+        assert torch.equal(module(x), plain_result)
+        assert [tuple(shape[:3]) for shape in shapes] == [(1, 5, 4)], path
+        hook.remove()
+        parent, _, leaf = path.rpartition(".")
+        adapter = Sum(module.get_submodule(path))
+        setattr(module.get_submodule(parent), leaf, adapter)
+        assert not torch.allclose(module(x), plain_result), path
+        assert adapter.seen
 
 
 def test_forward_mode_is_refused_by_name():

@@ -64,7 +64,7 @@ class FeatSharpBlock(nn.Module):
         a GPU, but at least one head's), and the hidden layer of 512 tokens (on a GPU 32768). Where gradients are
         needed what the layers keep: all of these of all tokens.
         """
-        what, weight = "FeatSharpBlock", self.attn.proj.weight
+        what, weight = "FeatSharpBlock", self.attn.projection()
         _checks.map_(what, "x", x)
         if x.shape[1] != weight.shape[1]:
             raise ValueError(f"murf_fast.{what}: `x` must have {weight.shape[1]} channels, got {x.shape[1]}")
