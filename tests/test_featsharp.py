@@ -19,6 +19,7 @@ from murf_fast import backends
 from murf_fast.nn import (
     PHIS,
     BiasBuffer,
+    ConditionalBias,
     FeatSharp,
     FeatSharpBlock,
     FeatSharpUpsampler,
@@ -366,6 +367,8 @@ def whole(module, images, encode, size, levels, inputs):
         maps = torch.einsum("kc,bchw->bkhw", matrix, centred)
     if module.bias_buffer is not None:
         maps = maps + F.interpolate(module.bias_buffer.buffer.to(dtype), maps.shape[2:], mode="bilinear")
+    if module.conditional_bias is not None:
+        maps = plain.conditional_bias({n: p.to(dtype) for n, p in module.conditional_bias.named_parameters()}, maps, 4)
     batch = len(images)
     parts = maps.split([batch * rows * columns for rows, columns in levels])
     low, tiles = parts[0], plain.mosaic(parts[-1], *levels[-1])
@@ -380,7 +383,8 @@ def test_end_to_end(build, factor):
     normalizer = PHIS.fit([3 + 2 * draw(50, 24)])
     bias = BiasBuffer(24, 3, 3)
     torch.nn.init.normal_(bias.buffer)
-    sharp = FeatSharp(model, factor, size=size, num_heads=8, normalizer=normalizer, bias_buffer=bias)
+    parts = {"normalizer": normalizer, "bias_buffer": bias, "conditional_bias": seeded(ConditionalBias(24, 4))}
+    sharp = FeatSharp(model, factor, size=size, num_heads=8, **parts)
     seeded(sharp.upsampler)
     sharp.requires_grad_(False)
     images = draw(2, 3, 30, 50)
@@ -501,7 +505,8 @@ def test_progressive_end_to_end():
 def test_gradients_reach_every_part():
     encode = stand_in(draw(8, 3, 4, 4))
     bias = BiasBuffer(8, 4, 3)
-    sharp = FeatSharp(encode, 2, channels=8, num_heads=2, normalizer=PHIS(8), bias_buffer=bias)
+    parts = {"normalizer": PHIS(8), "bias_buffer": bias, "conditional_bias": seeded(ConditionalBias(8, 2))}
+    sharp = FeatSharp(encode, 2, channels=8, num_heads=2, **parts)
     seeded(sharp.upsampler).train()
     sharp(draw(1, 3, 16, 12)).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in sharp.parameters())
@@ -533,6 +538,17 @@ def test_bias_buffer(size):
     assert module(half).dtype == torch.bfloat16
     last = draw(2, 6, *size).contiguous(memory_format=torch.channels_last)
     assert module(last).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_conditional_bias():
+    module = seeded(ConditionalBias(12, 4))
+
+    def formula(module, features):
+        return plain.conditional_bias(dict(module.named_parameters()), features, 4)
+
+    assert_parity(lambda m, features: m(features), formula, module, {"features": draw(2, 12, 3, 4)})
+    x = draw(1, 12, 3, 4)
+    torch.testing.assert_close(ConditionalBias(12, 4)(x), x, rtol=0, atol=1e-6)
 
 
 def test_golden_bias():

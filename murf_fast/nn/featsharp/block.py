@@ -87,11 +87,11 @@ class FeatSharpBlock(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """``residual + gamma x``, one number per channel, which begins at 1e-6."""
+    """``residual + gamma x``, one number per channel, which begins small."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, begin: float = 1e-6) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
+        self.gamma = nn.Parameter(torch.full((channels,), begin))
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return torch.addcmul(residual, x, self.gamma)
