@@ -164,7 +164,7 @@ class FeatSharp(nn.Module):
         Raises:
             TypeError, ValueError: ``images`` are wrong, or a view is no whole number of patches.
 
-        Memory: what the encoder takes of all views; then their maps, those of the tiles once more, put together, and as
+        Memory: what the encoder takes of all views; then the maps of the tiles, put together, and as
         :class:`FeatSharpUpsampler`.
         """
         _checks.flag("FeatSharp", "raw", raw)
@@ -189,7 +189,9 @@ class FeatSharp(nn.Module):
         """
         maps = self.features(self._views(images))
         low, *tiles = merge_tiles(maps, self.levels[-1], progressive=self.upsampler.progressive)
-        return low, tiles or [low] * ("tiles" in self.upsampler.inputs)
+        if tiles:  # a view would keep the maps of all tiles
+            return low.clone(), tiles
+        return low, [low] * ("tiles" in self.upsampler.inputs)
 
     def features(self, maps: Tensor) -> Tensor:
         """What becomes of an encoder's maps (n, C, h, w) before they are put together: normalized and de-biased."""
