@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from guided import LargestTensor, assert_close, draw
 from originals import golden
-from test_guided_modules import replica_of
+from test_guided_modules import Sum, replica_of
 from test_multi_resolution_encoder import MEAN, STD, dinov2_registers, model_of, siglip
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
 
@@ -19,6 +19,7 @@ from murf_fast import backends
 from murf_fast.nn import (
     PHIS,
     BiasBuffer,
+    ConditionalBias,
     FeatSharp,
     FeatSharpBlock,
     FeatSharpUpsampler,
@@ -187,6 +188,24 @@ def test_replicas_of_data_parallel():
         assert torch.equal(replica_of(module)(x, images, tiles), module(x, images, tiles))
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_parts_may_be_wrapped_and_hooked(gradients):
+    """Each is called, with all tokens at once where somebody listens; but for what is read by weight alone."""
+    x, parts = draw(1, 16, 5, 4), ("norm1", "attn.proj", "ls1", "norm2", "mlp", "mlp.w12", "mlp.w3", "ls2")
+    for path in parts:
+        module = seeded(FeatSharpBlock(16, 8)).requires_grad_(gradients)
+        plain_result, shapes = module(x), []
+        hook = module.get_submodule(path).register_forward_hook(lambda _, args, out, s=shapes: s.append(out.shape))
+        assert torch.equal(module(x), plain_result)
+        assert [tuple(shape[:3]) for shape in shapes] == [(1, 5, 4)], path
+        hook.remove()
+        parent, _, leaf = path.rpartition(".")
+        adapter = Sum(module.get_submodule(path))
+        setattr(module.get_submodule(parent), leaf, adapter)
+        assert not torch.allclose(module(x), plain_result), path
+        assert adapter.seen
+
+
 def test_forward_mode_is_refused_by_name():
     """The attention has no tangents; none may be lost on the way to it."""
     module, x = seeded(FeatSharpBlock(16, 8)).requires_grad_(False), draw(1, 16, 3, 3)
@@ -305,9 +324,9 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(call, (low, tiles, *parameters.values()), fast_mode=True)
 
 
-@pytest.mark.parametrize("gradients", [False, True])
-def test_compiled_without_breaks(gradients):
-    module = seeded(FeatSharpUpsampler(4, 2, ("jbu", "bilinear", "tiles"), num_heads=4)).requires_grad_(gradients)
+def test_compiled_without_breaks():
+    """With gradients; the whole, below, without."""
+    module = seeded(FeatSharpUpsampler(4, 2, ("jbu", "bilinear", "tiles"), num_heads=4))
     low, images, tiles = draw(1, 4, 4, 3), draw(1, 3, 16, 12), draw(1, 4, 8, 6)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(low, images, tiles), module(low, images, tiles))
@@ -348,6 +367,8 @@ def whole(module, images, encode, size, levels, inputs):
         maps = torch.einsum("kc,bchw->bkhw", matrix, centred)
     if module.bias_buffer is not None:
         maps = maps + F.interpolate(module.bias_buffer.buffer.to(dtype), maps.shape[2:], mode="bilinear")
+    if module.conditional_bias is not None:
+        maps = plain.conditional_bias({n: p.to(dtype) for n, p in module.conditional_bias.named_parameters()}, maps, 4)
     batch = len(images)
     parts = maps.split([batch * rows * columns for rows, columns in levels])
     low, tiles = parts[0], plain.mosaic(parts[-1], *levels[-1])
@@ -362,7 +383,8 @@ def test_end_to_end(build, factor):
     normalizer = PHIS.fit([3 + 2 * draw(50, 24)])
     bias = BiasBuffer(24, 3, 3)
     torch.nn.init.normal_(bias.buffer)
-    sharp = FeatSharp(model, factor, size=size, num_heads=8, normalizer=normalizer, bias_buffer=bias)
+    parts = {"normalizer": normalizer, "bias_buffer": bias, "conditional_bias": seeded(ConditionalBias(24, 4))}
+    sharp = FeatSharp(model, factor, size=size, num_heads=8, **parts)
     seeded(sharp.upsampler)
     sharp.requires_grad_(False)
     images = draw(2, 3, 30, 50)
@@ -412,6 +434,7 @@ def test_encoders_sizes_and_images():
         other.upsampler = upsampler
         torch.testing.assert_close(other(pixels), expected, rtol=1e-4, atol=1e-4)
     low, tiles = sharp.encode(normalized)
+    assert low.untyped_storage().nbytes() == low.numel() * low.element_size()  # not those of all views
     assert torch.equal(upsampler(low, sharp.guidance(normalized, low), tiles), expected)
     byte = (255 * images).to(torch.uint8)
     exact = FeatSharp(encoder, 2, **given)
@@ -483,7 +506,8 @@ def test_progressive_end_to_end():
 def test_gradients_reach_every_part():
     encode = stand_in(draw(8, 3, 4, 4))
     bias = BiasBuffer(8, 4, 3)
-    sharp = FeatSharp(encode, 2, channels=8, num_heads=2, normalizer=PHIS(8), bias_buffer=bias)
+    parts = {"normalizer": PHIS(8), "bias_buffer": bias, "conditional_bias": seeded(ConditionalBias(8, 2))}
+    sharp = FeatSharp(encode, 2, channels=8, num_heads=2, **parts)
     seeded(sharp.upsampler).train()
     sharp(draw(1, 3, 16, 12)).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in sharp.parameters())
@@ -515,6 +539,17 @@ def test_bias_buffer(size):
     assert module(half).dtype == torch.bfloat16
     last = draw(2, 6, *size).contiguous(memory_format=torch.channels_last)
     assert module(last).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_conditional_bias():
+    module = seeded(ConditionalBias(12, 4))
+
+    def formula(module, features):
+        return plain.conditional_bias(dict(module.named_parameters()), features, 4)
+
+    assert_parity(lambda m, features: m(features), formula, module, {"features": draw(2, 12, 3, 4)})
+    x = draw(1, 12, 3, 4)
+    torch.testing.assert_close(ConditionalBias(12, 4)(x), x, rtol=0, atol=1e-6)
 
 
 def test_golden_bias():

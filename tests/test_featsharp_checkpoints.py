@@ -13,6 +13,7 @@ from torch import nn
 from murf_fast.nn import (
     PHIS,
     BiasBuffer,
+    ConditionalBias,
     FeatSharp,
     FeatSharpBlock,
     FeatSharpUpsampler,
@@ -30,15 +31,19 @@ def of_a_training(sharp, *, ddp=False):
     state = {f"upsampler.{inner}{k}": v for k, v in sharp.upsampler.state_dict().items()}
     state |= {f"normalizer.{k}": v for k, v in sharp.normalizer.state_dict().items()}
     state |= {f"bias_buffer.{inner}{k}": v for k, v in sharp.bias_buffer.state_dict().items()}
+    if sharp.conditional_bias is not None:
+        state |= {f"cond_bias_transform.{inner}{k}": v for k, v in sharp.conditional_bias.state_dict().items()}
     args = {"type": "featsharp.inputs-jbu-tiles", "factor": 2, "normalizer": "phi-s"}
     return {"model_state": state, "upsample_args": args, "train_config": {"lr": 1e-3}}
 
 
-def trained(channels=8, factor=2, **options):
+def trained(channels=8, factor=2, *, conditional_bias=False, **options):
     normalizer, bias = PHIS.fit([3 + draw(40, channels)]), BiasBuffer(channels, 4, 3)
     torch.nn.init.normal_(bias.buffer)
     weight = draw(channels, 3, 4, 4)
     parts = {"normalizer": normalizer, "bias_buffer": bias}
+    if conditional_bias:
+        parts["conditional_bias"] = seeded(ConditionalBias(channels, 2))
     sharp = FeatSharp(stand_in(weight), factor, channels=channels, num_heads=2, **parts, **options)
     seeded(sharp.upsampler)
     return sharp.requires_grad_(False)
@@ -52,6 +57,7 @@ def trained(channels=8, factor=2, **options):
         {"inputs": ("tiles", "bilinear"), "norm": False},
         {"factor": (2, 3)},
         {"factor": 4, "progressive": True},
+        {"conditional_bias": True},
         {"inputs": ("jbu",)},
         {"inputs": ("bilinear",)},
     ],
@@ -134,7 +140,7 @@ def changed(change):
     [
         (lambda: {"weight": torch.ones(3)}, "must hold ups.0.block.ls1.gamma, .* got the keys weight"),
         (
-            lambda: changed(lambda s: s.update({"cond_bias_transform.norm1.weight": torch.ones(8)})),
+            lambda: changed(lambda s: s.update({"loss_transform.norm1.weight": torch.ones(8)})),
             "cond_bias_transform",
         ),
         (
@@ -207,6 +213,11 @@ def whole(*args, **options):
         ),
         (lambda: upsampler()(MAP, IMAGE, MAP), ValueError, r"`tiles` must be .* \(1, 8, 8, 6\), got \(1, 8, 4, 3\)"),
         (lambda: upsampler()(MAP, IMAGE, MOSAIC.double()), TypeError, "`tiles` must have the dtype of `low`"),
+        (
+            lambda: upsampler()(MAP.half(), IMAGE, MOSAIC.half()),
+            TypeError,
+            "`low` must have the dtype of `its parameters`",
+        ),
         (lambda: upsampler()(MAP, None, MOSAIC), TypeError, "`images` must be a tensor, got NoneType"),
         (lambda: upsampler()(MAP, IMAGE[:, :2], MOSAIC), ValueError, "`guidance` must have 3 channels, got 2"),
         (lambda: blend_tiles(MAP, MOSAIC, 2), ValueError, "`weight` must be within 0 and 1, got 2"),

@@ -201,7 +201,7 @@ def module_calls() -> dict[str, object]:
     anyup, naf, jafar = nn.AnyUp(16).eval(), nn.NAF(16, kernel_size=3).eval(), nn.JAFAR(8, qk_dim=16).eval()
     split = nn.AnyUp(16, values="split", image_range=(-1, 1), lfu_dim=8).eval()
     upsampler, block = nn.FeatSharpUpsampler(8, 2, num_heads=4).eval(), nn.FeatSharpBlock(16, 8, num_heads=4).eval()
-    phis, bias = nn.PHIS.fit([y]), nn.BiasBuffer(8, 5, 5)
+    phis, bias, conditional = nn.PHIS.fit([y]), nn.BiasBuffer(8, 5, 5), nn.ConditionalBias(8, 4)
     whole = nn.FeatSharp(model, 2, size=16, num_heads=8, bias_buffer=nn.BiasBuffer(16, 4, 4)).eval()
     simple, attentive = nn.SimpleDownsampler(3), nn.AttentionDownsampler(8, 3).eval()
     views = nn.random_views(y, 2)
@@ -250,6 +250,7 @@ def module_calls() -> dict[str, object]:
         "FeatSharpUpsampler": [with_gradients(lambda f: upsampler(f, guide, draw(1, 8, 8, 10)), x)],
         "FeatSharpBlock": [lambda: block(draw(1, 16, 4, 5)), with_gradients(block, draw(1, 16, 4, 5))],
         "PHIS": [lambda: phis(x), lambda: phis.inverse(x), lambda: list(nn.PHIS.fit([x]).buffers())],
+        "ConditionalBias": [with_gradients(conditional, x)],
         "BiasBuffer": [with_gradients(bias, x)],
         "FixedJBU": [lambda: nn.FixedJBU(1.0, 0.3)(x, guide), with_gradients(nn.FixedJBU(1.0, 0.3), x, guide)],
         "GuidedFilter": [lambda: nn.GuidedFilter(1, 0.1)(x, guide), with_gradients(nn.GuidedFilter(1, 0.1), x, guide)],

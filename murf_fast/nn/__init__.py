@@ -3,6 +3,7 @@
 from murf_fast.nn.featsharp.baselines import blend_tiles
 from murf_fast.nn.featsharp.bias_buffer import BiasBuffer
 from murf_fast.nn.featsharp.block import FeatSharpBlock
+from murf_fast.nn.featsharp.conditional_bias import ConditionalBias
 from murf_fast.nn.featsharp.feat_sharp import FeatSharp
 from murf_fast.nn.featsharp.phis import PHIS
 from murf_fast.nn.featsharp.tiles import merge_tiles, split_tiles
@@ -45,6 +46,7 @@ __all__ = [
     "AttentionDownsampler",
     "BiasBuffer",
     "CellKernels",
+    "ConditionalBias",
     "DepthHead",
     "EncodedImage",
     "FeatSharp",

@@ -65,6 +65,19 @@ def featsharp_block(weights: Mapping[str, Tensor], x: Tensor, num_heads: int = 1
     return (x[..., :channels] + weights["ls2.gamma"] * mlp).permute(0, 3, 1, 2)
 
 
+def conditional_bias(weights: Mapping[str, Tensor], x: Tensor, num_heads: int) -> Tensor:
+    """A plain transformer block on the tokens of (B, C, H, W), every one of which attends to all."""
+    tokens = x.flatten(2).mT
+    qkv = F.linear(_norm(weights, "norm1", tokens), weights["attn.qkv.weight"]).unflatten(2, (3, num_heads, -1))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    heads = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+    attended = F.linear(heads.transpose(1, 2).flatten(2), weights["attn.proj.weight"], weights["attn.proj.bias"])
+    tokens = tokens + weights["ls1.gamma"] * attended
+    hidden = F.gelu(F.linear(_norm(weights, "norm2", tokens), weights["mlp.fc1.weight"], weights["mlp.fc1.bias"]))
+    tokens = tokens + weights["ls2.gamma"] * F.linear(hidden, weights["mlp.fc2.weight"], weights["mlp.fc2.bias"])
+    return tokens.mT.unflatten(2, x.shape[2:])
+
+
 def featsharp_level(
     weights: Mapping[str, Tensor],
     low: Tensor,

@@ -13,7 +13,13 @@ from torch import Tensor
 from murf_fast.nn._checkpoint_files import Checkpoint, open_checkpoint
 from murf_fast.nn._checkpoints import few
 
-_UPSAMPLER, _NORMALIZER, _BIAS, _ENCODER = "upsampler.", "normalizer.", "bias_buffer.", "encoder."
+_UPSAMPLER, _ENCODER = "upsampler.", "encoder."
+# The prefix of every other part, beside that of our own state dicts.
+_PARTS = {
+    "normalizer": ("normalizer.",),
+    "bias_buffer": ("bias_buffer.",),
+    "conditional_bias": ("cond_bias_transform.", "conditional_bias."),
+}
 # Their lengths are the channels of all inputs and of the features.
 _INPUTS, _CHANNELS = "ups.0.block.ls1.gamma", "ups.0.block.ls2.gamma"
 _PARAMETRIZED = ".parametrizations.weight."
@@ -21,12 +27,11 @@ _PARAMETRIZED = ".parametrizations.weight."
 
 @dataclass(frozen=True)
 class Parts:
-    """The upsampler's weights and what it is made with; those of normalizer and bias, or None."""
+    """The upsampler's weights and what it is made with; and the weights of the other parts that there are."""
 
     upsampler: Checkpoint
     arguments: dict[str, object]
-    normalizer: Checkpoint | None
-    bias_buffer: Checkpoint | None
+    others: dict[str, Checkpoint]
 
 
 def read(
@@ -38,22 +43,23 @@ def read(
         TypeError, ValueError: As :func:`open_checkpoint`; or names, inputs and factor do not go together.
     """
     opened = open_checkpoint(what, checkpoint)
-    groups: dict[str, dict[str, Tensor]] = {name: {} for name in (_UPSAMPLER, _NORMALIZER, _BIAS)}
+    owner = {prefix: part for part, prefixes in _PARTS.items() for prefix in prefixes} | {_UPSAMPLER: "upsampler"}
+    groups: dict[str, dict[str, Tensor]] = {part: {} for part in ("upsampler", *_PARTS)}
     is_whole = any(name.startswith(_UPSAMPLER) for name in opened.weights)
-    others = []
+    unknown = []
     for name, value in opened.weights.items():
-        prefix = next((p for p in groups if name.startswith(p)), None) if is_whole else _UPSAMPLER
+        prefix = next((p for p in owner if name.startswith(p)), None) if is_whole else _UPSAMPLER
         if prefix is not None:
-            groups[prefix][name.removeprefix(prefix).removeprefix("module.")] = value
+            groups[owner[prefix]][name.removeprefix(prefix).removeprefix("module.")] = value
         elif not name.startswith(_ENCODER):  # as our own state dicts have it, which is the caller's
-            others.append(name)
-    if others or any(groups[_UPSAMPLER].get(name, torch.tensor(0)).ndim != 1 for name in (_INPUTS, _CHANNELS)):
+            unknown.append(name)
+    if unknown or any(groups["upsampler"].get(name, torch.tensor(0)).ndim != 1 for name in (_INPUTS, _CHANNELS)):
         raise ValueError(
             f"murf_fast.{what}: {opened.origin} must hold {_INPUTS}, {_CHANNELS} and the like, perhaps behind "
-            f"{_UPSAMPLER!r} and beside {_NORMALIZER}*, {_BIAS}* and {_ENCODER}*; got the keys "
-            f"{few(others or opened.weights)}"
+            f"{_UPSAMPLER!r} and beside {', '.join(f'{p}*' for p in owner if p != _UPSAMPLER)} and {_ENCODER}*; got "
+            f"the keys {few(unknown or opened.weights)}"
         )
-    weights = folded(what, groups[_UPSAMPLER])
+    weights = folded(what, groups["upsampler"])
     levels = len({name.split(".")[1] for name in weights if name.startswith("ups.")})
     found = {"jbu": any(".jbu." in name for name in weights), "tiles": "ups.0.tile_pos" in weights}
     columns, channels = len(weights[_INPUTS]), len(weights[_CHANNELS])
@@ -74,8 +80,8 @@ def read(
         "progressive": levels > 1,
         "norm": "ups.0.block.norm1.weight" in weights,
     }
-    normalizer, bias = (Checkpoint(opened.origin, groups[p]) if groups[p] else None for p in (_NORMALIZER, _BIAS))
-    return Parts(Checkpoint(opened.origin, weights), arguments, normalizer, bias)
+    others = {p: Checkpoint(opened.origin, folded(what, groups[p])) for p in _PARTS if groups[p]}
+    return Parts(Checkpoint(opened.origin, weights), arguments, others)
 
 
 def folded(what: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ class BiasBuffer(nn.Module):
         super().__init__()
         sizes = {"channels": channels, "height": height, "width": width}
         shape = [_checks.integer("BiasBuffer", name, n, 1) for name, n in sizes.items()]
+        self.channels = shape[0]
         self.buffer = nn.Parameter(torch.zeros(1, *shape))
 
     def forward(self, features: Tensor) -> Tensor:

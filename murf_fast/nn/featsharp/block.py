@@ -64,7 +64,7 @@ class FeatSharpBlock(nn.Module):
         a GPU, but at least one head's), and the hidden layer of 512 tokens (on a GPU 32768). Where gradients are
         needed what the layers keep: all of these of all tokens.
         """
-        what, weight = "FeatSharpBlock", self.attn.proj.weight
+        what, weight = "FeatSharpBlock", self.attn.projection()
         _checks.map_(what, "x", x)
         if x.shape[1] != weight.shape[1]:
             raise ValueError(f"murf_fast.{what}: `x` must have {weight.shape[1]} channels, got {x.shape[1]}")
@@ -87,11 +87,11 @@ class FeatSharpBlock(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """``residual + gamma x``, one number per channel, which begins at 1e-6."""
+    """``residual + gamma x``, one number per channel, which begins small."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, begin: float = 1e-6) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
+        self.gamma = nn.Parameter(torch.full((channels,), begin))
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return torch.addcmul(residual, x, self.gamma)

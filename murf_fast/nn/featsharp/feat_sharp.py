@@ -12,6 +12,7 @@ from murf_fast import _arguments
 from murf_fast.nn._checkpoints import load_into
 from murf_fast.nn.featsharp import _checkpoint
 from murf_fast.nn.featsharp.bias_buffer import BiasBuffer
+from murf_fast.nn.featsharp.conditional_bias import ConditionalBias
 from murf_fast.nn.featsharp.phis import PHIS
 from murf_fast.nn.featsharp.tiles import levels_of, merge_tiles, split_tiles
 from murf_fast.nn.featsharp.upsampler import FeatSharpUpsampler, checked_inputs
@@ -33,7 +34,7 @@ class FeatSharp(nn.Module):
         encoder: A vision transformer that :class:`MultiResolutionEncoder` takes, or such an encoder (of one layer): all
             views then are one packed pass. Or any callable from views (n, 3, height, width) to maps (n, C, h, w). It is
             not trained here: freeze it (``requires_grad_(False)``), or gradients are kept for it; :meth:`train` leaves
-            it in eval mode.
+            it in eval mode. Its maps have the dtype of the other parts, or autocast is on.
         factor: Cells of the result per cell of the encoder's map, at least 1; or the factors of (height, width).
         size: (height, width) of a view in pixels, or one number for a square. None: that of an encoder's one size, or
             of the images.
@@ -41,6 +42,7 @@ class FeatSharp(nn.Module):
         inputs, progressive, num_heads, window, norm: As for :class:`FeatSharpUpsampler`, which is ``upsampler``.
         normalizer: :class:`PHIS` of the encoder's features, or None.
         bias_buffer: :class:`BiasBuffer` of C channels, or None.
+        conditional_bias: :class:`ConditionalBias` of C channels, or None (the paper's model).
         options: For vision transformers: other options of the encoder (layers, norm, mean, std, attention); one layer.
 
     Raises:
@@ -63,6 +65,7 @@ class FeatSharp(nn.Module):
         norm: bool = True,
         normalizer: PHIS | None = None,
         bias_buffer: BiasBuffer | None = None,
+        conditional_bias: ConditionalBias | None = None,
         **options,
     ) -> None:
         super().__init__()
@@ -82,6 +85,7 @@ class FeatSharp(nn.Module):
         )
         self.normalizer = _part("normalizer", normalizer, PHIS, width)
         self.bias_buffer = _part("bias_buffer", bias_buffer, BiasBuffer, width)
+        self.conditional_bias = _part("conditional_bias", conditional_bias, ConditionalBias, width)
 
     @classmethod
     def from_checkpoint(
@@ -98,9 +102,9 @@ class FeatSharp(nn.Module):
         """Trained weights around the encoder they were trained for, in eval mode.
 
         What the training stored under ``model_state`` is opened (``state_dict``, ``model``, ``teacher`` as well), and
-        the prefixes ``upsampler.``, ``normalizer.`` and ``bias_buffer.`` with a ``module.`` behind them; what lies
-        under ``encoder.`` is passed over. Channels, factor, levels and norms follow from the weights. Spectral norms,
-        which the original trains with, are folded into them.
+        the prefixes ``upsampler.``, ``normalizer.``, ``bias_buffer.`` and ``cond_bias_transform.`` with a ``module.``
+        behind them; what lies under ``encoder.`` is passed over. Channels, factor, levels and norms follow from the
+        weights. Spectral norms, which the original trains with, are folded into them.
 
         Args:
             checkpoint: A file of torch.save, a ``.safetensors`` file, or a state dict.
@@ -120,16 +124,16 @@ class FeatSharp(nn.Module):
         parts = _checkpoint.read("FeatSharp", checkpoint, inputs, factor)
         made = dict(parts.arguments)
         channels = made.pop("channels")
-        normalizer, bias_buffer = None, None
-        if parts.normalizer is not None:
-            normalizer = PHIS(channels)
-            load_into(normalizer, parts.normalizer)
-        if parts.bias_buffer is not None:
-            shape = (
-                parts.bias_buffer.weights["buffer"].shape if "buffer" in parts.bias_buffer.weights else (1, channels)
-            )
-            bias_buffer = BiasBuffer(channels, *(shape[2:] if len(shape) == 4 else (1, 1)))
-            load_into(bias_buffer, parts.bias_buffer)
+        found = {}
+        for name, weights in parts.others.items():
+            if name == "normalizer":
+                found[name] = PHIS(channels)
+            elif name == "conditional_bias":
+                found[name] = ConditionalBias(channels, num_heads)
+            else:
+                shape = getattr(weights.weights.get("buffer"), "shape", ())
+                found[name] = BiasBuffer(channels, *(shape[2:] if len(shape) == 4 else (1, 1)))
+            load_into(found[name], weights)
         if not _is_packed(encoder):
             arguments = {"channels": channels, **arguments}
         model = cls(
@@ -138,8 +142,7 @@ class FeatSharp(nn.Module):
             inputs=inputs,
             num_heads=num_heads,
             window=window,
-            normalizer=normalizer,
-            bias_buffer=bias_buffer,
+            **found,
             **made,
             **arguments,
         )
@@ -161,7 +164,7 @@ class FeatSharp(nn.Module):
         Raises:
             TypeError, ValueError: ``images`` are wrong, or a view is no whole number of patches.
 
-        Memory: what the encoder takes of all views; then their maps, those of the tiles once more, put together, and as
+        Memory: what the encoder takes of all views; then the maps of the tiles, put together, and as
         :class:`FeatSharpUpsampler`.
         """
         _checks.flag("FeatSharp", "raw", raw)
@@ -186,11 +189,13 @@ class FeatSharp(nn.Module):
         """
         maps = self.features(self._views(images))
         low, *tiles = merge_tiles(maps, self.levels[-1], progressive=self.upsampler.progressive)
-        return low, tiles or [low] * ("tiles" in self.upsampler.inputs)
+        if tiles:  # a view would keep the maps of all tiles
+            return low.clone(), tiles
+        return low, [low] * ("tiles" in self.upsampler.inputs)
 
     def features(self, maps: Tensor) -> Tensor:
         """What becomes of an encoder's maps (n, C, h, w) before they are put together: normalized and de-biased."""
-        for part in (self.normalizer, self.bias_buffer):
+        for part in (self.normalizer, self.bias_buffer, self.conditional_bias):
             maps = maps if part is None else part(maps)
         return maps
 
@@ -274,14 +279,15 @@ def _is_packed(encoder: object) -> bool:
     return isinstance(encoder, MultiResolutionEncoder) or (isinstance(encoder, nn.Module) and is_supported(encoder))
 
 
-def _part(name: str, part: object, kind: type[PHIS] | type[BiasBuffer], channels: int) -> nn.Module | None:
+def _part(name: str, part: object, kind: type[nn.Module], channels: int) -> nn.Module | None:
     if part is None:
         return None
     if not isinstance(part, kind):
         raise TypeError(f"murf_fast.FeatSharp: `{name}` must be a {kind.__name__} or None, got {type(part).__name__}")
-    have = part.mean.shape[0] if kind is PHIS else part.buffer.shape[1]
-    if have != channels:
-        raise ValueError(f"murf_fast.FeatSharp: `{name}` must have {channels} channels, as the encoder, got {have}")
+    if part.channels != channels:
+        raise ValueError(
+            f"murf_fast.FeatSharp: `{name}` must have {channels} channels, as the encoder, got {part.channels}"
+        )
     return part
 
 

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 from murf_fast import windows
 from murf_fast.nn._parts import peculiarity
-from murf_fast.nn._signatures import trains
+from murf_fast.nn._signatures import has_global_hooks, is_customized, trains
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.window_attention import window_attention
@@ -56,25 +56,19 @@ class LocalAttention(nn.Module):
 
     def attend(self, tokens: Tensor, norm: nn.Module | None = None) -> Tensor:
         """The heads' results before ``proj``: (B, H, W, G) from (B, H, W, G), which ``norm`` is called on first."""
-        reason = peculiarity(self.qkv)
-        if reason is not None or not isinstance(self.qkv, nn.Linear):
-            reason = reason or f"is a {type(self.qkv).__name__}"
-            raise ValueError(
-                f"murf_fast.LocalAttention: `qkv` {reason}, which would do nothing: only its weight is read"
-            )
         norm = nn.Identity() if norm is None else norm
-        heads, bias = self.num_heads, self._bias(tokens)
+        heads, bias, weight = self.num_heads, self._bias(tokens), self.projection()
         if is_functional(tokens, self, norm):
-            return self._attended(F.linear(norm(tokens), self._weight(0, heads)), 0, heads, bias)
+            return self._attended(F.linear(norm(tokens), _of_heads(weight, heads, 0, heads)), 0, heads, bias)
         # Heads are independent: some at a time, so that not all queries, keys and values are there at once.
         step = self._heads_at_a_time(tokens)
         d, result = tokens.shape[-1] // heads, tokens.new_empty(tokens.shape)
-        projected = tokens.new_empty((*tokens.shape[:3], step * (len(self.qkv.weight) // heads)))
+        projected = tokens.new_empty((*tokens.shape[:3], step * (len(weight) // heads)))
         for first in range(0, heads, step):
-            weight = self._weight(first, first + step)
-            out = projected[..., : len(weight)]
+            of_heads = _of_heads(weight, heads, first, first + step)
+            out = projected[..., : len(of_heads)]
             for rows, its_out in zip(chunks_of(tokens), chunks_of(out), strict=True):
-                torch.mm(norm(rows), weight.mT, out=its_out)
+                torch.mm(norm(rows), of_heads.mT, out=its_out)
             result[..., first * d : (first + step) * d] = self._attended(out, first, first + step, bias)
         return result
 
@@ -85,18 +79,24 @@ class LocalAttention(nn.Module):
         """
         return self.proj(self.attend(tokens))
 
-    def _weight(self, first: int, last: int) -> Tensor:
-        """What makes queries and keys of some heads, and those of their values that are used."""
-        weight, heads = self.qkv.weight, self.num_heads
-        d = weight.shape[1] // heads
-        if first == 0 and last == heads and len(weight) == 3 * heads * d:
-            return weight
-        q, k, v = weight.unflatten(0, (3, heads, -1))[:, first:last].unbind(0)
-        return torch.cat([x.flatten(0, 1) for x in (q, k, v[:, :d])])
+    def projection(self) -> Tensor:
+        """The weight of ``qkv``.
+
+        Raises:
+            ValueError: It has hooks, or is no ``nn.Linear``: it is not called.
+        """
+        reason = peculiarity(self.qkv)
+        if reason is None and not isinstance(self.qkv, nn.Linear):
+            reason = f"is a {type(self.qkv).__name__}"
+        if reason is not None:
+            raise ValueError(
+                f"murf_fast.LocalAttention: `qkv` {reason}, which would do nothing: only its weight is read"
+            )
+        return self.qkv.weight
 
     def _attended(self, projected: Tensor, first: int, last: int, bias: tuple[Tensor, Tensor]) -> Tensor:
         """Results of some heads, (B, H, W, d heads), from their queries, keys and values."""
-        count, d = last - first, self.proj.in_features // self.num_heads
+        count, d = last - first, self.qkv.in_features // self.num_heads
         wide = (projected.shape[-1] // count - d) // 2
         maps = projected.permute(0, 3, 1, 2).split([count * wide, count * wide, count * d], 1)
         result = window_attention(
@@ -137,11 +137,23 @@ def chunks_of(tokens: Tensor) -> tuple[Tensor, ...]:
 
 def is_functional(x: Tensor, *modules: nn.Module) -> bool:
     """Whether what modules make of ``x`` must be made by expressions alone, and not in pieces of one buffer: for
-    derivatives, of parameters too (and those of DataParallel's replicas), compilers, and dtypes that autocast picks.
+    derivatives, of parameters too (and those of DataParallel's replicas), compilers, dtypes that autocast picks, and
+    hooks, which see all tokens at once.
     """
     if writes_nothing([x]) or forward_ad._current_level >= 0 or torch.is_autocast_enabled(x.device.type):
         return True
-    return torch.is_grad_enabled() and any(map(trains, modules))
+    if torch.is_grad_enabled() and any(map(trains, modules)):
+        return True
+    return has_global_hooks() or any(is_customized(part) for module in modules for part in module.modules())
+
+
+def _of_heads(weight: Tensor, heads: int, first: int, last: int) -> Tensor:
+    """What makes queries and keys of some heads, and those of their values that are used."""
+    d = weight.shape[1] // heads
+    if first == 0 and last == heads and len(weight) == 3 * heads * d:
+        return weight
+    q, k, v = weight.unflatten(0, (3, heads, -1))[:, first:last].unbind(0)
+    return torch.cat([x.flatten(0, 1) for x in (q, k, v[:, :d])])
 
 
 def padded_width(n: int) -> int:

@@ -39,7 +39,7 @@ class PHIS(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        channels = _checked_channels(channels)
+        self.channels = channels = _checked_channels(channels)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("alpha", torch.tensor(1.0))
         self.register_buffer("rotation", torch.eye(channels))
@@ -180,7 +180,7 @@ class PHIS(nn.Module):
         return folded.train(linear.training)
 
     def extra_repr(self) -> str:
-        return f"channels={len(self.mean)}"
+        return f"channels={self.channels}"
 
     def _rows(self, what: str, features: Tensor):
         """Features with channels last, and what brings a result to their shape."""

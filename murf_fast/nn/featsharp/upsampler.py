@@ -113,6 +113,8 @@ class FeatSharpUpsampler(nn.Module):
         """
         what = "FeatSharpUpsampler"
         _checks.map_(what, "low", low)
+        if not torch.is_autocast_enabled(low.device.type):
+            _checks.same_device_and_dtype(what, "low", low, "its parameters", self.ups[0].block.attn.projection())
         if "tiles" not in self.inputs:
             mosaics: list[Tensor | None] = [None] * len(self.ups)
         else:
@@ -194,6 +196,10 @@ class Level(nn.Module):
         return model.eval()
 
     def forward(self, low: Tensor, images: Tensor | None, tiles: Tensor | None) -> Tensor:
+        return self.block(self._together(low, images, tiles))
+
+    def _together(self, low: Tensor, images: Tensor | None, tiles: Tensor | None) -> Tensor:
+        """The inputs at the finer grid, one behind the other; what they are made of is not kept."""
         size = tuple(n * s for n, s in zip(low.shape[2:], self.step, strict=True))
         maps = {"bilinear": low, "tiles": tiles}
         if self.jbu is not None:
@@ -202,7 +208,7 @@ class Level(nn.Module):
         together = upsample_concat([maps[name] for name in self.inputs], size, memory_format=torch.channels_last)
         if self.tile_pos is not None:
             self._add_positions(together)
-        return self.block(together)
+        return together
 
     def _add_positions(self, together: Tensor) -> None:
         """To the channels of the tiles, tile by tile."""
