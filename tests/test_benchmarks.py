@@ -93,6 +93,7 @@ def test_every_operation_has_a_suite():
     assert set(bench.operations()) == (set(murf_fast.ops.__all__) - {"resample_patch_embed"} - types) | {
         "anyup_model",
         "dense_attention",
+        "featsharp_model",
         "fixed_filters",
         "jafar_model",
         "murf",
@@ -103,14 +104,14 @@ def test_every_operation_has_a_suite():
 
 def test_every_operation_has_a_case_of_its_overhead():
     names = {c.name.split(",")[0] for c in registry.cases() if c.op == "overhead"}
-    models = {"anyup_model", "dense_attention", "fixed_filters", "jafar_model", "murf", "naf_model"}
+    models = {"anyup_model", "dense_attention", "featsharp_model", "fixed_filters", "jafar_model", "murf", "naf_model"}
     assert names == set(registry.suites()) - models - {"overhead"}
 
 
 @pytest.mark.parametrize("name", registry.suites())
 def test_smallest_calls_run(name):
     """Those that compute-sanitizer watches on a GPU; every operation has one, and so have the models with kernels."""
-    if name in ("dense_attention", "fixed_filters", "murf", "overhead"):
+    if name in ("dense_attention", "featsharp_model", "fixed_filters", "murf", "overhead"):
         assert name not in registry.smallest_calls()  # made of others
         return
     registry.smallest_calls()[name]("cpu")

@@ -200,6 +200,11 @@ def module_calls() -> dict[str, object]:
     trained_level = nn.JBULevel().train()
     anyup, naf, jafar = nn.AnyUp(16).eval(), nn.NAF(16, kernel_size=3).eval(), nn.JAFAR(8, qk_dim=16).eval()
     split = nn.AnyUp(16, values="split", image_range=(-1, 1), lfu_dim=8).eval()
+    upsampler, block = nn.FeatSharpUpsampler(8, 2, num_heads=4).eval(), nn.FeatSharpBlock(16, 8, num_heads=4).eval()
+    phis, bias, conditional = nn.PHIS.fit([y]), nn.BiasBuffer(8, 5, 5), nn.ConditionalBias(8, 4)
+    whole = nn.FeatSharp(model, 2, size=16, num_heads=8, bias_buffer=nn.BiasBuffer(16, 4, 4)).eval()
+    simple, attentive = nn.SimpleDownsampler(3), nn.AttentionDownsampler(8, 3).eval()
+    views = nn.random_views(y, 2)
     encoder, murf, s2 = nn.MultiResolutionEncoder(model, [24, 16]), nn.MuRF(model, (16, 24)), nn.S2(model, [1, 2])
 
     head = draw(3, 8)
@@ -216,6 +221,11 @@ def module_calls() -> dict[str, object]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             return trained_level(x, guide)
+
+    def drawn():
+        generator = torch.Generator("cpu").manual_seed(3)
+        loss = nn.crf_loss(y, guide, samples=20, generator=generator) + nn.mmd_loss(x, y) + nn.total_variation_loss(y)
+        return nn.random_views(y, 2, generator=generator).matrices, loss
 
     return {
         "UpsampleAnything": [lambda: nn.UpsampleAnything(steps=2, radius=2)(guide, x)],
@@ -236,8 +246,18 @@ def module_calls() -> dict[str, object]:
         "JBUStack": [lambda: jbu(x[:, :, :2, :3], draw(1, 3, 32, 48))],
         "JBULevel": [lambda: level(x, guide), trained],
         "FeatSharpJBU": [lambda: sharp(x, guide)],
+        "FeatSharp": [lambda: whole(image), with_gradients(lambda g: whole(image) * g, draw(1))],
+        "FeatSharpUpsampler": [with_gradients(lambda f: upsampler(f, guide, draw(1, 8, 8, 10)), x)],
+        "FeatSharpBlock": [lambda: block(draw(1, 16, 4, 5)), with_gradients(block, draw(1, 16, 4, 5))],
+        "PHIS": [lambda: phis(x), lambda: phis.inverse(x), lambda: list(nn.PHIS.fit([x]).buffers())],
+        "ConditionalBias": [with_gradients(conditional, x)],
+        "BiasBuffer": [with_gradients(bias, x)],
         "FixedJBU": [lambda: nn.FixedJBU(1.0, 0.3)(x, guide), with_gradients(nn.FixedJBU(1.0, 0.3), x, guide)],
         "GuidedFilter": [lambda: nn.GuidedFilter(1, 0.1)(x, guide), with_gradients(nn.GuidedFilter(1, 0.1), x, guide)],
+        "SimpleDownsampler": [with_gradients(lambda f: simple(f, 3), y)],
+        "AttentionDownsampler": [with_gradients(lambda f: attentive(f, 3), y)],
+        "Views": [with_gradients(views, y), drawn, with_gradients(lambda f: nn.mmd_loss(x, f), y)],
+        "Fidelity": [lambda: nn.Fidelity().update(x, x + 1).value()],
         "MultiResolutionEncoder": [lambda: encoder(image).maps],
         "MuRF": [lambda: murf(image), lambda: murf.pca(image)],
     }

@@ -78,6 +78,24 @@ def test_split_is_undone_by_merge():
     assert torch.equal(_merge(tiles.flatten(2).mT, 2, 2, (3, 4)), images)
 
 
+def test_an_empty_batch():
+    assert S2(model_of(dinov2_registers), [1, 2])(torch.rand(0, 3, 24, 24)).shape == (0, 3 + 36, 48)
+
+
+def test_tiles_that_are_not_put_together():
+    """Views of the tokens, from which the merged maps are copied."""
+    encoder = MultiResolutionEncoder(model_of(dinov2), [24, 48], tiles=[1, 2])
+    images = torch.rand(2, 3, 24, 24)
+    merged, apart = encoder(images), encoder(images, merge=False)
+    base, tiles = apart.maps
+    assert torch.equal(base, merged.maps[0])
+    assert tiles.shape == (8, 24, 6, 6)
+    assert tiles.untyped_storage().data_ptr() == apart.tokens[0].tokens.untyped_storage().data_ptr()
+    assert torch.equal(tiles[2 * 1 + 1], merged.maps[1][1, :, :6, 6:])  # tile (0, 1) of image 1
+    with pytest.raises(TypeError, match="`merge` must be True or False"):
+        encoder(images, merge=1)
+
+
 @pytest.mark.parametrize("build", [dinov2, dinov2_registers, siglip], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("index", [0, 1])
 def test_packed_equals_called(build, index):

@@ -117,10 +117,10 @@ def bench(
     """Run the benchmark suites of a source checkout and write their report.
 
     `bench jbu` and `bench anyup` need no checkout: they print latency and memory of FeatUp's upsampler and of AnyUp at
-    four output sizes.
+    four output sizes. Nor does `bench featsharp`: time per image by factor, beside its encoder at the full resolution.
     """
     with _one_line("bench,cli"):
-        if ops in (["jbu"], ["anyup"]):
+        if ops in (["jbu"], ["anyup"], ["featsharp"]):
             from importlib import import_module
 
             if out is not None:

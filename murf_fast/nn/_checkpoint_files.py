@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Entries of a checkpoint that hold the weights, beside optimizers and the like; `jafar` is JAFAR's own.
-WRAPPERS = ("state_dict", "model", "teacher", "jafar")
+# Entries of a checkpoint that hold the weights, beside optimizers and the like; `jafar` is JAFAR's own, `model_state`
+# FeatSharp's.
+WRAPPERS = ("state_dict", "model", "teacher", "jafar", "model_state")
 # What DataParallel, torch.compile and training loops put before every name.
 PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.")
 

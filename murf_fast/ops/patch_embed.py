@@ -86,12 +86,14 @@ class PackedTokens:
         """(P + N, D): image ``b`` at resolution ``s`` (a tile of it, if that is tiled; tile-major, batch-minor)."""
         return self.block(s)[b]
 
-    def map(self, s: int) -> Tensor:
-        """(B, D, h, w): the patches of resolution ``s``, channels_last by strides. Tiles are put together (a copy)."""
+    def map(self, s: int, *, merge: bool = True) -> Tensor:
+        """(B, D, h, w): the patches of resolution ``s``, channels_last by strides. Tiles are put together (a copy), or
+        without ``merge`` stay the maps of their sequences (t t B, D, rows, columns), tile-major.
+        """
         block = self.blocks[s]
         rows, columns = block.grid
         patches = self.block(s)[:, self.prefix :]
-        if block.tiles == (1, 1):
+        if block.tiles == (1, 1) or not merge:
             return patches.mT.unflatten(2, (rows, columns))
         down, across = block.tiles
         merged = patches.reshape(down, across, block.batch, rows, columns, -1).permute(2, 0, 3, 1, 4, 5)

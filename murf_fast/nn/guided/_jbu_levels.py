@@ -20,7 +20,7 @@ _BAND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 def run_levels(
     what: str,
     named: Sequence[tuple[str, nn.Module]],
-    factors: Sequence[int],
+    factors: Sequence[int | tuple[int, int]],
     sources: Sequence[Tensor],
     guidance: Tensor,
     *,
@@ -31,7 +31,8 @@ def run_levels(
     head: tuple[Tensor, Tensor | None] | None = None,
     labels: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Each level brings the sources up by its factor, guided by the guidance averaged to its output's size.
+    """Each level brings the sources up by its factor (or by its own of rows and of columns), guided by the guidance
+    averaged to its output's size.
 
     ``norm`` is called on the channels of the sources first. ``own``: the levels are :class:`JBULevel`.
     ``final`` is FeatUp's (Dropout2d, Conv2d) after the last level, ``s + 0.1 (W drop(s) + b)``. Levels are linear and
@@ -66,7 +67,7 @@ def passed_over(named: Sequence[tuple[str, nn.Module]], final: nn.Sequential | N
 
 def _run(
     levels: Sequence[nn.Module],
-    factors: Sequence[int],
+    factors: Sequence[int | tuple[int, int]],
     sources: Sequence[Tensor],
     guidance: Tensor,
     mode: str,
@@ -92,9 +93,10 @@ def _run(
         return [s if bias is None else s + bias.to(s.dtype).view(1, -1, 1, 1) for s in sources]
     sources = [s.contiguous(memory_format=torch.channels_last) for s in sources]
     for i, (level, factor) in enumerate(zip(levels, factors, strict=True)):
+        of_rows, of_columns = factor if isinstance(factor, tuple) else (factor, factor)
         height, width = sources[0].shape[2:]
         last = i + 1 == len(levels)
-        pooled = F.adaptive_avg_pool2d(guidance, (factor * height, factor * width))
+        pooled = F.adaptive_avg_pool2d(guidance, (of_rows * height, of_columns * width))
         options = {**drawn[i]._asdict(), "radius": level.radius, "mode": mode, "bias": bias if last else None}
         if last and labels is not None:
             return [_labels(s, pooled, labels, options) for s in sources]

@@ -8,6 +8,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
+from murf_fast import _arguments
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn.guided._jbu_levels import run_levels
@@ -18,26 +19,30 @@ _FIRST = "ups.0.range_proj.0.weight"
 
 
 class FeatSharpJBU(nn.Module):
-    """Upsamples by any integer factor: one level per prime factor, smallest first, ``ups.0``, ``ups.1``, ...
+    """Upsamples by any integer factors: one level per prime factor, smallest first, ``ups.0``, ``ups.1``, ...
 
     A level is a :class:`JBULevel` that interpolates bilinearly, without a fix-up network and without dropout.
     ``range_alpha`` and ``spatial_alpha`` are the original's; they scale kernels that are normalized afterwards and do
     nothing, and are kept so that its state dicts load and save.
 
     Args:
-        factor: Factor of both sides, at least 1.
+        factor: Factor of both sides, at least 1, or those of (height, width). Where the sides have unlike factors, the
+            first level takes the first prime of both, and so on.
         guides: Channels of the guidance.
 
     Raises:
-        TypeError, ValueError: ``factor`` is no integer of at least 1.
+        TypeError, ValueError: ``factor`` is no integer, or pair of them, of at least 1.
 
     Source: FeatSharp (arXiv 2502.16025), its ``JBUStack`` and ``JBULevel``.
     """
 
-    def __init__(self, factor: int, *, guides: int = 3) -> None:
+    def __init__(self, factor: int | tuple[int, int], *, guides: int = 3) -> None:
         super().__init__()
-        factor = _checks.integer("FeatSharpJBU", "factor", factor, 1)
-        self.factors = _prime_factors(factor)
+        if _arguments.is_sequence(factor):
+            self.factors = prime_steps(_arguments.pair("FeatSharpJBU", "factor", factor))
+        else:
+            factor = _checks.integer("FeatSharpJBU", "factor", factor, 1)
+            self.factors = [step for step, _ in prime_steps((factor, factor))]
         self.ups = nn.ModuleList(
             JBULevel(guides=guides, mode="bilinear", fixup=False, dropout=None) for _ in self.factors
         )
@@ -46,7 +51,7 @@ class FeatSharpJBU(nn.Module):
                 level.register_buffer(name, torch.tensor(0.0))
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, factor: int) -> FeatSharpJBU:
+    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, factor: int | tuple[int, int]) -> FeatSharpJBU:
         """An upsampler with trained weights, in eval mode.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -83,8 +88,8 @@ class FeatSharpJBU(nn.Module):
                 type.
 
         Returns:
-            (B, C, factor * h, factor * w) in dtype and layout of the source; the source itself at a factor of 1.
-            Differentiable. Autocast changes nothing.
+            (B, C, factor * h, factor * w), each side by its own factor, in dtype and layout of the source; the source
+            itself at a factor of 1. Differentiable. Autocast changes nothing.
 
         Raises:
             TypeError, ValueError: An argument is wrong, or a level or one of its parts has hooks or was replaced, whose
@@ -100,11 +105,18 @@ class FeatSharpJBU(nn.Module):
         return f"factors={self.factors}"
 
 
-def _prime_factors(n: int) -> list[int]:
-    factors, divisor = [], 2
+def prime_steps(factor: tuple[int, int]) -> list[tuple[int, int]]:
+    """Pairs whose product is ``factor``, of one prime or 1 per side, smallest first."""
+    sides = [_primes(n) for n in factor]
+    steps = max(map(len, sides))
+    return list(zip(*(side + [1] * (steps - len(side)) for side in sides), strict=True))
+
+
+def _primes(n: int) -> list[int]:
+    primes, divisor = [], 2
     while n > 1:
         while n % divisor == 0:
-            factors.append(divisor)
+            primes.append(divisor)
             n //= divisor
         divisor += 1
-    return factors
+    return primes

@@ -230,7 +230,7 @@ class MultiResolutionEncoder(nn.Module):
         return [(patch * h, patch * w) for h, w in self.tiles or [(1, 1)] * len(self.sizes or self.scales)]
 
     def forward(
-        self, images: Images, *, image_sizes: Sizes | None = None
+        self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]:
         """Features at every resolution, of a batch or of images of mixed sizes.
 
@@ -243,6 +243,7 @@ class MultiResolutionEncoder(nn.Module):
                 Siglip2VisionModel, of which scale 1 is the model's own input. They get no gradient, and must not want
                 one.
             image_sizes: (height, width) in pixels of every image in a batch that is padded at the bottom and right.
+            merge: Put maps of tiles together (a copy of each); else they are views, (tiles B, D, h, w), tile-major.
 
         Returns:
             :class:`MultiResolutionFeatures` in the dtype of the model (under autocast, as its modules give them);
@@ -253,19 +254,20 @@ class MultiResolutionEncoder(nn.Module):
             TypeError, ValueError: As the class says; the message names the argument, the image or the part of the
                 model. All images of a list are checked before the first is encoded.
         """
+        _checks.flag("MultiResolutionEncoder", "merge", merge)
         family = self._checked_family()
         images = images_of(WHAT, images, image_sizes, family)
         if not isinstance(images, Tensor):
             found = {}
-            for of_pass in self._passes(family, images, self._checked_sizes(family, images)):
+            for of_pass in self._passes(family, images, self._checked_sizes(family, images), merge):
                 found.update(of_pass)
             return [found[i] for i in range(len(images))]
         packed, rotations, owns = self._embed(family, [images], self._checked_sizes(family, [images], is_batch=True))
         outputs, seen = self._outputs(family, packed, rotations, owns)
-        return self._features([packed.with_tokens(tokens) for tokens in outputs], seen)
+        return self._features([packed.with_tokens(tokens) for tokens in outputs], seen, merge)
 
     def passes(
-        self, images: Images, *, image_sizes: Sizes | None = None
+        self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
     ) -> Iterator[dict[int, MultiResolutionFeatures]]:
         """What :meth:`forward` returns for images of mixed sizes, pass by pass: by index, small images first.
 
@@ -278,20 +280,21 @@ class MultiResolutionEncoder(nn.Module):
         images = images_of(WHAT, images, image_sizes, family)
         if isinstance(images, Tensor):
             raise TypeError(f"murf_fast.{WHAT}: `images` must be a list or a padded batch for `passes`, got one batch")
-        return self._passes(family, images, self._checked_sizes(family, images))
+        _checks.flag(WHAT, "merge", merge)
+        return self._passes(family, images, self._checked_sizes(family, images), merge)
 
     def _passes(
-        self, family: Family, images: list[Tensor], sizes: list[list[tuple[int, int]]]
+        self, family: Family, images: list[Tensor], sizes: list[list[tuple[int, int]]], merge: bool
     ) -> Iterator[dict[int, MultiResolutionFeatures]]:
         """The features of a list, pass by pass."""
         patch = family.patch_size
         grids = [[(h // patch, w // patch) for h, w in its_sizes] for its_sizes in sizes]
         for indices in _mixed.passes(grids, self.tokens_per_pass):
-            features = self._of_list(family, [images[i] for i in indices], [sizes[i] for i in indices])
+            features = self._of_list(family, [images[i] for i in indices], [sizes[i] for i in indices], merge)
             yield dict(zip(indices, features, strict=True))
 
     def _of_list(
-        self, family: Family, images: list[Tensor], sizes: list[list[tuple[int, int]]]
+        self, family: Family, images: list[Tensor], sizes: list[list[tuple[int, int]]], merge: bool
     ) -> list[MultiResolutionFeatures]:
         """One pass over images of mixed sizes, in which sequences of one grid lie together."""
         by_grid = _mixed.ByGrid.of(*self._embed(family, images, sizes)[:2])
@@ -299,7 +302,8 @@ class MultiResolutionEncoder(nn.Module):
         found, resolutions = [], len(sizes[0])
         for i in range(len(images)):
             its_outputs = [by_grid.image(i, resolutions, values) for values in outputs]
-            found.append(self._features(its_outputs, seen and [by_grid.image(i, resolutions, v).tokens for v in seen]))
+            its_seen = seen and [by_grid.image(i, resolutions, values).tokens for values in seen]
+            found.append(self._features(its_outputs, its_seen, merge))
         return found
 
     def _outputs(
@@ -315,10 +319,10 @@ class MultiResolutionEncoder(nn.Module):
             outputs = {i: self._normed(family, packed.with_tokens(tokens)) for i, tokens in outputs.items()}
         return [outputs[i] for i in self.layers], seen and [seen[i] for i in self.layers]
 
-    def _features(self, tokens: list[PackedTokens], seen: list[Tensor] | None) -> MultiResolutionFeatures:
+    def _features(self, tokens: list[PackedTokens], seen: list[Tensor] | None, merge: bool) -> MultiResolutionFeatures:
         resolutions = range(len(tokens[0]))
         return MultiResolutionFeatures(
-            maps=[t.map(s) for s in resolutions for t in tokens],
+            maps=[t.map(s, merge=merge) for s in resolutions for t in tokens],
             cls=[t.prefix_tokens(s)[:, 0] if t.prefix else None for s in resolutions for t in tokens],
             tokens=tokens,
             attentions=seen and [tokens[0].with_tokens(x).map(s) for s in resolutions for x in seen],

@@ -1,1 +1,1 @@
-"""What AnyUp is trained with: crops, losses and augmentations."""
+"""What upsamplers are trained with: AnyUp's crops, losses and augmentations, FeatUp's and FeatSharp's views."""

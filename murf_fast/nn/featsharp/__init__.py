@@ -1,0 +1,1 @@
+"""FeatSharp: features of an image and of its tiles, refined into one finer map."""
