@@ -88,16 +88,16 @@ class PackedTokens:
 
     def map(self, s: int, *, merge: bool = True) -> Tensor:
         """(B, D, h, w): the patches of resolution ``s``, channels_last by strides. Tiles are put together (a copy), or
-        without ``merge`` stay the maps of their sequences (t t B, D, rows, columns), tile-major.
+        without ``merge`` stay the maps of their sequences (tiles B, D, rows, columns), tile-major.
         """
         block = self.blocks[s]
         rows, columns = block.grid
         patches = self.block(s)[:, self.prefix :]
         if block.tiles == (1, 1) or not merge:
             return patches.mT.unflatten(2, (rows, columns))
-        down, across = block.tiles
-        merged = patches.reshape(down, across, block.batch, rows, columns, -1).permute(2, 0, 3, 1, 4, 5)
-        return merged.reshape(block.batch, down * rows, across * columns, -1).permute(0, 3, 1, 2)
+        (down, across), width = block.tiles, patches.shape[-1]
+        merged = patches.reshape(down, across, block.batch, rows, columns, width).permute(2, 0, 3, 1, 4, 5)
+        return merged.reshape(block.batch, down * rows, across * columns, width).permute(0, 3, 1, 2)
 
     def maps(self) -> list[Tensor]:
         return [self.map(s) for s in range(len(self))]
@@ -106,7 +106,7 @@ class PackedTokens:
         """(B, P, D), or with tiles their mean over the tiles of an image (as S2 does)."""
         block = self.blocks[s]
         tokens = self.block(s)[:, : self.prefix]
-        return tokens if block.tiles == (1, 1) else tokens.unflatten(0, (-1, block.batch)).mean(0)
+        return tokens if block.tiles == (1, 1) else tokens.unflatten(0, (math.prod(block.tiles), block.batch)).mean(0)
 
 
 def patch_embed(
