@@ -206,6 +206,24 @@ def test_parts_may_be_wrapped_and_hooked(gradients):
         assert adapter.seen
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_parametrized_projection_is_made_once(gradients):
+    """As spectral norms are in training, which take a step every time."""
+    module, x, calls = seeded(FeatSharpBlock(16, 8)).requires_grad_(gradients), draw(1, 16, 3, 4), []
+
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            calls.append(weight)
+            return 2 * weight
+
+    expected = copy.deepcopy(module)
+    expected.attn.qkv.weight.data.mul_(2)
+    torch.nn.utils.parametrize.register_parametrization(module.attn.qkv, "weight", Doubled())
+    calls.clear()
+    assert torch.equal(module(x), expected(x))
+    assert len(calls) == 1
+
+
 def test_forward_mode_is_refused_by_name():
     """The attention has no tangents; none may be lost on the way to it."""
     module, x = seeded(FeatSharpBlock(16, 8)).requires_grad_(False), draw(1, 16, 3, 3)

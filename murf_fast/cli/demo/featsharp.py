@@ -1,6 +1,6 @@
 """FeatSharp in small: trained by multi-view consistency on one photo and measured on another, on a CPU in minutes.
 
-    python -m murf_fast.cli.demo.featsharp [--weights FOLDER] [--patches 8] [--steps 150] [--out featsharp.pth]
+    python -m murf_fast.cli.demo.featsharp [--weights FOLDER] [--patches 10] [--steps 200] [--out featsharp.pth]
 
 The recipe is the paper's: PHI-S, random views, an attention downsampler for each upsampler, the squared error, NAdam.
 Beside FeatSharp its neighbours are trained on the same batches: bilinear upsampling and the mosaic of tiles, of which
@@ -77,7 +77,7 @@ class Task:
 
     backbone: nn.Module
     patch_size: int
-    patches: int = 8
+    patches: int = 10
     batches: int = 24
     seed: int = 0
 
@@ -198,8 +198,8 @@ def _steps(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="the backbone, a Dinov2Model's folder")
-    parser.add_argument("--patches", type=int, default=8, metavar="N", help="of a side of what the backbone sees")
-    parser.add_argument("--steps", type=_steps, default=150, metavar="N", help="optimizer steps, 0 to 1,000,000")
+    parser.add_argument("--patches", type=int, default=10, metavar="N", help="of a side of what the backbone sees")
+    parser.add_argument("--steps", type=_steps, default=200, metavar="N", help="optimizer steps, 0 to 1,000,000")
     parser.add_argument("--out", type=Path, default=Path("featsharp.pth"), metavar="FILE", help="where the weights go")
     arguments = parser.parse_args()
     backbone = backbones.load(arguments.weights)

@@ -72,9 +72,9 @@ class FeatSharpBlock(nn.Module):
             _checks.same_device_and_dtype(what, "x", x, "its parameters", weight)
         tokens = x.permute(0, 2, 3, 1)
         if is_functional(x, self):
-            return self._finished(tokens, self.attn.attend(tokens, self.norm1)).permute(0, 3, 1, 2)
+            return self._finished(tokens, self.attn.attend(tokens, self.norm1, weight)).permute(0, 3, 1, 2)
         tokens = tokens.contiguous()
-        attended = self.attn.attend(tokens, self.norm1)
+        attended = self.attn.attend(tokens, self.norm1, weight)
         result = attended.new_empty((*tokens.shape[:3], self.channels))
         for rows, of_rows, out in zip(*map(chunks_of, (tokens, attended, result)), strict=True):
             out.copy_(self._finished(rows, of_rows))

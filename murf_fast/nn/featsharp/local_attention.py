@@ -16,7 +16,8 @@ from murf_fast.ops.window_attention import window_attention
 
 # Where no gradient is needed: bytes of the queries, keys and values of the heads that are attended at a time, and
 # tokens of a chunk of token-wise work, whose hidden layer (8 MB of 4096 floats a token) is made and used in the same
-# memory. They bound the peak of a block; on a CPU neither costs time that can be measured, and a GPU wants large ones.
+# memory. They bound the peak of a block; on a CPU neither costs time that can be measured. A GPU's are larger, so that
+# there is work for all of it, and were measured nowhere.
 _BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}
 _CHUNK = {"cpu": 512, "cuda": 1 << 15}
 
@@ -54,10 +55,13 @@ class LocalAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * num_heads * width, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def attend(self, tokens: Tensor, norm: nn.Module | None = None) -> Tensor:
-        """The heads' results before ``proj``: (B, H, W, G) from (B, H, W, G), which ``norm`` is called on first."""
-        norm = nn.Identity() if norm is None else norm
-        heads, bias, weight = self.num_heads, self._bias(tokens), self.projection()
+    def attend(self, tokens: Tensor, norm: nn.Module | None = None, weight: Tensor | None = None) -> Tensor:
+        """The heads' results before ``proj``: (B, H, W, G) from (B, H, W, G), which ``norm`` is called on first.
+
+        ``weight`` is :meth:`projection`'s, for callers that have it: a parametrization makes it anew every time.
+        """
+        norm, weight = nn.Identity() if norm is None else norm, self.projection() if weight is None else weight
+        heads, bias = self.num_heads, self._bias(tokens)
         if is_functional(tokens, self, norm):
             return self._attended(F.linear(norm(tokens), _of_heads(weight, heads, 0, heads)), 0, heads, bias)
         # Heads are independent: some at a time, so that not all queries, keys and values are there at once.
@@ -110,7 +114,7 @@ class LocalAttention(nn.Module):
         return result.permute(0, 2, 3, 1)
 
     def _heads_at_a_time(self, tokens: Tensor) -> int:
-        a_head = len(self.qkv.weight) // self.num_heads * tokens[..., 0].numel() * tokens.element_size()
+        a_head = self.qkv.out_features // self.num_heads * tokens[..., 0].numel() * tokens.element_size()
         most = _BYTES.get(tokens.device.type, _BYTES["cuda"]) // max(a_head, 1)
         return max(n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0 and n <= max(most, 1))
 

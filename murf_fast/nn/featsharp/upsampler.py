@@ -114,7 +114,7 @@ class FeatSharpUpsampler(nn.Module):
         what = "FeatSharpUpsampler"
         _checks.map_(what, "low", low)
         if not torch.is_autocast_enabled(low.device.type):
-            _checks.same_device_and_dtype(what, "low", low, "its parameters", self.ups[0].block.attn.projection())
+            _checks.same_device_and_dtype(what, "low", low, "its parameters", self.ups[0].block.ls2.gamma)
         if "tiles" not in self.inputs:
             mosaics: list[Tensor | None] = [None] * len(self.ups)
         else:
