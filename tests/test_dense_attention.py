@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from util import assert_within_budget
 
 from murf_fast import _extension, use_backend
@@ -29,6 +30,13 @@ SHAPES = (
     (2, 513, 2, 40),
     (1, 1100, 1, 130),
 )
+
+
+class Watching(TorchDispatchMode):
+    """A user's mode, which may change what torch's own operations do."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -145,6 +153,8 @@ class TestOfAnEncoder:
         assert not _dense_attention.pays(*(t.double()[None] for t in (q, k, v)))
         short = [t[None, : LEAST_TOKENS - 1] for t in (q, k, v)]
         assert not _dense_attention.pays(*short)
+        with Watching():
+            assert torch.equal(_attention.attend(q, k, v, self.run), self.plain(q, k, v))
         q = q.requires_grad_()
         out = _attention.attend(q, k, v, self.run)
         assert torch.equal(out, self.plain(q, k, v))

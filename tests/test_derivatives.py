@@ -11,12 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from util import assert_gradient_within_budget
 
 import murf_fast as mf
+from murf_fast.backends import native_problems
+from murf_fast.ops._dense_attention import dense_attention
 
 DIFFERENTIABLE = [op for op in OPS if op.differentiable]
 # Called by modules alone (AnyUp, JAFAR, NAF); see there.
 ELSEWHERE = {
     *("image_queries", "image_rectangle", "image_statistics"),
     *("naf_queries", "naf_rectangle", "naf_statistics"),
+    *(["dense_attention"] if native_problems() else []),  # of the extension alone
 }
 
 
@@ -175,6 +178,8 @@ def calls() -> dict:
         mf.upsample_sum([x], (7, 8), out=torch.empty(1, 3, 7, 8))
         mf.upsample_concat([x], (7, 8), out=torch.empty(1, 3, 7, 8))
         mf.linear_head([x], torch.randn(2, 3), size=(7, 8), norm=torch.nn.BatchNorm2d(3))
+        if not native_problems():
+            dense_attention(*torch.randn(3, 1, 6, 2, 8), scale=0.5)
     return recorder.calls
 
 

@@ -252,6 +252,15 @@ def holed(mask, *at):
     return mask
 
 
+@pytest.mark.parametrize("size", [(3, 14), (14, 3)])
+def test_three_pixels_of_channels_last_images_are_no_channels(size):
+    encoder = MultiResolutionEncoder(model_of(dinov2), [(8, 12)], **NORMALIZED)
+    batch = torch.rand(1, 16, 16, 3, generator=torch.Generator().manual_seed(4))
+    (cropped,) = encoder(batch, image_sizes=[size])
+    alone = encoder(batch[:, : size[0], : size[1]].permute(0, 3, 1, 2).contiguous())
+    torch.testing.assert_close(cropped.maps, alone.maps)
+
+
 @pytest.mark.parametrize(
     ("images", "options", "error", "words"),
     [
@@ -267,7 +276,12 @@ def holed(mask, *at):
         (BATCH, {"image_sizes": [(12, 16)]}, ValueError, "`image_sizes` must hold one entry for each of 2 images"),
         (BATCH, {"image_sizes": [(12, 16), (13, 8)]}, ValueError, r"`image_sizes\[1\]` must lie within .* 12 x 16"),
         (BATCH, {"image_sizes": [(12, 0), (8, 8)]}, ValueError, r"`image_sizes\[0\]` must be positive"),
+        (BATCH, {"image_sizes": [(12, 17), (8, 8)]}, ValueError, r"`image_sizes\[0\]` must lie within .* 12 x 16"),
         (BATCH, {"image_sizes": 3}, TypeError, "`image_sizes` must be a list"),
+        (BATCH[:0], {"image_sizes": []}, ValueError, "`images` must hold at least one image"),
+        (None, {}, TypeError, "`images` must be a tensor, got NoneType"),
+        (3, {}, TypeError, "`images` must be a tensor, got int"),
+        ([IMAGE, IMAGE.clone().requires_grad_()], {}, ValueError, r"`images\[1\]` must want no gradient"),
         ({}, {}, ValueError, "no `pixel_values`"),
         ({"pixel_values": BATCH, "input_ids": 0}, {}, ValueError, r"\['input_ids'\]"),
         ({"pixel_values": IMAGE}, {}, ValueError, r"`pixel_values` must be images \(B, 3, H, W\)"),

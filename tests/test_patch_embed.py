@@ -185,6 +185,22 @@ def test_one_product_per_resolution_on_a_gpu(tiles, has_bias):
     assert operations.counts["murf_fast::image_to_patches"] == 3
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("has_positions", [True, False])
+def test_what_the_products_of_a_gpu_add_to(has_bias, has_positions):
+    """Into rows of a buffer that hold anything before."""
+    generator = torch.Generator().manual_seed(0)
+    patches, weight, bias, positions = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3, 5, 8), (6, 8), (6,), (5, 6))
+    )
+    bias, positions = bias if has_bias else None, positions if has_positions else None
+    out = torch.full((2, 3, 7, 6), torch.nan, dtype=torch.float64)
+    importlib.import_module("murf_fast.ops.patch_embed")._project_all(out[:, :, 2:], patches, weight, bias, positions)
+    expected = patches @ weight.mT + (bias if has_bias else 0) + (positions if has_positions else 0)
+    torch.testing.assert_close(out[:, :, 2:], expected)
+    assert out[:, :, :2].isnan().all()
+
+
 @pytest.mark.parametrize("tiles", [None, [1, 2]])
 @pytest.mark.parametrize("backend", ["native", "triton"])
 def test_the_products_of_a_gpu_have_the_same_values(backend, tiles, device, monkeypatch):

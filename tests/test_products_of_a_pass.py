@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from util import assert_within_budget
 
 from murf_fast import use_backend
@@ -61,6 +63,35 @@ class Branching(Mlp):
         return super().forward(x) if x[0, 0] > -1e9 else x
 
 
+class Skipping(Mlp):
+    """The second product is not of what was activated."""
+
+    def forward(self, x):
+        hidden = self.fc1(x)
+        self.act(hidden)
+        return self.fc2(hidden)
+
+
+class Double(nn.Parameter):
+    """A weight that says what an operation does."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return result * 2 if func is F.linear else result
+
+
+class Twice(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is F.gelu else result
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
 def rows(count=LEAST_ROWS, dim=24, seed=0):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
 
@@ -88,6 +119,7 @@ def test_mlp(dtype, bias, approximate):
         WithResidual(),
         InPlace(),
         OfAnother(),
+        Skipping(),
         Branching(),
         Mlp(nn.SiLU()),
         Mlp(nn.Identity()),
@@ -119,6 +151,20 @@ class Adapter(nn.Linear):
         return super().forward(x) + 1
 
 
+def test_every_block_has_its_own_mlp():
+    x, products = rows(), Products(rows())
+    for module in (Mlp(), Mlp(nn.GELU("tanh")), WithResidual()):
+        products.next_block()
+        torch.testing.assert_close(products.mlp(x, module), module(x))
+
+
+def test_weights_that_say_what_an_operation_does_are_left_to_them():
+    x, module = rows(), Mlp()
+    module.fc2.weight = Double(module.fc2.weight.detach())
+    assert Products(x).linear(x, module.fc2) is None
+    torch.testing.assert_close(Products(x).mlp(x, module), module(x))
+
+
 @pytest.mark.parametrize("project", [Adapter(24, 24), nn.Linear(24, 24, dtype=torch.float64), nn.Sequential()])
 def test_what_is_no_plain_product_is_left_to_its_owner(project):
     x = rows()
@@ -148,6 +194,12 @@ class TestPacks:
             assert not _products._can_pack(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not _products._can_pack(x)
+        for mode in (Twice(), Watching()):
+            with mode:
+                assert not _products._can_pack(x)
+        before = _products._can_pack(x)
+        with torch.device("cpu"):  # which is a mode, and changes nothing here
+            assert _products._can_pack(x) == before
         with torch.backends.mkldnn.flags(enabled=False):
             assert not _products._can_pack(x)
         assert not _products._can_pack(x.double())

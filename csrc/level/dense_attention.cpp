@@ -17,12 +17,14 @@ constexpr int64_t kKeys = 512;
 constexpr int64_t kPitch = kKeys + kSide;
 // Keys whose values stay in the first cache.
 constexpr int64_t kNear = 128;
+constexpr float kLog2e = 1.44269504f;
 // Queries of a task at least: it packs keys and values of its head anew.
 constexpr int64_t kQueries = 256;
 
-// 2^x for x <= 0, within 3e-6, which bfloat16 does not see; not below 2^-126.
-inline Vec exp2_of_negative(Vec x, bf16) {
+// e^x for x <= 0, within 3e-6, which bfloat16 does not see; not below 2^-126.
+inline Vec weight_of(Vec x, bf16) {
   const Vec least = splat(-126.f);
+  x *= kLog2e;
   x = x < least ? least : x;
   const Vec shifted = x + 12582912.f;  // 1.5 * 2^23: rounds to an integer, in its lowest bits
   const Vec r = x - (shifted - 12582912.f);
@@ -34,8 +36,9 @@ inline Vec exp2_of_negative(Vec x, bf16) {
   return p * Vec((UintVec(shifted) << 23) + 0x3f800000u);
 }
 // The same within 2e-7.
-inline Vec exp2_of_negative(Vec x, float) {
+inline Vec weight_of(Vec x, float) {
   const Vec least = splat(-126.f);
+  x *= kLog2e;
   x = x < least ? least : x;
   const Vec shifted = x + 12582912.f;
   const Vec r = x - (shifted - 12582912.f);
@@ -214,8 +217,8 @@ struct Seen {
   }
 };
 
-// Scores to weights, of zero behind the last key, and their totals. `scale` >= 0 is that of powers of 2. Sums so far are
-// to be multiplied with `factor`.
+// Scores, times `scale` >= 0, to weights, of zero behind the last key, and their totals. Sums so far are to be multiplied
+// with `factor`. Scores lose their largest first and then become powers of 2: large ones would round before.
 template <class Weight>
 __attribute__((noinline)) void weigh(const Seen& w, Weight* weights, int64_t count, int64_t rows, int64_t keys,
                                      int64_t filled, float scale) {
@@ -225,14 +228,14 @@ __attribute__((noinline)) void weigh(const Seen& w, Weight* weights, int64_t cou
     w.largest[i] = now > w.largest[i] || now != now ? now : w.largest[i];
   }
   for (int64_t i = 0; i < rows; i += kLanes)
-    store_vec(w.factor + i, exp2_of_negative(load_vec(w.factor + i) - load_vec(w.largest + i), Weight{}));
+    store_vec(w.factor + i, weight_of(load_vec(w.factor + i) - load_vec(w.largest + i), Weight{}));
   for (int64_t i = 0; i < count; ++i) {
     const float *scores = w.scores + i * kPitch, largest = w.largest[i];
     Weight* to = weights + i * kPitch;
     Vec sums[2] = {load_vec(w.total + i * kLanes) * w.factor[i], Vec{}};
     for (int64_t k = 0; k < filled; k += 2 * kLanes)
       for (int64_t j = 0; j < 2; ++j) {
-        Vec e = exp2_of_negative(load_vec(scores + k + j * kLanes) * scale - largest, Weight{});
+        Vec e = weight_of(load_vec(scores + k + j * kLanes) * scale - largest, Weight{});
         for (int64_t n = max64(keys - k - j * kLanes, 0); n < kLanes; ++n) e[n] = 0.f;
         store_weights(to + k + j * kLanes, e);
         sums[j] += e;
@@ -247,7 +250,7 @@ void attend(const DenseAttention& a, Head& head, const Seen& w, const typename H
             typename Head::Element* out) {
   constexpr int64_t kRows = Head::kRows;
   const int64_t count = min64(kRows, a.tokens - first), width = Head::width(a.head_dim);
-  const float scale = __builtin_fabsf(a.scale) * 1.44269504f;
+  const float scale = __builtin_fabsf(a.scale);
   head.queries(q + first * a.q.stride_c, a.q.stride_c, count, a.scale < 0);
   for (int64_t i = 0; i < kRows; ++i) w.largest[i] = -__builtin_inff();
   std::memset(w.total, 0, size_t(kRows * kLanes) * sizeof(float));

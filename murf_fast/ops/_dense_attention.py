@@ -1,9 +1,9 @@
 """Attention of every token to every token of its sequence, on CPUs: inference in float32, and in bfloat16 where a
 processor has matrix units for it (Intel AMX). torch's ``scaled_dot_product_attention`` does all else.
 
-The error is that of torch's own kernel: both round operands, weights and results, and nothing between. One thread of an
-Intel Xeon with AMX, 64 to 3026 tokens and 32 to 128 channels a head: 1.1 to 1.7 times torch's speed in float32, whose
-products come to four fifths of a large GEMM's rate, and 1.15 to 1.7 times in bfloat16.
+The error is about that of torch's own kernel: both round operands, weights and results, and nothing between. One thread
+of an Intel Xeon with AMX, 64 to 3026 tokens and 32 to 128 channels a head: 1.1 to 1.7 times torch's speed in float32,
+whose products come to four fifths of a large GEMM's rate, and 1.15 to 1.7 times in bfloat16.
 
 Memory: the result, and per thread the keys and values of a head and 150 KB.
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from murf_fast import _extension, backends
 from murf_fast.ops import _contract
-from murf_fast.ops._derivatives import writes_nothing
+from murf_fast.ops._derivatives import is_watched, writes_nothing
 from murf_fast.ops._library import register
 
 # Tokens of a sequence from which on it is faster than torch's kernel.
@@ -32,7 +32,7 @@ def pays(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether :func:`dense_attention` may take the place of torch's for these, and is faster."""
     if not q.is_cpu or q.shape[1] < LEAST_TOKENS or q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         return False
-    if writes_nothing((q, k, v)) or backends.resolve(None, "cpu", q.dtype) != "native":
+    if writes_nothing((q, k, v)) or is_watched() or backends.resolve(None, "cpu", q.dtype) != "native":
         return False
     level = _extension.current_level()
     return level == "amx" or (level != "baseline" and q.dtype == torch.float32)

@@ -18,6 +18,7 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.utils._device import DeviceContext
 
 # Dispatch keys of a plain call (see murf_fast.ops._plain) that the dispatcher has been asked to make all the same.
 _PLAIN = {
@@ -55,6 +56,14 @@ def in_transform() -> bool:
 def writes_nothing(tensors: Iterable[Tensor | None]) -> bool:
     """Whether a result of these tensors must be made by expressions alone, not by writes into a buffer."""
     return torch.compiler.is_compiling() or in_transform() or derivatives_wanted(tensors)
+
+
+def is_watched() -> bool:
+    """Whether a mode of the user's sees torch's operations and may change them; a default device is none."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    modes = (torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack()))
+    return not all(isinstance(mode, DeviceContext) for mode in modes)
 
 
 def differentiable_gradients(

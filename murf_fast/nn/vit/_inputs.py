@@ -31,7 +31,7 @@ def images_of(what: str, images: Images, image_sizes: object, family: Family) ->
         if image_sizes is not None:
             raise ValueError(f"murf_fast.{what}: `image_sizes` are for a padded batch, `images` is a list")
         return _listed(what, images)
-    if image_sizes is None:
+    if image_sizes is None and isinstance(images, Tensor):
         return images
     _images.size_of(what, images)
     return _cropped(what, images, _sizes(what, "image_sizes", image_sizes, len(images)))
@@ -83,6 +83,8 @@ def _of_patches(what: str, patches: object, shapes: object, mask: object, family
     if shapes is None:
         raise ValueError(f"murf_fast.{what}: lists of patches need `spatial_shapes`, (rows, columns) of every image")
     batch, most, _ = patches.shape
+    if batch == 0:
+        raise ValueError(f"murf_fast.{what}: `pixel_values` must hold the patches of at least one image, got none")
     grids = _sizes(what, "spatial_shapes", shapes, batch)
     kept = None if mask is None else _mask(what, "pixel_attention_mask", mask, (batch, most))
     images = []
@@ -118,7 +120,11 @@ def _listed(what: str, images: Sequence[Tensor]) -> list[Tensor]:
 
 def _cropped(what: str, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """The top left corners of a padded batch, views."""
-    is_first, padded = images.shape[1] == 3, _images.size_of(what, images)
+    padded = _images.size_of(what, images)
+    if len(images) == 0:
+        raise ValueError(f"murf_fast.{what}: `images` must hold at least one image, got an empty batch with sizes")
+    # Channels first, as a crop of three rows does not tell.
+    images = images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
     crops = []
     for i, (height, width) in enumerate(sizes):
         if height > padded[0] or width > padded[1]:
@@ -126,8 +132,7 @@ def _cropped(what: str, images: Tensor, sizes: Sequence[tuple[int, int]]) -> lis
                 f"murf_fast.{what}: `image_sizes[{i}]` must lie within the padded images of {padded[0]} x {padded[1]} "
                 f"pixels, got {(height, width)}"
             )
-        image = images[i : i + 1]
-        crops.append(image[:, :, :height, :width] if is_first else image[:, :height, :width])
+        crops.append(images[i : i + 1, :, :height, :width])
     return crops
 
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from murf_fast import _extension, backends
 from murf_fast.nn._signatures import is_plain_tensor
 from murf_fast.nn.vit.families._layout import Product
+from murf_fast.ops._derivatives import is_watched
 
 # Rows of a pass from which on packing pays: about the time of 200 rows of a product, of which it saves a tenth or more.
 LEAST_ROWS = 2048
@@ -110,9 +111,11 @@ def _linear_of(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
 
 def _can_pack(x: Tensor) -> bool:
     """Whether packed products are there and were measured to be faster: processors with matrix units for bfloat16."""
-    if not x.is_cpu or torch.is_autocast_enabled("cpu") or backends.resolve(None, "cpu", x.dtype) != "native":
+    if not x.is_cpu or x.dtype not in (torch.float32, torch.bfloat16) or is_watched():
         return False
-    if x.dtype not in (torch.float32, torch.bfloat16) or not torch._C._get_mkldnn_enabled():
+    if torch.is_autocast_enabled("cpu") or not torch._C._get_mkldnn_enabled():
+        return False
+    if backends.resolve(None, "cpu", x.dtype) != "native":
         return False
     return _has_packed() and _extension.current_level() == "amx"
 

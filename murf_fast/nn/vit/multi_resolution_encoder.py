@@ -403,6 +403,11 @@ class MultiResolutionEncoder(nn.Module):
         """(height, width) of images that fit the model."""
         what, device = WHAT, family.like.device
         size = _images.size_of(what, images)
+        if torch.is_grad_enabled() and images.requires_grad:
+            raise ValueError(
+                f"murf_fast.{what}: {name} must want no gradient, images have none; detach them or call under "
+                "torch.no_grad()"
+            )
         if images.device != device:
             raise ValueError(
                 f"murf_fast.{what}: {name} must be on the device of `model`, {device}, got {images.device}"
