@@ -206,6 +206,14 @@ def test_parts_may_be_wrapped_and_hooked(gradients):
         assert adapter.seen
 
 
+def test_the_hidden_layer_belongs_to_who_holds_it():
+    block, seen = seeded(FeatSharpBlock(16, 8)).requires_grad_(False), []
+    block.mlp.w12.register_forward_hook(lambda _, args, out: seen.append((out, out.clone())))
+    block(draw(1, 16, 3, 4))
+    assert len(seen) == 1
+    assert all(torch.equal(held, at_the_time) for held, at_the_time in seen)
+
+
 @pytest.mark.parametrize("gradients", [False, True])
 def test_a_parametrized_projection_is_made_once(gradients):
     """As spectral norms are in training, which take a step every time."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast.nn._parts import is_plain
+from murf_fast.nn._signatures import has_global_hooks
 from murf_fast.ops._derivatives import writes_nothing
 
 
@@ -21,8 +23,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.w12(x).chunk(2, -1)
-        gate = F.silu(first)
-        return self.w3(gate * second if writes_nothing([gate, second]) else gate.mul_(second))
+        if writes_nothing([first, second]):
+            return self.w3(F.silu(first) * second)
+        # What a plain layer has made is nobody else's, and is overwritten: the hidden layer is there once.
+        is_ours = is_plain(self.w12, nn.Linear) and not has_global_hooks()
+        return self.w3(F.silu(first, inplace=is_ours).mul_(second))
 
 
 def hidden_width(inputs: int) -> int:
