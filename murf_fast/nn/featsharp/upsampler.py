@@ -168,33 +168,6 @@ class Level(nn.Module):
         self.jbu = FeatSharpJBU(self.step, guides=guides) if "jbu" in inputs else None
         self.block = FeatSharpBlock(len(inputs) * channels, channels, **options)
 
-    @classmethod
-    def from_checkpoint(
-        cls,
-        checkpoint: str | PathLike | Mapping,
-        inputs: Sequence[str] = ("jbu", "tiles"),
-        *,
-        factor: int | tuple[int, int] | None = None,
-        num_heads: int = 16,
-        window: int = 7,
-    ) -> FeatSharpUpsampler:
-        """An upsampler with trained weights, in eval mode; channels, levels, norms and factor follow from them.
-
-        Args:
-            checkpoint: A file or a state dict, as for :meth:`FeatSharp.from_checkpoint`; or of an upsampler alone.
-            inputs: Those it was trained with, in their order, which the weights do not tell.
-            factor: Where there are no tiles, which tell it.
-            num_heads, window: As for the class.
-
-        Raises:
-            TypeError, ValueError: As :meth:`FeatSharp.from_checkpoint`.
-        """
-        inputs = checked_inputs("FeatSharpUpsampler", inputs)
-        parts = _checkpoint.read("FeatSharpUpsampler", checkpoint, inputs, factor)
-        model = cls(**parts.arguments, inputs=inputs, num_heads=num_heads, window=window)
-        load_into(model, parts.upsampler)
-        return model.eval()
-
     def forward(self, low: Tensor, images: Tensor | None, tiles: Tensor | None) -> Tensor:
         return self.block(self._together(low, images, tiles))
 
