@@ -165,10 +165,44 @@ def test_another_layout(state, message):
         FeatSharp.from_checkpoint(state(), stand_in(draw(8, 3, 4, 4)), num_heads=2)
 
 
+def test_a_factor_of_1_has_nothing_to_upsample_with():
+    """And so no weights of a joint bilateral upsampler."""
+    module = seeded(FeatSharpUpsampler(8, 1, num_heads=2))
+    again = FeatSharpUpsampler.from_checkpoint(module.state_dict(), num_heads=2)
+    assert again.factor == (1, 1)
+    with torch.no_grad():
+        assert torch.equal(again(MAP, IMAGE, MAP), module.eval()(MAP, IMAGE, MAP))
+    jbu = seeded(FeatSharpUpsampler(8, 1, ("jbu",), num_heads=2))
+    FeatSharpUpsampler.from_checkpoint(jbu.state_dict(), ("jbu",), factor=1, num_heads=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_callables_see_the_dtype_of_the_images(dtype):
+    seen = []
+
+    def encoder(views):
+        seen.append(views.dtype)
+        return views.mean(1, keepdim=True)[:, :, ::4, ::4].expand(-1, 8, -1, -1).to(dtype)
+
+    sharp = FeatSharp(encoder, 2, channels=8, size=16, num_heads=2).to(dtype)
+    assert sharp(torch.rand(1, 3, 32, 32, dtype=dtype)).dtype == dtype
+    assert seen == [dtype]
+
+
+def test_under_vmap():
+    module = seeded(FeatSharpUpsampler(8, 2, num_heads=2)).requires_grad_(False)
+    tensors = [torch.stack([draw(*t.shape), draw(*t.shape)]) for t in (MAP, IMAGE, MOSAIC)]
+    torch.testing.assert_close(
+        torch.func.vmap(module)(*tensors), torch.stack([module(*(t[i] for t in tensors)) for i in (0, 1)])
+    )
+
+
 def test_inputs_are_those_of_the_weights():
     state = trained().upsampler.state_dict()
     with pytest.raises(ValueError, match=r"it has jbu and tiles, and a block of 16 channels for features of 8; got"):
         FeatSharpUpsampler.from_checkpoint(state, ("bilinear", "jbu", "tiles"))
+    with pytest.raises(ValueError, match=r"`factor` must be that of the tiles, \(2, 2\), or None, got \(4, 4\)"):
+        FeatSharpUpsampler.from_checkpoint(state, factor=4, num_heads=2)
     with pytest.raises(ValueError, match="`factor` is needed"):
         FeatSharpUpsampler.from_checkpoint(trained(inputs=("jbu",)).upsampler.state_dict(), ("jbu",))
 
@@ -204,6 +238,9 @@ def whole(*args, **options):
         (lambda: upsampler(inputs=()), ValueError, "`inputs` must be one to three different ones"),
         (lambda: upsampler(inputs="jbu"), ValueError, "`inputs` must be one to three different ones"),
         (lambda: upsampler(inputs=("jbu", "jbu")), ValueError, "`inputs` must be one to three different ones"),
+        (lambda: upsampler(inputs=[["jbu"]]), ValueError, "`inputs` must be one to three different ones"),
+        (lambda: upsampler()(MAP[:, :7], IMAGE, MOSAIC[:, :7]), ValueError, "`low` must have 8 channels, got"),
+        (lambda: whole(lambda x: x, 2, channels=8)(IMAGE), ValueError, "`encoder` must give maps of `channels`, 8"),
         (lambda: upsampler(inputs=("resfu",)), ValueError, r"`inputs` must be one of .* got 'resfu'"),
         (lambda: FeatSharpUpsampler(8, 0), ValueError, "`factor` must be at least 1, got 0"),
         (

@@ -144,6 +144,16 @@ def test_crf_of_samples():
     assert (picked.grad.abs().amax(1).flatten(1) > 0).sum(1).tolist() == [12, 12]
 
 
+def test_every_image_has_pixels_of_its_own():
+    """Else two equal images would be one."""
+    features, images = (torch.randn(1, c, 9, 8, generator=generator(c)).expand(2, -1, -1, -1) for c in (4, 3))
+    leaf = features.clone().requires_grad_()
+    crf_loss(leaf, images, samples=12, generator=generator()).backward()
+    seen = leaf.grad.abs().sum(1) > 0
+    assert seen.flatten(1).any(1).all()
+    assert not torch.equal(seen[0], seen[1])
+
+
 def test_crf_knows_edges():
     """Features that follow the image's edge cost less than those that cross it."""
     image = torch.zeros(1, 3, 8, 8)
@@ -183,6 +193,20 @@ def test_mmd_is_differentiable_twice(block):
     for inputs in ((x, y), (x.detach(), y), (x, y.detach())):
         assert torch.autograd.gradcheck(lambda a, b: mmd_loss(a, b, gamma=0.3), inputs)
         assert torch.autograd.gradgradcheck(lambda a, b: mmd_loss(a, b, gamma=0.3), inputs)
+
+
+@pytest.mark.parametrize("offset", [30.0, 1000.0])
+def test_mmd_of_features_that_lie_far_away(offset):
+    """Distances do not suffer from where both maps, or one of them, lie."""
+    x = 0.01 * torch.randn(1, 16, 6, 6, generator=generator())
+    y = (1.1 * x + offset).requires_grad_()
+    loss = mmd_loss(x, y)
+    (gradient,) = torch.autograd.grad(loss, y)
+    exact = y.detach().double().requires_grad_()
+    oracle = reference.mmd_loss(x.double(), exact, None)
+    (expected,) = torch.autograd.grad(oracle, exact)
+    torch.testing.assert_close(loss.double(), oracle, rtol=1e-4, atol=0)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_mmd_tells_distributions_apart():

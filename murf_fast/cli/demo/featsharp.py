@@ -198,14 +198,19 @@ def _steps(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="the backbone, a Dinov2Model's folder")
-    parser.add_argument("--patches", type=int, default=10, metavar="N", help="of a side of what the backbone sees")
+    parser.add_argument(
+        "--patches", type=int, default=10, metavar="N", help="of a side of what the backbone sees, 4 to 10 of 14 pixels"
+    )
     parser.add_argument("--steps", type=_steps, default=200, metavar="N", help="optimizer steps, 0 to 1,000,000")
     parser.add_argument("--out", type=Path, default=Path("featsharp.pth"), metavar="FILE", help="where the weights go")
     arguments = parser.parse_args()
     backbone = backbones.load(arguments.weights)
     print(f"backbone: {backbone.description}", flush=True)
     begin = time.perf_counter()
-    task = Task(backbone.model, backbone.patch, arguments.patches)
+    try:
+        task = Task(backbone.model, backbone.patch, arguments.patches)
+    except ValueError as error:
+        parser.error(str(error))
     for step, fidelity in train(task, arguments.steps, 25):
         shown = ", ".join(f"{name} {value:.3f}" for name, value in fidelity.items())
         seconds = time.perf_counter() - begin

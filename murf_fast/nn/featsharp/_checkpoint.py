@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast import _arguments
 from murf_fast.nn._checkpoint_files import Checkpoint, open_checkpoint
 from murf_fast.nn._checkpoints import few
 
@@ -63,16 +64,24 @@ def read(
     levels = len({name.split(".")[1] for name in weights if name.startswith("ups.")})
     found = {"jbu": any(".jbu." in name for name in weights), "tiles": "ups.0.tile_pos" in weights}
     columns, channels = len(weights[_INPUTS]), len(weights[_CHANNELS])
-    if any(found[name] != (name in inputs) for name in found) or columns != len(inputs) * channels:
+    last = f"ups.{levels - 1}.tile_pos"
+    if factor is not None:
+        factor = _arguments.pair(what, "factor", factor)
+    if last in weights and weights[last].ndim == 4:
+        of_tiles = tuple(weights[last].shape[2:])
+        if factor not in (None, of_tiles):
+            raise ValueError(f"murf_fast.{what}: `factor` must be that of the tiles, {of_tiles}, or None, got {factor}")
+        factor = of_tiles
+    # Without anything to upsample it has no weights.
+    jbu_is_seen = factor != (1, 1)
+    unlike = [name for name in found if found[name] != (name in inputs) and (name != "jbu" or jbu_is_seen)]
+    if unlike or columns != len(inputs) * channels:
         has = " and ".join(name for name in found if found[name]) or "neither jbu nor tiles"
         raise ValueError(
             f"murf_fast.{what}: `inputs` must be those that {opened.origin} was trained with: it has {has}, and a "
             f"block of {columns} channels for features of {channels}; got {tuple(inputs)}"
         )
-    last = f"ups.{levels - 1}.tile_pos"
-    if last in weights and weights[last].ndim == 4:
-        factor = tuple(weights[last].shape[2:])
-    elif factor is None:
+    if factor is None:
         raise ValueError(f"murf_fast.{what}: `factor` is needed: {opened.origin} has no tiles, which would tell it")
     arguments = {
         "channels": channels,

@@ -222,10 +222,18 @@ class FeatSharp(nn.Module):
         # A packed pass cuts tiles itself, of one factor for both sides.
         if not (self.is_packed and _are_square(self.levels)):
             how = {name: self.encoder.resize[name] for name in ("mode", "antialias")} if self.is_packed else {}
-            images = split_tiles(images, self.levels[-1], size, progressive=self.upsampler.progressive, **how)
+            dtype = images.dtype if images.is_floating_point() else torch.float32
+            images = split_tiles(images, self.levels[-1], size, progressive=self.upsampler.progressive, **how).to(dtype)
         if self.is_packed:
             return _map_of_all(self.encoder(images, merge=False).tokens[0])
-        return _checks.map_("FeatSharp", "encoder(views)", self.encoder(images))
+        maps = self.encoder(images)
+        _checks.map_("FeatSharp", "encoder(views)", maps)
+        if maps.shape[1] != self.upsampler.channels:
+            raise ValueError(
+                f"murf_fast.FeatSharp: `encoder` must give maps of `channels`, {self.upsampler.channels}, it gave "
+                f"{tuple(maps.shape)}"
+            )
+        return maps
 
     def _packed(self, encoder: nn.Module, channels: object, options: dict) -> MultiResolutionEncoder:
         """The encoder at the sizes of the levels, or of the views where these are cut for it."""

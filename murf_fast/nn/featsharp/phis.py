@@ -74,7 +74,9 @@ class PHIS(nn.Module):
             moments.add(i, x)
         if not moments.count:
             raise ValueError("murf_fast.PHIS.fit: `features` must hold at least two rows, got an empty stream")
-        return cls.from_moments(moments.mean, moments.squares / moments.count)
+        if not bool(moments.mean.isfinite().all() & moments.squares.isfinite().all()):
+            raise ValueError("murf_fast.PHIS.fit: `features` must be finite, as must their squares, and are not")
+        return cls._of("PHIS.fit", "`features`", moments.mean, moments.squares / moments.count)
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor) -> PHIS:
@@ -95,15 +97,27 @@ class PHIS(nn.Module):
         _checks.same_device(what, "covariance", covariance, "mean", mean)
         mean, covariance = mean.detach().double(), covariance.detach().double()
         if not (bool(mean.isfinite().all()) and bool(covariance.isfinite().all())):
-            raise ValueError(f"murf_fast.{what}: mean and covariance must be finite")
+            raise ValueError(f"murf_fast.{what}: `mean` and `covariance` must be finite")
         if not torch.allclose(covariance, covariance.mT):
-            raise ValueError(f"murf_fast.{what}: `covariance` must be symmetric")
+            apart = float((covariance - covariance.mT).abs().max())
+            raise ValueError(f"murf_fast.{what}: `covariance` must be symmetric, got entries that are {apart:g} apart")
+        return cls._of(what, "`covariance`", mean, covariance)
+
+    @classmethod
+    def _of(cls, what: str, name: str, mean: Tensor, covariance: Tensor) -> PHIS:
         model = cls(len(mean))
         values, vectors = torch.linalg.eigh(covariance)
         variance = values.clamp(min=0).mean()
         # Less than the roundings of a mean of equal numbers is no variance.
         if not bool(variance > (4 * torch.finfo(mean.dtype).eps * mean.abs().max()).square()):
-            raise ValueError(f"murf_fast.{what}: the features must vary, got a mean variance of {float(variance)}")
+            raise ValueError(
+                f"murf_fast.{what}: {name} must be of features that vary, got a mean variance of {float(variance)}"
+            )
+        if not bool(variance.rsqrt().float().isfinite()):
+            raise ValueError(
+                f"murf_fast.{what}: {name} must be of features whose deviation has a reciprocal in float32, got a mean "
+                f"variance of {float(variance)}"
+            )
         rotation = torch.from_numpy(hadamard(len(mean))).to(mean) * len(mean) ** -0.5 @ vectors.mT
         found = {"mean": mean, "alpha": variance.rsqrt(), "rotation": rotation, "inv_rotation": rotation.mT}
         model.load_state_dict({name: t.float().contiguous() for name, t in found.items()}, assign=True)

@@ -56,7 +56,7 @@ class FeatSharpUpsampler(nn.Module):
     ) -> None:
         super().__init__()
         what = "FeatSharpUpsampler"
-        channels = _checks.integer(what, "channels", channels, 1)
+        self.channels = channels = _checks.integer(what, "channels", channels, 1)
         self.factor = _arguments.pair(what, "factor", factor)
         self.inputs = checked_inputs(what, inputs)
         self.progressive = progressive
@@ -113,6 +113,8 @@ class FeatSharpUpsampler(nn.Module):
         """
         what = "FeatSharpUpsampler"
         _checks.map_(what, "low", low)
+        if low.shape[1] != self.channels:
+            raise ValueError(f"murf_fast.{what}: `low` must have {self.channels} channels, got {tuple(low.shape)}")
         if not torch.is_autocast_enabled(low.device.type):
             _checks.same_device_and_dtype(what, "low", low, "its parameters", self.ups[0].block.ls2.gamma)
         if "tiles" not in self.inputs:
@@ -193,6 +195,7 @@ class Level(nn.Module):
 
 def checked_inputs(what: str, inputs: object) -> tuple[str, ...]:
     """Some of :data:`INPUTS`, each at most once."""
-    if not _checks.is_sequence(inputs) or len(inputs) == 0 or len(set(inputs)) != len(inputs):
+    is_listed = _checks.is_sequence(inputs) and all(isinstance(name, str) for name in inputs)
+    if not is_listed or len(inputs) == 0 or len(set(inputs)) != len(inputs):
         raise ValueError(f"murf_fast.{what}: `inputs` must be one to three different ones of {INPUTS}, got {inputs!r}")
     return tuple(_checks.choice(what, "inputs", name, INPUTS) for name in inputs)

@@ -12,6 +12,7 @@ from murf_fast._layout import is_channels_last
 from murf_fast.nn._parts import peculiarity, unlike
 from murf_fast.nn.guided.jbu_level import Drawn, JBULevel, dropout_mask, strangeness
 from murf_fast.ops import _checks, joint_bilateral_upsample
+from murf_fast.ops._derivatives import in_transform
 
 # Bytes of logits that are made before they are reduced: they should stay in a CPU's cache, and fill a GPU.
 _BAND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
@@ -91,7 +92,8 @@ def _run(
         bias = offset
     if not levels:
         return [s if bias is None else s + bias.to(s.dtype).view(1, -1, 1, 1) for s in sources]
-    sources = [s.contiguous(memory_format=torch.channels_last) for s in sources]
+    if not in_transform():  # which has no strides to ask for
+        sources = [s.contiguous(memory_format=torch.channels_last) for s in sources]
     for i, (level, factor) in enumerate(zip(levels, factors, strict=True)):
         of_rows, of_columns = factor if isinstance(factor, tuple) else (factor, factor)
         height, width = sources[0].shape[2:]

@@ -39,6 +39,8 @@ def downsampled_views(
     op = "downsampled_views"
     _checks.map_(op, "upsampled", upsampled)
     _views(op, views)
+    if not callable(downsampler):
+        raise TypeError(f"murf_fast.{op}: `downsampler` must be callable, got {type(downsampler).__name__}")
     size = _checks.grid(op, "size", size)
     _checks.flag(op, "recompute", recompute)
 

@@ -72,7 +72,7 @@ class Fidelity:
         return self
 
     def value(self) -> Tensor:
-        """A scalar in float64: infinite where every prediction is right.
+        """A scalar in float64: infinite where every prediction is right (NaN if the targets are constant, too).
 
         Raises:
             ValueError: Nothing was counted.

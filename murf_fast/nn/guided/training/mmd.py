@@ -76,12 +76,13 @@ class _MMD(torch.autograd.Function):
         for i in range(len(features)):
             x, y = (t[i].to(dtype).flatten(1).mT for t in (features, upsampled))
             middle = x.mean(0)
-            x, y = x - middle, y - middle
+            # Far from 0 distances would cancel: each map about its own mean, and both about one.
+            x, y, own = x - middle, y - middle, y - y.mean(0)
             of_x, of_y = (None if g is None else g[i] for g in gradients)
             g = _gamma(x) if gamma is None else x.new_full((), gamma)
             for a, b, of_a, of_b, share in (
                 (x, x, of_x, of_x, 1 / (len(x) * (len(x) - 1))),
-                (y, y, of_y, of_y, 1 / (len(y) * (len(y) - 1))),
+                (own, own, of_y, of_y, 1 / (len(y) * (len(y) - 1))),
                 (x, y, of_x, of_y, -2 / (len(x) * len(y))),
             ):
                 total += _kernel_sum(a, b, g, share / len(features), of_a, of_b)

@@ -15,7 +15,7 @@ from murf_fast.ops import _checks
 _DRAWS = 7  # of a view: zoom, row, column, flip, angle, and two of perspective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Views:
     """Views of images, as maps of the plane: what is sampled where does not depend on a map's resolution.
 
