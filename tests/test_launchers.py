@@ -14,6 +14,7 @@ from murf_fast._discovery import exports
 
 # What only one of the two has, and why.
 NATIVE_ONLY = {
+    "dense_attention": "on a GPU torch's own attention does it",
     "has_bf16_products": "a GPU's tensor cores always multiply in bfloat16",
     "stream_fill": "a GPU's write rate is measured with torch's own fill",
 }
