@@ -34,8 +34,8 @@ SEGMENT = 1024
 # and a buffer of ours is faster, though products into one that is there take a twentieth longer.
 HANDED_OUT_AGAIN = 32 << 20
 
-# Rows of a chunk elsewhere, where launches count: on a GPU 16384 rows fill its multiprocessors many times over in any
-# product of a block.
+# Rows of a chunk elsewhere, where launches count: 16384 are 128 rows of tiles of 128 x 128, which times the columns of
+# any product of a block are more than a GPU has multiprocessors. Not measured.
 TOGETHER = 16384
 
 _NO_ATTENTIONS = (
