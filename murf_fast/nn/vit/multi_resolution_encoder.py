@@ -24,9 +24,8 @@ from murf_fast.ops.resample_pos_embed import KEEPS
 WHAT = "MultiResolutionEncoder"
 ROUNDINGS = ("floor", "murf")
 
-# Patches of a pass over a list of images. On one thread of an AMX core, ViT-S, 32 images of 98 to 336 pixels, a list is
-# 1.12 times as fast as one image after another at 1024 patches, 1.14 at 2048, 1.16 at 4096 and 1.15 at 8192; in
-# bfloat16 1.23 at 1024, 1.33 at 4096 and 1.21 at 8192.
+# Patches of a pass over a list of images. Of 1024, 2048, 4096 and 8192 that of CPUs was the fastest on one thread of an
+# AMX core (ViT-S, 32 images of 98 to 336 pixels), by little in float32, in a trial by hand.
 # A GPU's were not measured: 32768 rows are two waves of tiles of 128 x 128 on 132 multiprocessors for a product of one
 # such tile's columns, many more for all that a model has, and hold 32 images of 448 x 448 in patches of 14.
 CPU_TOKENS, OTHER_TOKENS = 4096, 32768
@@ -117,8 +116,10 @@ class MultiResolutionEncoder(nn.Module):
     third needs none. Models of the DINO and DINOv2 hubs without registers, whose positions are resized by a factor and
     not to a size, are compiled for every size of images if that decides those of the resolutions (``scales``).
 
-    Memory: without gradients about five times the tokens of all resolutions, one copy more for every layer after the
-    first and beside a block that is called, and on CPUs the hidden layer of 512 tokens. Where gradients are needed what
+    Memory: without gradients the tokens of all resolutions, one copy more for every layer after the first and beside a
+    block that is called; on CPUs four times the tokens of a segment (the fewest whole sequences of 1024 tokens or
+    more), the hidden layer of 512 tokens and, where weights are packed, those of a block; elsewhere four times all
+    tokens and the hidden layer of 16384. Where gradients are needed what
     the model itself keeps, about twenty times the tokens per block. For images of mixed sizes that of one pass at a
     time (where gradients are needed of all), and the features of all.
 
