@@ -35,22 +35,7 @@ inline Vec weight_of(Vec x, bf16) {
   p = p * r + 0.99999926f;
   return p * Vec((UintVec(shifted) << 23) + 0x3f800000u);
 }
-// The same within 2e-7.
-inline Vec weight_of(Vec x, float) {
-  const Vec least = splat(-126.f);
-  x *= kLog2e;
-  x = x < least ? least : x;
-  const Vec shifted = x + 12582912.f;
-  const Vec r = x - (shifted - 12582912.f);
-  Vec p = splat(1.5403530e-4f);
-  p = p * r + 1.3333558e-3f;
-  p = p * r + 9.6181291e-3f;
-  p = p * r + 5.5504109e-2f;
-  p = p * r + 2.4022651e-1f;
-  p = p * r + 6.9314718e-1f;
-  p = p * r + 1.f;
-  return p * Vec((UintVec(shifted) << 23) + 0x3f800000u);
-}
+inline Vec weight_of(Vec x, float) { return exp_of_negative(x); }
 
 inline void store_weights(float* to, Vec v) { store_vec(to, v); }
 inline void store_weights(bf16* to, Vec v) { round_vec(to, v); }
