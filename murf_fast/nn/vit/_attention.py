@@ -80,9 +80,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None
         q, k = (_rotate(t, *run.rotation) for t in (q, k))
     by_tokens = [t.transpose(1, 2) for t in (q, k, v)]
     if _dense_attention.pays(*by_tokens):
-        return _dense_attention.dense_attention(*by_tokens, q.shape[-1] ** -0.5 if scale is None else scale).flatten(
-            0, 1
-        )
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return _dense_attention.dense_attention(*by_tokens, scale).flatten(0, 1)
     # torch's fused kernels have no forward-mode derivative.
     with sdpa_kernel(SDPBackend.MATH) if forward_ad._current_level >= 0 else contextlib.nullcontext():
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)

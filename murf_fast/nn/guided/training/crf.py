@@ -134,8 +134,10 @@ class _CRF(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, positions, colors, pulled = ctx.saved_tensors
         if torch.is_grad_enabled():
-            plain = lambda f: reference.crf_loss(f, positions, colors, *ctx.options)  # noqa: E731
-            return *differentiable_gradients(plain, [features], [True], grad), None, None, None, None
+            found = differentiable_gradients(
+                lambda f: reference.crf_loss(f, positions, colors, *ctx.options), [features], [True], grad
+            )
+            return *found, None, None, None, None
         return pulled * (2 * grad), None, None, None, None
 
 
