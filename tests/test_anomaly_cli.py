@@ -10,8 +10,9 @@ import pytest
 import torch
 from test_cli import invoke
 
+from murf_fast._pillow import read
 from murf_fast.anomaly import MultiResolutionDetector
-from murf_fast.cli.anomaly import encoder, read
+from murf_fast.cli.anomaly._inputs import encoder
 
 pil = pytest.importorskip("PIL.Image")
 pytest.importorskip("safetensors")

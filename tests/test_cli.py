@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import murf_fast
 from murf_fast import _extension, backends
-from murf_fast.cli import commands, info, meter
+from murf_fast.cli import _terminal, commands, info, meter
 from murf_fast.cli.bench import anyup as bench_anyup
 from murf_fast.cli.bench import featsharp as bench_featsharp
 from murf_fast.cli.bench import jbu as bench_jbu
@@ -172,9 +172,9 @@ def test_bench_refuses_bad_input(arguments, words):
 
 def test_missing_memory_is_one_line():
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
-        with pytest.raises(typer.Exit), commands._one_line("cli"):
+        with pytest.raises(typer.Exit), _terminal.one_line("cli"):
             raise error
-    with pytest.raises(RuntimeError, match="a bug"), commands._one_line("cli"):
+    with pytest.raises(RuntimeError, match="a bug"), _terminal.one_line("cli"):
         raise RuntimeError("a bug")
 
 

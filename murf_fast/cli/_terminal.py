@@ -1,0 +1,63 @@
+"""What the commands share: lists of numbers as options, one line for what users can put right, the console."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+import typer
+from rich.console import Console
+
+from murf_fast.backends import BackendUnavailableError
+
+# An image a hundred times as large in each direction is a typing error.
+LARGEST_SCALE = 100
+
+
+def numbers(text: str, kind: type, option: str) -> list:
+    numbers = parsed(text, kind)
+    if not numbers or (kind is float and not all(0 < n <= LARGEST_SCALE for n in numbers)):
+        expected = "numbers such as 7,9,11" if kind is int else f"numbers such as 0.3,0.5, up to {LARGEST_SCALE}"
+        raise typer.BadParameter(f"expected {expected}, got {text!r}", param_hint=option)
+    return numbers
+
+
+def parsed(text: str, kind: type) -> list:
+    """The numbers of a list; none where a part is no finite number."""
+    try:
+        numbers = [kind(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        return []
+    return numbers if kind is int or all(map(math.isfinite, numbers)) else []
+
+
+@contextlib.contextmanager
+def one_line(extras: str) -> Iterator[None]:
+    """What users can put right is one line, not a traceback."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        _fail(f"this needs {str(error.name).partition('.')[0]}: pip install 'murf-fast[{extras}]'", 1)
+    except (OSError, ValueError, BackendUnavailableError) as error:
+        _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("not enough memory for images and scales of this size")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    typer.echo(f"murf-fast: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def console() -> Console:
+    """Rich's console; where the output is no terminal, wide enough for every table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
