@@ -314,6 +314,31 @@ def test_segments_are_whole_sequences():
     assert list(_attention.segments(all_runs, 10_000)) == [all_runs]
 
 
+def test_no_segment_is_left_with_few_rows():
+    """Products of a few rows take as long as those of many: the last segment takes them, if it has room for half."""
+    all_runs = [_attention.Run(0, 13, 10, None), _attention.Run(130, 1, 30, None)]
+    found = list(_attention.segments(all_runs, 40))
+    assert [[(r.start, r.sequences, r.length) for r in segment] for segment in found] == [
+        [(0, 4, 10)],
+        [(40, 4, 10)],
+        [(80, 4, 10)],
+        [(120, 1, 10), (130, 1, 30)],
+    ]
+    (whole,) = _attention.segments([_attention.Run(0, 5, 10, None)], 40)
+    assert [(r.start, r.sequences, r.length) for r in whole] == [(0, 4, 10), (40, 1, 10)]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 41, 511, 512, 513, 553, 767, 768, 1060, 1370, 3026])
+def test_chunks_are_of_equal_size(rows):
+    x = torch.empty(rows + 7, 1)
+    sizes = [s.stop - s.start for s in _blocks._chunks(x, 7, 7 + rows)]
+    assert sum(sizes) == rows
+    if rows:
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) < 1.5 * _blocks.CHUNK
+        assert len(sizes) == 1 or min(sizes) > 0.6 * _blocks.CHUNK
+
+
 class Adapter(nn.Linear):
     """A projection that is more than its product."""
 

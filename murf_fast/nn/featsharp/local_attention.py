@@ -135,8 +135,11 @@ class LocalAttention(nn.Module):
 
 
 def chunks_of(tokens: Tensor) -> tuple[Tensor, ...]:
-    """Rows (n, C) of tokens (B, H, W, C), which are dense but for their channels."""
-    return tokens.flatten(0, 2).split(_CHUNK.get(tokens.device.type, _CHUNK["cuda"]))
+    """Rows (n, C) of tokens (B, H, W, C), which are dense but for their channels; in pieces of equal size, as products
+    of the few rows that would be left take as long as those of many.
+    """
+    rows = tokens.flatten(0, 2)
+    return rows.tensor_split(max(1, round(len(rows) / _CHUNK.get(tokens.device.type, _CHUNK["cuda"]))))
 
 
 def is_functional(x: Tensor, *modules: nn.Module) -> bool:

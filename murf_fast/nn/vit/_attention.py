@@ -54,17 +54,22 @@ def runs(packed: PackedTokens, rotations: Sequence[Rotation | None]) -> list[Run
 
 
 def segments(all_runs: Sequence[Run], rows: int) -> Iterator[list[Run]]:
-    """The runs in groups of as few whole sequences as have so many ``rows``."""
+    """The runs in groups of as few whole sequences as have so many ``rows``; the last has up to half of that more, as
+    products of the few rows that would be left take as long as those of many.
+    """
     group: list[Run] = []
+    left = sum(run.stop - run.start for run in all_runs)
     for run in all_runs:
         while run.sequences:
             missing = rows - sum(r.stop - r.start for r in group)
-            count = min(-(-missing // max(run.length, 1)), run.sequences)
+            enough = -(-missing // max(run.length, 1)) if missing > 0 else run.sequences
+            count = min(enough, run.sequences)
             group.append(replace(run, sequences=count))
             run = replace(run, start=group[-1].stop, sequences=run.sequences - count)
-            if group[-1].stop - group[0].start >= rows:
+            held = group[-1].stop - group[0].start
+            if held >= rows and left - held >= rows // 2:
                 yield group
-                group = []
+                group, left = [], left - held
     if group:
         yield group
 

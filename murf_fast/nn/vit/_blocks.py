@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -21,9 +22,9 @@ from murf_fast.nn.vit.families._layout import Product
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.patch_embed import PackedTokens
 
-# Rows of a chunk of token-wise work on a CPU. The memory of the hidden layer of 512 rows (6 MB of 3072 floats) is used
-# again, where that of a whole buffer is handed out anew, page by page, in every block; it also bounds the peak. 512
-# itself was not tuned: the time goes to products, whose rate hardly depends on it.
+# Rows, about, of a chunk of token-wise work on a CPU. The memory of the hidden layer of 512 rows (6 MB of 3072 floats)
+# is used again, where that of a whole buffer is handed out anew, page by page, in every block; it also bounds the peak.
+# 512 itself was not tuned: the time goes to products, whose rate hardly depends on it from some hundred rows on.
 CHUNK = 512
 
 # Rows from which on a segment ends: whole sequences that are projected and attend together on a CPU. Products of fewer
@@ -179,9 +180,14 @@ def _heads(projected: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
 
 
 def _chunks(x: Tensor, start: int, stop: int) -> Iterator[slice]:
+    """Equal ones of about the right size: products of the few rows that would be left take as long as those of many."""
+    if stop == start:
+        return
     step = CHUNK if x.device.type == "cpu" else TOGETHER
-    for i in range(start, stop, step):
-        yield slice(i, min(i + step, stop))
+    count = max(1, round((stop - start) / step))
+    ends = [start + (stop - start) * i // count for i in range(count + 1)]
+    for begin, end in itertools.pairwise(ends):
+        yield slice(begin, end)
 
 
 class _Buffers:
