@@ -184,6 +184,9 @@ def directions(ttir: str) -> tuple[set[int], set[int]]:
             stored |= _found(roots, match[1], line)
         elif match := re.match(r"\s*(%[\w#]+) = tt\.load (%[\w#]+)", line):
             loaded |= _found(roots, match[2], line)
+        elif match := re.match(r"\s*(%[\w#]+) = tt\.atomic_rmw \w+, \w+, \w+, (%[\w#]+),", line):
+            both = _found(roots, match[2], line)
+            loaded, stored = loaded | both, stored | both
         elif re.search(r"tt\.(atomic|descriptor)", line):
             raise NotImplementedError(line)
         elif (match := re.match(r"\s*(%[\w#]+)(?::\d+)? = \S+ (.*)", line)) and "!tt.ptr" in line:

@@ -37,6 +37,8 @@ def check(case: Case, contenders: Contenders, theirs: Tensor) -> float:
     fall short by is luck: nothing, where no two logits are near.)
     """
     ours = joined(contenders.ours())
+    if contenders.counted:
+        return check_counts(case, contenders, ours)
     worst = 0.0
     for where, oracle in contenders.oracle():
         largest = float(oracle.abs().max())
@@ -54,6 +56,21 @@ def check(case: Case, contenders: Contenders, theirs: Tensor) -> float:
             raise WrongResult(f"{case.id}: error {error:.3g} against float64, {allowed:.3g} allowed")
         worst = max(worst, error / largest)
     return worst
+
+
+def check_counts(case: Case, contenders: Contenders, counts: Tensor) -> float:
+    """The share of pixels in a wrong count; raises WrongResult if they are more than those with two logits so near that
+    either may be taken for the largest. A pixel in a wrong count is one too many there, and one too few elsewhere.
+    """
+    ((_, oracle),) = contenders.oracle()
+    budget = 2 * float((contenders.logits().double() - oracle).abs().max())
+    budget += float(torch.finfo(case.dtype).eps) * float(oracle.abs().max())
+    top = oracle.topk(2, 1)
+    near = int((top.values[:, 0] - top.values[:, 1] <= 2 * budget).sum())
+    wrong = int((counts - contenders.counted(top.indices[:, 0])).abs().sum()) / 2
+    if not wrong <= near:
+        raise WrongResult(f"{case.id}: {wrong:g} pixels in a wrong count, {near} allowed")
+    return wrong / top.indices[:, 0].numel()
 
 
 def shortfall(logits: Tensor, labels: Tensor) -> float:

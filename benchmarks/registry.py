@@ -39,6 +39,7 @@ class Contenders:
     result_bytes: int
     operations: int = 0  # floating-point operations of the matrix products, where there are any
     logits: Function | None = None  # where the result is classes: what plain PyTorch in the case's dtype chooses from
+    counted: Callable[[Tensor], Tensor] | None = None  # where the result counts such classes: their counts
 
 
 @dataclass(frozen=True)

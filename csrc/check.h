@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdexcept>
+#include <string>
 
 #include "types.h"
 
@@ -38,12 +39,23 @@ inline void gradient(const Map& map, int64_t batch) {
 }
 
 // Every label is a class or the one that does not count: kernels take labels for addresses.
-inline void labels(const CrossEntropy& ce, const Grid& grid) {
+inline void labels(const char* op, const Labels& target, const Grid& grid) {
   const int64_t count = grid.batch * grid.height * grid.width;
+  auto is_wrong = [&](int64_t i) {
+    const int64_t label = label_at(target, i);
+    return int64_t(uint64_t(label) >= uint64_t(grid.channels)) & int64_t(label != target.ignore_index);
+  };
   int64_t wrong = 0;
-  for (int64_t i = 0; i < count; ++i)
-    wrong |= int64_t(uint64_t(ce.target[i]) >= uint64_t(grid.channels)) & int64_t(ce.target[i] != ce.ignore_index);
-  if (wrong != 0) throw std::invalid_argument("murf_fast.upsample_cross_entropy: `target` holds labels out of range");
+  for (int64_t i = 0; i < count; ++i) wrong |= is_wrong(i);
+  for (int64_t i = 0; wrong != 0 && i < count; ++i)
+    if (is_wrong(i))
+      throw std::invalid_argument(std::string("murf_fast.") + op + ": `target` must hold labels in [0, " +
+                                  std::to_string(grid.channels) + ") or ignore_index " +
+                                  std::to_string(target.ignore_index) + ", got " +
+                                  std::to_string(label_at(target, i)));
+}
+inline void labels(const CrossEntropy& ce, const Grid& grid) {
+  labels("upsample_cross_entropy", {ce.target, int64_t(sizeof(int64_t)), ce.ignore_index}, grid);
 }
 
 // Layers on rows of pixels are multiplied in two types.

@@ -20,6 +20,9 @@
   X(upsample_argmax,                                                                                                 \
     (DType dtype, Maps maps, Grid grid, Bias bias, int label_bytes, void* labels, void* values, int threads),        \
     (check::share(maps, grid), work::resample(maps, grid)))                                                          \
+  X(upsample_confusion,                                                                                              \
+    (DType dtype, Maps maps, Grid grid, Bias bias, Labels target, int64_t* counts, int threads),                      \
+    (check::share(maps, grid), check::labels("upsample_confusion", target, grid), work::resample(maps, grid)))        \
   X(upsample_expectation,                                                                                            \
     (DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out, int threads),      \
     (check::share(maps, grid), work::softmax(maps, grid)))                                                           \

@@ -56,6 +56,20 @@ struct CrossEntropy {
   float label_smoothing;
 };
 
+// What pixels are, and which of it does not count: whole numbers of 1 (without a sign), 2, 4 or 8 bytes.
+struct Labels {
+  const void* data;  // (B, H, W) dense
+  int64_t bytes;
+  int64_t ignore_index;
+};
+
+inline int64_t label_at(const Labels& labels, int64_t i) {
+  if (labels.bytes == 1) return static_cast<const uint8_t*>(labels.data)[i];
+  if (labels.bytes == 2) return static_cast<const int16_t*>(labels.data)[i];
+  if (labels.bytes == 4) return static_cast<const int32_t*>(labels.data)[i];
+  return static_cast<const int64_t*>(labels.data)[i];
+}
+
 // A batch of three-channel images at full size; strides in elements. Rows are read in runs: either interleaved
 // (stride_x = 3, stride_c = 1) or planar (stride_x = 1).
 struct Image {

@@ -35,6 +35,7 @@ def classes(channels: int, side: int, size: tuple[int, int]) -> Callable[[], Non
     def call() -> None:
         maps, target, weight = [ones(1, channels, side, side)], torch.zeros(1, *size, dtype=torch.int64), ones(channels)
         mf.upsample_argmax([m.detach() for m in maps], size)
+        mf.upsample_confusion([m.detach() for m in maps], target)
         for options in ({}, {"label_smoothing": 0.1}, {"label_smoothing": 0.1, "weight": weight.detach()}):
             backward(mf.upsample_cross_entropy(maps, target, **options))
         for norm in ("softmax", "linear"):

@@ -51,7 +51,7 @@ def difference(function, values, tangents, step: float) -> Tensor:
     return (function(*plus).double() - function(*minus).double()) / (2 * step)
 
 
-LABELS = ("upsample_argmax", "window_attention_argmax", "k_center_greedy")
+LABELS = ("upsample_argmax", "upsample_confusion", "window_attention_argmax", "k_center_greedy")
 
 
 @pytest.mark.parametrize("op", **by_name([op for op in OPS if op.name not in LABELS]))

@@ -16,7 +16,7 @@ CASES = [(op, name) for op in OPS for name in op.companions]
 
 def result_dtype(op: Op, main: torch.dtype, companion: str, dtype: torch.dtype) -> torch.dtype | None:
     """That of the main tensors, but for results in another unit; None for labels and indices."""
-    if op.name in ("upsample_argmax", "window_attention_argmax", "k_center_greedy"):
+    if op.name in ("upsample_argmax", "upsample_confusion", "window_attention_argmax", "k_center_greedy"):
         return None
     if op.name.startswith("upsample_expectation"):
         return torch.promote_types(

@@ -181,6 +181,7 @@ def cases():
         "resize": {"x": x, "size": (8, 7), "via": (7, 7)},
         "upsample_argmax": fuse,
         "upsample_concat": {"features": [x, x], "size": (8, 7), "via": 7},
+        "upsample_confusion": {"features": [x], "target": torch.zeros(1, 8, 7).long(), "bias": row},
         "upsample_cross_entropy": {"features": [x], "target": torch.zeros(1, 8, 7).long(), "weight": row, "bias": row},
         "upsample_expectation": {**fuse, "values": row},
         "upsample_mean": {"maps": [x, x], "size": (8, 7), "weights": [1.0, 2.0]},

@@ -139,6 +139,7 @@ def op_calls() -> dict[str, list]:
             lambda: ops.resize(x.double(), (9, 10), via=(4, 4)),
         ],
         "upsample_argmax": [lambda: ops.upsample_argmax([logits], (9, 9), bias=bias, return_values=True)],
+        "upsample_confusion": [lambda: ops.upsample_confusion([logits], target, bias=bias)],
         "upsample_concat": [with_gradients(lambda x, y: ops.upsample_concat([x, y], (9, 10)), x, y)],
         "upsample_cross_entropy": [
             with_gradients(
@@ -331,7 +332,17 @@ def check(calls: list, name: str) -> None:
 
 DEFAULTS = ("bfloat16", "float16", "float64", "meta")
 OPS = sorted(n for n in ops.__all__ if callable(getattr(ops, n)) and not isinstance(getattr(ops, n), type))
-RESULTS = ("CellKernels", "EncodedImage", "GraphedCall", "ImageStatistics", "LocalCrops", "MultiResolutionFeatures")
+RESULTS = (
+    "CellKernels",
+    "DepthScores",
+    "EncodedImage",
+    "GraphedCall",
+    "ImageStatistics",
+    "LocalCrops",
+    "MultiResolutionFeatures",
+    "NormalScores",
+    "SegmentationScores",
+)
 MODULES = sorted(n for n in nn.__all__ if isinstance(getattr(nn, n), type) and n not in RESULTS)
 
 

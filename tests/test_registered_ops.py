@@ -21,7 +21,7 @@ from murf_fast.backends import BackendUnavailableError, native_problems
 pytestmark = pytest.mark.skipif(bool(native_problems()), reason="needs the C++ extension")
 
 REFUSED = (TypeError, ValueError, BackendUnavailableError)
-ANY, FLOATS = "any floating dtype", "one of the floating dtypes"
+ANY, FLOATS, LABELS = "any floating dtype", "one of the floating dtypes", "one of the dtypes of labels"
 B, C, H, W = 2, 6, 9, 11
 
 
@@ -31,7 +31,7 @@ class Argument:
 
     sizes: str
     make: Callable[[tuple[int, ...]], Tensor] = torch.randn
-    dtypes: str | None = None  # ANY: read in any floating dtype; FLOATS: in any a kernel takes
+    dtypes: str | None = None  # ANY: read in any floating dtype; FLOATS, LABELS: in any a kernel takes
 
 
 @dataclass
@@ -316,6 +316,15 @@ OPS = {
             "return_values": True,
         }
     ),
+    "upsample_confusion": Op(
+        {
+            "features": maps(),
+            "bias": Argument("B C", dtypes=ANY),
+            "target": Argument("B H W", labels, LABELS),
+            **RULE,
+            "ignore_index": -100,
+        }
+    ),
     "upsample_concat": Op(
         {"features": [Argument("B . . ."), Argument("B . . .")], "size": [H, W], **RULE, "channels_last": True}
     ),
@@ -446,8 +455,12 @@ def made(name: str) -> dict[str, object]:
 def wrong_tensors(x: Tensor, argument: Argument, tied: set[str], alone: bool) -> Iterator[tuple[str, Tensor]]:
     """A tensor in every way wrong: dtype, device (beside others), dimensions, and every size that is tied."""
     dtypes = {torch.float64, torch.float16, torch.bfloat16, torch.float32, torch.int32, torch.complex64, torch.bool}
-    own = {ANY: {torch.float64, torch.float16, torch.bfloat16, torch.float32}, FLOATS: {*dtypes} - {torch.float64}}
-    allowed = {x.dtype} | {d for d in own.get(argument.dtypes, set()) if d.is_floating_point}
+    own = {
+        ANY: {torch.float64, torch.float16, torch.bfloat16, torch.float32},
+        FLOATS: {*dtypes} - {torch.float64, torch.int32},
+    }
+    own[LABELS] = {torch.int32}
+    allowed = {x.dtype} | {d for d in own.get(argument.dtypes, set()) if not d.is_complex and d != torch.bool}
     # Factors of dropout are multiplied: 0 and 1 are as good as numbers.
     allowed |= {torch.bool} if argument.sizes in ("B K", "B 9") else set()
     yield from ((f"dtype {d}", x.to(d)) for d in sorted(dtypes - allowed, key=str))

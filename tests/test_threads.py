@@ -95,10 +95,12 @@ import murf_fast
 from murf_fast import _fork
 g = torch.Generator().manual_seed(0)
 x, bank = torch.randn(2, 32, 40, 40, generator=g), torch.randn(3000, 64, generator=g)
+labels = torch.randint(0, 32, (2, 300, 300), generator=g)
 large = {
     "resize": lambda: murf_fast.resize(x, (300, 300)),
     "concat": lambda: murf_fast.upsample_concat([x, x], (300, 300), memory_format=torch.channels_last),
     "argmax": lambda: murf_fast.upsample_argmax([x], (300, 300)),
+    "confusion": lambda: murf_fast.upsample_confusion([x], labels),
     "attention": lambda: murf_fast.window_attention(x, x, x, windows=murf_fast.windows.full(), num_heads=2),
     "blur": lambda: murf_fast.gaussian_blur(x, 3.0),
     "nearest": lambda: murf_fast.nearest_distance(bank[:500], bank)[1],

@@ -103,6 +103,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "resample_pos_embed": lambda i, **o: murf_fast.resample_pos_embed(i.positions, SIZE, flavor="timm", **o),
     "resize": lambda i, **o: murf_fast.resize(i.x, SIZE, **o),
     "upsample_argmax": lambda i, **o: murf_fast.upsample_argmax(i.one, SIZE, **o),
+    "upsample_confusion": lambda i, **o: murf_fast.upsample_confusion(i.one, i.target, **o),
     "upsample_concat": lambda i, **o: murf_fast.upsample_concat(i.maps, SIZE, **o),
     "upsample_cross_entropy": lambda i, **o: murf_fast.upsample_cross_entropy(i.one, i.target, reduction="none", **o),
     "upsample_expectation": lambda i, **o: murf_fast.upsample_expectation(i.one, SIZE, i.bias, **o),

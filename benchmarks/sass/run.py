@@ -586,6 +586,10 @@ def _absolute(i: Instruction) -> Callable:
     return _one(i, _of(lambda x: np.abs(_signed(x)).view(U) & LOW, _getter(i.operands[1])))
 
 
+def _population(i: Instruction) -> Callable:
+    return _one(i, _of(lambda x: np.bitwise_count(x & LOW).astype(U), _getter(i.operands[1])))
+
+
 def _extreme(i: Instruction) -> Callable:
     """VIMNMX, and VIADDMNMX of a sum."""
     if set(i.modifiers) - {"U32", "U16x2"} or len(i.modifiers) > 1:
@@ -892,6 +896,7 @@ MEANINGS = {
     "MUFU": _reciprocal,
     "P2R": _pack_predicates,
     "PLOP3": _predicate_logic,
+    "POPC": _population,
     "PRMT": _permute,
     "R2P": _unpack_predicates,
     "R2UR": _uniform,

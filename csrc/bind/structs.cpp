@@ -26,6 +26,7 @@ DESCRIBE(Strided, FIELD(data), STRIDES)
 DESCRIBE(Map, FIELD(data), SHAPE, STRIDES, FIELD(y), FIELD(x))
 DESCRIBE(Bias, FIELD(data), FIELD(stride_b))
 DESCRIBE(CrossEntropy, FIELD(target), FIELD(weight), FIELD(ignore_index), FIELD(label_smoothing))
+DESCRIBE(Labels, FIELD(data), FIELD(bytes), FIELD(ignore_index))
 DESCRIBE(Image, FIELD(data), FIELD(batch), FIELD(height), FIELD(width), STRIDES)
 DESCRIBE(PatchRows, FIELD(patch), FIELD(stride_b), FIELD(stride_row), FIELD(channels_first), FIELD(gain),
          FIELD(offset))

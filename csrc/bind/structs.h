@@ -8,9 +8,9 @@
 namespace murf {
 
 #define MURF_STRUCTS(X)                                                                                          \
-  X(Strided) X(Map) X(Bias) X(CrossEntropy) X(Image) X(PatchRows) X(WindowAttention) X(WindowGradients)          \
-  X(FeatureUnify) X(DenseAttention) X(PixelLinear) X(PixelConv) X(AdaptiveConv) X(Bilateral) X(GaussianBilateral) X(NearestRows)   \
-  X(NearestBlock) X(NearestState) X(KCenterCodes)
+  X(Strided) X(Map) X(Bias) X(CrossEntropy) X(Labels) X(Image) X(PatchRows) X(WindowAttention)                   \
+  X(WindowGradients) X(FeatureUnify) X(DenseAttention) X(PixelLinear) X(PixelConv) X(AdaptiveConv)               \
+  X(Bilateral) X(GaussianBilateral) X(NearestRows) X(NearestBlock) X(NearestState) X(KCenterCodes)
 
 #define MURF_READ(T) \
   template <>        \

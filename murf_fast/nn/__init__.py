@@ -30,6 +30,14 @@ from murf_fast.nn.guided.training.views import Views, random_views
 from murf_fast.nn.guided.upsample_anything import CellKernels, UpsampleAnything
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.depth_losses import log_gradient_loss, scale_invariant_log_loss
+from murf_fast.nn.heads.scores import (
+    DepthScores,
+    NormalScores,
+    SegmentationScores,
+    depth_scores,
+    normal_scores,
+    segmentation_scores,
+)
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit.graphed import GraphedCall
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
@@ -49,6 +57,7 @@ __all__ = [
     "CellKernels",
     "ConditionalBias",
     "DepthHead",
+    "DepthScores",
     "EncodedImage",
     "FeatSharp",
     "FeatSharpBlock",
@@ -65,7 +74,9 @@ __all__ = [
     "MuRF",
     "MultiResolutionEncoder",
     "MultiResolutionFeatures",
+    "NormalScores",
     "SegmentationHead",
+    "SegmentationScores",
     "SimpleDownsampler",
     "UpsampleAnything",
     "Views",
@@ -74,6 +85,7 @@ __all__ = [
     "consistency_loss",
     "cosine_mse_loss",
     "crf_loss",
+    "depth_scores",
     "downsampled_views",
     "fine_to_coarse_loss",
     "input_consistency_loss",
@@ -82,9 +94,11 @@ __all__ = [
     "merge_tiles",
     "mmd_loss",
     "multi_scale_target",
+    "normal_scores",
     "over_tiling_error",
     "random_views",
     "scale_invariant_log_loss",
+    "segmentation_scores",
     "self_consistency_loss",
     "split_tiles",
     "total_variation_loss",

@@ -34,6 +34,7 @@ from murf_fast.ops.resample_pos_embed import resample_patch_embed, resample_pos_
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_argmax import upsample_argmax
 from murf_fast.ops.upsample_concat import upsample_concat
+from murf_fast.ops.upsample_confusion import upsample_confusion
 from murf_fast.ops.upsample_cross_entropy import upsample_cross_entropy
 from murf_fast.ops.upsample_expectation import upsample_expectation
 from murf_fast.ops.upsample_mean import upsample_mean
@@ -63,6 +64,7 @@ __all__ = [
     "resize",
     "upsample_argmax",
     "upsample_concat",
+    "upsample_confusion",
     "upsample_cross_entropy",
     "upsample_expectation",
     "upsample_mean",

@@ -10,10 +10,10 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
+from murf_fast.ops._labels import check_labels, check_target
 from murf_fast.ops._library import as_float32, axes_of_maps, bias_gradient, empty_map, float32_rows, register
 
 REDUCTIONS = ("mean", "sum", "none")
-LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def upsample_cross_entropy(
@@ -64,7 +64,7 @@ def upsample_cross_entropy(
     op = "upsample_cross_entropy"
     features = _checks.maps(op, features, same_channels=True)
     first = features[0]
-    _check_target(op, target, first)
+    check_target(op, target, first)
     how = _checks.resize(op, tuple(target.shape[1:]), mode, antialias, via, name="target")
     _checks.bias(op, bias, features)
     if weight is not None:
@@ -79,7 +79,7 @@ def upsample_cross_entropy(
     # Small label types hold neither every class nor every ignore_index.
     target = target.long()
     if backend == "reference":
-        _check_labels(target, first.shape[1], ignore_index)
+        check_labels(op, target, first.shape[1], ignore_index)
         wide = [f.to(torch.promote_types(f.dtype, torch.float32)) for f in features]
         return reference.upsample_cross_entropy(
             wide,
@@ -97,31 +97,6 @@ def upsample_cross_entropy(
     if reduction == "sum":
         return loss.sum()
     return loss.sum() / _denominator(target, weight, ignore_index)
-
-
-def _check_target(op: str, target: object, first: Tensor) -> None:
-    if not isinstance(target, Tensor) or target.dtype not in LABELS:
-        got = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(f"murf_fast.{op}: `target` must be an integer tensor of labels (B, H, W), got {got}")
-    _checks.dense(op, "target", target)
-    if target.ndim != 3 or target.shape[0] != first.shape[0] or target.shape[1] < 1 or target.shape[2] < 1:
-        raise ValueError(
-            f"murf_fast.{op}: `target` must be (B, H, W) with the batch size of `features`, {first.shape[0]}, and at "
-            f"least one pixel, got {tuple(target.shape)}"
-        )
-    if target.device != first.device:
-        raise ValueError(f"murf_fast.{op}: `target` must be on {first.device}, got {target.device}")
-
-
-def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    if target.device.type != "cpu":
-        return
-    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
-    if bool(wrong.any()):
-        raise ValueError(
-            f"murf_fast.upsample_cross_entropy: `target` must hold labels in [0, {classes}) or ignore_index "
-            f"{ignore_index}, got {int(target[wrong][0])}"
-        )
 
 
 def _denominator(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
@@ -149,7 +124,7 @@ def _empty(features, bias, target, weight, how, ignore_index, label_smoothing, b
 
 
 def _launch(features, bias, target, weight, how, ignore_index, label_smoothing, backend, results) -> None:
-    _check_labels(target, features[0].shape[1], ignore_index)
+    check_labels("upsample_cross_entropy", target, features[0].shape[1], ignore_index)
     arguments = _of_kernels(features, bias, target, weight, how, ignore_index, label_smoothing)
     backends.launcher(backend).upsample_cross_entropy(*arguments, *results)
 

@@ -1,4 +1,6 @@
-"""``upsample_argmax``, ``upsample_expectation`` and ``upsample_cross_entropy``: functions of resized logits."""
+"""``upsample_argmax``, ``upsample_confusion``, ``upsample_expectation`` and ``upsample_cross_entropy``: functions of
+resized logits.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from fuzz.compare import Comparison, arithmetic, derived, exact, unit
 from fuzz.draw import Draw
 from fuzz.maps import drawn_vector
 
-__all__ = ["upsample_argmax", "upsample_cross_entropy", "upsample_expectation"]
+__all__ = ["upsample_argmax", "upsample_confusion", "upsample_cross_entropy", "upsample_expectation"]
 
 LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -25,6 +27,26 @@ def drawn_logits(d: Draw, gradients: bool) -> tuple[Maps, Tensor | None, int]:
     if bias is not None and maps.needs_grad and d.chance("bias.gradient", 0.7):
         bias = bias.detach().requires_grad_()
     return maps, bias, classes
+
+
+def drawn_target(d: Draw, maps: Maps, classes: int) -> tuple[Tensor, int]:
+    """Labels of any type and strides, and the one that does not count."""
+    label_type = d.choice("target.dtype", LABELS)
+    ignored = d.choice("ignore_index", (-100, 255, -1, 0, 1, 1000))
+    most = min(classes - 1, torch.iinfo(label_type).max)
+    target = torch.randint(0, most + 1, (len(maps.maps[0]), *maps.size), generator=d.generator).to(label_type)
+    if torch.iinfo(label_type).min <= ignored <= torch.iinfo(label_type).max:
+        share = d.choice("ignored", (0.0, 0.3, 1.0), (2, 5, 0.5))
+        target[torch.rand(target.shape, generator=d.generator) < share] = ignored
+    if d.chance("target.strided", 0.3):
+        target = target.mT.contiguous().mT
+    return target, ignored
+
+
+def drawn_ignored(d: Draw, ignored: int) -> dict:
+    if ignored == -100 and d.chance("ignore_index left out", 0.5):
+        return {}
+    return {"ignore_index": d.as_number("ignore_index", ignored)}
 
 
 def upsample_argmax(d: Draw) -> list[Comparison]:
@@ -70,6 +92,28 @@ def upsample_argmax(d: Draw) -> list[Comparison]:
 
 def _is_exact(maps: Maps, bias: Tensor | None) -> bool:
     return len(maps.maps) == 1 and bias is None and maps.resizes[0].roundings == 0
+
+
+def upsample_confusion(d: Draw) -> list[Comparison]:
+    maps, bias, classes = drawn_logits(d, gradients=False)
+    target, ignored = drawn_target(d, maps, classes)
+    counts = d.call("upsample_confusion", maps.maps, target, bias=bias, **maps.options, **drawn_ignored(d, ignored))
+    assert counts.dtype == torch.int64
+    logits, bound = maps.total(bias)
+    bound = bound + unit(maps.dtype) * logits.abs()
+    # Pixels whose class is beyond doubt must be in its count, the others in one of their row.
+    runner_up = (logits + bound).topk(min(2, classes), 1)
+    least = (logits - bound).gather(1, runner_up.indices[:, :1])[:, 0]
+    sure = least > runner_up.values[:, -1] if classes > 1 else torch.ones_like(least, dtype=torch.bool)
+    labels = target.long()
+    used = labels != ignored
+    pairs = labels * classes + runner_up.indices[:, 0]
+    certain = torch.bincount(pairs[used & sure], minlength=classes**2).view(classes, classes)
+    rows = torch.bincount(labels[used], minlength=classes)
+    return [
+        exact("every pixel is in the row of its label", counts.sum(1).double(), rows.double()),
+        exact("certain pixels are in their counts", (counts >= certain).double(), torch.ones(counts.shape)),
+    ]
 
 
 def upsample_expectation(d: Draw) -> list[Comparison]:
@@ -148,25 +192,13 @@ def _gradients_through(
 
 def upsample_cross_entropy(d: Draw) -> list[Comparison]:
     maps, bias, classes = drawn_logits(d, gradients=d.chance("gradients", 0.5))
-    label_type = d.choice("target.dtype", LABELS)
-    ignored = d.choice("ignore_index", (-100, 255, -1, 0, 1, 1000))
-    most = min(classes - 1, torch.iinfo(label_type).max)
-    target = torch.randint(0, most + 1, (len(maps.maps[0]), *maps.size), generator=d.generator).to(label_type)
-    if torch.iinfo(label_type).min <= ignored <= torch.iinfo(label_type).max:
-        share = d.choice("ignored", (0.0, 0.3, 1.0), (2, 5, 0.5))
-        target[torch.rand(target.shape, generator=d.generator) < share] = ignored
-    if d.chance("target.strided", 0.3):
-        target = target.mT.contiguous().mT
+    target, ignored = drawn_target(d, maps, classes)
     weight = None
     if d.chance("weight", 0.4):
         weight = drawn_vector(d, "weight", (classes,)).abs() + 0.1
     smoothing = d.choice("label_smoothing", (0.0, 0, 0.1, 1.0, 1), (5, 1, 3, 0.5, 0.5))
     reduction = d.choice("reduction", ("none", "sum", "mean"))
-    given = (
-        {}
-        if ignored == -100 and d.chance("ignore_index left out", 0.5)
-        else {"ignore_index": d.as_number("ignore_index", ignored)}
-    )
+    given = drawn_ignored(d, ignored)
     loss = d.call(
         "upsample_cross_entropy",
         maps.maps,

@@ -12,7 +12,7 @@ from murf_fast import _arguments
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
 from murf_fast.nn.heads import _head_grid
-from murf_fast.ops import _checks, upsample_argmax, upsample_cross_entropy
+from murf_fast.ops import _checks, upsample_argmax, upsample_confusion, upsample_cross_entropy
 from murf_fast.ops._batch_norm import running_statistics
 from murf_fast.ops.linear_head import linear_head, low_resolution_logits
 
@@ -124,6 +124,32 @@ class SegmentationHead(nn.Module):
         features, size, cls, grid = self._prepare("predict", features, size, cls)
         logits, bias = self._low_resolution(features, cls, grid)
         return upsample_argmax(logits, size, bias=bias, via=None if self.grid == "image" else grid)
+
+    @torch.no_grad()
+    def confusion(
+        self,
+        features: Sequence[Tensor],
+        target: Tensor,
+        cls: Sequence[Tensor | None] | None = None,
+        *,
+        ignore_index: int = -100,
+    ) -> Tensor:
+        """How many pixels of every label get every class: ``bincount(K target + predict(...))`` without the labels.
+
+        Args:
+            features, cls: As for :meth:`forward`.
+            target: Labels (B, height, width), any integer dtype; their grid is the image's.
+            ignore_index: Label of pixels that do not count.
+
+        Returns:
+            (K, K), int64: rows are labels, columns classes. Sums of them are what :func:`segmentation_scores` takes.
+
+        Memory: the result, and K channels per low-resolution pixel.
+        """
+        features, _, cls, grid = self._prepare("confusion", features, tuple(target.shape[-2:]), cls)
+        logits, bias = self._low_resolution(features, cls, grid)
+        via = None if self.grid == "image" else grid
+        return upsample_confusion(logits, target, bias=bias, via=via, ignore_index=ignore_index)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """The head as one matrix and one bias, the batch norm in them, for the ``predict`` of an upsampler.
