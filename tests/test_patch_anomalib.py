@@ -174,7 +174,7 @@ def test_coresets_that_are_left_to_anomalib(anomalib):
     "options",
     [
         {"sigma": 4.0},
-        {"sigma": 1.3, "channels": 3},
+        {"sigma": 1.23456, "channels": 3},
         {"sigma": 4.0, "kernel_size": 5},
         {"sigma": 2.0, "padding": "valid"},
         {"sigma": 2.0, "border_type": "replicate"},
@@ -191,6 +191,17 @@ def test_blur(anomalib, options, dtype):
     assert after.dtype == dtype
     assert_within_budget(after, oracle, before)
     assert torch.equal(after, before) == (len({"kernel_size", "padding", "border_type"} & options.keys()) == 1)
+
+
+@pytest.mark.parametrize("change", [lambda k: k[:, :, 3:4].mul_(1.001), lambda k: k[:1].mul_(1.001)])
+def test_kernels_that_are_no_gaussian(anomalib, change):
+    """One row of the taps, or one channel, is a little larger."""
+    blur = found("GaussianBlur2d", "components.filters.blur")(sigma=2.0, channels=2)
+    blur.kernel = blur.kernel.clone()
+    change(blur.kernel)
+    x = torch.rand(1, 2, 30, 30)
+    before, after = before_and_after(lambda: blur(x))
+    assert torch.equal(after, before)
 
 
 def test_a_kernel_that_changes(anomalib):
