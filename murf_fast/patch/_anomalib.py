@@ -8,7 +8,6 @@ import types
 import weakref
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast.nn._parts import is_as_written
@@ -35,8 +34,8 @@ def anomalib() -> None:
     """Replaces, in the installed package ``anomalib`` (2.1 or later), what its PatchCore spends its time on; see
     ``unpatch``.
 
-    - ``PatchcoreModel.nearest_neighbors``, and ``SuperADDModel``'s where there is one: :func:`nearest_distance`. The
-      memory bank is prepared at the first search and again when it has changed.
+    - ``PatchcoreModel.nearest_neighbors``, and searches of ``SuperADDModel``, where there is one, in its memory bank:
+      :func:`nearest_distance`. The bank is prepared at the first search and again when it has changed.
     - ``KCenterGreedy.select_coreset_idxs``: :func:`k_center_greedy`, after anomalib's own random projection and from
       the first row that it would draw. Ctrl-C ends it within a second.
     - ``GaussianBlur2d.forward``: :func:`gaussian_blur`, where the kernel is one Gaussian cut off at four sigma.
@@ -120,17 +119,16 @@ def _nearest_neighbors(self, embedding: Tensor, n_neighbors: int) -> tuple[Tenso
 def _nearest_of_many(
     self, features_query: Tensor, features_key: Tensor, knn_neighbors: int, normalize: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(..., n, k) of queries (..., n, d) among keys (m, d)."""
-    if features_key.ndim != 2 or not _is_ours(features_query, features_key):
+    """(..., n, k) of queries (..., n, d) among keys (m, d), which are a layer of the memory bank.
+
+    Subsampling compares few features with each other, for a hundred neighbours: anomalib's matrix is faster there.
+    """
+    ours = features_key.ndim == 2 and not normalize and _is_ours(features_query, features_key)
+    if not ours or features_key.untyped_storage().data_ptr() != self.memory_bank.untyped_storage().data_ptr():
         return _left_as_it_was(self, "nearest_neighbors", features_query, features_key, knn_neighbors, normalize)
-    bank, query = features_key, features_query
-    if normalize:
-        query, bank = F.normalize(query, dim=-1), F.normalize(bank, dim=-1)
-    elif bank.untyped_storage().data_ptr() == self.memory_bank.untyped_storage().data_ptr():
-        bank = _prepared(self, bank)
-    distances, rows = nearest_distance(query.reshape(-1, query.shape[-1]), bank, k=knn_neighbors)
-    shape = (*query.shape[:-1], knn_neighbors)
-    return distances.to(query.dtype).view(shape), rows.view(shape)
+    shape, index = (*features_query.shape[:-1], knn_neighbors), _prepared(self, features_key)
+    distances, rows = nearest_distance(features_query.flatten(0, -2), index, k=knn_neighbors)
+    return distances.to(features_query.dtype).view(shape), rows.view(shape)
 
 
 # Per model, its bank as it was, and the indices of that or, of SuperADD, of the parts of that which are layers.
