@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.multiprocessing import get_context
 from util import assert_within_budget
 
-from murf_fast import NearestIndex, nearest_distance, reference
+from murf_fast import NearestIndex, k_center_greedy, nearest_distance, reference
 from murf_fast.anomaly import PRESETS, MultiResolutionDetector, ScoringRules, ShardedIndex, mean_top, reweighted_score
 from murf_fast.anomaly._images import prescaled
 from murf_fast.nn import MultiResolutionEncoder
@@ -160,6 +160,19 @@ def test_presets(rules, tmp_path):
     assert MultiResolutionDetector.load(tmp_path, model()).rules == PRESETS[rules]
 
 
+@pytest.mark.parametrize("projection", [None, "sparse"])
+def test_coresets_tell_of_their_progress(projection):
+    options, told = {**OPTIONS, "index": "coreset", "coreset": 0.3, "projection": projection}, []
+    detector = MultiResolutionDetector(model(), **options).fit(
+        images(2), coreset_progress=lambda *pair: told.append(pair)
+    )
+    assert told == sorted(set(told))
+    assert told[-1] == (120, 120)
+    rows = MultiResolutionDetector(model(), **OPTIONS).fit(images(2)).banks_
+    for bank, coreset in zip(rows, detector.banks_, strict=True):
+        assert torch.equal(coreset, bank[k_center_greedy(bank, fraction=0.3, projection=projection)])
+
+
 def test_approximate_index():
     pytest.importorskip("faiss")
     exact = MultiResolutionDetector(model(), **OPTIONS).fit(images(2))
@@ -245,6 +258,7 @@ def test_golden_mean_of_the_top_hundredth():
         ({"rules": "mine"}, ValueError, "`rules` must be one of"),
         ({"pixels": 0}, ValueError, "`pixels` must be positive"),
         ({"coreset": 0}, ValueError, r"`coreset` must be in \(0, 1\]"),
+        ({"projection": "dense"}, ValueError, "`projection` must be"),
         ({"foreground": 3}, TypeError, "`foreground` must be callable, got int"),
         ({"background": "red"}, ValueError, "`background` must be"),
         ({"layers": (3,)}, ValueError, "`layers` must be indices of 3 blocks"),

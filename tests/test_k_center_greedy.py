@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +17,7 @@ from hypothesis import strategies as st
 from suite import TRITON_DTYPES, check_opcheck, every_kernel
 
 from murf_fast import k_center_greedy, reference
+from murf_fast.ops import _random_projection
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -119,6 +127,61 @@ def test_progress_may_interrupt():
         k_center_greedy(rows(200, 8), count=150, progress=stop)
 
 
+@every_kernel
+def test_goes_on_after_an_interruption(backend, device, monkeypatch):
+    features, out = rows(40, 5).to(device), torch.full((30,), 7, device=device)
+    whole = k_center_greedy(features, count=30, start=3, backend=backend)
+
+    def stop(done, wanted):
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    if backend == "triton":
+        monkeypatch.setattr(pytest.importorskip("murf_fast.kernels.k_center_greedy"), "PIECE", 4)
+    with pytest.raises(KeyboardInterrupt):
+        k_center_greedy(features, count=30, start=3, progress=stop, out=out, backend=backend)
+    selected = out[out >= 0]
+    assert 4 <= len(selected) < 30
+    assert torch.equal(out, torch.cat([whole[: len(selected)], whole.new_full((30 - len(selected),), -1)]))
+    for start in (selected, 3):
+        assert k_center_greedy(features, count=30, start=start, out=out, backend=backend) is out
+        assert torch.equal(out, whole)
+
+
+@pytest.mark.parametrize(("backend", "start"), [("reference", 3), ("native", 3), ("native", torch.arange(4))])
+def test_out_is_the_result(backend, start):
+    """Also of a call that has nothing to do."""
+    features, out = rows(40, 5), torch.full((4,), 7)
+    expected = k_center_greedy(features, count=4, start=start)
+    assert k_center_greedy(features, count=4, start=start, out=out, backend=backend) is out
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of one process to itself")
+def test_ctrl_c_is_heard():
+    """Without a progress function, too: a selection of minutes ends between two pieces of a fifth of a second."""
+    features, out = torch.randn(100_000, 32), torch.full((100_000,), -1)
+    sent = []
+
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while out[9] < 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of the tests may ignore it
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            k_center_greedy(features, count=100_000, out=out)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert time.monotonic() - sent[0] < 10
+    assert out[0] == 0
+    assert out[-1] == -1
+
+
 def test_threads():
     features = rows(1000, 33)
     threads = torch.get_num_threads()
@@ -150,6 +213,53 @@ def test_golden_of_anomalib_with_projection(name, include_start):
     assert torch.equal(chosen, data[name])
 
 
+@every_kernel
+@pytest.mark.parametrize("name", ["sparse", "linear"])
+def test_projection_by_name(name, backend, device):
+    features = rows(60, 21).to(device)
+    matrix = _random_projection.projection(name, 60, 21, 5).to(device)
+    chosen = k_center_greedy(features, count=9, projection=name, seed=5, backend=backend)
+    assert torch.equal(chosen, k_center_greedy(features, count=9, projection=matrix, backend=backend))
+    assert torch.equal(chosen, plain(features @ matrix.T, 9))
+    assert not torch.equal(chosen, k_center_greedy(features, count=9, projection=name, seed=6, backend=backend))
+    random = k_center_greedy(features, count=9, start="random", seed=6, backend=backend)
+    assert torch.equal(random, k_center_greedy(features, count=9, start=int(random[0]), backend=backend))
+    firsts = {int(k_center_greedy(features, count=1, start="random", seed=seed)) for seed in range(20)}
+    assert len(firsts) > 10
+
+
+def test_projections_are_those_of_the_originals():
+    """The number of columns of anomalib (facts of its formula), the share and size of its entries; Linear(d, 128)."""
+    assert [_random_projection.components(n) for n in (1, 2, 1000, 220_000, 1_000_000, 5_200_000)] == [
+        1, 17, 170, 303, 341, 381,
+    ]  # fmt: skip
+    sparse = _random_projection.projection("sparse", 1_000_000, 1024, 0)
+    assert sparse.shape == (341, 1024)
+    assert sparse.dtype == torch.float32
+    size = float(np.sqrt(32) / np.sqrt(341))
+    torch.testing.assert_close(sparse.unique(), torch.tensor([-size, 0.0, size]))
+    # Five standard deviations of as many draws.
+    draws = sparse.numel()
+    assert abs(float((sparse != 0).double().mean()) - 1 / 32) < 5 * np.sqrt(1 / 32 / draws)
+    assert abs(float(sparse.sign().double().mean())) < 5 * np.sqrt(1 / 32 / draws)
+    linear = _random_projection.projection("linear", 10, 400, 0)
+    assert linear.shape == (128, 400)
+    assert 0.049 < float(linear.abs().max()) <= 0.05
+    assert abs(float(linear.double().mean())) < 5 * 0.05 / np.sqrt(3 * linear.numel())
+    # What is drawn stays what it is: coresets of a seed can be had again.
+    assert hashlib.sha256(sparse.sign().char().numpy().tobytes()).hexdigest()[:16] == "07bb58636b7d0b2f"
+    assert _random_projection.first_row(1_000_000, 0).item() == 136044
+
+
+def test_halves_are_projected_in_float32(monkeypatch):
+    """A few rows at a time, to the same result."""
+    features = rows(60, 21).bfloat16()
+    chosen = k_center_greedy(features, count=9, projection="linear")
+    assert torch.equal(chosen, k_center_greedy(features.float(), count=9, projection="linear"))
+    monkeypatch.setattr(importlib.import_module("murf_fast.ops.k_center_greedy"), "ROWS", 7)
+    assert torch.equal(chosen, k_center_greedy(features, count=9, projection="linear"))
+
+
 def test_registration_and_compile():
     features = rows(100, 10)
     op = torch.ops.murf_fast.k_center_greedy.default
@@ -157,6 +267,9 @@ def test_registration_and_compile():
     check_opcheck(op, features.T.contiguous().T, torch.tensor([3, 4]), 5, "native")
     compiled = torch.compile(lambda x: k_center_greedy(x * 2, count=5, start=3) + 1, fullgraph=True)
     assert torch.equal(compiled(features), k_center_greedy(features * 2, count=5, start=3) + 1)
+    drawn = {"count": 5, "start": "random", "projection": "sparse", "seed": 4}
+    compiled = torch.compile(lambda x: k_center_greedy(x, **drawn), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(features), k_center_greedy(features, **drawn))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +286,12 @@ def test_registration_and_compile():
         ({"count": 6, "include_start": False}, ValueError, "must leave a row for `start`"),
         ({"start": 6}, ValueError, r"`start` must be in 0 .. 5, got \[6\]"),
         ({"start": torch.tensor([0.5])}, TypeError, "`start` must be an integer or int64"),
+        ({"start": "first"}, ValueError, "`start` must be"),
+        ({"projection": "dense"}, ValueError, "`projection` must be"),
+        ({"seed": -1}, ValueError, "`seed` must be at least 0"),
+        ({"out": torch.empty(2)}, TypeError, "`out` must have the dtype of `start`, torch.int64"),
+        ({"out": torch.empty(3, dtype=torch.int64)}, ValueError, r"`out` must have shape \(2,\)"),
+        ({"out": torch.empty(2, dtype=torch.int64), "include_start": False}, ValueError, "include_start=True"),
         ({"projection": torch.ones(2, 5)}, ValueError, r"`projection` must be \(P, 4\)"),
         ({"features": torch.ones(6, 4, requires_grad=True)}, ValueError, "has no gradient"),
     ],

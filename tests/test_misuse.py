@@ -93,7 +93,7 @@ KIND = {
     "std": "numbers", "stride": "pair", "target": "labels", "tiles": "integers", "v": "map", "values": "tensor",
     "variant": "choice", "via": "size", "weight": "map", "weights": "numbers", "windows": "other", "x": "map",
     "sigma_x": "tensor", "sigma_y": "tensor", "theta": "tensor", "sigma_r": "tensor", "reach": "number",
-    "low_guidance": "map",
+    "low_guidance": "map", "seed": "integer",
     "bank": "array", "cosine": "flag", "device": "choice", "rows": "other", "columns": "other", "ratio": "number",
 }  # fmt: skip
 # Where a name means something else in one function.
@@ -166,7 +166,7 @@ def cases():
         "gaussian_blur": {"x": x, "sigma": 1.0},
         "image_to_patches": {"images": images, "sizes": [28], "patch_size": 14, "mean": [0.5] * 3, "std": [0.5] * 3},
         "joint_bilateral_upsample": {"source": x, **jbu, "bias": row},
-        "k_center_greedy": {"features": rows, "count": 3, "projection": torch.ones(2, 2)},
+        "k_center_greedy": {"features": rows, "count": 3, "projection": torch.ones(2, 2), "seed": 1},
         "linear_head": {**head, "size": (8, 7)},
         "nearest_distance": {"query": rows, "bank": rows, "k": 2},
         "NearestIndex": {"bank": rows},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast.anomaly import _description, _files, _images
+from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast
 from murf_fast.anomaly._fingerprint import fingerprint
 from murf_fast.anomaly.scoring import ScoringRules, mean_top, reweighted_score, rules_of
@@ -21,8 +22,8 @@ from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.nn.vit import _resolutions
 from murf_fast.ops._ivf import IVFIndex
+from murf_fast.ops._random_projection import PROJECTIONS
 from murf_fast.ops.gaussian_blur import gaussian_blur
-from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
 from murf_fast.ops.upsample_mean import upsample_mean
 
@@ -96,6 +97,8 @@ class MultiResolutionDetector:
             within 10 % per side stay, as in the paper's Table 5. None: never.
         rules: ``"mrf-ad"``, ``"patchcore"``, ``"anomaly-dino"`` or :class:`ScoringRules`.
         coreset: Share of the rows that a coreset keeps.
+        projection: ``"sparse"`` or ``"linear"``: rows of coresets are chosen by distances of random projections, see
+            :func:`k_center_greedy`. Not saved: coresets are.
         background: ``"black"`` blackens the background before encoding, as in MRF-AD; ``"keep"`` leaves it.
         precision: As for :class:`NearestIndex`.
         on_empty: Where an image has no patch at a scale, as the image is smaller than a patch there, or no patch is
@@ -126,6 +129,7 @@ class MultiResolutionDetector:
         *,
         rules: str | ScoringRules = "mrf-ad",
         coreset: float = 0.1,
+        projection: str | None = None,
         background: str = "black",
         precision: str = "auto",
         on_empty: str = "skip",
@@ -141,6 +145,8 @@ class MultiResolutionDetector:
         coreset = _arguments.number(WHAT, "coreset", coreset)
         if not 0 < coreset <= 1:
             raise ValueError(f"murf_fast.{WHAT}: `coreset` must be in (0, 1], got {coreset!r}")
+        if projection is not None:
+            _arguments.choice(WHAT, "projection", projection, PROJECTIONS)
         if foreground is not None and not callable(foreground):
             raise TypeError(f"murf_fast.{WHAT}: `foreground` must be callable, got {type(foreground).__name__}")
         rules = rules_of(rules)
@@ -152,7 +158,7 @@ class MultiResolutionDetector:
             encoder = kind(encoder, scales=scales, layers=layers, norm=False, **IMAGENET)
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
-        self.on_empty = on_empty
+        self.on_empty, self.projection = on_empty, projection
         self.banks_: list[Tensor] = []
         self.images_ = 0
         self._indices: list[NearestIndex | IVFIndex | ShardedIndex | None] = []
@@ -165,6 +171,7 @@ class MultiResolutionDetector:
         *,
         folder: str | Path | None = None,
         progress: Callable[[int, int | None], None] | None = None,
+        coreset_progress: Callable[[int, int], None] | None = None,
     ) -> MultiResolutionDetector:
         """Fills the banks with the patches of normal images.
 
@@ -173,6 +180,7 @@ class MultiResolutionDetector:
                 paths of image files; uint8 or in [0, 1].
             folder: Where the rows are kept; None: a temporary folder, removed with the detector.
             progress: Called with (images done, images in all or None) after every image.
+            coreset_progress: With ``index="coreset"``, called with (rows selected, rows wanted) of all banks together.
 
         Returns:
             The detector itself.
@@ -186,8 +194,9 @@ class MultiResolutionDetector:
         rows it keeps, and what :func:`k_center_greedy` takes for one bank.
         """
         place = None if folder is None else _files.folder_of(folder)
-        if progress is not None and not callable(progress):
-            raise TypeError(f"murf_fast.{WHAT}: `progress` must be callable, got {type(progress).__name__}")
+        for name, function in (("progress", progress), ("coreset_progress", coreset_progress)):
+            if function is not None and not callable(function):
+                raise TypeError(f"murf_fast.{WHAT}: `{name}` must be callable, got {type(function).__name__}")
         images = self._checked(_images.many(images))
         self._folder = tempfile.TemporaryDirectory(prefix="murf_fast-") if place is None else None
         place = place or Path(self._folder.name)
@@ -206,7 +215,7 @@ class MultiResolutionDetector:
         banks = [f.tensor() for f in files]
         self._tell_empty(banks)
         if self.index == "coreset":
-            banks = [b[k_center_greedy(b, fraction=self.coreset)] if len(b) else b for b in banks]
+            banks = coresets(banks, self.coreset, self.projection, coreset_progress)
         self._check_rows([len(bank) for bank in banks[:: len(self.encoder.layers)]])
         self.banks_, self.images_, self._group, self._indices = banks, count, None, []
         return self

@@ -185,9 +185,11 @@ def out(
     shape: Sequence[int],
     inputs: Sequence[Tensor | None],
     memory_format: torch.memory_format | None = None,
+    *,
+    name: str = "features[0]",
 ) -> None:
     """`out=`: right shape, dtype and device, dense in one of the two layouts (that of ``memory_format``), not an
-    input's memory, no gradients.
+    input's memory, no gradients. ``name``: that of the first input.
     """
     tensors = [x for x in inputs if x is not None]
     like = tensors[0]
@@ -196,7 +198,7 @@ def out(
     dense(op, "out", out)
     if tuple(out.shape) != tuple(shape):
         raise ValueError(f"murf_fast.{op}: `out` must have shape {tuple(shape)}, got {tuple(out.shape)}")
-    same_device_and_dtype(op, "out", out, "features[0]", like)
+    same_device_and_dtype(op, "out", out, name, like)
     if not out.is_contiguous() and not out.is_contiguous(memory_format=torch.channels_last):
         raise ValueError(
             f"murf_fast.{op}: `out` must be dense, contiguous or channels_last, got strides {tuple(out.stride())}"

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork, backends, reference
-from murf_fast.ops import _checks, _contract
+from murf_fast.ops import _checks, _contract, _random_projection
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
 
 OP = "k_center_greedy"
+STARTS = ("random",)
+# That are projected at once where they must be converted first.
+ROWS = 1 << 16
 
 
 def k_center_greedy(
@@ -20,10 +23,12 @@ def k_center_greedy(
     *,
     count: int | None = None,
     fraction: float | None = None,
-    start: int | Tensor = 0,
+    start: int | Tensor | str = 0,
     include_start: bool = True,
-    projection: Tensor | None = None,
+    projection: Tensor | str | None = None,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Select rows one by one, always the one farthest from all rows selected before: greedy k-center, a coreset.
@@ -35,12 +40,23 @@ def k_center_greedy(
         features: (N, D), floating point.
         count: Rows to select, at most N. Or
         fraction: in (0, 1]: ``int(fraction * N)`` rows, at least one.
-        start: The first row. Or the rows (int64) that an earlier call selected: the selection goes on from there, with
-            the result of one uninterrupted call (an earlier call with ``include_start=True``).
-        include_start: Whether ``start`` is part of the result. ``False`` is anomalib's rule up to 2.1, True that of
-            later versions and of the original PatchCore.
-        projection: (P, D): distances are those of ``features @ projection.T``, as with PatchCore's random projection.
-        progress: Called with (rows selected, rows wanted) now and then.
+        start: The first row; ``"random"`` draws it, as anomalib does. Or the rows (int64) that an earlier call
+            selected: the selection goes on from there, with the result of one uninterrupted call (an earlier call with
+            ``include_start=True``).
+        include_start: Whether ``start`` is part of the result. ``False`` is anomalib's rule up to 2.3, True that of
+            later versions.
+        projection: (P, D): distances are those of ``features @ projection.T``, in float32 or wider. They take P / D of
+            the time and memory; the selection is that of approximate distances. Or the name of a random one:
+            ``"sparse"``, anomalib's, keeps distances within a factor 1 +- 0.9: P is
+            ``int(4 ln N / (eps^2 / 2 - eps^3 / 3))`` with eps = 0.9 (341 for a million rows: more than narrow features
+            have), and entries are 0 but for a share ``s = 1 / sqrt(D)``, which are ``+-1 / sqrt(s P)``.
+            ``"linear"``, the original PatchCore's: P = 128, entries uniform in ``+-1 / sqrt(D)``.
+        seed: For ``"random"``, ``"sparse"`` and ``"linear"``, at least 0. What is drawn depends on nothing but this and
+            the shape of ``features``.
+        progress: Called with (rows selected, rows wanted) now and then; the backend ``"reference"`` does not.
+        out: (count,) int64 on the device of ``features``, which the result is written to row by row, beginning with -1
+            everywhere. What is there after Ctrl-C, which ends a call within a second, may be given as ``start``:
+            ``start=out[out >= 0]``. Needs ``include_start=True``. The backend ``"reference"`` writes at the end.
         backend: ``"reference"``, ``"native"`` or ``"triton"``; None chooses by device.
 
     Returns:
@@ -50,10 +66,12 @@ def k_center_greedy(
         TypeError, ValueError: An argument is wrong; rows that are not finite are named.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: one byte per value and 32 bytes per row on a CPU; 8 bytes per row on a GPU; the projected rows, if any.
+    Memory: one byte per value and 32 bytes per row on a CPU; 8 bytes per row on a GPU; the projected rows (N, P) in
+    float32, if any.
     float64: 8 bytes per row and blocks of 0.5 MB on a CPU, 32 MB elsewhere.
 
-    Source: Sener & Savarese 2018; PatchCore (section 3.2); anomalib's KCenterGreedy.
+    Source: Sener & Savarese 2018; PatchCore (section 3.2) and its code; anomalib's KCenterGreedy and
+    SparseRandomProjection (Li et al. 2006).
     """
     features = matrix(OP, "features", features)
     _checks.flag(OP, "include_start", include_start)
@@ -63,34 +81,53 @@ def k_center_greedy(
     if rows == 0:
         raise ValueError(f"murf_fast.{OP}: `features` must have rows, got shape {tuple(features.shape)}")
     count = _count(count, fraction, rows)
-    start = _start(start, rows, features.device)
+    seed = _checks.integer(OP, "seed", seed, 0)
+    start = _start(start, rows, seed, features.device)
+    if isinstance(projection, str):
+        _checks.choice(OP, "projection", projection, _random_projection.PROJECTIONS)
+        projection = _random_projection.projection(projection, rows, features.shape[1], seed).to(features.device)
     projection = None if projection is None else matrix(OP, "projection", projection)
     _checks.no_gradients(OP, "a selection", [features, projection])
     promoted = features.dtype if projection is None else torch.promote_types(features.dtype, torch.float32)
     backend = _checks.backend(backend, features, promoted)
-    if projection is not None:
-        if projection.shape[1] != features.shape[1] or projection.device != features.device:
-            raise ValueError(
-                f"murf_fast.{OP}: `projection` must be (P, {features.shape[1]}) on {features.device}, got "
-                f"{tuple(projection.shape)} on {projection.device}"
-            )
-        features = features.to(promoted) @ projection.to(promoted).T
+    if projection is not None and (projection.shape[1] != features.shape[1] or projection.device != features.device):
+        raise ValueError(
+            f"murf_fast.{OP}: `projection` must be (P, {features.shape[1]}) on {features.device}, got "
+            f"{tuple(projection.shape)} on {projection.device}"
+        )
+    if out is not None:
+        _checks.out(OP, out, (count,), [start], name="start")
+        if not include_start:
+            raise ValueError(f"murf_fast.{OP}: `out` needs include_start=True")
     total = count + (0 if include_start else len(start))
     if total > rows:
         raise ValueError(f"murf_fast.{OP}: `count` must leave a row for `start`, got {count} of {rows}")
+    if projection is not None and total > len(start):
+        features = _projected(features, projection.to(promoted))
+    if out is not None:
+        out.fill_(-1)
     if total <= len(start):
         _check_values(features, start)
         chosen = start[:total]
     elif backend == "reference":
         _check_values(features, start)
         chosen = reference.k_center_greedy(features, total, start)
-    elif progress is None:
+    elif progress is None and out is None:
         chosen = _k_center_greedy(features, start, total, backend)
     else:
-        chosen = _empty(features, start, total, backend)
+        chosen = _empty(features, start, total, backend) if out is None else out
         with _fork.calling_thread_only():
             _launch(features, start, total, backend, chosen, progress)
-    return chosen if include_start else chosen[len(start) :]
+    if out is not None and chosen is not out:
+        out.copy_(chosen)
+    return (chosen if out is None else out) if include_start else chosen[len(start) :]
+
+
+def _projected(features: Tensor, projection: Tensor) -> Tensor:
+    """The product, in the dtype of ``projection``; rows of another are converted a few at a time."""
+    if features.dtype == projection.dtype:
+        return features @ projection.T
+    return torch.cat([rows.to(projection.dtype) @ projection.T for rows in features.split(ROWS)])
 
 
 def _count(count: int | None, fraction: float | None, rows: int) -> int:
@@ -107,7 +144,10 @@ def _count(count: int | None, fraction: float | None, rows: int) -> int:
     return count
 
 
-def _start(start: int | Tensor, rows: int, device: torch.device) -> Tensor:
+def _start(start: int | Tensor | str, rows: int, seed: int, device: torch.device) -> Tensor:
+    if isinstance(start, str):
+        _checks.choice(OP, "start", start, STARTS)
+        start = _random_projection.first_row(rows, seed).to(device)
     if isinstance(start, Tensor):
         _checks.dense(OP, "start", start)
         if start.dtype != torch.int64 or start.ndim != 1 or len(start) == 0:

@@ -12,6 +12,7 @@ from fuzz.compare import Comparison, arithmetic, derived, exact, unit
 from fuzz.draw import Draw
 from fuzz.maps import values
 from murf_fast import IVFIndex, NearestIndex
+from murf_fast.ops import _random_projection
 
 __all__ = ["au_curves", "ivf_index", "k_center_greedy", "nearest_distance"]
 
@@ -185,14 +186,20 @@ def k_center_greedy(d: Draw) -> list[Comparison]:
     else:
         wanted = d.integer("count", 1, most)
         given = {"count": d.as_number("count", wanted)}
-    projection, x, slack = None, features.double(), 0.0
-    if d.chance("projection", 0.25):
-        projection = drawn_rows(
-            d, "projection", d.choice("projected", (1, 3, 8)), dim, "normal", d.dtype("projection.dtype")
-        )
+    projection, matrix, x, slack = None, None, features.double(), 0.0
+    named = d.choice("projection", (None, None, None, "given", "sparse", "linear"))
+    if named is not None:
+        seed = d.integer("seed", 0, 2**40)
+        if named == "given":
+            projection = matrix = drawn_rows(
+                d, "projection", d.choice("projected", (1, 3, 8)), dim, "normal", d.dtype("projection.dtype")
+            )
+        else:
+            projection, matrix = named, _random_projection.projection(named, rows, dim, seed)
+            given["seed"] = d.as_number("seed", seed)
         # Distances are those of the product, in float32 at least.
         wide = arithmetic(dtype)
-        p = projection.to(wide).double()
+        p = matrix.to(wide).double()
         slack = ((dim + 2) * unit(wide) * (x.abs() @ p.abs().T)).norm(dim=1)
         x = x @ p.T
     first = [start]
