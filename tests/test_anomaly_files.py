@@ -237,7 +237,9 @@ def test_saved_into_its_own_folder(saved, vit, fitted):
     (saved / "bank-000.part").symlink_to(saved.parent / "victim")
     (saved / "detector.json.part").symlink_to(saved.parent / "victim")
     loaded = MultiResolutionDetector.load(saved, vit)
-    loaded.save(saved)
+    with pytest.raises(ValueError, match="holds a detector; overwrite=True replaces it"):
+        loaded.save(saved)
+    loaded.save(saved, overwrite=True)
     again = MultiResolutionDetector.load(saved, vit, verify=False)
     assert torch.equal(again.score(IMAGE).map, fitted.score(IMAGE).map)
     assert (saved.parent / "victim").read_text() == "untouched"
