@@ -87,7 +87,7 @@ def test_scales_are_numbers(scales, photos, weights, tmp_path):
         (("--pixels", "nan", "--layers", "1"), "pixels"),
         (("--pixels", "inf", "--layers", "1"), "`pixels` must be finite"),
         (("--pixels", "-1"), "--pixels"),
-        (("--pixels", "1e15", "--layers", "1"), "patches at the largest scale, more than 32,768"),
+        (("--pixels", "1e15", "--layers", "1", "--enlarge"), "patches at the largest scale, more than 32,768"),
         (("--pixels", "0", "--scales", "100", "--layers", "1"), "patches at the largest scale, more than 32,768"),
     ],
 )

@@ -184,6 +184,7 @@ class MultiResolutionDetector:
         overwrite: bool = False,
         resume: bool = False,
         held_out: int = HELD_OUT,
+        batch: int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> MultiResolutionDetector:
         """Fills the banks with the patches of normal images.
@@ -199,6 +200,7 @@ class MultiResolutionDetector:
                 be the same. Images that are done are read again to compare them, and not encoded.
             held_out: So many images at most, and a quarter of all, are scored by the rows of those before them, which
                 gives ``normal_``; 0: none. Their rows are in the banks all the same.
+            batch: As for :meth:`score_many`.
             progress: Called with (images done, images in all or None) after every image.
 
         Returns:
@@ -222,10 +224,10 @@ class MultiResolutionDetector:
                 raise ValueError(f"murf_fast.{WHAT}: `{name}` needs a `folder`")
         if place is not None:
             _files.check_free(place, overwrite, resume)
-        images = self._checked(_several(images, held_out, progress))
+        images = self._checked(_several(images, held_out, batch, progress))
         growing = GrowingBanks(_description.places(self.encoder), place, self._settings(place), resume)
         try:
-            held = self._fill(growing, images, held_out, progress)
+            held = self._fill(growing, images, held_out, batch, progress)
             rows = growing.mapped()
             self._tell_empty(rows)
             banks, chosen = rows, None
@@ -258,6 +260,7 @@ class MultiResolutionDetector:
         images: Iterable,
         *,
         held_out: int = HELD_OUT,
+        batch: int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> MultiResolutionDetector:
         """Adds the patches of more normal images to the banks, after :meth:`fit` or :meth:`load`.
@@ -278,14 +281,14 @@ class MultiResolutionDetector:
                 f"murf_fast.{WHAT}: banks of which ranks hold parts take no further images; load() them whole"
             )
         n, coreset = len(self.encoder.layers), self.index == "coreset"
-        images = self._checked(_several(images, held_out, progress), [len(bank) for bank in self.banks_[::n]])
+        images = self._checked(_several(images, held_out, batch, progress), [len(bank) for bank in self.banks_[::n]])
         growing = GrowingBanks(_description.places(self.encoder), None, {}, False)
         try:
             if not coreset:
                 for file, bank in zip(growing.files, self.banks_, strict=True):
                     for block in bank.split(max(1, _files.BLOCK // bank[:1].nbytes if len(bank) else 1)):
                         file.append(block)
-            held = self._fill(growing, images, held_out, progress)
+            held = self._fill(growing, images, held_out, batch, progress)
             rows = growing.mapped()
             normal = self._normal_range(held, rows, None) if held else None
             banks = rows
@@ -302,7 +305,7 @@ class MultiResolutionDetector:
         return self
 
     def _fill(
-        self, growing: GrowingBanks, images: Iterable, held_out: int, progress: Callable | None
+        self, growing: GrowingBanks, images: Iterable, held_out: int, batch: int | None, progress: Callable | None
     ) -> list[_HeldOut]:
         """Writes the rows of all images. Returns the last ``held_out`` of them."""
         total = len(images) if hasattr(images, "__len__") else None
@@ -316,7 +319,7 @@ class MultiResolutionDetector:
             growing.check_seen(again)
             if progress is not None:
                 progress(growing.done, total)
-        for looked, of_image in self._patches_of_each(looked_at, None):
+        for looked, of_image in self._patches_of_each(looked_at, batch):
             growing.append([patches.rows for patches in of_image], looked.seen)
             held.append(_HeldOut.of(looked))
             if progress is not None:
@@ -338,9 +341,8 @@ class MultiResolutionDetector:
     ) -> NormalRange | None:
         """What images whose rows are the last of ``rows`` score by banks of ``others``; None: by the detector's own."""
         n, device = len(self.encoder.layers), self._device()
-        if others is None:
-            indices = self._searchable()
-        else:
+        indices = None
+        if others is not None:
             indices = [self._prepare(bank, None) if len(bank) >= self.rules.k else None for bank in others]
         ends, found = [len(r) for r in rows], []
         for image in reversed(held):
@@ -351,7 +353,7 @@ class MultiResolutionDetector:
                     _Patches(of_bank[ends[i] - count : ends[i]].to(device), image.kept[i // n], image.grids[i // n])
                 )
                 ends[i] -= count
-            maps, weighted = self._distances(of_image, indices)
+            maps, weighted = self._searched(of_image, indices)
             if any(m is not None for m in maps):
                 found.append(self._anomaly(image.size, maps, weighted))
         return NormalRange.of(found)
@@ -372,7 +374,7 @@ class MultiResolutionDetector:
         """
         self._fitted()
         looked, of_image = self._of_one(image)
-        return self._anomaly(looked.size, *self._distances(of_image, self._searchable()))
+        return self._anomaly(looked.size, *self._searched(of_image))
 
     def score_many(self, images: Iterable, *, batch: int | None = None) -> Iterator[Anomaly]:
         """What :meth:`score` says of every image, one after another in their order.
@@ -404,7 +406,7 @@ class MultiResolutionDetector:
         """
         self._fitted()
         looked, of_image = self._of_one(image)
-        maps, weighted = self._distances(of_image, self._searchable())
+        maps, weighted = self._searched(of_image)
         n = len(self.encoder.layers)
         parts = [slice(i, i + n) for i in range(0, len(maps), n)]
         return [self._anomaly(looked.size, maps[part], weighted[part]) for part in (*parts, slice(None))]
@@ -559,20 +561,22 @@ class MultiResolutionDetector:
 
     def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
         for looked, of_image in self._patches_of_each(self._looked_at_each(images), batch):
-            yield self._anomaly(looked.size, *self._distances(of_image, self._searchable()))
+            yield self._anomaly(looked.size, *self._searched(of_image))
 
     def _of_one(self, image: object) -> tuple[_LookedAt, list[_Patches]]:
         looked = self._looked_at(_images.as_tensor(image), "the image")
         return looked, self._encoded([looked])[0]
 
     @torch.no_grad()
-    def _distances(
-        self, of_image: Sequence[_Patches], indices: Sequence[Index | None]
+    def _searched(
+        self, of_image: Sequence[_Patches], indices: Sequence[Index | None] | None = None
     ) -> tuple[list[Tensor | None], list[float]]:
         """Per bank, a (1, 1, h, w) map of distances and, where the rules want them, PatchCore's image scores.
 
-        None where the scale is left out: the bank is empty, or no patch of the image counts.
+        None where the scale is left out: the bank is empty, or no patch of the image counts. ``indices`` are other
+        banks than the detector's, None for those without rows.
         """
+        indices = self._searchable() if indices is None else indices
         maps, weighted = [], []
         for patches, index in zip(of_image, indices, strict=True):
             if patches.rows is None or not len(patches.rows) or index is None:
@@ -665,7 +669,7 @@ class MultiResolutionDetector:
             yield dataclasses.replace(self._looked_at(image, name), seen=see(image))
 
     def _patches_of_each(
-        self, images: Iterable[_LookedAt], batch: int | None
+        self, images: Iterable[_LookedAt], batch: int | None = None
     ) -> Iterator[tuple[_LookedAt, list[_Patches]]]:
         """The patches of every image per bank, in order. Neighbours share a pass as far as it takes them.
 
@@ -776,9 +780,11 @@ class MultiResolutionDetector:
         return ShardedIndex(part, group=group, **options)
 
 
-def _several(images: object, held_out: object, progress: object) -> Iterable:
+def _several(images: object, held_out: object, batch: object, progress: object) -> Iterable:
     """The images of a fit, with its other arguments checked."""
     _arguments.integer(WHAT, "held_out", held_out, 0)
+    if batch is not None:
+        _arguments.integer(WHAT, "batch", batch, 1)
     if progress is not None and not callable(progress):
         raise TypeError(f"murf_fast.{WHAT}: `progress` must be callable, got {type(progress).__name__}")
     return _images.many(images)
