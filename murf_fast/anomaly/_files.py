@@ -84,6 +84,18 @@ class RowFile:
         self._file.close()
 
 
+def write_banks(folder: Path, banks: list[Tensor], places: list[dict[str, str]]) -> list[dict]:
+    """All banks of a folder, put in place when all are whole. Returns their entries in the index."""
+    entries = []
+    for i, (bank, place) in enumerate(zip(banks, places, strict=True)):
+        digest = write_rows(folder / f"{bank_name(i)}.whole", bank, place)
+        entries.append({"file": bank_name(i), "shape": list(bank.shape), "place": place, "sha256": digest})
+    (folder / INDEX).unlink(missing_ok=True)  # what it names is replaced from here on
+    for entry in entries:
+        os.replace(folder / f"{entry['file']}.whole", folder / entry["file"])
+    return entries
+
+
 def write_rows(path: Path, rows: Tensor, place: dict[str, str]) -> str:
     """A safetensors file with one tensor, ``rows``, written in pieces and put in place when it is whole.
 
@@ -187,7 +199,7 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
 def remove_leftovers(folder: Path, names: list[str]) -> None:
     """After a bank was written: files of a larger one that it replaced, and what a fit left that did not finish."""
     (folder / UNFINISHED).unlink(missing_ok=True)
-    for path in (*folder.glob("bank-*.safetensors"), *folder.glob("bank-*.safetensors.part")):
+    for path in folder.glob("bank-*.safetensors*"):
         if path.name not in names and not path.is_dir():
             path.unlink()
 

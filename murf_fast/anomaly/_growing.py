@@ -7,6 +7,7 @@ it did, is told from a bank, and can go on where it was.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import tempfile
@@ -23,6 +24,18 @@ FORMAT = "murf_fast unfinished fit"
 SECONDS = 1.0  # of work that the end of a process may cost
 
 
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """What is complete: so many images, what :meth:`GrowingBanks.see` said of the last, and the rows of every bank.
+
+    One value, as an interruption may come between any two.
+    """
+
+    images: int
+    seen: str
+    rows: list[int]
+
+
 class GrowingBanks:
     """One :class:`RowFile` for every bank.
 
@@ -32,9 +45,6 @@ class GrowingBanks:
         settings: What decides about the rows; a fit goes on with the same alone.
         resume: Go on with the unfinished fit of the folder, if it holds one.
 
-    Attributes:
-        done: Images whose rows are in the files.
-
     Raises:
         ValueError: The unfinished fit is damaged or was made with other settings.
         OSError: The folder cannot be made or written to.
@@ -42,7 +52,7 @@ class GrowingBanks:
 
     def __init__(self, places: list[dict[str, str]], folder: Path | None, settings: dict, resume: bool) -> None:
         self.places, self.folder, self._settings = places, folder, settings
-        self.done, self._seen, self._chain = 0, "", ""
+        self._whole, self._chain = _Whole(0, "", [0] * len(places)), ""
         if folder is None:
             self._told = math.inf
             self.files = [RowFile(tempfile.TemporaryFile(prefix="murf_fast-")) for _ in places]  # noqa: SIM115
@@ -53,14 +63,19 @@ class GrowingBanks:
             self._go_on()
         else:
             (folder / UNFINISHED).unlink(missing_ok=True)
-            self.files = [_new(folder / f"{_files.bank_name(i)}.part") for i in range(len(places))]
+            self.files = [_new(folder / f"{_files.bank_name(i)}.rows") for i in range(len(places))]
+
+    @property
+    def done(self) -> int:
+        """Images whose rows are in the files."""
+        return self._whole.images
 
     def append(self, rows: list[Tensor | None], seen: str) -> None:
         """The rows of one image, per bank, None where it has none; and what :meth:`see` said of it."""
         for file, of_bank in zip(self.files, rows, strict=True):
             if of_bank is not None:
                 file.append(of_bank)
-        self.done, self._seen = self.done + 1, seen
+        self._whole = _Whole(self.done + 1, seen, [file.rows for file in self.files])
         if time.monotonic() > self._told + SECONDS:
             self._tell()
 
@@ -74,7 +89,7 @@ class GrowingBanks:
 
     def check_seen(self, again: int) -> None:
         """After the images that are done were seen again, so many of them: whether they are the same."""
-        if again < self.done or self._chain != self._seen:
+        if again < self.done or self._chain != self._whole.seen:
             raise ValueError(
                 f"{WHAT}: {self.folder} holds a fit that stopped after {self.done} images, and the first "
                 f"{self.done} of `images` are others; give the same in the same order, or start anew"
@@ -88,11 +103,9 @@ class GrowingBanks:
         content = {
             "format": FORMAT,
             "settings": self._settings,
-            "images": self.done,
-            "seen": self._seen,
             "width": like.width,
             "dtype": _files.NAMES[like.dtype],
-            "rows": [file.rows for file in self.files],
+            **dataclasses.asdict(self._whole),
         }
         _files.write_json(self.folder / UNFINISHED, content)
         self._told = time.monotonic()
@@ -103,23 +116,18 @@ class GrowingBanks:
             self._tell()
         return [file.mapped(place) for file, place in zip(self.files, self.places, strict=True)]
 
-    def put_in_place(self, chosen: list[Tensor] | None) -> list[dict]:
-        """The files of a folder get their names; or new ones with the ``chosen`` rows do. Returns their entries."""
+    def put_in_place(self) -> list[dict]:
+        """The files of a folder get their names. Returns their entries in the index."""
         paths = [self.folder / _files.bank_name(i) for i in range(len(self.files))]
         # Read for their checksums while the fit can still go on, and renamed at once.
-        digests = None if chosen is not None else [file.digest() for file in self.files]
-        (self.folder / _files.INDEX).unlink(missing_ok=True)  # what it names is replaced from here on
-        if chosen is None:
-            for file, path in zip(self.files, paths, strict=True):
-                file.path.replace(path)
-            shapes = [[file.rows, file.width] for file in self.files]
-        else:
-            digests = [_files.write_rows(*of_bank) for of_bank in zip(paths, chosen, self.places, strict=True)]
-            shapes = [list(rows.shape) for rows in chosen]
-        return [
-            {"file": path.name, "shape": shape, "place": place, "sha256": digest}
-            for path, shape, place, digest in zip(paths, shapes, self.places, digests, strict=True)
+        entries = [
+            {"file": path.name, "shape": [file.rows, file.width], "place": place, "sha256": file.digest()}
+            for path, file, place in zip(paths, self.files, self.places, strict=True)
         ]
+        (self.folder / _files.INDEX).unlink(missing_ok=True)  # what it names is replaced from here on
+        for file, path in zip(self.files, paths, strict=True):
+            file.path.replace(path)
+        return entries
 
     def close(self) -> None:
         for file in self.files:
@@ -127,9 +135,10 @@ class GrowingBanks:
 
     def stop(self) -> None:
         """After an error or an interruption: images that are done stay in the folder; without one nothing does."""
-        if self.folder is not None and self.done:
-            self._tell()
-        self.close()
+        with contextlib.suppress(OSError):  # of a full disk; what was told before holds
+            if self.folder is not None and self.done:
+                self._tell()
+            self.close()
         if self.folder is not None and not self.done:
             for file in self.files:
                 file.path.unlink(missing_ok=True)
@@ -150,7 +159,7 @@ class GrowingBanks:
         dtype, width = _files.DTYPES[told["dtype"]], told["width"]
         self.files = []
         for i, rows in enumerate(told["rows"]):
-            path = self.folder / f"{_files.bank_name(i)}.part"
+            path = self.folder / f"{_files.bank_name(i)}.rows"
             try:
                 file = _files.open_regular(self.folder, path.name, write=True)
             except (OSError, ValueError) as error:
@@ -158,7 +167,7 @@ class GrowingBanks:
             if file.seek(0, 2) < _files.HEAD + rows * width * dtype.itemsize:
                 raise ValueError(f"{WHAT}: {path} is shorter than {UNFINISHED} says; start anew")
             self.files.append(RowFile(file, rows, width, dtype, path))
-        self.done, self._seen = told["images"], told["seen"]
+        self._whole = _Whole(told["images"], told["seen"], told["rows"])
 
 
 def unfinished(folder: Path) -> dict:

@@ -245,7 +245,8 @@ class MultiResolutionDetector:
                 others = [r[c[c < n]] for r, c, n in zip(rows, chosen, before, strict=True)]
                 normal = self._normal_range(held, rows, others)
             if place is not None:
-                entries = growing.put_in_place(None if chosen is None else banks)
+                whole = chosen is None
+                entries = growing.put_in_place() if whole else _files.write_banks(place, banks, growing.places)
                 self._describe(place, entries, growing.done, normal)
         except BaseException:
             growing.stop()
@@ -441,11 +442,7 @@ class MultiResolutionDetector:
         folder = _files.folder_of(folder)
         _files.check_free(folder, overwrite)
         folder.mkdir(parents=True, exist_ok=True)
-        entries = []
-        for i, (bank, at) in enumerate(zip(self.banks_, _description.places(self.encoder), strict=True)):
-            name = _files.bank_name(i)
-            digest = _files.write_rows(folder / name, bank, at)
-            entries.append({"file": name, "shape": list(bank.shape), "place": at, "sha256": digest})
+        entries = _files.write_banks(folder, self.banks_, _description.places(self.encoder))
         self._describe(folder, entries, self.images_, self.normal_)
 
     def _describe(self, folder: Path, entries: list[dict], images: int, normal: NormalRange | None) -> None:
