@@ -62,7 +62,8 @@ def score(job: Job, console: Console) -> None:
     for folder in (job.maps, None if is_one else out):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-    note = f"{len(detector.banks_)} banks of {detector.images_} images; {vit.description}"
+    line = "" if normal is None else f"; line: highest pixel of {normal.images} held-out"
+    note = f"{len(detector.banks_)} banks of {detector.images_} images{line}; {vit.description}"
     with ScoreFiles(job.scores) as written, Progress(console=console, disable=is_one) as bar:
         task = bar.add_task("images", total=len(files))
         results = detector.score_many((file.path for file in files), batch=job.batch)
