@@ -41,7 +41,7 @@ def measures(maps: list[np.ndarray], masks: list[np.ndarray], image_scores: list
 
 def compare(data: Path, backbone, layers: list[int], scales: list[float], pixels: float) -> dict[str, dict]:
     """Measures of the maps of every scale and of their mean, from detectors of one set of banks."""
-    detector = MultiResolutionDetector(backbone.model, layers, scales, pixels=pixels)
+    detector = MultiResolutionDetector(backbone.model, layers, scales, pixels=pixels, enlarge=True)
     detector.fit(_pillow.read(path) for path in sorted((data / "train" / "good").iterdir()))
     found: dict[str, list] = {**{f"scale {s:g}": [] for s in scales}, "fusion": []}
     masks = []
