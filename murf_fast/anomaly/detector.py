@@ -24,7 +24,6 @@ from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
-from murf_fast.ops.upsample_mean import upsample_mean
 
 WHAT = "MultiResolutionDetector"
 INDICES = ("exact", "coreset", "ivf")
@@ -94,7 +93,8 @@ class MultiResolutionDetector:
             background are in no bank and score 0.
         pixels: Images are resized to about this many pixels first, larger or smaller, keeping their shape; those
             within 10 % per side stay, as in the paper's Table 5. None: never.
-        rules: ``"mrf-ad"``, ``"patchcore"``, ``"anomaly-dino"`` or :class:`ScoringRules`.
+        rules: A name in ``PRESETS`` (``"mrf-ad"``, ``"mrf-max"``, ``"patchcore"``, ``"anomaly-dino"``, ``"superad"``)
+            or :class:`ScoringRules`.
         coreset: Share of the rows that a coreset keeps.
         background: ``"black"`` blackens the background before encoding, as in MRF-AD; ``"keep"`` leaves it.
         precision: As for :class:`NearestIndex`.
@@ -152,6 +152,7 @@ class MultiResolutionDetector:
             encoder = kind(encoder, scales=scales, layers=layers, norm=False, **IMAGENET)
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
+        self._weights = rules.bank_weights(len(encoder.scales or encoder.sizes), len(encoder.layers))
         self.on_empty = on_empty
         self.banks_: list[Tensor] = []
         self.images_ = 0
@@ -227,7 +228,7 @@ class MultiResolutionDetector:
         """
         self._fitted()
         image = _images.as_tensor(image)
-        return self._anomaly(image, *self._distances(image))
+        return self._anomaly(tuple(image.shape[2:]), *self._distances(image))
 
     def score_each_scale(self, image: object) -> list[Anomaly]:
         """What every scale says by itself and, last, what :meth:`score` says; from one encoding.
@@ -238,8 +239,8 @@ class MultiResolutionDetector:
         image = _images.as_tensor(image)
         maps, weighted = self._distances(image)
         n = len(self.encoder.layers)
-        parts = [slice(i, i + n) for i in range(0, len(maps), n)]
-        return [self._anomaly(image, maps[part], weighted[part]) for part in (*parts, slice(None))]
+        parts = [range(i, i + n) for i in range(0, len(maps), n)]
+        return [self._anomaly(tuple(image.shape[2:]), maps, weighted, banks) for banks in (*parts, None)]
 
     def grids(self, size: tuple[int, int], name: str = "an image") -> list[tuple[int, int]]:
         """Patches (rows, columns) per resolution of an image of ``size`` (height, width); a ValueError where none."""
@@ -348,14 +349,17 @@ class MultiResolutionDetector:
         detector.images_, detector._group = told["images"], group
         return detector
 
-    @torch.no_grad()
     def _distances(self, image: Tensor) -> tuple[list[Tensor | None], list[float]]:
+        """What :meth:`_searched` says of an image (1, 3, H, W)."""
+        return self._searched(*self._encoded([self._looked_at(image, "the image")]))
+
+    @torch.no_grad()
+    def _searched(self, of_image: list[_Patches]) -> tuple[list[Tensor | None], list[float]]:
         """Per bank, a (1, 1, h, w) map of distances and, where the rules want them, PatchCore's image scores.
 
         None where the scale is left out: the bank is empty, or no patch of the image counts.
         """
         maps, weighted = [], []
-        (of_image,) = self._encoded([self._looked_at(image, "the image")])
         for i, patches in enumerate(of_image):
             counting = patches.counting
             if counting is None or not len(counting) or not len(self.banks_[i]):
@@ -364,7 +368,7 @@ class MultiResolutionDetector:
                 continue
             found, indices = self._search(i, counting)
             distances = patches.rows.new_zeros(len(patches.rows), dtype=torch.float32)
-            distances[slice(None) if patches.kept is None else patches.kept] = found.mean(1).float()
+            distances[slice(None) if patches.kept is None else patches.kept] = self.rules.of_neighbors(found).float()
             maps.append(distances.view(1, 1, *patches.grid))
             reweighted = self.rules.image_score == "reweighted"
             weighted.append(
@@ -372,19 +376,27 @@ class MultiResolutionDetector:
             )
         return maps, weighted
 
-    def _anomaly(self, image: Tensor, maps: list[Tensor | None], weighted: list[float]) -> Anomaly:
-        rules = self.rules
-        weighted = [w for w, m in zip(weighted, maps, strict=True) if m is not None]
-        maps = [m for m in maps if m is not None]
-        if not maps:
-            return Anomaly(torch.zeros(image.shape[2:], dtype=torch.float32, device=self._device()), 0.0)
-        fused = upsample_mean(maps, tuple(image.shape[2:]), mode=rules.mode)
+    def _anomaly(
+        self,
+        size: tuple[int, int],
+        maps: list[Tensor | None],
+        weighted: list[float],
+        banks: Sequence[int] | None = None,
+    ) -> Anomaly:
+        """What the banks with these indices (None: all) say of an image of ``size``, by the rules."""
+        rules, weights = self.rules, self._weights
+        banks = range(len(maps)) if banks is None else banks
+        banks = [i for i in banks if maps[i] is not None and (weights is None or weights[i])]
+        if not banks:
+            return Anomaly(torch.zeros(size, dtype=torch.float32, device=self._device()), 0.0)
+        maps, weights = [maps[i] for i in banks], weights and [weights[i] for i in banks]
+        fused = rules.fused(maps, size, weights)
         if rules.sigma:
             fused = gaussian_blur(fused, rules.sigma, border=rules.border)
         if rules.image_score == "reweighted":
-            return Anomaly(fused[0, 0], sum(weighted) / len(weighted))
+            return Anomaly(fused[0, 0], rules.fused_numbers([weighted[i] for i in banks], weights))
         finest = max((m.shape[2:] for m in maps), key=lambda grid: grid[0] * grid[1])
-        patches = upsample_mean(maps, tuple(finest))
+        patches = rules.fused(maps, tuple(finest), weights, mode="bilinear")
         score = float(patches.max()) if rules.image_score == "max" else mean_top(patches)
         return Anomaly(fused[0, 0], score)
 
