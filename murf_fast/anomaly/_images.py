@@ -18,8 +18,8 @@ from murf_fast.ops.resize import resize
 WHAT = "murf_fast.MultiResolutionDetector"
 KINDS = "a tensor (3, H, W), an array (H, W, 3), a PIL image or the path of an image file"
 SAMPLES = 64  # pixels of an axis that are looked at before any work
-# Share of the wanted pixels by which a size may be off: in the paper's table sheet_metal stays at 0.892 of them, and vial
-# is brought to 0.899, not to 1.197 by the rounder factor 3/2.
+# Share of the wanted pixels by which a size may be off: in the paper's table sheet_metal stays at 0.892 of them, and
+# vial is brought to 0.899, not to 1.197 by the rounder factor 3/2.
 NEAR_ENOUGH = 1 / 8
 ARRAYS = (np.uint8, np.float16, np.float32, np.float64)
 
@@ -93,8 +93,8 @@ def prescaled_size(height: int, width: int, pixels: float | None) -> tuple[int, 
 
     Sides are multiplied by the roundest factor that brings the image within an eighth of so many pixels: of the
     multiples of 1, else of 1/2, 1/4, 1/10, 1/20, 1/40, 1/100, ... the smallest. So 1024 x 2232 becomes 1536 x 3348
-    (3/2), 1520 x 2100 becomes 1900 x 2625 (5/4), 1900 x 1400 becomes 2470 x 1820 (13/10), and what is near enough stays:
-    MRF-AD's Table 5, of which the paper says no rule.
+    (3/2), 1520 x 2100 becomes 1900 x 2625 (5/4), 1900 x 1400 becomes 2470 x 1820 (13/10), and what is near enough
+    stays: MRF-AD's Table 5, of which the paper says no rule.
     """
     if pixels is None:
         return height, width

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast.anomaly import _description, _files, _images
-from murf_fast.anomaly._encoder import PatchAtLeast
+from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._fingerprint import fingerprint
 from murf_fast.anomaly.scoring import ScoringRules, mean_top, reweighted_score, rules_of
 from murf_fast.anomaly.sharded_index import ShardedIndex
@@ -29,7 +29,6 @@ WHAT = "MultiResolutionDetector"
 INDICES = ("exact", "coreset", "ivf")
 ON_EMPTY = ("skip", "raise")
 BACKGROUNDS = ("black", "keep")
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +82,8 @@ class MultiResolutionDetector:
     training images.
 
     Args:
-        encoder: A frozen ViT that :class:`MultiResolutionEncoder` takes, in eval mode; or such an encoder, which then
-            decides about layers, scales and normalization.
+        encoder: A frozen ViT that :class:`MultiResolutionEncoder` takes, in eval mode, whose images are normalized as
+            its family's are; or such an encoder, which then decides about layers, scales and normalization.
         layers: 0-based blocks whose outputs are used, without the final norm.
         scales: Factors of the (prescaled) image's size.
         index: ``"exact"``: all rows. ``"coreset"``: a share of the rows of every bank, chosen by
@@ -149,7 +148,7 @@ class MultiResolutionDetector:
         if not isinstance(encoder, MultiResolutionEncoder):
             _resolutions.checked_scales(WHAT, scales)
             kind = PatchAtLeast if on_empty == "skip" else MultiResolutionEncoder
-            encoder = kind(encoder, scales=scales, layers=layers, norm=False, **IMAGENET)
+            encoder = kind(encoder, scales=scales, layers=layers, norm=False, **normalization_of(encoder))
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
         self._weights = rules.bank_weights(len(encoder.scales or encoder.sizes), len(encoder.layers))

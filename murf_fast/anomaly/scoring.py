@@ -30,8 +30,8 @@ class ScoringRules:
         neighbors: ``"mean"`` of their k distances, or ``"kth"``: the largest of them, which single odd rows in a bank
             do not move.
         fusion: ``"mean"`` of the maps of all banks, or ``"max"``: in every pixel the largest of them.
-        scale_weights, layer_weights: For ``fusion="mean"``, one number per scale and per layer of the detector; a bank's
-            weight is the product of the two, and their sum is divided by. None weighs all alike.
+        scale_weights, layer_weights: For ``fusion="mean"``, one number per scale and per layer of the detector. A bank
+            weighs the product of the two, relative to all; None: all alike.
         mode: Interpolation from the patches to the image.
         sigma: Gaussian smoothing of the map in pixels; 0 for none.
         border: As for :func:`gaussian_blur`.

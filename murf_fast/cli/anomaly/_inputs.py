@@ -6,11 +6,10 @@ import math
 from pathlib import Path
 
 from murf_fast._pillow import read, size
+from murf_fast.anomaly.datasets import SUFFIXES
 from murf_fast.anomaly.detector import MultiResolutionDetector
-from murf_fast.cli.demo import backbone
+from murf_fast.cli.anomaly.weights import Weights, load
 from murf_fast.cli.demo.run import MOST_PATCHES
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 class Folder:
@@ -30,11 +29,8 @@ class Folder:
         return map(read, self.paths)
 
 
-def encoder(weights: Path | None) -> backbone.Backbone:
-    found = backbone.load(weights)
-    if found.is_random:
-        raise ValueError("no weights named or reachable, and random ones find no anomaly: name a folder by --weights")
-    return found
+def encoder(weights: str | Path | None) -> Weights:
+    return load(weights)
 
 
 def check_size(detector: MultiResolutionDetector, path: Path) -> None:

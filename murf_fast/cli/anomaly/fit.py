@@ -25,7 +25,7 @@ def fit(
         raise ValueError(f"--out must be a folder, {out} is a file")
     vit = encoder(weights)
     console.print(vit.description)
-    detector = MultiResolutionDetector(vit.model, layers, scales, **options)
+    detector = MultiResolutionDetector(vit.encoder(layers, scales), **options)
     for path in folder.paths:
         check_size(detector, path)
     with Progress(console=console) as bar:

@@ -18,7 +18,7 @@ def score(bank: Path, image: Path, out: Path, weights: Path | None, console: Con
         raise ValueError(f"--out must be a picture's file name, {out} is a folder")
     size(image)
     vit = encoder(weights)
-    detector = MultiResolutionDetector.load(bank, vit.model)
+    detector = MultiResolutionDetector.load(bank, vit.encoder_of(bank))
     check_size(detector, image)
     pixels = read(image)
     found = detector.score(pixels)

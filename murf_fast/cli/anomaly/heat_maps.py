@@ -1,0 +1,55 @@
+"""Pictures of a category's test images: photo, heat map and mask, all on one scale of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+from murf_fast import _pillow
+from murf_fast.anomaly.datasets import Sample
+
+MOST_PIXELS = 768  # of a panel's longer side
+GAP = 8
+OUTLINE = (0, 255, 255)
+
+
+class HeatMaps:
+    """Writes ``folder/KIND/NAME.png`` of every sample: the photo, its heat map over it, its mask.
+
+    Black is the smallest score of all maps and yellow the largest, so that a good part looks as good as it is. The
+    line is where a score reaches the threshold of the best F1.
+    """
+
+    def __init__(self, samples: Sequence[Sample], folder: Path) -> None:
+        self.samples, self.folder = samples, folder
+
+    def __call__(self, maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], threshold: float | None) -> None:
+        low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
+        for sample, heat, mask in zip(self.samples, maps, masks, strict=True):
+            photo = _shrunk(Image.fromarray(_pillow.read(sample.path)))
+            heat, mask = (np.asarray(Image.fromarray(a).resize(photo.size)) for a in (np.float32(heat), np.uint8(mask)))
+            colours = colormaps["inferno"]((heat - low) / max(high - low, 1e-12))[..., :3]
+            blend = np.uint8(255 * (0.45 * np.asarray(photo) / 255 + 0.55 * colours))
+            if threshold is not None:
+                blend[_edge(heat >= threshold)] = OUTLINE
+            white = np.repeat(np.uint8(255 * (mask > 0))[..., None], 3, axis=2)
+            gap = np.full((photo.height, GAP, 3), 255, dtype=np.uint8)
+            path = self.folder / sample.kind / f"{sample.path.stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.concatenate([np.asarray(photo), gap, blend, gap, white], axis=1)).save(path)
+
+
+def _shrunk(photo: Image.Image) -> Image.Image:
+    factor = min(1.0, MOST_PIXELS / max(photo.size))
+    return photo.resize([max(1, round(n * factor)) for n in photo.size]) if factor < 1 else photo
+
+
+def _edge(region: np.ndarray) -> np.ndarray:
+    """The pixels of a region that have one outside it beside them."""
+    padded = np.pad(region, 1, mode="edge")
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return region & ~inside
