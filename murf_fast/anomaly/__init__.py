@@ -1,18 +1,26 @@
 """Training-free anomaly detection on the features of a frozen vision transformer."""
 
+from murf_fast.anomaly.datasets import Category, Sample, categories
 from murf_fast.anomaly.detector import Anomaly, MultiResolutionDetector
 from murf_fast.anomaly.metrics import au_pro, au_roc
 from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score
 from murf_fast.anomaly.sharded_index import ShardedIndex
+from murf_fast.anomaly.subsets import Subset, subset_scores, subsets_of
 
 __all__ = [
     "PRESETS",
     "Anomaly",
+    "Category",
     "MultiResolutionDetector",
+    "Sample",
     "ScoringRules",
     "ShardedIndex",
+    "Subset",
     "au_pro",
     "au_roc",
+    "categories",
     "mean_top",
     "reweighted_score",
+    "subset_scores",
+    "subsets_of",
 ]

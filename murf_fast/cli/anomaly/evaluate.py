@@ -166,20 +166,21 @@ def _device(name: str) -> torch.device:
 def _settle(out: Path, detector: MultiResolutionDetector, weights: str) -> None:
     """Notes what an output folder is made with; refuses one that was made with something else."""
     settings = {
-        "weights": fingerprint(detector.encoder),
         "layers": list(detector.encoder.layers),
         "scales": list(detector.encoder.scales),
         "index": detector.index,
         "pixels": detector.pixels,
         "rules": json.loads(json.dumps(dataclasses.asdict(detector.rules))),
-        "description": weights,
+        "weights": weights,
+        # Of the layers, scales and normalization, too: a difference that is left is one of the weights.
+        "fingerprint": fingerprint(detector.encoder),
     }
     path = out / SETTINGS
     if not path.exists():
         _write(path, settings)
         return
     there = _read(path)
-    other = [name for name in settings if name != "description" and there.get(name) != settings[name]]
+    other = [name for name in settings if name != "weights" and there.get(name) != settings[name]]
     if other:
         name = other[0]
         raise ValueError(
@@ -245,7 +246,7 @@ def _mean(results: dict[str, dict], subset: str = ALL) -> dict[str, float | None
 def _table(results: dict[str, dict]) -> Table:
     table = Table("category", title="all layers and scales")
     for name in (*MEASURES, "fit s", "score s", "memory GB"):
-        table.add_column(name, justify="right")
+        table.add_column(_heading(name), justify="right")
     for name, result in results.items():
         seconds, memory = result["seconds"], result["memory"]
         costs = [f"{seconds['fit']:.1f}", f"{seconds['score']:.1f}", "-" if memory is None else f"{memory / 1e9:.2f}"]
@@ -259,10 +260,15 @@ def _table(results: dict[str, dict]) -> Table:
 def _table_of_subsets(results: dict[str, dict], subsets: dict[str, Subset]) -> Table:
     table = Table("layers - scales", title=f"mean of {len(results)} categories" if len(results) > 1 else None)
     for name in MEASURES[:-1]:
-        table.add_column(name, justify="right")
+        table.add_column(_heading(name), justify="right")
     for name in subsets:
         table.add_row(name, *map(_text, _mean(results, name).values()))
     return table
+
+
+def _heading(name: str) -> str:
+    """In two lines, for eleven columns in one terminal."""
+    return name.replace("_", "\n").replace(" ", "\n")
 
 
 def _text(value: float | None) -> str:

@@ -33,7 +33,8 @@ class HeatMaps:
             photo = _shrunk(Image.fromarray(_pillow.read(sample.path)))
             heat, mask = (np.asarray(Image.fromarray(a).resize(photo.size)) for a in (np.float32(heat), np.uint8(mask)))
             colours = colormaps["inferno"]((heat - low) / max(high - low, 1e-12))[..., :3]
-            blend = np.uint8(255 * (0.45 * np.asarray(photo) / 255 + 0.55 * colours))
+            gray = np.asarray(photo.convert("L"))[..., None] / 255  # colours are those of the scores
+            blend = np.uint8(255 * (0.4 * gray + 0.6 * colours))
             if threshold is not None:
                 blend[_edge(heat >= threshold)] = OUTLINE
             white = np.repeat(np.uint8(255 * (mask > 0))[..., None], 3, axis=2)
