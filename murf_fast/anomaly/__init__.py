@@ -2,7 +2,8 @@
 
 from murf_fast.anomaly.datasets import Category, Sample, categories
 from murf_fast.anomaly.detector import Anomaly, MultiResolutionDetector
-from murf_fast.anomaly.metrics import au_pro, au_roc
+from murf_fast.anomaly.metrics import au_pro, au_roc, best_f1
+from murf_fast.anomaly.pixel_curves import PixelCurves
 from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score
 from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.anomaly.subsets import Subset, subset_scores, subsets_of
@@ -12,12 +13,14 @@ __all__ = [
     "Anomaly",
     "Category",
     "MultiResolutionDetector",
+    "PixelCurves",
     "Sample",
     "ScoringRules",
     "ShardedIndex",
     "Subset",
     "au_pro",
     "au_roc",
+    "best_f1",
     "categories",
     "mean_top",
     "reweighted_score",
