@@ -23,12 +23,12 @@ from murf_fast import _pillow
 from murf_fast.anomaly._fingerprint import fingerprint
 from murf_fast.anomaly.datasets import Category, categories
 from murf_fast.anomaly.detector import MultiResolutionDetector
-from murf_fast.anomaly.evaluation import MEASURES, check_files, evaluate
+from murf_fast.anomaly.evaluation import MEASURES, Scored, check_files
 from murf_fast.anomaly.scoring import rules_of
 from murf_fast.anomaly.subsets import ALL, Subset, subsets_of
 from murf_fast.cli import meter
 from murf_fast.cli.anomaly._inputs import check_size, encoder
-from murf_fast.cli.anomaly.heat_maps import HeatMaps
+from murf_fast.cli.anomaly.heat_maps import draw
 
 RESULTS, SETTINGS, CATEGORIES, BANKS, HEAT_MAPS = "results.json", "settings.json", "categories", "banks", "heat-maps"
 
@@ -108,21 +108,16 @@ def _category(
         seconds["fit"], start = time.perf_counter() - start, time.perf_counter()
         bar.reset(task, description=f"{category.name}: score", total=len(category.test))
 
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage == "images" and done == total:
-                seconds["score"] = time.perf_counter() - start
-                bar.reset(task, description=f"{category.name}: measure", total=len(subsets))
-            else:
-                bar.update(task, completed=done, total=total)
-
-        draw = HeatMaps(category.test, plan.out / HEAT_MAPS / category.name) if plan.heat_maps else None
-
-        def seen(name: str, maps: list, masks: list, measures: dict) -> None:
-            if draw is not None and name == ALL:
-                draw(maps, masks, measures["F1 threshold"])
-
-        measures = evaluate(detector, category.test, subsets, Path(folder), progress=progress, seen=seen)
-        seconds["measure"] = time.perf_counter() - start - seconds["score"]
+        scored = Scored(detector, category.test, lambda done, _: bar.update(task, completed=done))
+        seconds["score"], start = time.perf_counter() - start, time.perf_counter()
+        bar.reset(task, description=f"{category.name}: measure", total=len(subsets))
+        measures = {}
+        for name, subset in subsets.items():
+            measures[name] = scored.measures(subset, Path(folder))
+            bar.advance(task)
+        seconds["measure"] = time.perf_counter() - start
+    if plan.heat_maps:
+        draw(scored, subsets[ALL], measures[ALL]["F1 threshold"], plan.out / HEAT_MAPS / category.name)
     bar.update(task, description=f"{category.name}: done")
     return {
         "images": _identity(_files_of(category)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,38 +9,35 @@ from matplotlib import colormaps
 from PIL import Image
 
 from murf_fast import _pillow
-from murf_fast.anomaly.datasets import Sample
+from murf_fast.anomaly.evaluation import Scored
+from murf_fast.anomaly.subsets import Subset
 
 MOST_PIXELS = 768  # of a panel's longer side
 GAP = 8
 OUTLINE = (0, 255, 255)
 
 
-class HeatMaps:
+def draw(scored: Scored, subset: Subset, threshold: float | None, folder: Path) -> None:
     """Writes ``folder/KIND/NAME.png`` of every sample: the photo, its heat map over it, its mask.
 
     Black is the smallest score of all maps and yellow the largest, so that a good part looks as good as it is. The
     line is where a score reaches the threshold of the best F1.
     """
-
-    def __init__(self, samples: Sequence[Sample], folder: Path) -> None:
-        self.samples, self.folder = samples, folder
-
-    def __call__(self, maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], threshold: float | None) -> None:
-        low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
-        for sample, heat, mask in zip(self.samples, maps, masks, strict=True):
-            photo = _shrunk(Image.fromarray(_pillow.read(sample.path)))
-            heat, mask = (np.asarray(Image.fromarray(a).resize(photo.size)) for a in (np.float32(heat), np.uint8(mask)))
-            colours = colormaps["inferno"]((heat - low) / max(high - low, 1e-12))[..., :3]
-            gray = np.asarray(photo.convert("L"))[..., None] / 255  # colours are those of the scores
-            blend = np.uint8(255 * (0.4 * gray + 0.6 * colours))
-            if threshold is not None:
-                blend[_edge(heat >= threshold)] = OUTLINE
-            white = np.repeat(np.uint8(255 * (mask > 0))[..., None], 3, axis=2)
-            gap = np.full((photo.height, GAP, 3), 255, dtype=np.uint8)
-            path = self.folder / sample.kind / f"{sample.path.stem}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.concatenate([np.asarray(photo), gap, blend, gap, white], axis=1)).save(path)
+    ranges = [(float(a.map.min()), float(a.map.max())) for _, a, _ in scored.anomalies(subset)]
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    for sample, anomaly, mask in scored.anomalies(subset):
+        photo = _shrunk(Image.fromarray(_pillow.read(sample.path)))
+        heat = np.asarray(Image.fromarray(anomaly.map.cpu().numpy()).resize(photo.size))
+        colours = colormaps["inferno"]((heat - low) / max(high - low, 1e-12))[..., :3]
+        gray = np.asarray(photo.convert("L"))[..., None] / 255  # colours are those of the scores
+        blend = np.uint8(255 * (0.4 * gray + 0.6 * colours))
+        if threshold is not None:
+            blend[_edge(heat >= threshold)] = OUTLINE
+        white = np.asarray(Image.fromarray(mask).resize(photo.size).convert("RGB"))
+        gap = np.full((photo.height, GAP, 3), 255, dtype=np.uint8)
+        path = folder / sample.kind / f"{sample.path.stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate([np.asarray(photo), gap, blend, gap, white], axis=1)).save(path)
 
 
 def _shrunk(photo: Image.Image) -> Image.Image:
