@@ -43,7 +43,7 @@ def saved(family, folder):
 def test_families_by_their_folder(family, tmp_path):
     mean = saved(family, tmp_path / "model")
     found = named.load(tmp_path / "model")
-    assert found.description == f"{VISION[family][0]} from --weights, model"
+    assert found.description == f"{VISION[family][0]} from --weights, model (3 blocks, 24 channels, patch 4)"
     assert tuple(found.encoder([0], [1.0]).resize["mean"]) == mean
     image = torch.randint(0, 256, (3, 24, 24), dtype=torch.uint8)
     detector = MultiResolutionDetector(found.encoder([0, 2], [0.5, 1.0]), pixels=None).fit([image])
@@ -116,7 +116,7 @@ def test_a_name_is_looked_for_in_the_cache_first(weights, monkeypatch):
 
     monkeypatch.setattr(named, "_pretrained", pretrained)
     monkeypatch.setattr(backbone, "hub_reachable", lambda: True)
-    assert named.load("someone/dinov2").description == "Dinov2Model from --weights, dinov2"
+    assert named.load("someone/dinov2").description.startswith("Dinov2Model from --weights, dinov2 (2 blocks")
     assert asked == [("someone/dinov2", True), ("someone/dinov2", False)]
     monkeypatch.setattr(backbone, "hub_reachable", lambda: False)
     with pytest.raises(FileNotFoundError, match="not in the local Hugging Face cache, and the hub cannot be reached"):
@@ -125,7 +125,7 @@ def test_a_name_is_looked_for_in_the_cache_first(weights, monkeypatch):
 
 def test_the_environment_s_weights(weights, monkeypatch):
     monkeypatch.setenv("MURF_FAST_WEIGHTS", str(weights))
-    assert named.load(None).description == "Dinov2Model from $MURF_FAST_WEIGHTS, tiny"
+    assert named.load(None).description.startswith("Dinov2Model from $MURF_FAST_WEIGHTS, tiny (2 blocks")
 
 
 def test_timm_by_name_and_checkpoint(tmp_path, monkeypatch):

@@ -72,11 +72,15 @@ def load(named: str | Path | None) -> Weights:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{source}: {named} holds no vision transformer that loads: {reason}") from error
     name = Path(named).name if kind not in ("timm", "hub") else named
-    return Weights(
-        model.eval().requires_grad_(False),
-        f"{type(model).__name__} from {source}, {name}",
-        normalization,
-    )
+    description = f"{type(model).__name__} from {source}, {name} ({_shape(model)})"
+    return Weights(model.eval().requires_grad_(False), description, normalization)
+
+
+def _shape(model: torch.nn.Module) -> str:
+    inner, family = resolved(model)
+    vit = family(inner)
+    channels = vit.projection.weight.shape[0]
+    return f"{len(vit.blocks)} blocks, {channels} channels, patch {vit.patch_size}"
 
 
 def _transformers(named: str, source: str) -> tuple[torch.nn.Module, dict | None]:
