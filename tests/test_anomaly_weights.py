@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import stand_in_torchvision
 import torch
 from families import DIM, HEADS, SIDE, SMALL
 from test_cli import invoke
@@ -142,17 +143,28 @@ def test_timm_by_name_and_checkpoint(tmp_path, monkeypatch):
     found = named.load(f"timm:vit_small:{tmp_path / 'w.pth'}")
     assert found.normalization == {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     named.load("timm:hf-hub:timm/vit_small")
-    common = {"num_classes": 0, "dynamic_img_size": True}
+    common = {"dynamic_img_size": True}
     assert made == [
         ("vit_small", {**common, "checkpoint_path": str(tmp_path / "w.pth")}),
         ("hf-hub:timm/vit_small", {**common, "pretrained": True}),
     ]
 
 
-def test_timm_itself():
-    timm = pytest.importorskip("timm")
-    model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
-    assert named.normalization_of(model) == {"mean": HALF, "std": HALF}
+def test_timm_itself(tmp_path):
+    timm = stand_in_torchvision.imported("timm")
+    name = "vit_tiny_patch16_224"
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "w.pth")
+    found = named.load(f"timm:{name}:{tmp_path / 'w.pth'}")
+    assert (
+        found.description
+        == f"VisionTransformer from --weights, timm:{name}:{tmp_path / 'w.pth'} (12 blocks, 192 channels, patch 16)"
+    )
+    assert found.normalization == {"mean": HALF, "std": HALF}
+    detector = MultiResolutionDetector(found.encoder([1], [0.5, 1.0]), pixels=None)
+    detector.fit([torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8)])
+    assert [bank.shape for bank in detector.banks_] == [(2 * 2, 192), (4 * 5, 192)]
+    with pytest.raises(ValueError, match="holds no vision transformer that loads: Unknown model"):
+        named.load("timm:nothing")
 
 
 def test_a_clone_of_a_hub(tmp_path):

@@ -20,6 +20,7 @@ from murf_fast.anomaly._encoder import NONE, PatchAtLeast, normalization_of
 from murf_fast.cli.demo import backbone
 from murf_fast.nn.vit.families import resolved
 
+LONGEST_REASON = 300  # characters: loaders list every weight that is amiss
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second since transformers 5
 
 
@@ -69,7 +70,7 @@ def load(named: str | Path | None) -> Weights:
     except (ModuleNotFoundError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # the loaders of damaged files raise anything
-        reason = str(error).strip().partition("\n")[0]
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise ValueError(f"{source}: {named} holds no vision transformer that loads: {reason}") from error
     name = Path(named).name if kind not in ("timm", "hub") else named
     description = f"{type(model).__name__} from {source}, {name} ({_shape(model)})"
@@ -135,7 +136,7 @@ def _timm(named: str) -> torch.nn.Module:
     if not name or not Path(checkpoint).expanduser().is_file():  # "hf-hub:timm/..." is one name
         name, checkpoint = named, ""
     given = {"checkpoint_path": str(Path(checkpoint).expanduser())} if checkpoint else {"pretrained": True}
-    return timm.create_model(name, num_classes=0, dynamic_img_size=True, **given)
+    return timm.create_model(name, dynamic_img_size=True, **given)  # with its head, which checkpoints have
 
 
 def _torch_hub(named: str) -> torch.nn.Module:
