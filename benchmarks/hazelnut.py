@@ -12,7 +12,6 @@ import argparse
 import json
 from pathlib import Path
 
-from murf_fast import _pillow
 from murf_fast.anomaly import Category, MultiResolutionDetector, Subset, categories
 from murf_fast.anomaly.evaluation import Scored
 from murf_fast.cli.anomaly.weights import Weights, load
@@ -23,8 +22,8 @@ MEASURES = (f"AU-PRO_{LIMIT:g}", f"AU-ROC_{LIMIT:g}", "AU-ROC", "image AUROC")
 
 def compare(category: Category, weights: Weights, layers: list[int], scales: list[float], pixels: float) -> dict:
     """Measures of the maps of every scale and of their mean, from one set of banks and one encoding."""
-    detector = MultiResolutionDetector(weights.encoder(layers, scales), pixels=pixels)
-    scored = Scored(detector.fit(map(_pillow.read, category.train)), category.test)
+    detector = MultiResolutionDetector(weights.encoder(layers, scales), pixels=pixels, enlarge=True)
+    scored = Scored(detector.fit(category.train, held_out=0), category.test)
     subsets = {f"scale {s:g}": Subset(tuple(layers), (s,)) for s in scales}
     subsets["fusion"] = Subset(tuple(layers), tuple(scales))
     measures = {name: scored.measures(subset) for name, subset in subsets.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,23 @@ def size(path: str | Path) -> tuple[int, int]:
     """(height, width) by the file's header, as stored; with the errors of :func:`read` but for damaged pixels."""
     with _opened(Path(path)) as image:
         return image.height, image.width
+
+
+def survey(paths: Iterable[str | Path], *, decode: bool = True) -> list[tuple[int, int] | OSError | ValueError]:
+    """The (height, width) of every image file, upright, or what :func:`read` raises for it.
+
+    Every file is decoded: of most formats nothing less says that all pixels are there. Several are at a time, on as
+    many threads as there are cores, up to 4. Without ``decode`` only headers are read, as by :func:`size`.
+    """
+
+    def looked_at(path: str | Path) -> tuple[int, int] | OSError | ValueError:
+        try:
+            return read(path).shape[:2] if decode else size(path)
+        except (OSError, ValueError) as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+        return list(threads.map(looked_at, paths))
 
 
 @contextlib.contextmanager

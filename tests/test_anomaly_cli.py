@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 import re
 import shutil
 
@@ -87,7 +90,7 @@ def test_scales_are_numbers(scales, photos, weights, tmp_path):
         (("--pixels", "nan", "--layers", "1"), "pixels"),
         (("--pixels", "inf", "--layers", "1"), "`pixels` must be finite"),
         (("--pixels", "-1"), "--pixels"),
-        (("--pixels", "1e15", "--layers", "1"), "patches at the largest scale, more than 32,768"),
+        (("--pixels", "1e15", "--layers", "1", "--enlarge"), "patches at the largest scale, more than 32,768"),
         (("--pixels", "0", "--scales", "100", "--layers", "1"), "patches at the largest scale, more than 32,768"),
     ],
 )
@@ -130,3 +133,126 @@ def test_random_weights_are_refused(photos, tmp_path, monkeypatch):
     result = invoke("anomaly", "fit", photos, "--out", tmp_path / "o")
     assert result.exit_code == 2
     assert "name a folder by --weights" in " ".join(result.output.split())
+
+
+@pytest.fixture
+def bank(photos, weights, tmp_path):
+    options = ("--weights", weights, "--scales", "1", "--layers", "1", "--held-out", "1")
+    result = invoke("anomaly", "fit", photos, "--out", tmp_path / "bank", *options)
+    assert result.exit_code == 0, result.output
+    return tmp_path / "bank"
+
+
+def test_scores_of_folders(bank, photos, weights, tmp_path):
+    """Names in any script and with brackets, what is no image, and equal names in two folders."""
+    good, bad = tmp_path / "test" / "good", tmp_path / "test" / "[red] 划痕"
+    for folder in (good, bad):
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").write_text("no image")
+        (folder / "._0.png").write_text("what other systems leave")
+        (folder / "folder.png").mkdir()
+    for i, name in enumerate(("a.png", "b.jpg", "more/c.png")):
+        shutil.copy(photos / name, good / f"{i}{(photos / name).suffix}")
+    pil.fromarray(np.full((70, 84), 60000, np.uint16)).save(bad / "0.png")
+    pil.fromarray(np.full((35, 42, 4), 9, np.uint8)).save(bad / "ü[b].png")
+    out = {name: tmp_path / "out" / name for name in ("pictures", "maps", "a.csv", "b.json")}
+    result = invoke(
+        "anomaly", "score", bank, good, bad, "--weights", weights, "--labelled", "--batch", 2, "--map-type", "tiff",
+        "--out", out["pictures"], "--maps", out["maps"], "--scores", out["a.csv"], "--scores", out["b.json"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "4 other files are left alone" in result.output
+    assert "image AUROC 1.0000; F1 1.0000 with --threshold" in result.output
+    detector = MultiResolutionDetector.load(bank, encoder(weights).model)
+    with out["a.csv"].open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = json.loads(out["b.json"].read_text())
+    assert len(rows) == len(told["images"]) == 5
+    for row, entry in zip(rows, told["images"], strict=True):
+        found = detector.score(row["image"])
+        assert float(row["score"]) == entry["score"] == pytest.approx(found.score, rel=1e-4)
+        name = os.path.join(*os.path.splitext(row["image"])[0].split(os.sep)[-2:])
+        heat = np.asarray(pil.open(out["maps"] / f"{name}.tiff"))
+        assert (heat.dtype, heat.shape) == (np.float32, (int(row["height"]), int(row["width"])))
+        np.testing.assert_allclose(heat, found.map.numpy(), rtol=1e-4)
+        assert pil.open(out["pictures"] / f"{name}.png").width > 400
+        assert row["label"] == str(int("good" not in row["image"]))
+        assert row["is_defect"] == str(int(entry["is_defect"])) == str(int(entry["score"] >= told["threshold"]))
+    assert told["threshold"] == detector.normal_.score
+    assert told["labelled"]["f1"] == 1
+
+
+def test_one_scale_for_all_pictures(bank, photos, weights, tmp_path):
+    """A part as normal as those held out has the lower half of the colours, whatever else is in the picture."""
+    detector = MultiResolutionDetector.load(bank, encoder(weights).model)
+    low, high = detector.normal_.limits
+    assert detector.normal_.highest == pytest.approx((low + high) / 2)
+    brightest = []
+    for vmax in ((), ("--vmax", high * 1000)):
+        result = invoke(
+            "anomaly", "score", bank, photos / "a.png", "--out", tmp_path / "a.png", "--weights", weights, *vmax
+        )
+        assert result.exit_code == 0, result.output
+        picture = np.asarray(pil.open(tmp_path / "a.png").convert("RGB")).astype(int)
+        # The middle of the second panel: the map alone.
+        brightest.append(picture[picture.shape[0] // 4 : -picture.shape[0] // 4, int(0.36 * picture.shape[1])].max())
+    # A training image: all of its patches are in the bank.
+    assert max(brightest) < 60
+
+
+def test_broken_images_stop_before_any_work_or_are_listed(photos, weights, tmp_path):
+    whole = (photos / "a.png").read_bytes()
+    (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.jpg").write_bytes(b"")
+    options = ("--weights", weights, "--scales", "1", "--layers", "1")
+    out = ("--out", tmp_path / "bank")
+    refused("1 of 5 images cannot be read; --skip-broken leaves them out", "anomaly", "fit", photos, *out, *options)
+    (photos / "empty.jpg").unlink()
+    refused("cut.png is damaged or cut", "anomaly", "fit", photos, *out, *options)
+    assert not (tmp_path / "bank").exists()
+    (photos / "empty.jpg").write_bytes(b"")
+    result = invoke("anomaly", "fit", photos, *out, *options, "--skip-broken")
+    assert result.exit_code == 0, result.output
+    assert "3 images, 1 banks" in result.output
+    after = " ".join(result.output.partition("2 images were skipped:")[2].split())
+    assert "empty.jpg is not an image" in after
+    assert "cut.png is damaged or cut" in after
+    scores = tmp_path / "scores.json"
+    result = invoke(
+        "anomaly", "score", tmp_path / "bank", photos, "--skip-broken", "--scores", scores, "--weights", weights
+    )
+    assert result.exit_code == 0, result.output
+    told = json.loads(scores.read_text())
+    assert (len(told["images"]), len(told["skipped"])) == (3, 2)
+    refused(
+        "1 of 1 images cannot be read", "anomaly", "fit", photos / "cut.png", *out, "--force", "--skip-broken", *options
+    )
+
+
+def test_a_bank_is_not_lost(bank, photos, weights, tmp_path):
+    options = ("--out", bank, "--weights", weights, "--scales", "1", "--layers", "1")
+    refused("holds a bank; --force replaces it", "anomaly", "fit", photos, *options)
+    result = invoke("anomaly", "fit", photos / "a.png", *options, "--force", "--enlarge", "--pixels", 30000)
+    assert result.exit_code == 0, result.output
+    # 84 x 70 pixels, enlarged to about 190 x 158: 13 x 11 patches of 24 float32.
+    assert (
+        "1 images of 143 to 143 patches at all scales, enlarged to 0.03 megapixels: 143 rows in 1 banks, 13.73 kB"
+        in (" ".join(result.output.split()))
+    )
+    (bank / "detector.json").rename(bank / "unfinished.json")
+    refused("holds a fit that did not finish; --resume goes on", "anomaly", "fit", photos, *options)
+
+
+def test_score_says_what_is_wrong(bank, photos, weights, tmp_path):
+    at = ("--weights", weights)
+    (tmp_path / "file").write_text("")
+    for arguments, words in (
+        ((photos, "--out", tmp_path / "file"), "--out must be a folder, "),
+        ((photos, "--maps", tmp_path / "file"), "--maps must be a folder"),
+        ((photos, "--scores", tmp_path / "a.txt"), "--scores must end in .csv or .json"),
+        ((photos, "--map-type", "png"), "--map-type must be one of npy, tiff"),
+        ((photos, "--labelled"), "--labelled needs good and defective images"),
+        ((photos / "a.png", photos / "a.png", photos / "more" / ".." / "a.png"), "two images have the name a"),
+        ((photos, "--device", "abacus"), "--device must be cpu, cuda or cuda:1"),
+    ):
+        refused(words, "anomaly", "score", bank, *arguments, *at)

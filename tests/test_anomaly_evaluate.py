@@ -148,12 +148,23 @@ def test_one_line_for_what_is_wrong(nuts, weights, evaluated, tmp_path):
     refused("is not a folder", tmp_path / "none", "--out", tmp_path / "o", *given)
     (tmp_path / "file").write_text("")
     refused("file", nuts, "--out", tmp_path / "file", *given)
-    refused("--device cuda:77 cannot be used", nuts, "--out", tmp_path / "o", *given, "--device", "cuda:77")
+    refused("--device must be cpu, cuda", nuts, "--out", tmp_path / "o", *given, "--device", "cuda:77")
     refused("`kind` must be one of", nuts, "--out", tmp_path / "o", *given, *SETTINGS, "--subsets", "some")
     refused("`rules` must be one of", nuts, "--out", tmp_path / "o", *given, *SETTINGS, "--rules", "mine")
     refused("must be 2 numbers", nuts, "--out", tmp_path / "o", *given, *SETTINGS, "--scale-weights", "1")
     refused("not all 0", nuts, "--out", tmp_path / "o", *given, *SETTINGS, "--layer-weights", "x")
-    refused("patches at the largest scale", nuts, "--out", tmp_path / "o", *given, "--pixels", "1e15", "--layers", "1")
+    refused(
+        "patches at the largest scale",
+        nuts,
+        "--out",
+        tmp_path / "o",
+        *given,
+        "--enlarge",
+        "--pixels",
+        "1e15",
+        "--layers",
+        "1",
+    )
     (out / "categories" / "nut.json").write_text("{")
     refused("nut.json is damaged", nuts, "--out", out, *given, *SETTINGS)
 

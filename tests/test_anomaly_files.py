@@ -234,10 +234,13 @@ def test_version_1_loads_with_a_warning(saved, vit, fitted):
 def test_saved_into_its_own_folder(saved, vit, fitted):
     """The banks are mapped from the files that are replaced; links in the way are not written through."""
     (saved.parent / "victim").write_text("untouched")
-    (saved / "bank-000.part").symlink_to(saved.parent / "victim")
+    for name in ("part", "whole", "rows"):
+        (saved / f"bank-000.safetensors.{name}").symlink_to(saved.parent / "victim")
     (saved / "detector.json.part").symlink_to(saved.parent / "victim")
     loaded = MultiResolutionDetector.load(saved, vit)
-    loaded.save(saved)
+    with pytest.raises(ValueError, match="holds a detector; overwrite=True replaces it"):
+        loaded.save(saved)
+    loaded.save(saved, overwrite=True)
     again = MultiResolutionDetector.load(saved, vit, verify=False)
     assert torch.equal(again.score(IMAGE).map, fitted.score(IMAGE).map)
     assert (saved.parent / "victim").read_text() == "untouched"

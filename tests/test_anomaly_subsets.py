@@ -145,10 +145,12 @@ def test_one_encoding_and_one_search_per_bank(fitted, monkeypatch):
     encoded, searched = [], []
     encode, search = type(fitted.encoder).forward, type(fitted)._search
     monkeypatch.setattr(type(fitted.encoder), "forward", lambda self, x: encoded.append(1) or encode(self, x))
-    monkeypatch.setattr(type(fitted), "_search", lambda self, i, rows: searched.append(i) or search(self, i, rows))
+    monkeypatch.setattr(
+        type(fitted), "_search", lambda self, bank, rows: searched.append(bank) or search(self, bank, rows)
+    )
     subset_scores(fitted, IMAGE, "all")
     assert encoded == [1]
-    assert searched == [0, 1, 2, 3]
+    assert searched == fitted._searchable()
 
 
 def test_subsets_that_are_none(fitted):

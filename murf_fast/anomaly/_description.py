@@ -11,6 +11,8 @@ from torch import Tensor
 
 from murf_fast.anomaly import _files
 from murf_fast.anomaly._files import INDEX, WHAT, is_number
+from murf_fast.anomaly._fingerprint import rounded
+from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.scoring import ScoringRules
 from murf_fast.nn import MultiResolutionEncoder
 
@@ -28,8 +30,9 @@ def told(folder: Path) -> dict:
     """The index of a folder, with entries of the right kinds."""
     description = _files.read_description(folder)
     for name, (right, expected) in _ENTRIES.items():
-        if name not in description and name in _SINCE_2 and description["version"] == 1:
-            description[name] = _SINCE_2[name]
+        since, before = _LATER.get(name, (1, None))
+        if name not in description and description["version"] < since:
+            description[name] = before
         elif name not in description:
             raise _damaged(folder, f"`{name}` is missing")
         if not right(description[name]):
@@ -48,11 +51,18 @@ def told(folder: Path) -> dict:
         description["rules"] = ScoringRules(**description["rules"])
     except (TypeError, ValueError) as error:
         raise _damaged(folder, f"`rules`: {error}") from error
+    if description["normal"] is not None:
+        description["normal"] = NormalRange(**description["normal"])
     return description
 
 
-def banks(folder: Path, description: dict, encoder: MultiResolutionEncoder, verify: bool) -> list[Tensor]:
-    """The mapped banks, each the one that its place in the index says, and of the encoder's features."""
+def banks(
+    folder: Path, description: dict, encoder: MultiResolutionEncoder, verify: bool, any_precision: bool
+) -> list[Tensor]:
+    """The mapped banks, each the one that its place in the index says, and of the encoder's features.
+
+    ``any_precision``: the rows may have another dtype than the features.
+    """
     entries, expected = description["banks"], places(encoder)
     if len(entries) != len(expected):
         raise _damaged(
@@ -81,12 +91,27 @@ def banks(folder: Path, description: dict, encoder: MultiResolutionEncoder, veri
         if rows.shape[1] != width:
             raise ValueError(f"{bank} has {rows.shape[1]} columns, the encoder's features have {width}")
         # Under autocast, features of float32 weights are of half types.
-        if rows.dtype != dtype and not (dtype == torch.float32 and rows.dtype in HALVES):
+        if rows.dtype != dtype and not any_precision and not (dtype == torch.float32 and rows.dtype in HALVES):
             raise ValueError(f"{bank} holds {rows.dtype}, the encoder's features are {dtype}")
         found.append(rows)
     if not any(len(rows) for rows in found):
         raise _damaged(folder, "none of its banks has a row")
     return found
+
+
+def same_weights(told: dict, found: str, encoder: MultiResolutionEncoder) -> str | None:
+    """The type of the weights that banks were made with, where those of ``encoder`` are the same but for their type.
+
+    ``found`` is its fingerprint. Of two types the wider is rounded to the narrower.
+    """
+    if told["rounded"].get(type_of(encoder)) == found:
+        return told["type"]
+    expected = told["fingerprint"]
+    return next((name for name, value in rounded(encoder).items() if value == expected), None)
+
+
+def type_of(encoder: MultiResolutionEncoder) -> str:
+    return str(encoder.family.like.dtype).removeprefix("torch.")
 
 
 def _damaged(folder: Path, what: str) -> ValueError:
@@ -101,6 +126,15 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_range(value: object) -> bool:
+    fields = {field.name for field in dataclasses.fields(NormalRange)}
+    return isinstance(value, dict) and set(value) == fields and all(map(is_number, value.values()))
+
+
 _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "fingerprint": (_is_text, "text"),
     "images": (lambda v: type(v) is int and v > 0, "a positive integer"),
@@ -113,8 +147,13 @@ _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "background": (_is_text, "text"),
     "precision": (_is_text, "text"),
     "on_empty": (_is_text, "text"),
-    "foreground": (lambda v: isinstance(v, bool), "true or false"),
+    "foreground": (_is_flag, "true or false"),
+    "enlarge": (_is_flag, "true or false"),
+    "rounded": (lambda v: isinstance(v, dict) and all(map(_is_text, v.values())), "an object of texts"),
+    "type": (_is_text, "text"),
+    "normal": (lambda v: v is None or _is_range(v), "the numbers of a range or null"),
     "banks": (_list_of(lambda v: isinstance(v, dict)), "a list of objects"),
 }
-_SINCE_2 = {"on_empty": "skip"}
-_BANK_ENTRIES = {1: ("file", "shape"), 2: ("file", "shape", "place", "sha256")}
+# The version that an entry came with, and what banks without it were made with.
+_LATER = {"on_empty": (2, "skip"), "enlarge": (3, True), "rounded": (3, {}), "type": (3, ""), "normal": (3, None)}
+_BANK_ENTRIES = {1: ("file", "shape"), **dict.fromkeys((2, 3), ("file", "shape", "place", "sha256"))}

@@ -22,22 +22,34 @@ import torch
 from torch import Tensor
 
 FORMAT = "murf_fast anomaly detector"
-VERSION = 2  # 1 had no checksums; it still loads
+VERSION = 3  # 1 had no checksums, 2 enlarged every image to `pixels`; they still load
 INDEX = "detector.json"
+UNFINISHED = "unfinished.json"
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 WHAT = "murf_fast.MultiResolutionDetector"
 BLOCK = 1 << 22
+HEAD = 512  # bytes in front of rows whose number is not known yet
 LARGEST_JSON = 1 << 24  # bytes of an index or a header
 
 
 class RowFile:
-    """Rows of one width that arrive piece by piece. Only the piece at hand is in memory."""
+    """Rows of one width that arrive piece by piece, behind room for the header of a safetensors file.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows, self.width, self.dtype = path, 0, 0, torch.float32
-        path.unlink(missing_ok=True)  # an older bank may still be mapped
-        self._file = path.open("xb")
+    Only the piece at hand is in memory. ``rows``, ``width`` and ``dtype`` are what the file holds already.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        rows: int = 0,
+        width: int = 0,
+        dtype: torch.dtype = torch.float32,
+        path: Path | None = None,
+    ) -> None:
+        self.path, self.rows, self.width, self.dtype, self._file = path, rows, width, dtype, file
+        file.truncate(HEAD + rows * width * dtype.itemsize)
+        file.seek(0, os.SEEK_END)
 
     def append(self, rows: Tensor) -> None:
         rows = rows.detach().cpu().contiguous()
@@ -50,13 +62,38 @@ class RowFile:
         if len(rows):
             self._file.write(rows.view(torch.uint8).numpy().data)
 
-    def tensor(self) -> Tensor:
-        """The rows, mapped; none if none came."""
-        self._file.close()
+    def flush(self) -> None:
+        self._file.flush()
+
+    def mapped(self, place: dict[str, str]) -> Tensor:
+        """The rows, mapped, behind the header that they now have."""
+        self._file.seek(0)
+        self._file.write(_header(self.rows, self.width, self.dtype, place, HEAD))
+        self._file.flush()
         if not self.rows:
             return torch.zeros(0, self.width, dtype=self.dtype, device="cpu")
-        shared = torch.from_file(str(self.path), shared=False, size=self.rows * self.width, dtype=self.dtype)
-        return shared.view(self.rows, self.width)
+        self._file.seek(0)
+        return _mapped(self._file)[0]
+
+    def digest(self) -> str:
+        """The sha256 of the file, of which :meth:`mapped` wrote the header."""
+        self._file.seek(0)
+        return _digest(self._file)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def write_banks(folder: Path, banks: list[Tensor], places: list[dict[str, str]]) -> list[dict]:
+    """All banks of a folder, put in place when all are whole. Returns their entries in the index."""
+    entries = []
+    for i, (bank, place) in enumerate(zip(banks, places, strict=True)):
+        digest = write_rows(folder / f"{bank_name(i)}.whole", bank, place)
+        entries.append({"file": bank_name(i), "shape": list(bank.shape), "place": place, "sha256": digest})
+    (folder / INDEX).unlink(missing_ok=True)  # what it names is replaced from here on
+    for entry in entries:
+        os.replace(folder / f"{entry['file']}.whole", folder / entry["file"])
+    return entries
 
 
 def write_rows(path: Path, rows: Tensor, place: dict[str, str]) -> str:
@@ -64,16 +101,10 @@ def write_rows(path: Path, rows: Tensor, place: dict[str, str]) -> str:
 
     ``place`` is kept with it and says which bank it is. Returns the file's sha256.
     """
-    header = {
-        "__metadata__": place,
-        "rows": {"dtype": NAMES[rows.dtype], "shape": list(rows.shape), "data_offsets": [0, rows.nbytes]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     part, digest = path.with_suffix(".part"), hashlib.sha256()
     part.unlink(missing_ok=True)
     with part.open("xb") as file:
-        for piece in _pieces(struct.pack("<Q", len(text)) + text, rows):
+        for piece in _pieces(_header(len(rows), rows.shape[1], rows.dtype, place), rows):
             digest.update(piece)
             file.write(piece)
     os.replace(part, path)
@@ -84,7 +115,7 @@ def read_rows(folder: Path, name: str, checksum: str | None) -> tuple[Tensor, di
     """The rows of a file, mapped into memory, and their place. ``checksum`` is compared, unless None."""
     path = folder / name
     try:
-        with _open(folder, name) as file:
+        with open_regular(folder, name) as file:
             if checksum is not None:
                 _compare(file, checksum)
             return _mapped(file)
@@ -94,24 +125,35 @@ def read_rows(folder: Path, name: str, checksum: str | None) -> tuple[Tensor, di
 
 
 def write_description(folder: Path, description: dict) -> None:
-    part = folder / f"{INDEX}.part"
-    part.unlink(missing_ok=True)
     content = {"format": FORMAT, "version": VERSION, **description}
+    write_json(folder / INDEX, {**content, "sha256": _checksum(content)})
+
+
+def write_json(path: Path, content: dict) -> None:
+    """In place when it is whole."""
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
     with part.open("x") as file:
-        file.write(json.dumps({**content, "sha256": _checksum(content)}, indent=2) + "\n")
-    os.replace(part, folder / INDEX)
+        file.write(json.dumps(content, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def read_json(folder: Path, name: str) -> object:
+    with open_regular(folder, name) as file:
+        text = file.read(LARGEST_JSON + 1)
+    if len(text) > LARGEST_JSON:
+        raise ValueError("it is too long")
+    return json.loads(text.decode())
 
 
 def read_description(folder: Path) -> dict:
     """The index of a folder, with ``"intact"``: whether it is as it was written. Its entries are not looked at."""
     path = folder / INDEX
     try:
-        with _open(folder, INDEX) as file:
-            text = file.read(LARGEST_JSON + 1)
-        if len(text) > LARGEST_JSON:
-            raise ValueError("it is too long")
-        description = json.loads(text.decode())
+        description = read_json(folder, INDEX)
     except FileNotFoundError:
+        if (folder / UNFINISHED).exists():
+            raise ValueError(f"{WHAT}: {folder} holds a fit that did not finish, no detector yet") from None
         raise ValueError(f"{WHAT}: {folder} holds no detector: {INDEX} is missing") from None
     except NotADirectoryError:
         raise ValueError(f"{WHAT}: {folder} holds no detector: it is not a folder") from None
@@ -120,8 +162,8 @@ def read_description(folder: Path) -> dict:
         raise ValueError(f"{WHAT}: {path} is damaged: {reason}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{WHAT}: {path} was not written by a detector")
-    if type(description.get("version")) is not int or description["version"] not in (1, VERSION):
-        raise ValueError(f"{WHAT}: {path} has version {description.get('version')}, expected 1 or {VERSION}")
+    if type(description.get("version")) is not int or not 1 <= description["version"] <= VERSION:
+        raise ValueError(f"{WHAT}: {path} has version {description.get('version')}, expected 1 to {VERSION}")
     if description["version"] == 1:
         warnings.warn(
             f"{path} has version 1, which has no checksums: damaged rows are not noticed; save() it again",
@@ -141,6 +183,31 @@ def folder_of(folder: object) -> Path:
     return path
 
 
+def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
+    """Refuses to write a bank where one is, or where a fit did not finish, unless that is meant."""
+    if overwrite:
+        return
+    if (folder / INDEX).exists():
+        raise ValueError(f"{WHAT}: {folder} holds a detector; overwrite=True replaces it")
+    if (folder / UNFINISHED).exists() and not resume:
+        raise ValueError(
+            f"{WHAT}: {folder} holds a fit that did not finish; fit(resume=True) goes on with it, overwrite=True "
+            "starts anew"
+        )
+
+
+def remove_leftovers(folder: Path, names: list[str]) -> None:
+    """After a bank was written: files of a larger one that it replaced, and what a fit left that did not finish."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    for path in folder.glob("bank-*.safetensors*"):
+        if path.name not in names and not path.is_dir():
+            path.unlink()
+
+
+def bank_name(i: int) -> str:
+    return f"bank-{i:03d}.safetensors"
+
+
 def is_name(name: object) -> bool:
     """Whether it names a file of a folder, wherever the folder lies."""
     if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
@@ -148,14 +215,19 @@ def is_name(name: object) -> bool:
     return not PureWindowsPath(name).drive
 
 
-def _open(folder: Path, name: str) -> BinaryIO:
-    """A regular file that lies in the folder; nothing else is opened, no link followed."""
+def open_regular(folder: Path, name: str, *, write: bool = False) -> BinaryIO:
+    """A regular file that lies in the folder; nothing else is opened, no link followed. ``write``: for both ways."""
     path = folder / name
     if not stat.S_ISREG(path.lstat().st_mode):
         raise ValueError("it is not a regular file")
     # The flags say the same again, should it be another file by now.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb")
+    flags = (
+        (os.O_RDWR if write else os.O_RDONLY)
+        | getattr(os, "O_NOFOLLOW", 0)
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
+    file = os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "r+b" if write else "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise ValueError("it is not a regular file")
@@ -163,12 +235,17 @@ def _open(folder: Path, name: str) -> BinaryIO:
 
 
 def _compare(file: BinaryIO, checksum: object) -> None:
+    if _digest(file) != checksum:
+        raise ValueError("its checksum is not that of the index")
+    file.seek(0)
+
+
+def _digest(file: BinaryIO) -> str:
+    """The sha256 from where the file stands to its end."""
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
     while count := file.readinto(block):
         digest.update(block[:count])
-    if digest.hexdigest() != checksum:
-        raise ValueError("its checksum is not that of the index")
-    file.seek(0)
+    return digest.hexdigest()
 
 
 def _mapped(file: BinaryIO) -> tuple[Tensor, dict[str, str]]:
@@ -191,6 +268,20 @@ def _mapped(file: BinaryIO) -> tuple[Tensor, dict[str, str]]:
     # A private mapping, as torch.from_file makes it: pages are read when they are looked at.
     pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
     return torch.frombuffer(pages, dtype=dtype, count=rows * width, offset=8 + length).view(rows, width), place
+
+
+def _header(rows: int, width: int, dtype: torch.dtype, place: dict[str, str], length: int = 0) -> bytes:
+    """The start of a safetensors file with one tensor ``rows``, of ``length`` bytes or as long as it must be."""
+    offsets = [0, rows * width * dtype.itemsize]
+    text = json.dumps(
+        {
+            "__metadata__": place,
+            "rows": {"dtype": NAMES[dtype], "shape": [rows, width], "data_offsets": offsets},
+        }
+    ).encode()
+    text = text.ljust(length - 8)
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _pieces(head: bytes, rows: Tensor) -> Iterator[bytes | memoryview]:

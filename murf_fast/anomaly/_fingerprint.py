@@ -10,7 +10,8 @@ import torch
 from murf_fast.nn import MultiResolutionEncoder
 
 
-def fingerprint(encoder: MultiResolutionEncoder) -> str:
+def fingerprint(encoder: MultiResolutionEncoder, dtype: torch.dtype | None = None) -> str:
+    """With a ``dtype`` that of the encoder whose weights are rounded to it, as ``model.to(dtype)`` does."""
     settings = {
         "model": type(encoder.model).__name__,
         "sizes": encoder.sizes,
@@ -24,6 +25,15 @@ def fingerprint(encoder: MultiResolutionEncoder) -> str:
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in encoder.model.state_dict().items():
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def rounded(encoder: MultiResolutionEncoder) -> dict[str, str]:
+    """Fingerprints of the narrower copies of an encoder, by dtype, by which a bank tells them from other encoders."""
+    own = encoder.family.like.dtype
+    narrower = [d for d in (torch.float32, torch.bfloat16, torch.float16) if d.itemsize < own.itemsize]
+    return {str(dtype).removeprefix("torch."): fingerprint(encoder, dtype) for dtype in narrower}

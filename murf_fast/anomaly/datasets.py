@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 WHAT = "murf_fast.anomaly.datasets"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 # Where a set does not say which normal images are tested, every fifth is, in the order of their names.
 TEST_EVERY = 5
 GOOD = ("good", "normal", "ok")
@@ -244,7 +244,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _images(folder: Path) -> tuple[Path, ...]:
     return (
-        tuple(sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()))
+        tuple(sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()))
         if folder.is_dir()
         else ()
     )

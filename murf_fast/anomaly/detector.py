@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
+import itertools
+import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +17,11 @@ from torch import Tensor, nn
 from murf_fast import _arguments
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
-from murf_fast.anomaly._fingerprint import fingerprint
+from murf_fast.anomaly._fingerprint import fingerprint, rounded
+from murf_fast.anomaly._growing import GrowingBanks
+from murf_fast.anomaly._reading import read_ahead
+from murf_fast.anomaly.normal_range import NormalRange
+from murf_fast.anomaly.result import Anomaly
 from murf_fast.anomaly.scoring import ScoringRules, mean_top, reweighted_score, rules_of
 from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.nn import MultiResolutionEncoder
@@ -29,24 +35,14 @@ WHAT = "MultiResolutionDetector"
 INDICES = ("exact", "coreset", "ivf")
 ON_EMPTY = ("skip", "raise")
 BACKGROUNDS = ("black", "keep")
-
-
-@dataclasses.dataclass(frozen=True)
-class Anomaly:
-    """What :meth:`MultiResolutionDetector.score` returns.
-
-    Attributes:
-        map: (H, W), float32, at the image's own size: the score of every pixel, larger where it is less like the banks.
-        score: The image's.
-    """
-
-    map: Tensor
-    score: float
+Index = NearestIndex | IVFIndex | ShardedIndex
+HELD_OUT = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class _Patches:
-    """The patches (N, D) of one bank's layer and scale, the mask (N,) of those that count, and their grid.
+    """The features (n, D) of the patches that count of one bank's layer and scale, which of the grid's they are (N,),
+    and the grid.
 
     ``rows`` is None where an image has no patch that counts at any scale: it is not encoded then.
     """
@@ -55,23 +51,38 @@ class _Patches:
     kept: Tensor | None
     grid: tuple[int, int]
 
-    @property
-    def counting(self) -> Tensor | None:
-        if self.rows is None or self.kept is None:
-            return self.rows
-        return self.rows[self.kept]
-
 
 @dataclasses.dataclass(frozen=True)
 class _LookedAt:
     """An image (1, 3, H, W) at the size it is encoded in, and of every scale the mask of patches and their grid.
 
-    ``pixels`` is None where no patch counts at any scale.
+    ``pixels`` is None where no patch counts at any scale. ``size`` is the image's own; ``seen`` what a fit into a
+    folder keeps of it and of those before it.
     """
 
     pixels: Tensor | None
     kept: list[Tensor | None]
     grids: list[tuple[int, int]]
+    size: tuple[int, int]
+    seen: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeldOut:
+    """A normal image whose rows, so many per scale, are the last of the banks."""
+
+    kept: list[Tensor | None]
+    grids: list[tuple[int, int]]
+    size: tuple[int, int]
+    rows: list[int]
+
+    @classmethod
+    def of(cls, looked: _LookedAt) -> _HeldOut:
+        counts = [
+            math.prod(grid) if kept is None else int(kept.sum())
+            for kept, grid in zip(looked.kept, looked.grids, strict=True)
+        ]
+        return cls(looked.kept, looked.grids, looked.size, counts)
 
 
 class MultiResolutionDetector:
@@ -90,8 +101,10 @@ class MultiResolutionDetector:
             :func:`k_center_greedy`, searched exactly. ``"ivf"``: all rows, searched approximately by faiss.
         foreground: Called with an image (3, H, W); gives an (H, W) mask, true on the object. Patches that are mostly
             background are in no bank and score 0.
-        pixels: Images are resized to about this many pixels first, larger or smaller, keeping their shape; those
-            within 10 % per side stay, as in the paper's Table 5. None: never.
+        pixels: Images of more are made smaller, to about so many, keeping their shape; those that are near enough stay,
+            as in the paper's Table 5. None: never.
+        enlarge: Images of fewer are enlarged to about ``pixels``, too: the paper's protocol. Work, rows and memory
+            grow as the pixels do: an image of 0.05 megapixels has a hundred times as many patches at 5.
         rules: A name in ``PRESETS`` (``"mrf-ad"``, ``"mrf-max"``, ``"patchcore"``, ``"anomaly-dino"``, ``"superad"``)
             or :class:`ScoringRules`.
         coreset: Share of the rows that a coreset keeps.
@@ -105,6 +118,8 @@ class MultiResolutionDetector:
     Attributes:
         banks_: (rows, D) per scale and layer (layers fastest), mapped from disk; no rows where a scale is left out.
         images_: Number of images they come from.
+        normal_: :class:`NormalRange`, what normal images score that are not in the banks; None where it is not known,
+            as for banks of one image or of earlier versions.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -123,12 +138,14 @@ class MultiResolutionDetector:
         foreground: Callable[[Tensor], Tensor] | None = None,
         pixels: float | None = 5e6,
         *,
+        enlarge: bool = False,
         rules: str | ScoringRules = "mrf-ad",
         coreset: float = 0.1,
         background: str = "black",
         precision: str = "auto",
         on_empty: str = "skip",
     ) -> None:
+        _arguments.flag(WHAT, "enlarge", enlarge)
         _arguments.choice(WHAT, "on_empty", on_empty, ON_EMPTY)
         _arguments.choice(WHAT, "index", index, INDICES)
         _arguments.choice(WHAT, "background", background, BACKGROUNDS)
@@ -151,12 +168,12 @@ class MultiResolutionDetector:
             encoder = kind(encoder, scales=scales, layers=layers, norm=False, **normalization_of(encoder))
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
-        self._weights = rules.bank_weights(len(encoder.scales or encoder.sizes), len(encoder.layers))
-        self.on_empty = on_empty
+        self.on_empty, self.enlarge = on_empty, enlarge
+        self._weights = rules.bank_weights(self._count_of_scales(), len(encoder.layers))
         self.banks_: list[Tensor] = []
         self.images_ = 0
-        self._indices: list[NearestIndex | IVFIndex | ShardedIndex | None] = []
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self.normal_: NormalRange | None = None
+        self._indices: list[Index | None] = []
         self._group = None
 
     def fit(
@@ -164,14 +181,26 @@ class MultiResolutionDetector:
         images: Iterable,
         *,
         folder: str | Path | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+        held_out: int = HELD_OUT,
+        batch: int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> MultiResolutionDetector:
         """Fills the banks with the patches of normal images.
 
         Args:
-            images: Several, of any sizes, as a list or any iterable: tensors (3, H, W), arrays (H, W, 3), PIL images or
-                paths of image files; uint8 or in [0, 1].
-            folder: Where the rows are kept; None: a temporary folder, removed with the detector.
+            images: Several, of any sizes, as a list or any iterable: tensors (3, H, W), arrays (H, W, 3), gray ones of
+                either, PIL images or paths of image files; uint8, uint16 or in [0, 1]. An alpha channel is dropped.
+            folder: Where the banks are written while they grow, and stay as :meth:`save` writes them. It is tried
+                before the first image. None: files without a name, which vanish with the process however it ends.
+            overwrite: Replace a detector, or an unfinished fit, that ``folder`` holds; the detector stays until the
+                new one is whole.
+            resume: Go on with the fit that did not finish in ``folder``, if it holds one; ``images`` and settings must
+                be the same. Images that are done are read again to compare them, and not encoded.
+            held_out: So many images at most, and a quarter of all, are scored by the rows of those before them, which
+                gives ``normal_``; 0: none. Their rows are in the banks all the same.
+            batch: As for :meth:`score_many`.
             progress: Called with (images done, images in all or None) after every image.
 
         Returns:
@@ -179,44 +208,163 @@ class MultiResolutionDetector:
 
         Raises:
             TypeError, ValueError: An image is none, or has no patch at a scale (see ``on_empty``); those that lie in
-                memory as a list are checked before the first is encoded. ``rules.k`` is more than the rows of a bank.
+                memory as a list are checked before the first is encoded, and so are files, each of which is decoded
+                once for it (some 20 ms per megapixel and core). ``rules.k`` is more than the rows of a bank. ``folder``
+                holds a detector or an unfinished fit.
+            OSError: ``folder`` cannot be written to.
 
         Memory: the features of one image, or of small ones that share a pass (up to the encoder's ``tokens_per_pass``
-        patches together), and what the encoder takes; rows go to files, which are mapped. A coreset beside that the
-        rows it keeps, and what :func:`k_center_greedy` takes for one bank.
+        patches together), what the encoder takes, and two images that are read ahead; rows go to files, which are
+        mapped. A coreset beside that the rows it keeps, and what :func:`k_center_greedy` takes for one bank. Held-out
+        images: what :meth:`score` takes.
         """
         place = None if folder is None else _files.folder_of(folder)
-        if progress is not None and not callable(progress):
-            raise TypeError(f"murf_fast.{WHAT}: `progress` must be callable, got {type(progress).__name__}")
-        images = self._checked(_images.many(images))
-        self._folder = tempfile.TemporaryDirectory(prefix="murf_fast-") if place is None else None
-        place = place or Path(self._folder.name)
-        place.mkdir(parents=True, exist_ok=True)
-        total = len(images) if hasattr(images, "__len__") else None
-        files = [_files.RowFile(place / f"rows-{i}.bin") for i in range(len(_description.places(self.encoder)))]
-        count = 0
-        for count, of_image in enumerate(self._patches_of_each(images), start=1):
-            for file, patches in zip(files, of_image, strict=True):
-                if patches.rows is not None:
-                    file.append(patches.counting)
-            if progress is not None:
-                progress(count, total)
-        if not count:
-            raise ValueError(f"murf_fast.{WHAT}: `images` must hold at least one image")
-        banks = [f.tensor() for f in files]
-        self._tell_empty(banks)
-        if self.index == "coreset":
-            banks = [b[k_center_greedy(b, fraction=self.coreset)] if len(b) else b for b in banks]
-        self._check_rows([len(bank) for bank in banks[:: len(self.encoder.layers)]])
-        self.banks_, self.images_, self._group, self._indices = banks, count, None, []
+        for name, value in (("overwrite", overwrite), ("resume", resume)):
+            if _arguments.flag(WHAT, name, value) and place is None:
+                raise ValueError(f"murf_fast.{WHAT}: `{name}` needs a `folder`")
+        if place is not None:
+            _files.check_free(place, overwrite, resume)
+        images = self._checked(_several(images, held_out, batch, progress))
+        growing = GrowingBanks(_description.places(self.encoder), place, self._settings(place), resume)
+        try:
+            held = self._fill(growing, images, held_out, batch, progress)
+            rows = growing.mapped()
+            self._tell_empty(rows)
+            banks, chosen = rows, None
+            if self.index == "coreset":
+                chosen = [k_center_greedy(r, fraction=self.coreset) if len(r) else r.new_zeros(0).long() for r in rows]
+                banks = [r[c] for r, c in zip(rows, chosen, strict=True)]
+            self._check_rows([len(bank) for bank in banks[:: len(self.encoder.layers)]])
+            held = held[-max(1, growing.done // 4) :] if growing.done > 1 else []
+            before = [len(r) - sum(h.rows[i // len(self.encoder.layers)] for h in held) for i, r in enumerate(rows)]
+            if not held:
+                normal = None
+            elif chosen is None:
+                normal = self._normal_range(held, rows, [r[:n] for r, n in zip(rows, before, strict=True)])
+            else:
+                others = [r[c[c < n]] for r, c, n in zip(rows, chosen, before, strict=True)]
+                normal = self._normal_range(held, rows, others)
+            if place is not None:
+                whole = chosen is None
+                entries = growing.put_in_place() if whole else _files.write_banks(place, banks, growing.places)
+                self._describe(place, entries, growing.done, normal)
+        except BaseException:
+            growing.stop()
+            raise
+        growing.close()
+        self.banks_, self.images_, self.normal_ = banks, growing.done, normal
+        self._group, self._indices = None, []
         return self
+
+    def add(
+        self,
+        images: Iterable,
+        *,
+        held_out: int = HELD_OUT,
+        batch: int | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> MultiResolutionDetector:
+        """Adds the patches of more normal images to the banks, after :meth:`fit` or :meth:`load`.
+
+        Exact and approximate banks are those that :meth:`fit` makes of the old images and the new ones. A coreset is
+        chosen anew, from the rows it had and all rows of the new images, and grows by its share of these: rows that
+        it once left out are not looked at again. A folder that the detector was loaded from stays as it is;
+        :meth:`save` writes the larger banks.
+
+        Args, returns and errors: as for :meth:`fit`; ``normal_`` is joined with what up to ``held_out`` of the new
+        images score by the old banks. Banks of which ranks hold parts (``load(..., group=...)``) are refused.
+
+        Memory: as for :meth:`fit`; old and new rows are written to files without a name.
+        """
+        self._fitted()
+        if self._group is not None:
+            raise ValueError(
+                f"murf_fast.{WHAT}: banks of which ranks hold parts take no further images; load() them whole"
+            )
+        n, coreset = len(self.encoder.layers), self.index == "coreset"
+        images = self._checked(_several(images, held_out, batch, progress), [len(bank) for bank in self.banks_[::n]])
+        growing = GrowingBanks(_description.places(self.encoder), None, {}, False)
+        try:
+            if not coreset:
+                for file, bank in zip(growing.files, self.banks_, strict=True):
+                    for block in bank.split(max(1, _files.BLOCK // bank[:1].nbytes if len(bank) else 1)):
+                        file.append(block)
+            held = self._fill(growing, images, held_out, batch, progress)
+            rows = growing.mapped()
+            normal = self._normal_range(held, rows, None) if held else None
+            banks = rows
+            if coreset:
+                banks = [self._chosen_anew(*pair) for pair in zip(self.banks_, rows, strict=True)]
+            self._check_rows([len(bank) for bank in banks[::n]])
+        except BaseException:
+            growing.stop()
+            raise
+        growing.close()
+        if normal is not None:
+            self.normal_ = normal if self.normal_ is None else self.normal_.joined(normal)
+        self.banks_, self.images_, self._indices = banks, self.images_ + growing.done, []
+        return self
+
+    def _fill(
+        self, growing: GrowingBanks, images: Iterable, held_out: int, batch: int | None, progress: Callable | None
+    ) -> list[_HeldOut]:
+        """Writes the rows of all images. Returns the last ``held_out`` of them."""
+        total = len(images) if hasattr(images, "__len__") else None
+        held = deque(maxlen=held_out)
+        looked_at = self._looked_at_each(images, growing.see)
+        if growing.done:
+            again = 0
+            for looked in itertools.islice(looked_at, growing.done):
+                held.append(_HeldOut.of(looked))
+                again += 1
+            growing.check_seen(again)
+            if progress is not None:
+                progress(growing.done, total)
+        for looked, of_image in self._patches_of_each(looked_at, batch):
+            growing.append([patches.rows for patches in of_image], looked.seen)
+            held.append(_HeldOut.of(looked))
+            if progress is not None:
+                progress(growing.done, total)
+        if not growing.done:
+            raise ValueError(f"murf_fast.{WHAT}: `images` must hold at least one image")
+        return list(held)
+
+    def _chosen_anew(self, bank: Tensor, new: Tensor) -> Tensor:
+        """A coreset of the rows of one and of new ones, larger by its share of these."""
+        if not len(new):
+            return bank
+        union = torch.cat([bank.to(new.dtype), new]) if len(bank) else new
+        return union[k_center_greedy(union, count=len(bank) + max(1, int(self.coreset * len(new))))]
+
+    @torch.no_grad()
+    def _normal_range(
+        self, held: Sequence[_HeldOut], rows: Sequence[Tensor], others: Sequence[Tensor] | None
+    ) -> NormalRange | None:
+        """What images whose rows are the last of ``rows`` score by banks of ``others``; None: by the detector's own."""
+        n, device = len(self.encoder.layers), self._device()
+        indices = None
+        if others is not None:
+            indices = [self._prepare(bank, None) if len(bank) >= self.rules.k else None for bank in others]
+        ends, found = [len(r) for r in rows], []
+        for image in reversed(held):
+            of_image = []
+            for i, of_bank in enumerate(rows):
+                count = image.rows[i // n]
+                of_image.append(
+                    _Patches(of_bank[ends[i] - count : ends[i]].to(device), image.kept[i // n], image.grids[i // n])
+                )
+                ends[i] -= count
+            maps, weighted = self._searched(of_image, indices)
+            if any(m is not None for m in maps):
+                found.append(self._anomaly(image.size, maps, weighted))
+        return NormalRange.of(found)
 
     def score(self, image: object) -> Anomaly:
         """The anomaly map of an image, at its own size, and its score.
 
         Args:
-            image: One, of any size: a tensor (3, H, W), an array (H, W, 3), a PIL image or the path of an image file;
-                uint8 or in [0, 1].
+            image: One, of any size: a tensor (3, H, W), an array (H, W, 3), a gray one of either, a PIL image or the
+                path of an image file; uint8, uint16 or in [0, 1]. An alpha channel is dropped.
 
         Raises:
             TypeError, ValueError: It is no image, or has no patch at a scale (see ``on_empty``); or neither
@@ -226,8 +374,31 @@ class MultiResolutionDetector:
         prepares the banks for searches: a copy in ``precision`` where that is not float32 (with ``"ivf"`` always).
         """
         self._fitted()
-        image = _images.as_tensor(image)
-        return self._anomaly(tuple(image.shape[2:]), *self._distances(image))
+        looked, of_image = self._of_one(image)
+        return self._anomaly(looked.size, *self._searched(of_image))
+
+    def score_many(self, images: Iterable, *, batch: int | None = None) -> Iterator[Anomaly]:
+        """What :meth:`score` says of every image, one after another in their order.
+
+        Images that are small share passes of the encoder, and files are read while those before them are scored. The
+        results are those of :meth:`score`, bit by bit where the encoder's features of an image do not depend on what
+        shares its pass, as with ``batch=1``; else up to the rounding of its products.
+
+        Args:
+            images: As for :meth:`fit`.
+            batch: So many images at most share a pass. None: as many as ``tokens_per_pass`` of the encoder allows,
+                which holds for every ``batch``, too.
+
+        Raises:
+            TypeError, ValueError: As for :meth:`score`, when the image's turn comes; images of a list as for
+                :meth:`fit`, before the first is encoded.
+
+        Memory: as for :meth:`score`, times the images that share a pass, and two images that are read ahead.
+        """
+        self._fitted()
+        if batch is not None:
+            batch = _arguments.integer(WHAT, "batch", batch, 1)
+        return self._scored(self._checked(_images.many(images), [self.rules.k] * self._count_of_scales()), batch)
 
     def score_each_scale(self, image: object) -> list[Anomaly]:
         """What every scale says by itself and, last, what :meth:`score` says; from one encoding.
@@ -235,17 +406,17 @@ class MultiResolutionDetector:
         Arguments, errors and memory are those of :meth:`score`.
         """
         self._fitted()
-        image = _images.as_tensor(image)
-        maps, weighted = self._distances(image)
+        looked, of_image = self._of_one(image)
+        maps, weighted = self._searched(of_image)
         n = len(self.encoder.layers)
         parts = [range(i, i + n) for i in range(0, len(maps), n)]
-        return [self._anomaly(tuple(image.shape[2:]), maps, weighted, banks) for banks in (*parts, None)]
+        return [self._anomaly(looked.size, maps, weighted, banks) for banks in (*parts, None)]
 
     def grids(self, size: tuple[int, int], name: str = "an image") -> list[tuple[int, int]]:
         """Patches (rows, columns) per resolution of an image of ``size`` (height, width); a ValueError where none."""
         patch = self.encoder.family.patch_size
         try:
-            scaled = self.encoder.sizes_for(*_images.prescaled_size(*size, self.pixels))
+            scaled = self.encoder.sizes_for(*_images.prescaled_size(*size, self._wanted(size)))
         except ValueError as error:
             small = min(range(len(self.encoder.scales)), key=lambda i: self.encoder.scales[i])
             raise ValueError(
@@ -254,40 +425,64 @@ class MultiResolutionDetector:
             ) from error
         return [(h // patch, w // patch) for h, w in scaled]
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Writes the banks (safetensors) and a description (JSON) with their checksums, which :meth:`load` reads.
 
+        Args:
+            folder: Made if it is not there.
+            overwrite: Replace the detector, or the unfinished fit, that it holds.
+
         Raises:
-            TypeError, ValueError: ``folder`` is no path or no folder, or there is nothing to save.
+            TypeError, ValueError: ``folder`` is no path or no folder, or holds a detector; or there is nothing to save.
 
         Memory: a few megabytes.
         """
         self._fitted()
+        _arguments.flag(WHAT, "overwrite", overwrite)
         folder = _files.folder_of(folder)
+        _files.check_free(folder, overwrite)
         folder.mkdir(parents=True, exist_ok=True)
-        banks = []
-        for i, (bank, at) in enumerate(zip(self.banks_, _description.places(self.encoder), strict=True)):
-            name = f"bank-{i:03d}.safetensors"
-            digest = _files.write_rows(folder / name, bank, at)
-            banks.append({"file": name, "shape": list(bank.shape), "place": at, "sha256": digest})
+        entries = _files.write_banks(folder, self.banks_, _description.places(self.encoder))
+        self._describe(folder, entries, self.images_, self.normal_)
+
+    def _describe(self, folder: Path, entries: list[dict], images: int, normal: NormalRange | None) -> None:
+        """Writes the index of banks that are in place."""
         _files.write_description(
             folder,
             {
                 "fingerprint": fingerprint(self.encoder),
-                "images": self.images_,
+                "type": _description.type_of(self.encoder),
+                "rounded": rounded(self.encoder),
+                "images": images,
                 "layers": self.encoder.layers,
                 "scales": self.encoder.scales,
                 "index": self.index,
                 "pixels": self.pixels,
+                "enlarge": self.enlarge,
                 "rules": dataclasses.asdict(self.rules),
                 "coreset": self.coreset,
                 "background": self.background,
                 "precision": self.precision,
                 "on_empty": self.on_empty,
                 "foreground": self.foreground is not None,
-                "banks": banks,
+                "normal": normal and dataclasses.asdict(normal),
+                "banks": entries,
             },
         )
+        _files.remove_leftovers(folder, [entry["file"] for entry in entries])
+
+    def _settings(self, place: Path | None) -> dict:
+        """What decides about the rows of a fit into a folder."""
+        if place is None:
+            return {}
+        return {
+            "encoder": fingerprint(self.encoder),
+            "pixels": self.pixels,
+            "enlarge": self.enlarge,
+            "background": self.background,
+            "on_empty": self.on_empty,
+            "foreground": self.foreground is not None,
+        }
 
     @classmethod
     def load(
@@ -298,11 +493,12 @@ class MultiResolutionDetector:
         foreground: Callable[[Tensor], Tensor] | None = None,
         group=None,
         verify: bool = True,
+        any_precision: bool = False,
     ) -> MultiResolutionDetector:
         """A saved detector; its banks are mapped.
 
         Only regular files that lie in the folder are opened. Folders of version 1, without checksums, load with a
-        warning.
+        warning; those of versions 1 and 2 enlarge images to ``pixels``, as they did when they were made.
 
         Args:
             folder: As given to :meth:`save`.
@@ -312,10 +508,14 @@ class MultiResolutionDetector:
                 part of every bank, and all get the same scores for the same images.
             verify: Read every bank once, in blocks, to compare its sha256. False, for banks too large for that, still
                 checks their number, order, shapes and types.
+            any_precision: Take the same weights in another floating-point type, such as a float16 copy for a GPU. Its
+                features are off by their rounding, so normal patches score that much more, and scores are not those of
+                the encoder that the banks were made with.
 
         Raises:
             TypeError: ``folder`` is no path, or ``encoder`` no supported model.
-            ValueError: The folder holds no detector, one of another version or for another encoder, or damaged files.
+            ValueError: The folder holds no detector, one of another version or for another encoder (the message says
+                if it has the same weights in another type), or damaged files.
 
         Memory: the banks are mapped; a block of 4 MB while they are verified.
         """
@@ -328,6 +528,7 @@ class MultiResolutionDetector:
             told["index"],
             foreground,
             told["pixels"],
+            enlarge=told["enlarge"],
             rules=told["rules"],
             coreset=told["coreset"],
             background=told["background"],
@@ -335,44 +536,56 @@ class MultiResolutionDetector:
             on_empty=told["on_empty"],
         )
         expected, found = told["fingerprint"], fingerprint(detector.encoder)
-        if found != expected:
+        theirs = None if found == expected else _description.same_weights(told, found, detector.encoder)
+        if theirs is not None and not any_precision:
+            raise ValueError(
+                f"murf_fast.{WHAT}: {folder} was made with the same weights in {theirs}, `encoder` has them in "
+                f"{_description.type_of(detector.encoder)}; convert it (model.to(torch.{theirs})), or accept that "
+                "features are off by the rounding with any_precision=True"
+            )
+        if found != expected and theirs is None:
             raise ValueError(
                 f"murf_fast.{WHAT}: {folder} was made with another encoder: its fingerprint is {expected[:12]}, "
                 f"that of `encoder` {found[:12]}"
             )
         if told["foreground"] and foreground is None:
             raise ValueError(f"murf_fast.{WHAT}: {folder} was made with a `foreground` function; give it again")
-        banks = _description.banks(folder, told, detector.encoder, verify)
+        banks = _description.banks(folder, told, detector.encoder, verify, theirs is not None)
         detector._check_rows([len(bank) for bank in banks[:: len(detector.encoder.layers)]])
         detector.banks_ = banks
-        detector.images_, detector._group = told["images"], group
+        detector.images_, detector.normal_, detector._group = told["images"], told["normal"], group
         return detector
 
-    def _distances(self, image: Tensor) -> tuple[list[Tensor | None], list[float]]:
-        """What :meth:`_searched` says of an image (1, 3, H, W)."""
-        return self._searched(*self._encoded([self._looked_at(image, "the image")]))
+    def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
+        for looked, of_image in self._patches_of_each(self._looked_at_each(images), batch):
+            yield self._anomaly(looked.size, *self._searched(of_image))
+
+    def _of_one(self, image: object) -> tuple[_LookedAt, list[_Patches]]:
+        looked = self._looked_at(_images.as_tensor(image), "the image")
+        return looked, self._encoded([looked])[0]
 
     @torch.no_grad()
-    def _searched(self, of_image: list[_Patches]) -> tuple[list[Tensor | None], list[float]]:
+    def _searched(
+        self, of_image: Sequence[_Patches], indices: Sequence[Index | None] | None = None
+    ) -> tuple[list[Tensor | None], list[float]]:
         """Per bank, a (1, 1, h, w) map of distances and, where the rules want them, PatchCore's image scores.
 
-        None where the scale is left out: the bank is empty, or no patch of the image counts.
+        None where the scale is left out: the bank is empty, or no patch of the image counts. ``indices`` are other
+        banks than the detector's, None for those without rows.
         """
+        indices = self._searchable() if indices is None else indices
         maps, weighted = [], []
-        for i, patches in enumerate(of_image):
-            counting = patches.counting
-            if counting is None or not len(counting) or not len(self.banks_[i]):
+        for patches, index in zip(of_image, indices, strict=True):
+            if patches.rows is None or not len(patches.rows) or index is None:
                 maps.append(None)
                 weighted.append(0.0)
                 continue
-            found, indices = self._search(i, counting)
-            distances = patches.rows.new_zeros(len(patches.rows), dtype=torch.float32)
+            found, nearest = self._search(index, patches.rows)
+            distances = patches.rows.new_zeros(patches.grid[0] * patches.grid[1], dtype=torch.float32)
             distances[slice(None) if patches.kept is None else patches.kept] = self.rules.of_neighbors(found).float()
             maps.append(distances.view(1, 1, *patches.grid))
             reweighted = self.rules.image_score == "reweighted"
-            weighted.append(
-                reweighted_score(counting, found[:, 0], indices[:, 0], self._indices[i]) if reweighted else 0.0
-            )
+            weighted.append(reweighted_score(patches.rows, found[:, 0], nearest[:, 0], index) if reweighted else 0.0)
         return maps, weighted
 
     def _anomaly(
@@ -403,18 +616,21 @@ class MultiResolutionDetector:
         if not self.banks_:
             raise ValueError(f"murf_fast.{WHAT}: call fit() or load() first")
 
-    def _checked(self, images: Iterable) -> Iterable:
-        """``images``; what can be known of those in memory is checked before the first is encoded."""
+    def _checked(self, images: Iterable, before: Sequence[int] = ()) -> Iterable:
+        """``images``; what can be known of a list is checked before the first is encoded: of those in memory by their
+        sizes and a sample of their pixels, of files by decoding them. ``before``: rows that each scale has already.
+        """
         if not isinstance(images, (list, tuple)):
             return images
-        grids = []
-        for i, image in enumerate(images):
-            size = _images.size_of(image, f"`images[{i}]`")
-            if size is not None:
-                _images.check_values(image, self.encoder, f"`images[{i}]`")
-                grids.append(self.grids(size, f"`images[{i}]`"))
-        if images and len(grids) == len(images):
-            self._check_rows([sum(h * w for h, w in of_scale) for of_scale in zip(*grids, strict=True)])
+        sizes = [_images.size_of(image, f"`images[{i}]`") for i, image in enumerate(images)]
+        sizes = _images.sizes_of_files(images, sizes)
+        rows = list(before or [0] * self._count_of_scales())
+        for i, (image, size) in enumerate(zip(images, sizes, strict=True)):
+            _images.check_values(image, self.encoder, f"`images[{i}]`")
+            for scale, (height, width) in enumerate(self.grids(size, f"`images[{i}]`")):
+                rows[scale] += height * width
+        if images:
+            self._check_rows(rows)
         return images
 
     def _check_rows(self, rows: Sequence[int]) -> None:
@@ -428,6 +644,12 @@ class MultiResolutionDetector:
 
     def _resolution(self, i: int) -> str:
         return f"size {self.encoder.sizes[i]}" if self.encoder.sizes is not None else f"scale {self.encoder.scales[i]}"
+
+    def _count_of_scales(self) -> int:
+        return len(self.encoder.sizes or self.encoder.scales)
+
+    def _wanted(self, size: tuple[int, int]) -> float | None:
+        return _images.wanted_pixels(size, self.pixels, self.enlarge)
 
     def _device(self) -> torch.device:
         return next(self.encoder.model.parameters()).device
@@ -447,31 +669,38 @@ class MultiResolutionDetector:
                 stacklevel=3,
             )
 
-    def _patches_of_each(self, images: Iterable) -> Iterator[list[_Patches]]:
+    def _looked_at_each(self, images: Iterable, see: Callable[[Tensor], str] = lambda image: "") -> Iterator[_LookedAt]:
+        for name, image in read_ahead(images):
+            yield dataclasses.replace(self._looked_at(image, name), seen=see(image))
+
+    def _patches_of_each(
+        self, images: Iterable[_LookedAt], batch: int | None = None
+    ) -> Iterator[tuple[_LookedAt, list[_Patches]]]:
         """The patches of every image per bank, in order. Neighbours share a pass as far as it takes them.
 
         Images of up to some 250 pixels gain from it; large ones go alone.
         """
         group, patches = [], 0
-        for i, image in enumerate(images):
-            name = f"`images[{i}]`"
-            looked = self._looked_at(_images.as_tensor(image, name), name)
+        most = math.inf if batch is None else batch
+        for looked in images:
             count = 0 if looked.pixels is None else sum(rows * columns for rows, columns in looked.grids)
             if group and patches + count > self.encoder.tokens_per_pass:
-                yield from self._encoded(group)
+                yield from zip(group, self._encoded(group), strict=True)
                 group, patches = [], 0
             group.append(looked)
             patches += count
-            if patches >= self.encoder.tokens_per_pass:  # a large image does not wait while the next one is read
-                yield from self._encoded(group)
+            # A large image does not wait while the next one is read.
+            if patches >= self.encoder.tokens_per_pass or len(group) >= most:
+                yield from zip(group, self._encoded(group), strict=True)
                 group, patches = [], 0
         if group:
-            yield from self._encoded(group)
+            yield from zip(group, self._encoded(group), strict=True)
 
     @torch.no_grad()
     def _looked_at(self, image: Tensor, name: str) -> _LookedAt:
         """An image as it is to be encoded."""
-        grids = self.grids(tuple(image.shape[2:]), name)
+        size = tuple(image.shape[2:])
+        grids = self.grids(size, name)
         _images.check_values(image, self.encoder, name)
         image = image.to(self._device())
         mask = self._mask(image)
@@ -484,10 +713,10 @@ class MultiResolutionDetector:
                     f"{self._resolution(covered.index(False))}, where it has {grids[covered.index(False)]} patches"
                 )
             if not any(covered):
-                return _LookedAt(None, kept, grids)
+                return _LookedAt(None, kept, grids, size)
             if self.background == "black":
                 image = image * mask.to(image.dtype)
-        return _LookedAt(_images.prescaled(image, self.pixels), kept, grids)
+        return _LookedAt(_images.prescaled(image, self._wanted(size)), kept, grids, size)
 
     @torch.no_grad()
     def _encoded(self, group: Sequence[_LookedAt]) -> list[list[_Patches]]:
@@ -502,7 +731,11 @@ class MultiResolutionDetector:
             rows = [None] * (n * len(looked.grids))
             if looked.pixels is not None:
                 rows = [m[0].flatten(1).T for m in next(features).maps]
-            found.append([_Patches(r, looked.kept[i // n], looked.grids[i // n]) for i, r in enumerate(rows)])
+            of_image = []
+            for i, r in enumerate(rows):
+                kept = looked.kept[i // n]
+                of_image.append(_Patches(r if r is None or kept is None else r[kept], kept, looked.grids[i // n]))
+            found.append(of_image)
         return found
 
     def _mask(self, image: Tensor) -> Tensor | None:
@@ -525,28 +758,41 @@ class MultiResolutionDetector:
             )
         return (mask != 0).to(image.device)[None, None]
 
-    def _search(self, i: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _searchable(self) -> list[Index | None]:
+        """The banks, prepared at the first search; None for those without rows."""
         if not self._indices:
-            self._indices = [self._prepare(bank, rows.device) if len(bank) else None for bank in self.banks_]
-        index = self._indices[i]
+            self._indices = [self._prepare(bank, self._group) if len(bank) else None for bank in self.banks_]
+        return self._indices
+
+    def _search(self, index: Index, rows: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(index, ShardedIndex):
             return index.search(rows, k=self.rules.k, metric=self.rules.metric)
         return nearest_distance(rows, index, k=self.rules.k, metric=self.rules.metric)
 
-    def _prepare(self, bank: Tensor, device: torch.device) -> NearestIndex | IVFIndex | ShardedIndex:
+    def _prepare(self, bank: Tensor, group) -> Index:
         cosine = self.rules.metric == "cosine"
         if self.index == "ivf":
-            if self._group is not None:
+            if group is not None:
                 raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
             return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
-        options = {"cosine": cosine, "precision": self.precision, "device": device}
-        if self._group is None:
+        options = {"cosine": cosine, "precision": self.precision, "device": self._device()}
+        if group is None:
             return NearestIndex(bank, **options)
         if self.rules.image_score == "reweighted":
             raise ValueError(f'murf_fast.{WHAT}: "reweighted" scores need whole banks, these are sharded')
-        rank, ranks = torch.distributed.get_rank(self._group), torch.distributed.get_world_size(self._group)
+        rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         part = bank[len(bank) * rank // ranks : len(bank) * (rank + 1) // ranks]
-        return ShardedIndex(part, group=self._group, **options)
+        return ShardedIndex(part, group=group, **options)
+
+
+def _several(images: object, held_out: object, batch: object, progress: object) -> Iterable:
+    """The images of a fit, with its other arguments checked."""
+    _arguments.integer(WHAT, "held_out", held_out, 0)
+    if batch is not None:
+        _arguments.integer(WHAT, "batch", batch, 1)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"murf_fast.{WHAT}: `progress` must be callable, got {type(progress).__name__}")
+    return _images.many(images)
 
 
 def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -9,9 +9,10 @@ import numpy as np
 
 from murf_fast import _pillow
 from murf_fast.anomaly.datasets import Sample
-from murf_fast.anomaly.detector import Anomaly, MultiResolutionDetector
+from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.anomaly.metrics import au_roc
 from murf_fast.anomaly.pixel_curves import PixelCurves
+from murf_fast.anomaly.result import Anomaly
 from murf_fast.anomaly.subsets import BankDistances, Subset, anomaly_of, bank_distances
 
 MEASURES = ("image AUROC", "AU-PRO_0.05", "AU-PRO_0.3", "AU-ROC_0.05", "AU-ROC", "F1", "F1 threshold")
@@ -38,6 +39,7 @@ class Scored:
     Args:
         detector: A fitted one.
         samples: The images.
+        batch: As for ``detector.score_many``.
         progress: Called with (images done, images in all) after every image.
 
     Raises:
@@ -51,22 +53,19 @@ class Scored:
         self,
         detector: MultiResolutionDetector,
         samples: Sequence[Sample],
+        *,
+        batch: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.detector, self.samples = detector, samples
         self._distances: list[BankDistances] = []
         self._masks: list[np.ndarray | None] = []
-        for distances in bank_distances(detector, self._images()):
+        for distances in bank_distances(detector, (sample.path for sample in samples), batch=batch):
+            mask = samples[len(self._masks)].read_mask(distances.size)
+            self._masks.append(np.packbits(mask) if mask.any() else None)
             self._distances.append(distances)
             if progress is not None:
                 progress(len(self._distances), len(samples))
-
-    def _images(self) -> Iterator[np.ndarray]:
-        for sample in self.samples:
-            image = _pillow.read(sample.path)
-            mask = sample.read_mask(image.shape[:2])
-            self._masks.append(np.packbits(mask) if mask.any() else None)
-            yield image
 
     def anomalies(self, subset: Subset) -> Iterator[tuple[Sample, Anomaly, np.ndarray]]:
         """Every image, what the banks of a subset say of it, and its mask (H, W), bool; made as they are asked for."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from murf_fast import _arguments
-from murf_fast.anomaly import _images
-from murf_fast.anomaly.detector import Anomaly, MultiResolutionDetector
+from murf_fast.anomaly.detector import MultiResolutionDetector
+from murf_fast.anomaly.result import Anomaly
 
 WHAT = "subset_scores"
 KINDS = ("none", "scales", "layers", "scales-x-layers", "all")
@@ -81,19 +81,13 @@ def banks_of(detector: MultiResolutionDetector, subset: Subset) -> list[int]:
     return [own.scales.index(s) * n + own.layers.index(layer) for s in subset.scales for layer in subset.layers]
 
 
-def bank_distances(detector: MultiResolutionDetector, images: Iterable) -> Iterator[BankDistances]:
-    """Of every image in order, each searched in every bank once. Images, errors and memory as for ``detector.fit``."""
+def bank_distances(
+    detector: MultiResolutionDetector, images: Iterable, *, batch: int | None = None
+) -> Iterator[BankDistances]:
+    """Of every image in order, each searched in every bank once; else as ``detector.score_many``."""
     detector._fitted()
-    sizes: list[tuple[int, int]] = []
-
-    def tensors() -> Iterator[Tensor]:
-        for i, image in enumerate(_images.many(images)):
-            tensor = _images.as_tensor(image, f"`images[{i}]`")
-            sizes.append(tuple(tensor.shape[2:]))
-            yield tensor
-
-    for i, of_image in enumerate(detector._patches_of_each(tensors())):
-        yield BankDistances(sizes[i], *detector._searched(of_image))
+    for looked, of_image in detector._patches_of_each(detector._looked_at_each(images), batch):
+        yield BankDistances(looked.size, *detector._searched(of_image))
 
 
 def anomaly_of(detector: MultiResolutionDetector, distances: BankDistances, subset: Subset) -> Anomaly:

@@ -19,41 +19,97 @@ Weights = Annotated[
         show_default=False,
     ),
 ]
+Rules = Annotated[str, typer.Option(help="mrf-ad, mrf-max, patchcore, anomaly-dino or superad.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images that share a pass of the model, at most; as many as pay if left out."),
+]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, list them.")]
 
 
 @app.command()
 def fit(
-    images: Annotated[Path, typer.Argument(help="Folder of normal images.")],
+    images: Annotated[list[Path], typer.Argument(help="Folders of normal images, or image files.")],
     out: Annotated[Path, typer.Option(help="Folder for the banks.")],
     weights: Weights = None,
     scales: Annotated[str, typer.Option(help="Factors of the image's size.")] = "0.3,0.4,0.5,0.6,0.7",
     layers: Annotated[str, typer.Option(help="0-based blocks of the transformer.")] = "7,9,11",
     index: Annotated[str, typer.Option(help="exact, coreset or ivf.")] = "exact",
-    rules: Annotated[str, typer.Option(help="mrf-ad, mrf-max, patchcore, anomaly-dino or superad.")] = "mrf-ad",
-    pixels: Annotated[float, typer.Option(min=0, help="Resize images to so many pixels first; 0: never.")] = 5e6,
+    rules: Rules = "mrf-ad",
+    pixels: Annotated[float, typer.Option(min=0, help="Shrink images to so many pixels first; 0: never.")] = 5e6,
+    enlarge: Annotated[
+        bool, typer.Option("--enlarge", help="Enlarge images to --pixels, too: the paper's protocol.")
+    ] = False,
+    device: Device = "cpu",
+    batch: Batch = None,
+    held_out: Annotated[
+        int, typer.Option(min=0, help="Images scored by the others, for the colours of heat maps and a threshold.")
+    ] = 4,
+    skip_broken: SkipBroken = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bank that --out holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that did not finish.")] = False,
 ) -> None:
     """Fill banks with the patches of normal images."""
-    options = {"index": index, "rules": rules, "pixels": pixels or None}
-    at = (numbers(scales, float, "--scales"), numbers(layers, int, "--layers"))
+    options = {"index": index, "rules": rules, "pixels": pixels or None, "enlarge": enlarge}
+    at = (numbers(layers, int, "--layers"), numbers(scales, float, "--scales"))
     with one_line("anomaly,cli,models"):
+        from murf_fast.cli.anomaly.fit import Job
         from murf_fast.cli.anomaly.fit import fit as fit_banks
 
-        fit_banks(images, out, weights, *at, options, console())
+        job = Job(images, out, weights, device, batch, skip_broken, force, resume, held_out)
+        fit_banks(job, *at, options, console())
 
 
 @app.command()
 def score(
     bank: Annotated[Path, typer.Argument(help="Folder that `murf-fast anomaly fit` wrote.")],
-    image: Annotated[Path, typer.Argument(help="The image to look at.")],
-    out: Annotated[Path, typer.Option(help="Picture of the image with its heat map.")] = Path("map.png"),
+    images: Annotated[list[Path], typer.Argument(help="Images to look at, and folders of them.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture of the image with its heat map, map.png if left out. Of several images: a folder for one "
+            "picture each; none are drawn if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of image scores, .csv or .json; may be repeated.", show_default=False),
+    ] = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder for the raw maps.", show_default=False)] = None,
+    map_type: Annotated[str, typer.Option(help="npy or tiff, both float32.")] = "npy",
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Image score from which an image is a defect; the bank's if left out.", show_default=False),
+    ] = None,
+    vmax: Annotated[
+        float | None, typer.Option(help="Score of the brightest colour; the bank's if left out.", show_default=False)
+    ] = None,
+    labelled: Annotated[
+        bool,
+        typer.Option(
+            "--labelled",
+            help="Images in folders named good, normal or ok are good, others defective: print AUROC, and the "
+            "threshold of the best F1.",
+        ),
+    ] = False,
     weights: Weights = None,
+    device: Device = "cpu",
+    batch: Batch = None,
+    skip_broken: SkipBroken = False,
+    any_precision: Annotated[
+        bool, typer.Option("--any-precision", help="Take the bank's weights in another floating-point type.")
+    ] = False,
 ) -> None:
-    """Score an image and draw its heat map."""
+    """Score images, and draw their heat maps on one scale."""
     with one_line("anomaly,cli,models"):
-        from murf_fast.cli.anomaly.score import score as score_image
+        from murf_fast.cli.anomaly.score import Job
+        from murf_fast.cli.anomaly.score import score as score_images
 
-        score_image(bank, image, out, weights, console())
+        outputs = (out, scores or [], maps, map_type)
+        at = (weights, device, batch, vmax, threshold, labelled, skip_broken, any_precision)
+        score_images(Job(bank, images, *outputs, *at), console())
 
 
 @app.command()
@@ -64,20 +120,24 @@ def evaluate(
     scales: Annotated[str, typer.Option(help="Factors of the image's size.")] = "0.3,0.4,0.5,0.6,0.7",
     layers: Annotated[str, typer.Option(help="0-based blocks of the transformer.")] = "7,9,11",
     index: Annotated[str, typer.Option(help="exact, coreset or ivf.")] = "exact",
-    rules: Annotated[str, typer.Option(help="mrf-ad, mrf-max, patchcore, anomaly-dino or superad.")] = "mrf-ad",
+    rules: Rules = "mrf-ad",
     scale_weights: Annotated[
         str | None, typer.Option(help="One number per scale: fusion by weights.", show_default=False)
     ] = None,
     layer_weights: Annotated[
         str | None, typer.Option(help="One number per layer: fusion by weights.", show_default=False)
     ] = None,
-    pixels: Annotated[float, typer.Option(min=0, help="Resize images to so many pixels first; 0: never.")] = 5e6,
+    pixels: Annotated[float, typer.Option(min=0, help="Shrink images to so many pixels first; 0: never.")] = 5e6,
+    enlarge: Annotated[
+        bool, typer.Option("--enlarge", help="Enlarge images to --pixels, too: the paper's protocol.")
+    ] = False,
     subsets: Annotated[
         str, typer.Option(help="Measure choices of banks, too: none, scales, layers, scales-x-layers or all.")
     ] = "none",
     heat_maps: Annotated[bool, typer.Option("--heat-maps", help="Draw every test image's map.")] = False,
     keep_banks: Annotated[bool, typer.Option("--keep-banks", help="Leave the banks in the folder.")] = False,
     device: Device = "cpu",
+    batch: Batch = None,
 ) -> None:
     """Fit and score every category of a data set, and print the measures of the field.
 
@@ -85,11 +145,12 @@ def evaluate(
     bad and ground_truth), VisA (by split_csv/1cls.csv if it is there), and plain folders: good or train/good beside
     folders of defects, masks in ground_truth/KIND, named as the images or NAME_mask.
     """
-    options = {"index": index, "pixels": pixels or None}
+    options = {"index": index, "pixels": pixels or None, "enlarge": enlarge}
     at = (numbers(layers, int, "--layers"), numbers(scales, float, "--scales"))
     given = {"scale_weights": scale_weights, "layer_weights": layer_weights}
     fusion = {name: tuple(parsed(text, float)) for name, text in given.items() if text is not None}
     with one_line("anomaly,cli,models"):
         from murf_fast.cli.anomaly.evaluate import Plan, run
 
-        run(Plan(data, out, weights, *at, rules, fusion, options, subsets, heat_maps, keep_banks, device), console())
+        outputs = (subsets, heat_maps, keep_banks)
+        run(Plan(data, out, weights, device, batch, *at, rules, fusion, options, *outputs), console())

@@ -7,19 +7,16 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from murf_fast import _pillow
 from murf_fast.anomaly._fingerprint import fingerprint
 from murf_fast.anomaly.datasets import Category, categories
 from murf_fast.anomaly.detector import MultiResolutionDetector
@@ -27,7 +24,8 @@ from murf_fast.anomaly.evaluation import MEASURES, Scored, check_files
 from murf_fast.anomaly.scoring import rules_of
 from murf_fast.anomaly.subsets import ALL, Subset, subsets_of
 from murf_fast.cli import meter
-from murf_fast.cli.anomaly._inputs import check_size, encoder
+from murf_fast.cli.anomaly._images import ImageFile, grids, readable
+from murf_fast.cli.anomaly._inputs import device_of, encoder
 from murf_fast.cli.anomaly.heat_maps import draw
 
 RESULTS, SETTINGS, CATEGORIES, BANKS, HEAT_MAPS = "results.json", "settings.json", "categories", "banks", "heat-maps"
@@ -40,6 +38,8 @@ class Plan:
     data: Path
     out: Path
     weights: str | None
+    device: str
+    batch: int | None
     layers: list[int]
     scales: list[float]
     rules: str
@@ -48,7 +48,6 @@ class Plan:
     subsets: str
     heat_maps: bool
     keep_banks: bool
-    device: str
 
 
 def run(plan: Plan, console: Console) -> dict:
@@ -56,8 +55,9 @@ def run(plan: Plan, console: Console) -> dict:
     found = categories(plan.data)
     rules = dataclasses.replace(rules_of(plan.rules), **plan.fusion)
     _writable(plan.out)
+    device = device_of(plan.device)
     vit = encoder(plan.weights)
-    vit.model.to(_device(plan.device))
+    vit.model.to(device)
     vision = vit.encoder(plan.layers, plan.scales)
     detector = MultiResolutionDetector(vision, rules=rules, **plan.options)
     subsets = subsets_of(detector, plan.subsets)
@@ -65,9 +65,11 @@ def run(plan: Plan, console: Console) -> dict:
     _settle(plan.out, detector, vit.description)
     todo = [c for c in found if not _is_done(_done(plan, c), c, subsets, plan)]
     for category in todo:
+        files = [ImageFile(path, path) for path in (*category.train, *(s.path for s in category.test))]
+        files, _ = readable(files, skip_broken=False, decode=False)
+        grids(detector, files)  # before large ones are decoded
         check_files(category.test)
-        for path in (*category.train, *(s.path for s in category.test)):
-            check_size(detector, path)
+        readable(files, skip_broken=False, decode=True)
     for category in found:
         if category not in todo:
             console.print(f"{category.name}: done already")
@@ -94,28 +96,27 @@ def _category(
     seconds, task = {}, bar.add_task(f"{category.name}: fit", total=len(category.train))
     kept = plan.out / BANKS / category.name
     made_of, start = kept.with_name(f"{category.name}.json"), time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=plan.out) as folder:
-        if made_of.exists() and _read(made_of) == {"images": _identity(category.train)}:
-            detector = MultiResolutionDetector.load(kept, detector.encoder)
-        else:
-            images = _Images(category.train)
-            detector.fit(images, folder=folder, progress=lambda done, _: bar.update(task, completed=done))
-            if plan.keep_banks:
-                made_of.unlink(missing_ok=True)
-                shutil.rmtree(kept, ignore_errors=True)
-                detector.save(kept)
-                _write(made_of, {"images": _identity(category.train)})
-        seconds["fit"], start = time.perf_counter() - start, time.perf_counter()
-        bar.reset(task, description=f"{category.name}: score", total=len(category.test))
-
-        scored = Scored(detector, category.test, lambda done, _: bar.update(task, completed=done))
-        seconds["score"], start = time.perf_counter() - start, time.perf_counter()
-        bar.reset(task, description=f"{category.name}: measure", total=len(subsets))
-        measures = {}
-        for name, subset in subsets.items():
-            measures[name] = scored.measures(subset, Path(folder))
-            bar.advance(task)
-        seconds["measure"] = time.perf_counter() - start
+    if made_of.exists() and _read(made_of) == {"images": _identity(category.train)}:
+        detector = MultiResolutionDetector.load(kept, detector.encoder)
+    else:
+        made_of.unlink(missing_ok=True)
+        # Held out are images for the colours of `score`, which takes banks that are kept.
+        place = {"folder": kept, "overwrite": True} if plan.keep_banks else {"held_out": 0}
+        advance = {"batch": plan.batch, "progress": lambda done, _: bar.update(task, completed=done)}
+        detector.fit(iter(category.train), **place, **advance)
+        if plan.keep_banks:
+            _write(made_of, {"images": _identity(category.train)})
+    seconds["fit"], start = time.perf_counter() - start, time.perf_counter()
+    bar.reset(task, description=f"{category.name}: score", total=len(category.test))
+    advance = {"batch": plan.batch, "progress": lambda done, _: bar.update(task, completed=done)}
+    scored = Scored(detector, category.test, **advance)
+    seconds["score"], start = time.perf_counter() - start, time.perf_counter()
+    bar.reset(task, description=f"{category.name}: measure", total=len(subsets))
+    measures = {}
+    for name, subset in subsets.items():
+        measures[name] = scored.measures(subset, plan.out)
+        bar.advance(task)
+    seconds["measure"] = time.perf_counter() - start
     if plan.heat_maps:
         draw(scored, subsets[ALL], measures[ALL]["F1 threshold"], plan.out / HEAT_MAPS / category.name)
     bar.update(task, description=f"{category.name}: done")
@@ -129,33 +130,11 @@ def _category(
     }
 
 
-class _Images:
-    """Images of a list of files, opened one by one."""
-
-    def __init__(self, paths: tuple[Path, ...]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __iter__(self) -> Iterator:
-        return map(_pillow.read, self.paths)
-
-
 def _writable(out: Path) -> None:
     """Raises before any work where nothing could be written after it."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out):
         pass
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used: {str(error).partition(chr(10))[0]}") from error
-    return device
 
 
 def _settle(out: Path, detector: MultiResolutionDetector, weights: str) -> None:
@@ -165,6 +144,7 @@ def _settle(out: Path, detector: MultiResolutionDetector, weights: str) -> None:
         "scales": list(detector.encoder.scales),
         "index": detector.index,
         "pixels": detector.pixels,
+        "enlarge": detector.enlarge,
         "rules": json.loads(json.dumps(dataclasses.asdict(detector.rules))),
         "weights": weights,
         # Of the layers, scales and normalization, too: a difference that is left is one of the weights.

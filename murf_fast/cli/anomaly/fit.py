@@ -2,35 +2,117 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
+from murf_fast.anomaly import _description, _files
 from murf_fast.anomaly.detector import MultiResolutionDetector
-from murf_fast.cli.anomaly._inputs import Folder, check_size, encoder
+from murf_fast.cli.anomaly._images import find, grids, readable, shown, tell_skipped
+from murf_fast.cli.anomaly._inputs import device_of, encoder
 
 
-def fit(
-    images: Path,
-    out: Path,
-    weights: Path | None,
-    scales: list[float],
-    layers: list[int],
-    options: dict,
-    console: Console,
-) -> None:
-    folder = Folder(images)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out must be a folder, {out} is a file")
-    vit = encoder(weights)
-    console.print(vit.description)
+@dataclass(frozen=True)
+class Job:
+    """What the command was given, but for the detector's own options."""
+
+    images: list[Path]
+    out: Path
+    weights: str | None
+    device: str
+    batch: int | None
+    skip_broken: bool
+    force: bool
+    resume: bool
+    held_out: int
+
+
+def fit(job: Job, layers: list[int], scales: list[float], options: dict, console: Console) -> None:
+    for path in job.images:
+        if not path.exists():
+            raise ValueError(f"{shown(path)} is not a folder, nor an image")
+    if job.out.exists() and not job.out.is_dir():
+        raise ValueError(f"--out must be a folder, {shown(job.out)} is a file")
+    _check_free(job)
+    files, broken = readable(find(job.images, console), job.skip_broken, decode=False)
+    device = device_of(job.device)
+    vit = encoder(job.weights)
+    console.print(vit.description, markup=False)
+    vit.model.to(device)
     detector = MultiResolutionDetector(vit.encoder(layers, scales), **options)
-    for path in folder.paths:
-        check_size(detector, path)
+    grids(detector, files)  # before large ones are decoded
+    files, damaged = readable(files, job.skip_broken, decode=True)
+    broken |= damaged
+    _tell_cost(detector, grids(detector, files), job.out, console)
+    done = 0
     with Progress(console=console) as bar:
-        task = bar.add_task("images", total=len(folder))
-        detector.fit(folder, progress=lambda done, _: bar.update(task, completed=done))
-    detector.save(out)
+        task = bar.add_task("images", total=len(files))
+
+        def progress(count: int, _: int | None) -> None:
+            nonlocal done
+            done = count
+            bar.update(task, completed=count)
+
+        try:
+            detector.fit(
+                iter(file.path for file in files),
+                folder=job.out,
+                overwrite=job.force,
+                resume=job.resume,
+                held_out=job.held_out,
+                batch=job.batch,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            if done:
+                console.print(f"stopped after {done} of {len(files)} images; the same command with --resume goes on")
+            raise
     rows = sum(len(bank) for bank in detector.banks_)
-    console.print(f"{len(folder)} images, {len(detector.banks_)} banks, {rows} rows in {out}")
+    console.print(
+        f"{len(files)} images, {len(detector.banks_)} banks, {rows} rows in {shown(job.out)}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if detector.normal_ is not None:
+        normal = detector.normal_
+        console.print(
+            f"{normal.images} held-out images score up to {normal.score:.4g}, their pixels up to {normal.highest:.4g}"
+        )
+    tell_skipped(broken, console)
+
+
+def _check_free(job: Job) -> None:
+    if job.force:
+        return
+    if (job.out / _files.INDEX).exists():
+        raise ValueError(f"{shown(job.out)} holds a bank; --force replaces it")
+    if (job.out / _files.UNFINISHED).exists() and not job.resume:
+        raise ValueError(f"{shown(job.out)} holds a fit that did not finish; --resume goes on, --force starts anew")
+
+
+def _tell_cost(detector: MultiResolutionDetector, of_images: list[list[tuple]], out: Path, console: Console) -> None:
+    """Patches, rows and bytes before the first image; refused where the disk has not so many."""
+    like = detector.encoder.family.like
+    patches = [sum(math.prod(grid) for grid in of_image) for of_image in of_images]
+    banks = len(_description.places(detector.encoder))
+    rows = sum(patches) * len(detector.encoder.layers)
+    size = rows * detector.encoder.family.width * like.dtype.itemsize
+    enlarged = detector.enlarge and detector.pixels is not None
+    console.print(
+        f"{len(of_images)} images of {min(patches):,} to {max(patches):,} patches at all scales"
+        f"{f', enlarged to {detector.pixels / 1e6:g} megapixels' if enlarged else ''}: "
+        f"{rows:,} rows in {banks} banks, {_bytes(size)}"
+    )
+    there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise ValueError(f"--out needs {_bytes(size)}, {shown(there)} has {_bytes(free)} left")
+
+
+def _bytes(count: float) -> str:
+    power = min(4, int(math.log10(max(count, 1)) / 3))
+    return f"{count / 1000**power:.4g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,0 +1,189 @@
+"""The banks of a fit while it runs: in files without a name, or in the folder that will hold them.
+
+In a folder ``unfinished.json`` says which images are done, after their rows were written. So a fit that ended, however
+it did, is told from a bank, and can go on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from murf_fast.anomaly import _files
+from murf_fast.anomaly._files import UNFINISHED, WHAT, RowFile
+
+FORMAT = "murf_fast unfinished fit"
+SECONDS = 1.0  # of work that the end of a process may cost
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """What is complete: so many images, what :meth:`GrowingBanks.see` said of the last, and the rows of every bank.
+
+    One value, as an interruption may come between any two.
+    """
+
+    images: int
+    seen: str
+    rows: list[int]
+
+
+class GrowingBanks:
+    """One :class:`RowFile` for every bank.
+
+    Args:
+        places: Which layer and resolution each is of.
+        folder: Where they stay; None: in files without a name, which vanish with the process however it ends.
+        settings: What decides about the rows; a fit goes on with the same alone.
+        resume: Go on with the unfinished fit of the folder, if it holds one.
+
+    Raises:
+        ValueError: The unfinished fit is damaged or was made with other settings.
+        OSError: The folder cannot be made or written to.
+    """
+
+    def __init__(self, places: list[dict[str, str]], folder: Path | None, settings: dict, resume: bool) -> None:
+        self.places, self.folder, self._settings = places, folder, settings
+        self._whole, self._chain = _Whole(0, "", [0] * len(places)), ""
+        if folder is None:
+            self._told = math.inf
+            self.files = [RowFile(tempfile.TemporaryFile(prefix="murf_fast-")) for _ in places]  # noqa: SIM115
+            return
+        self._told, self._is_new = 0.0, not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume and (folder / UNFINISHED).exists():
+            self._go_on()
+        else:
+            (folder / UNFINISHED).unlink(missing_ok=True)
+            self.files = [_new(folder / f"{_files.bank_name(i)}.rows") for i in range(len(places))]
+
+    @property
+    def done(self) -> int:
+        """Images whose rows are in the files."""
+        return self._whole.images
+
+    def append(self, rows: list[Tensor | None], seen: str) -> None:
+        """The rows of one image, per bank, None where it has none; and what :meth:`see` said of it."""
+        for file, of_bank in zip(self.files, rows, strict=True):
+            if of_bank is not None:
+                file.append(of_bank)
+        self._whole = _Whole(self.done + 1, seen, [file.rows for file in self.files])
+        if time.monotonic() > self._told + SECONDS:
+            self._tell()
+
+    def see(self, image: Tensor) -> str:
+        """What stands for the pixels of the next image and of all before it; empty outside of a folder."""
+        if self.folder is not None:
+            digest = hashlib.sha256(f"{self._chain} {tuple(image.shape)} {image.dtype}".encode())
+            digest.update(image.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            self._chain = digest.hexdigest()
+        return self._chain
+
+    def check_seen(self, again: int) -> None:
+        """After the images that are done were seen again, so many of them: whether they are the same."""
+        if again < self.done or self._chain != self._whole.seen:
+            raise ValueError(
+                f"{WHAT}: {self.folder} holds a fit that stopped after {self.done} images, and the first "
+                f"{self.done} of `images` are others; give the same in the same order, or start anew"
+            )
+
+    def _tell(self) -> None:
+        """Notes that what was appended is whole."""
+        for file in self.files:
+            file.flush()
+        like = self.files[0]
+        content = {
+            "format": FORMAT,
+            "settings": self._settings,
+            "width": like.width,
+            "dtype": _files.NAMES[like.dtype],
+            **dataclasses.asdict(self._whole),
+        }
+        _files.write_json(self.folder / UNFINISHED, content)
+        self._told = time.monotonic()
+
+    def mapped(self) -> list[Tensor]:
+        """The rows of all images, when they are complete."""
+        if self.folder is not None:
+            self._tell()
+        return [file.mapped(place) for file, place in zip(self.files, self.places, strict=True)]
+
+    def put_in_place(self) -> list[dict]:
+        """The files of a folder get their names. Returns their entries in the index."""
+        paths = [self.folder / _files.bank_name(i) for i in range(len(self.files))]
+        # Read for their checksums while the fit can still go on, and renamed at once.
+        entries = [
+            {"file": path.name, "shape": [file.rows, file.width], "place": place, "sha256": file.digest()}
+            for path, file, place in zip(paths, self.files, self.places, strict=True)
+        ]
+        (self.folder / _files.INDEX).unlink(missing_ok=True)  # what it names is replaced from here on
+        for file, path in zip(self.files, paths, strict=True):
+            file.path.replace(path)
+        return entries
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+    def stop(self) -> None:
+        """After an error or an interruption: images that are done stay in the folder; without one nothing does."""
+        with contextlib.suppress(OSError):  # of a full disk; what was told before holds
+            if self.folder is not None and self.done:
+                self._tell()
+            self.close()
+        if self.folder is not None and not self.done:
+            for file in self.files:
+                file.path.unlink(missing_ok=True)
+            if self._is_new:
+                with contextlib.suppress(OSError):  # it is no longer empty
+                    self.folder.rmdir()
+
+    def _go_on(self) -> None:
+        told = unfinished(self.folder)
+        if told["settings"] != self._settings:
+            names = [n for n, v in self._settings.items() if told["settings"].get(n) != v]
+            raise ValueError(
+                f"{WHAT}: {self.folder} holds a fit that did not finish, of another {', '.join(names)}; give the same, "
+                "or start anew"
+            )
+        if len(told["rows"]) != len(self.places):
+            raise ValueError(f"{WHAT}: {self.folder / UNFINISHED} is damaged: it has {len(told['rows'])} banks")
+        dtype, width = _files.DTYPES[told["dtype"]], told["width"]
+        self.files = []
+        for i, rows in enumerate(told["rows"]):
+            path = self.folder / f"{_files.bank_name(i)}.rows"
+            try:
+                file = _files.open_regular(self.folder, path.name, write=True)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{WHAT}: {path} is damaged or missing: {error}; start anew") from error
+            if file.seek(0, 2) < _files.HEAD + rows * width * dtype.itemsize:
+                raise ValueError(f"{WHAT}: {path} is shorter than {UNFINISHED} says; start anew")
+            self.files.append(RowFile(file, rows, width, dtype, path))
+        self._whole = _Whole(told["images"], told["seen"], told["rows"])
+
+
+def unfinished(folder: Path) -> dict:
+    """What a folder tells of the fit in it that did not finish."""
+    path = folder / UNFINISHED
+    try:
+        told = _files.read_json(folder, UNFINISHED)
+        good = told["format"] == FORMAT and told["dtype"] in _files.DTYPES and isinstance(told["settings"], dict)
+        numbers = (told["images"], told["width"], *told["rows"])
+        if not good or not isinstance(told["seen"], str) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError("it was not written by a fit")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{WHAT}: {path} is damaged: {error}; start anew") from error
+    return told
+
+
+def _new(path: Path) -> RowFile:
+    path.unlink(missing_ok=True)  # a link in the way is not written through
+    return RowFile(path.open("x+b"), path=path)

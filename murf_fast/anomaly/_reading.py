@@ -1,0 +1,41 @@
+"""Images of a fit or of many scores as tensors, files read while those before them are worked on."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from torch import Tensor
+
+from murf_fast.anomaly import _images
+
+AHEAD = 2  # images that are read, or being read, while one is worked on
+
+
+def read_ahead(images: Iterable) -> Iterator[tuple[str, Tensor]]:
+    """What to call each image in messages, and the image (1, 3, H, W).
+
+    Files are decoded in a thread. ``images`` itself is gone through in the caller's, and an image in memory is not
+    waited with for the next.
+    """
+    with ThreadPoolExecutor(1, "murf_fast-reading") as thread:
+        waiting = deque()
+        for i, image in enumerate(images):
+            name = f"`images[{i}]`"
+            if isinstance(image, (str, os.PathLike)):
+                waiting.append((name, thread.submit(_images.as_tensor, image, name)))
+                if len(waiting) > AHEAD:
+                    yield _read(waiting)
+                continue
+            while waiting:
+                yield _read(waiting)
+            yield name, _images.as_tensor(image, name)
+        while waiting:
+            yield _read(waiting)
+
+
+def _read(waiting: deque) -> tuple[str, Tensor]:
+    name, image = waiting.popleft()
+    return name, image.result()

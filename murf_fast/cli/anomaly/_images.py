@@ -1,0 +1,114 @@
+"""The image files that the commands are given, by themselves and in folders."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from murf_fast import _pillow
+from murf_fast.anomaly.datasets import SUFFIXES
+from murf_fast.anomaly.detector import MultiResolutionDetector
+from murf_fast.cli.demo.run import MOST_PATCHES
+
+LISTED = 20  # broken files that are printed; files of scores hold all
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image and the name of what is written for it: its path below the folder that was given, without suffix."""
+
+    path: Path
+    name: Path
+
+
+def find(given: Sequence[Path], console: Console) -> list[ImageFile]:
+    """The images of files and folders, subfolders too. Hidden files are no images, nor is what has another suffix.
+
+    Raises:
+        ValueError: A path is not there, or none of them is or holds an image.
+    """
+    found, others = [], 0
+    for path in given:
+        if not path.is_dir():
+            path.stat()
+            found.append((path, Path(path.name)))
+            continue
+        inside = sorted(p for p in path.rglob("*") if not p.is_dir())
+        images = [p for p in inside if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(path))]
+        others += len(inside) - len(images)
+        # Of several folders each keeps its name, so that equal names in them stay apart.
+        above = Path(path.resolve().name) if len(given) > 1 else Path()
+        found += [(p, above / p.relative_to(path)) for p in images]
+    if not found:
+        raise ValueError(f"{', '.join(map(shown, given))} holds no image ({', '.join(SUFFIXES)})")
+    if others:
+        console.print(f"{others} other files are left alone", markup=False)
+    return _named(found)
+
+
+def readable(files: list[ImageFile], skip_broken: bool, *, decode: bool) -> tuple[list[ImageFile], dict[Path, str]]:
+    """Those that can be decoded (by their headers, opened), and what is wrong with the others. All are tried at once.
+
+    Raises:
+        ValueError: Files are broken and not skipped, or all are; the message names them.
+    """
+    surveyed = zip(files, _pillow.survey([file.path for file in files], decode=decode), strict=True)
+    broken = {file.path: str(found) for file, found in surveyed if isinstance(found, Exception)}
+    if broken:
+        lines = list(broken.values())[:LISTED]
+        more = [f"and {len(broken) - LISTED} more"] if len(broken) > LISTED else []
+        text = "\n".join(shown(line) for line in (*lines, *more))
+        if not skip_broken or len(broken) == len(files):
+            advice = "" if skip_broken else "; --skip-broken leaves them out"
+            raise ValueError(f"{len(broken)} of {len(files)} images cannot be read{advice}:\n{text}")
+    return [file for file in files if file.path not in broken], broken
+
+
+def tell_skipped(broken: dict[Path, str], console: Console) -> None:
+    """The list at the end."""
+    if broken:
+        console.print(f"{len(broken)} images were skipped:", markup=False)
+        for reason in list(broken.values())[:LISTED]:
+            console.print(f"  {shown(reason)}", markup=False, soft_wrap=True)
+        if len(broken) > LISTED:
+            console.print(f"  and {len(broken) - LISTED} more", markup=False)
+
+
+def grids(detector: MultiResolutionDetector, files: Iterable[ImageFile]) -> list[list[tuple[int, int]]]:
+    """The patches of every image at every scale, by the headers; raises where one would run for very long."""
+    found = []
+    for file in files:
+        of_image = detector.grids(_pillow.size(file.path), shown(file.path))
+        most = max(math.prod(grid) for grid in of_image)
+        if most > MOST_PATCHES:
+            raise ValueError(
+                f"{shown(file.path)} has {most:,} patches at the largest scale, more than {MOST_PATCHES:,}; make the "
+                "banks with fewer --pixels or smaller --scales"
+            )
+        found.append(of_image)
+    return found
+
+
+def shown(path: object) -> str:
+    """A path or a message as text that every terminal prints: bytes of a name that are no text are escaped."""
+    return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _named(found: list[tuple[Path, Path]]) -> list[ImageFile]:
+    """Names without suffixes where these do not tell files apart. The same file given twice is one image."""
+    found = list(dict.fromkeys(found))
+    count = Counter(name.with_suffix("") for _, name in found)
+    files = [ImageFile(p, name.with_suffix("") if count[name.with_suffix("")] == 1 else name) for p, name in found]
+    twice = [name for name, n in Counter(file.name for file in files).items() if n > 1]
+    if twice:
+        raise ValueError(f"two images have the name {shown(twice[0])}; give their folders instead")
+    return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
