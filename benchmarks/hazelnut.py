@@ -1,6 +1,6 @@
 """Does fusing scales find defects better than one scale? The detector on one category of a data set.
 
-    python benchmarks/hazelnut.py DATA WEIGHTS [--pixels 262144,1e6] [--out FOLDER]
+    python benchmarks/hazelnut.py DATA WEIGHTS [--pixels 262144] [--out FOLDER]
 
 DATA and WEIGHTS are as for `murf-fast anomaly evaluate`. Prints AU-PRO and AU-ROC up to a false-positive rate of 0.05,
 and the image AUROC, of every scale by itself and of the fusion, from the same banks.
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("weights")
-    parser.add_argument("--pixels", default="262144,1e6", help="sizes that images are brought to; one table for each")
+    parser.add_argument("--pixels", default="262144", help="sizes that images are brought to; one table for each")
     parser.add_argument("--scales", default="0.3,0.4,0.5,0.6,0.7")
     parser.add_argument("--layers", default="7,9,11")
     parser.add_argument("--out", type=Path, help="folder for README.md and scores.json")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable
@@ -19,7 +21,7 @@ from rich.table import Table
 
 from murf_fast.anomaly._fingerprint import fingerprint
 from murf_fast.anomaly.datasets import Category, categories
-from murf_fast.anomaly.detector import MultiResolutionDetector
+from murf_fast.anomaly.detector import HELD_OUT, MultiResolutionDetector
 from murf_fast.anomaly.evaluation import MEASURES, Scored, check_files
 from murf_fast.anomaly.scoring import rules_of
 from murf_fast.anomaly.subsets import ALL, Subset, subsets_of
@@ -92,31 +94,37 @@ def run(plan: Plan, console: Console) -> dict:
 def _category(
     plan: Plan, category: Category, detector: MultiResolutionDetector, subsets: dict[str, Subset], bar: Progress
 ) -> dict:
-    """Fits and scores one category. Its banks are its own; those of an earlier run are taken as they are."""
-    seconds, task = {}, bar.add_task(f"{category.name}: fit", total=len(category.train))
+    """Fits and scores one category. Banks that an earlier run kept are taken as they are."""
+    task = bar.add_task(f"{category.name}: fit", total=len(category.train))
     kept = plan.out / BANKS / category.name
     made_of, start = kept.with_name(f"{category.name}.json"), time.perf_counter()
-    if made_of.exists() and _read(made_of) == {"images": _identity(category.train)}:
-        detector = MultiResolutionDetector.load(kept, detector.encoder)
-    else:
-        made_of.unlink(missing_ok=True)
-        # Held out are images for the colours of `score`, which takes banks that are kept.
-        place = {"folder": kept, "overwrite": True} if plan.keep_banks else {"held_out": 0}
-        advance = {"batch": plan.batch, "progress": lambda done, _: bar.update(task, completed=done)}
-        detector.fit(iter(category.train), **place, **advance)
-        if plan.keep_banks:
-            _write(made_of, {"images": _identity(category.train)})
-    seconds["fit"], start = time.perf_counter() - start, time.perf_counter()
-    bar.reset(task, description=f"{category.name}: score", total=len(category.test))
     advance = {"batch": plan.batch, "progress": lambda done, _: bar.update(task, completed=done)}
-    scored = Scored(detector, category.test, **advance)
-    seconds["score"], start = time.perf_counter() - start, time.perf_counter()
+    is_there = made_of.exists() and _read(made_of) == {"images": _identity(category.train)}
+    try:
+        if is_there:
+            detector = MultiResolutionDetector.load(kept, detector.encoder)
+        else:
+            made_of.unlink(missing_ok=True)
+            # Held out are images for the colours of `score`, which takes banks that are kept.
+            held_out = HELD_OUT if plan.keep_banks else 0
+            detector.fit(iter(category.train), folder=kept, overwrite=True, held_out=held_out, **advance)
+            if plan.keep_banks:
+                _write(made_of, {"images": _identity(category.train)})
+        fitted = time.perf_counter()
+        bar.reset(task, description=f"{category.name}: score", total=len(category.test))
+        scored = Scored(detector, category.test, **advance)
+    finally:
+        if not is_there and not plan.keep_banks:
+            shutil.rmtree(kept, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others are kept in it
+                kept.parent.rmdir()
+    searched = time.perf_counter()
     bar.reset(task, description=f"{category.name}: measure", total=len(subsets))
     measures = {}
     for name, subset in subsets.items():
         measures[name] = scored.measures(subset, plan.out)
         bar.advance(task)
-    seconds["measure"] = time.perf_counter() - start
+    seconds = {"fit": fitted - start, "score": searched - fitted, "measure": time.perf_counter() - searched}
     if plan.heat_maps:
         draw(scored, subsets[ALL], measures[ALL]["F1 threshold"], plan.out / HEAT_MAPS / category.name)
     bar.update(task, description=f"{category.name}: done")
