@@ -68,7 +68,7 @@ def size_of(image: object, name: str = "an image") -> tuple[int, int] | None:
         return image.height, image.width
     if isinstance(image, np.ndarray):
         fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in CHANNELS)
-        if not fits or image.size == 0 or image.dtype.type not in ARRAYS:
+        if not fits or image.size == 0 or image.dtype.newbyteorder("=") not in ARRAYS:
             raise ValueError(
                 f"{WHAT}: {name} must be (H, W, 3), (H, W, 4) or (H, W), uint8, uint16 or floating point, got "
                 f"{image.dtype} {image.shape}"

@@ -20,10 +20,14 @@ LISTED = 20  # broken files that are printed; files of scores hold all
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image and the name of what is written for it: its path below the folder that was given, without suffix."""
+    """An image and the name of what is written for it: its path below the folder that was given, without suffix.
+
+    ``folders`` are the names of that folder and of those below it; of a file that was given, of the one it is in.
+    """
 
     path: Path
     name: Path
+    folders: tuple[str, ...]
 
 
 def find(given: Sequence[Path], console: Console) -> list[ImageFile]:
@@ -36,14 +40,16 @@ def find(given: Sequence[Path], console: Console) -> list[ImageFile]:
     for path in given:
         if not path.is_dir():
             path.stat()
-            found.append((path, Path(path.name)))
+            found.append((path, Path(path.name), (path.resolve().parent.name,)))
             continue
         inside = sorted(p for p in path.rglob("*") if not p.is_dir())
         images = [p for p in inside if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(path))]
         others += len(inside) - len(images)
         # Of several folders each keeps its name, so that equal names in them stay apart.
-        above = Path(path.resolve().name) if len(given) > 1 else Path()
-        found += [(p, above / p.relative_to(path)) for p in images]
+        own = path.resolve().name
+        above = Path(own) if len(given) > 1 else Path()
+        below = [p.relative_to(path) for p in images]
+        found += [(p, above / b, (own, *b.parent.parts)) for p, b in zip(images, below, strict=True)]
     if not found:
         raise ValueError(f"{', '.join(map(shown, given))} holds no image ({', '.join(SUFFIXES)})")
     if others:
@@ -99,11 +105,11 @@ def shown(path: object) -> str:
     return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _named(found: list[tuple[Path, Path]]) -> list[ImageFile]:
+def _named(found: list[tuple[Path, Path, tuple[str, ...]]]) -> list[ImageFile]:
     """Names without suffixes where these do not tell files apart. The same file given twice is one image."""
     found = list(dict.fromkeys(found))
-    count = Counter(name.with_suffix("") for _, name in found)
-    files = [ImageFile(p, name.with_suffix("") if count[name.with_suffix("")] == 1 else name) for p, name in found]
+    count = Counter(name.with_suffix("") for _, name, _ in found)
+    files = [ImageFile(p, n.with_suffix("") if count[n.with_suffix("")] == 1 else n, own) for p, n, own in found]
     twice = [name for name, n in Counter(file.name for file in files).items() if n > 1]
     if twice:
         raise ValueError(f"two images have the name {shown(twice[0])}; give their folders instead")

@@ -24,8 +24,7 @@ class Separation:
 
 def is_defective(file: ImageFile) -> bool:
     """By the folders that a file lies in: ``good``, ``normal`` and ``ok`` hold good ones, all others defects."""
-    folders = (*file.name.parent.parts, file.path.resolve().parent.name)
-    return not any(folder.lower() in GOOD for folder in folders)
+    return not any(folder.lower() in GOOD for folder in file.folders)
 
 
 def labels(files: Sequence[ImageFile]) -> list[bool]:
@@ -47,5 +46,6 @@ def separation(scores: Sequence[float], defective: Sequence[bool]) -> Separation
     taken = scores[None] >= thresholds[:, None]
     f1 = 2 * (taken & defective).sum(1) / (taken.sum(1) + defective.sum())
     best = int(f1.argmax())
-    auroc = au_roc([scores[None]], [defective[None]])
+    # Equal scores rank nothing: as good as chance.
+    auroc = 0.5 if thresholds.size == 1 else au_roc([scores[None]], [defective[None]])
     return Separation(float(auroc), float(f1[best]), float(thresholds[best]))

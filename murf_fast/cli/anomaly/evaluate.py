@@ -67,7 +67,7 @@ def run(plan: Plan, console: Console) -> dict:
     _settle(plan.out, detector, vit.description)
     todo = [c for c in found if not _is_done(_done(plan, c), c, subsets, plan)]
     for category in todo:
-        files = [ImageFile(path, path) for path in (*category.train, *(s.path for s in category.test))]
+        files = [ImageFile(path, path, ()) for path in (*category.train, *(s.path for s in category.test))]
         files, _ = readable(files, skip_broken=False, decode=False)
         grids(detector, files)  # before large ones are decoded
         check_files(category.test)
