@@ -114,7 +114,7 @@ def score(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="Folder of a data set or of one category; see below.")],
+    data: Annotated[Path, typer.Argument(help="Folder of a data set, or of one category.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json; what is done in it is not done again.")],
     weights: Weights = None,
     scales: Annotated[str, typer.Option(help="Factors of the image's size.")] = "0.3,0.4,0.5,0.6,0.7",
