@@ -113,7 +113,16 @@ def test_weights_that_do_not_load(photos, weights, tmp_path):
         shutil.copytree(weights, folder)
         for damage in (b"", b"{}", b"\xff" * 100):
             (folder / name).write_bytes(damage)
-            refused("holds no Dinov2Model that loads", "anomaly", "fit", photos, "--out", tmp_path, "--weights", folder)
+            refused(
+                "holds no vision transformer that loads",
+                "anomaly",
+                "fit",
+                photos,
+                "--out",
+                tmp_path,
+                "--weights",
+                folder,
+            )
 
 
 def test_random_weights_are_refused(photos, tmp_path, monkeypatch):

@@ -197,7 +197,7 @@ def test_backbone_falls_back_to_seeded_random_weights(monkeypatch):
 
     monkeypatch.delenv("MURF_FAST_WEIGHTS", raising=False)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
-    monkeypatch.setattr(backbone, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(backbone, "hub_reachable", lambda: False)
     first, second = backbone.load(), backbone.load()
     assert "RANDOM" in first.description
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):

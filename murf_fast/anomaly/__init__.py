@@ -1,21 +1,32 @@
 """Training-free anomaly detection on the features of a frozen vision transformer."""
 
+from murf_fast.anomaly.datasets import Category, Sample, categories
 from murf_fast.anomaly.detector import MultiResolutionDetector
-from murf_fast.anomaly.metrics import au_pro, au_roc
+from murf_fast.anomaly.metrics import au_pro, au_roc, best_f1
 from murf_fast.anomaly.normal_range import NormalRange
+from murf_fast.anomaly.pixel_curves import PixelCurves
 from murf_fast.anomaly.result import Anomaly
 from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score
 from murf_fast.anomaly.sharded_index import ShardedIndex
+from murf_fast.anomaly.subsets import Subset, subset_scores, subsets_of
 
 __all__ = [
     "PRESETS",
     "Anomaly",
+    "Category",
     "MultiResolutionDetector",
     "NormalRange",
+    "PixelCurves",
+    "Sample",
     "ScoringRules",
     "ShardedIndex",
+    "Subset",
     "au_pro",
     "au_roc",
+    "best_f1",
+    "categories",
     "mean_top",
     "reweighted_score",
+    "subset_scores",
+    "subsets_of",
 ]

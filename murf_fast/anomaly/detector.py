@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from murf_fast import _arguments
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._coreset import coresets
-from murf_fast.anomaly._encoder import PatchAtLeast
+from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._fingerprint import fingerprint, rounded
 from murf_fast.anomaly._growing import GrowingBanks
 from murf_fast.anomaly._reading import read_ahead
@@ -32,7 +32,6 @@ from murf_fast.ops._random_projection import PROJECTIONS
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
-from murf_fast.ops.upsample_mean import upsample_mean
 
 WHAT = "MultiResolutionDetector"
 INDICES = ("exact", "coreset", "ivf")
@@ -40,7 +39,6 @@ ON_EMPTY = ("skip", "raise")
 BACKGROUNDS = ("black", "keep")
 Index = NearestIndex | IVFIndex | ShardedIndex
 HELD_OUT = 4
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +95,8 @@ class MultiResolutionDetector:
     training images.
 
     Args:
-        encoder: A frozen ViT that :class:`MultiResolutionEncoder` takes, in eval mode; or such an encoder, which then
-            decides about layers, scales and normalization.
+        encoder: A frozen ViT that :class:`MultiResolutionEncoder` takes, in eval mode, whose images are normalized as
+            its family's are; or such an encoder, which then decides about layers, scales and normalization.
         layers: 0-based blocks whose outputs are used, without the final norm.
         scales: Factors of the (prescaled) image's size.
         index: ``"exact"``: all rows. ``"coreset"``: a share of the rows of every bank, chosen by
@@ -109,7 +107,8 @@ class MultiResolutionDetector:
             as in the paper's Table 5. None: never.
         enlarge: Images of fewer are enlarged to about ``pixels``, too: the paper's protocol. Work, rows and memory
             grow as the pixels do: an image of 0.05 megapixels has a hundred times as many patches at 5.
-        rules: ``"mrf-ad"``, ``"patchcore"``, ``"anomaly-dino"`` or :class:`ScoringRules`.
+        rules: A name in ``PRESETS`` (``"mrf-ad"``, ``"mrf-max"``, ``"patchcore"``, ``"anomaly-dino"``, ``"superad"``)
+            or :class:`ScoringRules`.
         coreset: Share of the rows that a coreset keeps.
         projection: ``"sparse"`` or ``"linear"``: rows of coresets are chosen by distances of random projections, see
             :func:`k_center_greedy`. Not saved: coresets are.
@@ -173,10 +172,11 @@ class MultiResolutionDetector:
         if not isinstance(encoder, MultiResolutionEncoder):
             _resolutions.checked_scales(WHAT, scales)
             kind = PatchAtLeast if on_empty == "skip" else MultiResolutionEncoder
-            encoder = kind(encoder, scales=scales, layers=layers, norm=False, **IMAGENET)
+            encoder = kind(encoder, scales=scales, layers=layers, norm=False, **normalization_of(encoder))
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
         self.on_empty, self.enlarge, self.projection = on_empty, enlarge, projection
+        self._weights = rules.bank_weights(self._count_of_scales(), len(encoder.layers))
         self.banks_: list[Tensor] = []
         self.images_ = 0
         self.normal_: NormalRange | None = None
@@ -419,8 +419,8 @@ class MultiResolutionDetector:
         looked, of_image = self._of_one(image)
         maps, weighted = self._searched(of_image)
         n = len(self.encoder.layers)
-        parts = [slice(i, i + n) for i in range(0, len(maps), n)]
-        return [self._anomaly(looked.size, maps[part], weighted[part]) for part in (*parts, slice(None))]
+        parts = [range(i, i + n) for i in range(0, len(maps), n)]
+        return [self._anomaly(looked.size, maps, weighted, banks) for banks in (*parts, None)]
 
     def grids(self, size: tuple[int, int], name: str = "an image") -> list[tuple[int, int]]:
         """Patches (rows, columns) per resolution of an image of ``size`` (height, width); a ValueError where none."""
@@ -592,25 +592,33 @@ class MultiResolutionDetector:
                 continue
             found, nearest = self._search(index, patches.rows)
             distances = patches.rows.new_zeros(patches.grid[0] * patches.grid[1], dtype=torch.float32)
-            distances[slice(None) if patches.kept is None else patches.kept] = found.mean(1).float()
+            distances[slice(None) if patches.kept is None else patches.kept] = self.rules.of_neighbors(found).float()
             maps.append(distances.view(1, 1, *patches.grid))
             reweighted = self.rules.image_score == "reweighted"
             weighted.append(reweighted_score(patches.rows, found[:, 0], nearest[:, 0], index) if reweighted else 0.0)
         return maps, weighted
 
-    def _anomaly(self, size: tuple[int, int], maps: list[Tensor | None], weighted: list[float]) -> Anomaly:
-        rules = self.rules
-        weighted = [w for w, m in zip(weighted, maps, strict=True) if m is not None]
-        maps = [m for m in maps if m is not None]
-        if not maps:
+    def _anomaly(
+        self,
+        size: tuple[int, int],
+        maps: list[Tensor | None],
+        weighted: list[float],
+        banks: Sequence[int] | None = None,
+    ) -> Anomaly:
+        """What the banks with these indices (None: all) say of an image of ``size``, by the rules."""
+        rules, weights = self.rules, self._weights
+        banks = range(len(maps)) if banks is None else banks
+        banks = [i for i in banks if maps[i] is not None and (weights is None or weights[i])]
+        if not banks:
             return Anomaly(torch.zeros(size, dtype=torch.float32, device=self._device()), 0.0)
-        fused = upsample_mean(maps, size, mode=rules.mode)
+        maps, weights = [maps[i] for i in banks], weights and [weights[i] for i in banks]
+        fused = rules.fused(maps, size, weights)
         if rules.sigma:
             fused = gaussian_blur(fused, rules.sigma, border=rules.border)
         if rules.image_score == "reweighted":
-            return Anomaly(fused[0, 0], sum(weighted) / len(weighted))
+            return Anomaly(fused[0, 0], rules.fused_numbers([weighted[i] for i in banks], weights))
         finest = max((m.shape[2:] for m in maps), key=lambda grid: grid[0] * grid[1])
-        patches = upsample_mean(maps, tuple(finest))
+        patches = rules.fused(maps, tuple(finest), weights, mode="bilinear")
         score = float(patches.max()) if rules.image_score == "max" else mean_top(patches)
         return Anomaly(fused[0, 0], score)
 

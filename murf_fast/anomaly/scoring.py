@@ -1,7 +1,8 @@
-"""From patch distances to a map and one number: the rules of MRF-AD, PatchCore and AnomalyDINO."""
+"""From patch distances to a map and one number: the rules of MRF-AD, PatchCore, AnomalyDINO and SuperAD."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,13 @@ from torch import Tensor
 from murf_fast import _arguments
 from murf_fast.ops.gaussian_blur import BORDERS
 from murf_fast.ops.nearest_distance import METRICS, NearestIndex, nearest_distance
+from murf_fast.ops.resize import resize
+from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.tables.resize import MODES
 
 IMAGE_SCORES = ("max", "top1%", "reweighted")
+NEIGHBORS = ("mean", "kth")
+FUSIONS = ("mean", "max")
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,12 @@ class ScoringRules:
 
     Attributes:
         metric: As for :func:`nearest_distance`.
-        k: Neighbours whose distances are averaged.
+        k: Nearest rows that are looked at.
+        neighbors: ``"mean"`` of their k distances, or ``"kth"``: the largest of them, which single odd rows in a bank
+            do not move.
+        fusion: ``"mean"`` of the maps of all banks, or ``"max"``: in every pixel the largest of them.
+        scale_weights, layer_weights: For ``fusion="mean"``, one number per scale and per layer of the detector. A bank
+            weighs the product of the two, relative to all; None: all alike.
         mode: Interpolation from the patches to the image.
         sigma: Gaussian smoothing of the map in pixels; 0 for none.
         border: As for :func:`gaussian_blur`.
@@ -31,7 +41,7 @@ class ScoringRules:
     Raises:
         TypeError, ValueError: An attribute is wrong; the message names it.
 
-    Source: MRF-AD section 4, PatchCore, AnomalyDINO: the entries of ``PRESETS``.
+    Source: MRF-AD section 4, PatchCore, AnomalyDINO, SuperAD: the entries of ``PRESETS``.
     """
 
     metric: str = "l2"
@@ -40,6 +50,10 @@ class ScoringRules:
     sigma: float = 0.0
     border: str = "symmetric"
     image_score: str = "max"
+    neighbors: str = "mean"
+    fusion: str = "mean"
+    scale_weights: tuple[float, ...] | None = None
+    layer_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         what = "ScoringRules"
@@ -47,6 +61,10 @@ class ScoringRules:
         _arguments.choice(what, "image_score", self.image_score, IMAGE_SCORES)
         _arguments.choice(what, "mode", self.mode, MODES)
         _arguments.choice(what, "border", self.border, BORDERS)
+        _arguments.choice(what, "neighbors", self.neighbors, NEIGHBORS)
+        _arguments.choice(what, "fusion", self.fusion, FUSIONS)
+        for name in ("scale_weights", "layer_weights"):
+            object.__setattr__(self, name, self._weights(name))
         sigma = _arguments.number(what, "sigma", self.sigma)
         if not 0 <= sigma < 1e6:
             raise ValueError(f"murf_fast.{what}: `sigma` must be a number of pixels, 0 or more, got {self.sigma!r}")
@@ -54,11 +72,67 @@ class ScoringRules:
         object.__setattr__(self, "k", _arguments.integer(what, "k", self.k, 1))
         object.__setattr__(self, "sigma", sigma)
 
+    def _weights(self, name: str) -> tuple[float, ...] | None:
+        given = getattr(self, name)
+        if given is None:
+            return None
+        if self.fusion == "max":
+            raise ValueError(f'murf_fast.ScoringRules: `{name}` must be None for fusion="max", got {given!r}')
+        weights = tuple(_arguments.numbers("ScoringRules", name, given))
+        if not weights or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+            raise ValueError(f"murf_fast.ScoringRules: `{name}` must be 0 or more, and not all 0, got {given!r}")
+        return weights
+
+    def of_neighbors(self, distances: Tensor) -> Tensor:
+        """(Q,): what a patch scores, by the distances (Q, k) of its nearest rows, the nearest first."""
+        return distances.mean(1) if self.neighbors == "mean" else distances[:, -1]
+
+    def bank_weights(self, scales: int, layers: int) -> list[float] | None:
+        """One weight per bank, layers fastest; None where all are alike.
+
+        Raises:
+            ValueError: There are not as many weights as scales or layers.
+        """
+        if self.scale_weights is None and self.layer_weights is None:
+            return None
+        factors = []
+        for name, count in (("scale_weights", scales), ("layer_weights", layers)):
+            weights = getattr(self, name) or (1.0,) * count
+            if len(weights) != count:
+                raise ValueError(
+                    f"murf_fast.MultiResolutionDetector: `rules.{name}` must be {count} numbers, one for each of the "
+                    f"detector's, got {weights}"
+                )
+            factors.append(weights)
+        return [of_scale * of_layer for of_scale in factors[0] for of_layer in factors[1]]
+
+    def fused(
+        self, maps: Sequence[Tensor], size: tuple[int, int], weights: Sequence[float] | None, mode: str | None = None
+    ) -> Tensor:
+        """(1, 1, height, width): the maps (1, 1, h, w) of banks brought to one size, by ``mode``, and fused."""
+        mode = mode or self.mode
+        if self.fusion == "mean":
+            return upsample_mean(maps, size, weights, mode=mode)
+        largest = resize(maps[0], size, mode=mode)
+        for other in maps[1:]:
+            torch.maximum(largest, resize(other, size, mode=mode), out=largest)
+        return largest
+
+    def fused_numbers(self, numbers: Sequence[float], weights: Sequence[float] | None) -> float:
+        """The same of one number per bank."""
+        if self.fusion == "max":
+            return max(numbers)
+        weights = weights or [1.0] * len(numbers)
+        return sum(w * n for w, n in zip(weights, numbers, strict=True)) / sum(weights)
+
 
 PRESETS = {
     "mrf-ad": ScoringRules(),
+    "mrf-max": ScoringRules(fusion="max"),
     "patchcore": ScoringRules(mode="nearest", sigma=4.0, border="reflect", image_score="reweighted"),
     "anomaly-dino": ScoringRules(metric="cosine", sigma=4.0, image_score="top1%"),
+    # Its map is not smoothed where it is handed in at the image's size; it says no score of an image.
+    "superad": ScoringRules(metric="cosine", image_score="top1%"),
 }
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from murf_fast import _pillow
+from murf_fast.anomaly.datasets import SUFFIXES
 from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.cli.demo.run import MOST_PATCHES
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 LISTED = 20  # broken files that are printed; files of scores hold all
 
 

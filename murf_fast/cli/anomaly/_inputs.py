@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from murf_fast.cli.demo import backbone
+from murf_fast.cli.anomaly.weights import Weights, load
 
 
-def encoder(weights: Path | None) -> backbone.Backbone:
-    found = backbone.load(weights)
-    if found.is_random:
-        raise ValueError("no weights named or reachable, and random ones find no anomaly: name a folder by --weights")
-    return found
+def encoder(weights: str | None) -> Weights:
+    return load(weights)
 
 
 def device_of(name: str) -> torch.device:

@@ -22,7 +22,7 @@ class Job:
 
     images: list[Path]
     out: Path
-    weights: Path | None
+    weights: str | None
     device: str
     batch: int | None
     skip_broken: bool
@@ -42,7 +42,8 @@ def fit(job: Job, layers: list[int], scales: list[float], options: dict, console
     device = device_of(job.device)
     vit = encoder(job.weights)
     console.print(vit.description, markup=False)
-    detector = MultiResolutionDetector(vit.model.to(device), layers, scales, **options)
+    vit.model.to(device)
+    detector = MultiResolutionDetector(vit.encoder(layers, scales), **options)
     grids(detector, files)  # before large ones are decoded
     files, damaged = readable(files, job.skip_broken, decode=True)
     broken |= damaged

@@ -33,7 +33,7 @@ class Job:
     scores: list[Path]
     maps: Path | None
     map_type: str
-    weights: Path | None
+    weights: str | None
     device: str
     batch: int | None
     vmax: float | None
@@ -51,8 +51,8 @@ def score(job: Job, console: Console) -> None:
     if job.labelled:
         labels(files)
     vit = encoder(job.weights)
-    model = vit.model.to(device_of(job.device))
-    detector = MultiResolutionDetector.load(job.bank, model, any_precision=job.any_precision)
+    vit.model.to(device_of(job.device))
+    detector = MultiResolutionDetector.load(job.bank, vit.encoder_of(job.bank), any_precision=job.any_precision)
     grids(detector, files)  # before large ones are decoded
     files, damaged = readable(files, job.skip_broken, decode=True)
     broken |= damaged

@@ -58,7 +58,7 @@ def load(weights: Path | None = None) -> Backbone:
         return _described(_pretrained(HUB_NAME, local_files_only=True), f"{HUB_NAME} from the local Hugging Face cache")
     except OSError:
         pass
-    if _hub_reachable():
+    if hub_reachable():
         # Read by huggingface_hub for every request; a stalled download must not stall the demo.
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
         try:
@@ -90,7 +90,7 @@ def _random() -> torch.nn.Module:
         )
 
 
-def _hub_reachable() -> bool:
+def hub_reachable() -> bool:
     """Whether the hub's host answers within seconds. In a thread, as name resolution knows no timeout."""
     if constants.HF_HUB_OFFLINE:
         return False
