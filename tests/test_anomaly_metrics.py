@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from murf_fast.anomaly import au_pro, au_roc
+from murf_fast.anomaly import PixelCurves, _background, au_pro, au_roc, best_f1
 
 pytest.importorskip("scipy")
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,6 +36,131 @@ def by_every_threshold(scores, masks, limit, by_region):
         end = min(x1, limit)
         area += (end - x0) * (y0 + y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
     return area / limit
+
+
+def hashed(shape, seed, levels=2**24):
+    """Scores in 0..1 of integer arithmetic alone, the same with every version of numpy."""
+    n = np.arange(np.prod(shape), dtype=np.uint64) + np.uint64(7919 * seed)
+    n = (n * np.uint64(2654435761) ^ (n * np.uint64(2246822519) >> np.uint64(13))) % np.uint64(2**32)
+    return (n % np.uint64(levels) / np.float64(levels)).astype(np.float32).reshape(shape)
+
+
+def drawn(kind):
+    """Maps and masks: continuous, of few levels, of half precision or of several dtypes; one image is all defect."""
+    shapes = [(1, 1), (1, 2)] if kind == "tiny" else [(13, 17), (1, 40), (31, 5), (7, 7)]
+    scores = [hashed(shape, i, 5 if kind == "tied" else 2**24) for i, shape in enumerate(shapes)]
+    masks = [(hashed(shape, 90 + i) < 0.3).astype(np.uint8) for i, shape in enumerate(shapes)]
+    masks[0][:], masks[-1][0, 0], masks[-1][-1, -1] = 1, 1, 0
+    if kind == "half":
+        scores = [s.astype(np.float16) for s in scores]
+    elif kind == "mixed":
+        scores = [s.astype(np.float64) + 1e-9 if i % 2 else s for i, s in enumerate(scores)]
+    return scores, masks
+
+
+# What 0.1.0 returned, which held all maps: au_pro(0.05), au_pro(0.3), au_roc(0.05), au_roc(1).
+BEFORE = {
+    "random": ("0x1.6615cd1750e0ep-6", "0x1.54c96d060480bp-4", "0x1.5673d45aa630cp-6", "0x1.2f312f81c33b3p-1"),
+    "tied": ("0x1.5f286040b9621p-6", "0x1.04c99a3604adep-3", "0x1.db52bd2ee0488p-6", "0x1.0b60dc3e727c8p-1"),
+    "half": ("0x1.65ba8ea0ce400p-6", "0x1.54a9be7233970p-4", "0x1.5318574ab39ebp-6", "0x1.2f2a7887a3562p-1"),
+    "mixed": ("0x1.6615cd1750e0ep-6", "0x1.54c96d060480bp-4", "0x1.5673d45aa630cp-6", "0x1.2f312f81c33b3p-1"),
+    "tiny": ("0x1.0000000000000p-1", "0x1.0000000000000p-1", "0x1.0000000000000p-1", "0x1.0000000000000p-1"),
+}
+
+
+@pytest.mark.parametrize("kind", BEFORE)
+@pytest.mark.parametrize("run", [_background.RUN, 23])
+def test_every_way_through_gives_the_same_bits(kind, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(_background, "RUN", run)
+    scores, masks = drawn(kind)
+    for i, (s, m) in enumerate(zip(scores, masks, strict=True)):
+        np.save(tmp_path / f"score{i}.npy", s)
+        np.save(tmp_path / f"mask{i}.npy", m)
+    paths = [[tmp_path / f"{name}{i}.npy" for i in range(len(scores))] for name in ("score", "mask")]
+    want = [float.fromhex(x) for x in BEFORE[kind]]
+    inputs = {
+        "again": lambda: (scores, masks),
+        "once": lambda: (iter(scores), iter(masks)),
+        "masks again": lambda: (iter(scores), masks),
+        "paths": lambda: paths,
+    }
+    for name, given_as in inputs.items():
+        got = [f(*given_as(), limit) for f, limit in ((au_pro, 0.05), (au_pro, 0.3), (au_roc, 0.05), (au_roc, 1.0))]
+        assert got == want, name
+        assert best_f1(*given_as()) == best_f1(scores, masks), name
+    for memory in (0, 200, 1 << 20):
+        curves = PixelCurves(memory=memory, folder=tmp_path)
+        for s, m in zip(scores, masks, strict=True):
+            assert curves.update(torch.from_numpy(s), m) is curves
+        assert [curves.au_pro(), curves.au_pro(0.3), curves.au_roc(0.05), curves.au_roc()] == want
+        assert curves.best_f1() == best_f1(scores, masks)
+
+
+def test_curves_may_be_read_between_updates():
+    scores, masks = drawn("random")
+    curves = PixelCurves(memory=64)
+    for n, (s, m) in enumerate(zip(scores, masks, strict=True), 1):
+        curves.update(s, m)
+        if n > 1:
+            assert curves.au_pro(0.3) == au_pro(scores[:n], masks[:n], 0.3)
+            assert curves.au_roc() == au_roc(scores[:n], masks[:n])
+
+
+@pytest.mark.parametrize("kind", BEFORE)
+def test_best_f1_equals_the_definition(kind):
+    scores, masks = drawn(kind)
+    s = np.concatenate([s.astype(np.float64).ravel() for s in scores])
+    defect = np.concatenate([m.ravel() for m in masks]) != 0
+    levels = np.unique(s)[::-1]
+    f1 = [2 * (defect & (s >= t)).sum() / ((s >= t).sum() + defect.sum()) for t in levels]
+    assert best_f1(scores, masks) == (max(f1), levels[int(np.argmax(f1))])
+
+
+def test_scores_of_images():
+    scores, labels = [0.1, 0.7, 0.4, 0.9, 0.5], [0, 1, 0, 1, 1]
+    pixels = [[np.array([[s]], dtype=np.float64) for s in scores], [np.array([[n]]) for n in labels]]
+    for s, n in ((scores, labels), (np.array(scores), np.array(labels, dtype=bool)), (torch.tensor(scores), labels)):
+        assert best_f1(s, n) == (1.0, pytest.approx(0.5))
+        assert au_roc(s, n) == au_roc(*pixels) == 1.0
+    assert best_f1(scores, [1, 0, 0, 1, 1]) == (0.75, 0.1)
+    for bad in (labels[:3], [np.zeros((1, 1))] * 5, 3):
+        with pytest.raises(ValueError, match="`masks` must have one label per score, 5, got"):
+            best_f1(scores, bad)
+    with pytest.raises(TypeError, match=r"`scores\[0\]` must be a floating-point"):
+        au_pro(torch.tensor(scores), labels)
+
+
+def test_memory_is_not_that_of_the_maps(monkeypatch):
+    """16 MB of maps that are made one by one: an eighth of that is held at most."""
+    monkeypatch.setattr(_background, "RUN", 1 << 16)
+    mask = np.arange(256 * 256).reshape(256, 256) % 4099 == 0
+
+    class Maps:
+        def __iter__(self):
+            return (np.linspace(0, 1 + i, mask.size, dtype=np.float32).reshape(mask.shape) for i in range(64))
+
+    au_roc([GOOD], [MASK])  # what numpy imports late
+    tracemalloc.start()
+    try:
+        curves = PixelCurves(regions=False, memory=1 << 18)
+        for scores in Maps():
+            curves.update(scores, mask)
+        assert curves.au_roc(0.1) == au_roc(Maps(), [mask] * 64, 0.1)
+        assert tracemalloc.get_traced_memory()[1] < 64 * mask.size * 4 / 8
+    finally:
+        tracemalloc.stop()
+
+
+def test_masks_that_change_between_the_passes():
+    class Fading:
+        def __init__(self):
+            self.masks = [GOOD > 5, MASK]
+
+        def __iter__(self):
+            return iter([self.masks.pop()])
+
+    with pytest.raises(ValueError, match="the same pixels each time they are iterated, got 9 without defect, then 6"):
+        au_roc([GOOD], Fading())
 
 
 @given(

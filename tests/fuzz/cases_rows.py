@@ -227,7 +227,7 @@ def k_center_greedy(d: Draw) -> list[Comparison]:
 
 
 def au_curves(d: Draw) -> list[Comparison]:
-    """``anomaly.metrics.au_pro`` and ``au_roc``: every score as a threshold."""
+    """``anomaly.metrics.au_pro``, ``au_roc`` and ``best_f1``: every score as a threshold."""
     from murf_fast.anomaly import metrics
 
     if d.interpreted:
@@ -261,6 +261,12 @@ def au_curves(d: Draw) -> list[Comparison]:
         got = d.change(got[None])[0] if d.change else got
         want = torch.tensor(_area(maps, masks, limit, name == "au_pro"), dtype=torch.float64)
         checks.append(derived(name, got, want, 64 * len(scores) * unit(torch.float64), torch.float64))
+    got = torch.tensor(metrics.best_f1(iter(given), masks), dtype=torch.float64)
+    got = d.change(got) if d.change else got
+    found = scores[None] >= scores[:, None]  # by threshold
+    f1 = 2 * (found & every).sum(1) / (found.sum(1) + every.sum()).double()
+    want = torch.stack([f1.max(), scores[f1 == f1.max()].max()])
+    checks.append(derived("best_f1", got, want, unit(torch.float64), torch.float64))
     return checks
 
 
