@@ -12,8 +12,8 @@ from pathlib import Path
 
 # What each architecture is asked for: one dtype in whole, and products, whose instructions and tiles are its own, in
 # others, too; the half dtypes differ by a conversion. What the launches take comes in whole, and is compiled anyway.
-LAUNCHED = ("90:float32", "90:bfloat16")
-WHOLE = (*LAUNCHED, "80:float16:recorded", "100:bfloat16:recorded")
+LAUNCHED = ("90:float32",)
+WHOLE = (*LAUNCHED, "90:bfloat16:recorded", "80:float16:recorded", "100:bfloat16:recorded")
 PRODUCTS = ("80:float32", "90:float32:tf32", "100:float32", "89:float16", "120:float16")
 REQUESTS = (*WHOLE, *(f"{request}:products:recorded" for request in PRODUCTS))
 # What a line of triton_compile_all.py says of who asked.

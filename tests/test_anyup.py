@@ -276,13 +276,14 @@ def test_empty_batch():
         assert seeded(AnyUp(32))(draw(0, 3, 9, 9), draw(0, 6, 2, 3)).shape == (0, 6, 9, 9)
 
 
-@pytest.mark.parametrize("grad", [False, True])
-def test_compile(grad):
+@pytest.mark.parametrize(("grad", "compiler"), [(False, "inductor"), (True, "aot_eager")])
+def test_compile(grad, compiler):
+    """With gradients up to what inductor is handed, a graph of forward and backward: it is slow, and torch's own."""
     model = seeded(AnyUp(32))
     image, features = draw(1, 3, 20, 31), draw(1, 6, 3, 4)
     torch.compiler.reset()
     with torch.set_grad_enabled(grad):
-        result = torch.compile(model, fullgraph=True)(image, features)
+        result = torch.compile(model, fullgraph=True, backend=compiler)(image, features)
     with torch.no_grad():
         same = plain(model, image, features)
         assert_within_budget(result, plain(model.double(), image.double(), features.double()), same)

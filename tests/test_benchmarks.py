@@ -224,7 +224,7 @@ def test_report_is_written_and_fills_the_readme(results, tmp_path):
     gpu["machine"].update(device="Some GPU", driver="1.2")
     gpu["failed"] = ["upsample_argmax: it broke"]
     report.write(gpu, tmp_path / "gpu-some-gpu")
-    assert (tmp_path / "cpu-some-cpu" / "speedup.png").stat().st_size > 5000
+    assert (tmp_path / "cpu-some-cpu" / "speedup.png").stat().st_size > 3000
     assert "**missed**" in (tmp_path / "cpu-some-cpu" / "README.md").read_text()
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- GPU:BEGIN -->\nold\n<!-- GPU:END -->\nb\n<!-- BENCH:BEGIN -->\n<!-- BENCH:END -->\nc\n")
@@ -261,13 +261,9 @@ def test_refused_cases_stay_in_the_report():
 
 
 def test_status_is_that_of_the_registry():
-    root = BENCHMARKS.parent
-    assert (root / "STATUS.md").read_text() == status.page(report.verdicts), (
-        "python benchmarks/report.py --status STATUS.md"
-    )
-    assert all(
-        f"| `{op}` |" in status.page(report.verdicts) for op in murf_fast.ops.__all__ if op in registry.smallest_calls()
-    )
+    page, measured = status.page(report.verdicts), registry.smallest_calls()
+    assert (BENCHMARKS.parent / "STATUS.md").read_text() == page, "python benchmarks/report.py --status STATUS.md"
+    assert all(f"| `{op}` |" in page for op in murf_fast.ops.__all__ if op in measured)
 
 
 def test_status_of_a_run(results, tmp_path):

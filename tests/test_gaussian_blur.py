@@ -74,7 +74,8 @@ def test_triton_many_taps(layout, device):
 )
 def test_golden_of_scipy_and_anomalib(key, sigma, border, allowed):
     fused = torch.from_numpy(GOLDEN["fused"])[None, None]
-    assert np.abs(gaussian_blur(fused, sigma, border=border)[0, 0].numpy() - GOLDEN[key]).max() <= allowed
+    actual = gaussian_blur(fused, sigma, border=border)[0, 0, ::3].numpy()
+    assert np.abs(actual - GOLDEN[key]).max() <= allowed
 
 
 def test_registration_and_compile():

@@ -75,7 +75,7 @@ class Segmentation:
 def test_murf_segmentation():
     s = Segmentation()
     s.golden.check(s.head(s.maps, (12, 12)), "logits_grid")
-    s.golden.check(s.head(s.maps, s.size), "logits")
+    s.golden.check(s.head(s.maps, s.size)[..., ::2, ::2], "logits")
     assert torch.equal(s.head.predict(s.maps, s.size), s.golden["argmax"])
 
 
@@ -118,7 +118,7 @@ class Depth:
                 hidden = self.golden[f"hidden{layer}.scale{scale}"]
                 self.maps.append(token_map(hidden, grid))
                 self.cls.append(hidden[:, 0])
-        self.size = tuple(self.golden["image"].shape[2:])
+        self.size = tuple(self.golden["size"].tolist())
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_dinov2_hub_depth():
     head = DepthHead.from_state_dict(golden.state_dict(keys))
     maps, cls = [golden[f"patch{i}"] for i in range(4)], [golden[f"cls{i}"] for i in range(4)]
     golden.check(head.depth_on_head_grid(maps, cls)[:, None], "depth_head_grid")
-    golden.check(head(maps, tuple(golden["image"].shape[2:]), cls)[:, None], "depth")
+    golden.check(head(maps, tuple(golden["size"].tolist()), cls)[:, None], "depth")
 
 
 GENERATOR = torch.Generator().manual_seed(5)

@@ -149,8 +149,8 @@ def test_murf_pyramid_of_the_original():
     x = torch.from_numpy(GOLDEN["image"])
     for size in (70, 126, 168):
         rows = murf_fast.image_to_patches(x, [size], 14)[0]
-        cut = torch.nn.functional.unfold(torch.from_numpy(GOLDEN[f"resized{size}"]), 14, stride=14).mT
-        assert (rows[:1] - cut).abs().max() <= 2 * 2.5e-5
+        last = torch.nn.functional.unfold(torch.from_numpy(GOLDEN[f"resized{size}"]), 14, stride=14).mT
+        assert (rows[:1, -last.shape[1] :] - last).abs().max() <= 2 * 2.5e-5
 
 
 def test_registration():

@@ -195,3 +195,12 @@ def test_bundled_files_have_their_licences():
     for file in bundled:
         assert file.name in licences
         assert file.stat().st_size < 300_000
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
+def test_what_git_tracks_stays_small():
+    """12 MB, whoever clones it: large originals belong into the folder of `originals.py`."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, timeout=60).stdout
+    sizes = {n: (ROOT / n).stat().st_size for n in names.decode().rstrip("\0").split("\0") if (ROOT / n).is_file()}
+    largest = sorted(sizes, key=sizes.get, reverse=True)[:5]
+    assert 1_000_000 < sum(sizes.values()) <= 12_000_000, [(n, sizes[n]) for n in largest]

@@ -37,7 +37,6 @@ os.environ["TRITON_LIBCUDA_PATH"] = sys.argv[1]
 library = ctypes.CDLL(f"{sys.argv[1]}/libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
 library.stand_in_value.restype = ctypes.c_uint64
 ARCHITECTURE = 90
-DTYPES = (torch.float32, torch.bfloat16)  # float16 is among the edges
 SCRATCH = 2  # parameters that Triton adds to those of a kernel: pointers to memory of its own
 FORMATS = {"fp32": ("f", "I"), "fp64": ("d", "Q"), "fp16": ("e", "H"), "i1": ("?", "B")}
 FORMATS |= {f"{sign}{bits}": (code, code.upper()) for bits, code in ((8, "b"), (16, "h"), (32, "i"), (64, "q"))
@@ -121,9 +120,7 @@ def parameters_of(kernel) -> int:
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     for name, configurations in registry.all_configurations().items():
-        for dtype in DTYPES:
-            label = f"{name}: {str(dtype).removeprefix('torch.')}"
-            yield label, lambda configurations=configurations, dtype=dtype: configurations("cpu", dtype)
+        yield name, lambda configurations=configurations: configurations("cpu", torch.float32)
     yield from CALLS.items()
 
 
