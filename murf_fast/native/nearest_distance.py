@@ -6,6 +6,7 @@ product itself is ``-d^2 / 2`` between rounded rows. csrc/level/nearest_distance
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -36,6 +37,8 @@ CANDIDATES = 128
 CELL_ENTRIES = 1 << 22
 # Beyond this share of the rows a scan of all is faster: gathered queries and small products cost half as much again.
 PAYS = 0.5
+# So many queries, at most, are asked whether it does.
+ASKED = 32
 # Beyond this, squares are near the end of float32.
 LARGEST_SQUARED_NORM = 1e36
 # Unit roundoff of a rounding to bfloat16 with room; results in float32 are covered by the bound of the sum.
@@ -140,7 +143,13 @@ def _pieces(rows: int, cells: Cells | None) -> list[slice]:
     if cells is None:
         return [slice(begin, min(begin + BANK_BLOCK, rows)) for begin in range(0, rows, BANK_BLOCK)]
     begins = cells.begins.tolist()
-    return [slice(begin, end) for begin, end in zip(begins[:-1], begins[1:], strict=True)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(begins)]
+
+
+def _even(count: int) -> int:
+    """So many rows that products have few shapes: a new one costs the matrix library as much as a small product."""
+    step = 64 if count <= 512 else 256
+    return -(-count // step) * step
 
 
 def _taken(bank: Tensor, scale: Tensor, part: slice, cells: Cells | None) -> tuple[Tensor, Tensor]:
@@ -217,14 +226,18 @@ class _Search:
             raise ValueError("murf_fast: an index for inner products has no mean")
         _check_rows("query", self.query_squares, begin)
         self.state = kernels.State(len(query), k, max(CANDIDATES, 4 * k))
+        self.pieces = _pieces(len(bank), cells)
         rows_at_a_time, queries = min(BANK_BLOCK, len(bank)), min(QUERY_BLOCK, len(query))
+        if cells is not None:
+            rows_at_a_time, queries = _even(rows_at_a_time), _even(queries)
         self.block = None if self.product_ready else empty((rows_at_a_time, self.width), dtype)
         self.product = empty((queries, rows_at_a_time), dtype)
         self.gathered = None if cells is None else empty((queries, self.width), dtype)
 
     def look(self, part: slice, error: float, square: float, numbers: Tensor | None = None) -> None:
         """Looks at rows, at most a block of them, for all queries or for those with the ``numbers``."""
-        rows, error, square = self._rows(part, error, square)
+        count = part.stop - part.start
+        rows, error, square = self._rows(part, error, square, count if numbers is None else _even(count))
         block = kernels.Block(
             first=part.start,
             rows=None if self.cells is None else self.cells.rows[part],
@@ -243,8 +256,8 @@ class _Search:
                 errors, squares, own = self.query_errors[some], self.query_squares[some], None
             else:
                 own = numbers[some]
-                taken = torch.index_select(self.prepared, 0, own, out=self.gathered[: len(own)])
-                out = _product(taken, rows, self.product)
+                torch.index_select(self.prepared, 0, own, out=self.gathered[: len(own)])
+                out = _product(self.gathered[: _even(len(own))], rows, self.product)[: len(own), :count]
                 query, state = (self.query, self.scale), self.state
                 errors, squares = self.query_errors, self.query_squares
             kernels.scan(out, block, query, errors, squares, own, bank, state, self.metric)
@@ -256,87 +269,82 @@ class _Search:
 
     def look_where_it_matters(self) -> int:
         """Looks at the cells that can hold one of the k nearest; returns at how many rows, of all queries together."""
-        squared, norms = self._to_centres()
-        first = first_cells(squared, self.cells, self.state.k)
+        total = len(self.query)
         # Evenly spaced queries say whether it pays.
-        count = min(max(len(self.query) // 32, 4), 64, len(self.query))
-        asked = torch.arange(count, dtype=torch.int64, device="cpu") * len(self.query) // count
-        some = torch.zeros(len(self.query), 1, dtype=torch.bool, device="cpu").index_fill_(0, asked, True)
-        looked = self._look_at(first & some)
-        expected = self._rows_in(self._matter(squared[asked], norms[asked], self.state.upper()[asked]))
-        if expected > PAYS * count * len(self.bank):
+        count = min(max(total // 64, 4), ASKED, total)
+        asked = torch.arange(count, dtype=torch.int64, device="cpu") * total // count
+        looked, matter = self._look_near(asked)
+        if float((matter.double() @ self.cells.begins.diff().double()).sum()) > PAYS * count * len(self.bank):
             self.state.forget()
             return looked + self.look_everywhere()
-        looked += self._look_at(first & ~some)
-        return looked + self._look_at(self._matter(squared, norms, self.state.upper()) & ~first)
+        self.state.forget()
+        everyone = torch.arange(total, dtype=torch.int64, device="cpu")
+        near, matter = self._look_near(everyone)
+        return looked + near + self._look_at(matter, everyone)
 
     def finish(self, distances: Tensor, indices: Tensor) -> None:
         kernels.finish((self.query, self.scale), (self.bank, self.bank_scale), self.state, self.metric, distances,
                        indices)  # fmt: skip
 
-    def _rows(self, part: slice, error: float, square: float) -> tuple[Tensor, float, float]:
-        """Rows for the product, with their largest error and squared norm."""
+    def _rows(self, part: slice, error: float, square: float, padded: int) -> tuple[Tensor, float, float]:
+        """Rows for the product, with their largest error and squared norm. What follows them, up to so many rows, may
+        be anything.
+        """
         if self.product_ready:
-            return self.low[part], error, square
+            return self.low[part.start : part.start + padded], error, square
         rows = self.block[: part.stop - part.start]
         if self.low.numel():
             norm, own = kernels.prepare(self.low[part], None, _empty(), rows, "bank")
         else:
             taken, scale = _taken(self.bank, self.bank_scale, part, self.cells)
             norm, own = kernels.prepare(taken, self.mean, scale, rows, "bank")
-        return rows, float(error + own.max()), float(norm.max())
+        return self.block[:padded], float(error + own.max()), float(norm.max())
 
     def _blocks(self) -> Iterator[tuple[slice, float, float]]:
-        """All rows, as many at a time as a product takes; of cells, several that lie side by side."""
-        pieces = _pieces(len(self.bank), self.cells)
-        i = 0
-        while i < len(pieces):
+        """All rows, as many at a time as a product takes; with the limits of the blocks, or cells, they lie in."""
+        pieces, i = self.pieces, 0
+        for part in _pieces(len(self.bank), None):
             end = i + 1
-            while end < len(pieces) and pieces[end].stop - pieces[i].start <= BANK_BLOCK:
+            while end < len(pieces) and pieces[end].start < part.stop:
                 end += 1
-            yield from self._parts(slice(pieces[i].start, pieces[end - 1].stop), slice(i, end))
-            i = end
+            yield part, float(self.errors[i:end].max()), float(self.squares[i:end].max())
+            i = end - 1 if pieces[end - 1].stop > part.stop else end
 
-    def _parts(self, rows: slice, blocks: slice) -> Iterator[tuple[slice, float, float]]:
-        error, square = float(self.errors[blocks].max()), float(self.squares[blocks].max())
-        for begin in range(rows.start, rows.stop, BANK_BLOCK):
-            yield slice(begin, min(begin + BANK_BLOCK, rows.stop)), error, square
-
-    def _to_centres(self) -> tuple[Tensor, Tensor]:
-        """(Q, N) squared distances to the centres, and (Q,) norms."""
-        squared = empty((len(self.query), len(self.cells.centres)), torch.float64)
-        norms = empty((len(self.query),), torch.float64)
+    def _look_near(self, numbers: Tensor) -> tuple[int, Tensor]:
+        """Looks at the nearest cells of the queries with the rising ``numbers``; returns at how many rows, of all of
+        them together, and (n, N) which other cells can hold one of the k nearest.
+        """
+        squared = empty((len(numbers), len(self.cells.centres)), torch.float64)
+        norms = empty((len(numbers),), torch.float64)
         step = max(1, ENTRIES // max(self.cells.centres.shape))
-        for begin in range(0, len(self.query), step):
-            part = slice(begin, begin + step)
-            rows = self.query[part].double()
+        parts = [slice(begin, begin + step) for begin in range(0, len(numbers), step)]
+        for part in parts:
+            rows = self.query[numbers[part]].double()
             if self.scale.numel():
-                rows = rows * self.scale[part][:, None]
+                rows = rows * self.scale[numbers[part]][:, None]
             rows = rows - self.mean.double()
             squared[part], norms[part] = squared_distances(rows, self.cells), rows.square().sum(1).sqrt()
-        return squared, norms
+        first = first_cells(squared, self.cells, self.state.k)
+        looked = self._look_at(first, numbers)
+        upper = self.state.upper()[numbers].double() * (1 + 2.0**-20)
+        for part in parts:
+            near = lower_bounds(squared[part], norms[part], self.cells) <= upper[part, None]
+            torch.logical_and(near, ~first[part], out=first[part])
+        return looked, first
 
-    def _matter(self, squared: Tensor, norms: Tensor, upper: Tensor) -> Tensor:
-        """(Q, N): whether a cell can hold a row that is as near as the k-th found so far."""
-        found = torch.empty_like(squared, dtype=torch.bool)
-        upper = upper.double() * (1 + 2.0**-20)
-        step = max(1, ENTRIES // squared.shape[1])
-        for begin in range(0, len(squared), step):
-            part = slice(begin, begin + step)
-            found[part] = lower_bounds(squared[part], norms[part], self.cells) <= upper[part, None]
-        return found
-
-    def _rows_in(self, chosen: Tensor) -> int:
-        return int((chosen.sum(0) * self.cells.begins.diff()).sum())
-
-    def _look_at(self, chosen: Tensor) -> int:
-        """Looks at the chosen cells of every query; returns at how many rows, of all queries together."""
-        numbers = chosen.T.nonzero()[:, 1].contiguous().split(chosen.sum(0).tolist())
-        for i, (own, rows) in enumerate(zip(numbers, _pieces(len(self.bank), self.cells), strict=True)):
-            if len(own):
-                for part, error, square in self._parts(rows, slice(i, i + 1)):
-                    self.look(part, error, square, own)
-        return self._rows_in(chosen)
+    def _look_at(self, chosen: Tensor, numbers: Tensor) -> int:
+        """Looks at the chosen cells of numbered queries; returns at how many rows, of all queries together."""
+        cell, query = chosen.T.nonzero(as_tuple=True)
+        counts, looked = torch.bincount(cell, minlength=chosen.shape[1]).tolist(), 0
+        errors, squares = self.errors.tolist(), self.squares.tolist()
+        for i, own in enumerate(numbers[query].split(counts)):
+            if not counts[i]:
+                continue
+            rows = self.pieces[i]
+            looked += counts[i] * (rows.stop - rows.start)
+            for begin in range(rows.start, rows.stop, BANK_BLOCK):
+                self.look(slice(begin, min(begin + BANK_BLOCK, rows.stop)), errors[i], squares[i], own)
+        return looked
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ is searched, and asks for no other package.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -114,7 +115,7 @@ def _extents(rows: Rows, order: Tensor, begins: list[int], centres: Tensor, gaps
     radii, reaches = torch.zeros_like(gaps[0]), torch.full_like(gaps, -torch.inf)
     largest = radii.new_zeros(())
     step = max(1, ENTRIES // max(centres.shape))
-    for i, (first, end) in enumerate(zip(begins[:-1], begins[1:], strict=True)):
+    for i, (first, end) in enumerate(itertools.pairwise(begins)):
         directions = (centres - centres[i]) / gaps[i][:, None]
         for begin in range(first, end, step):
             own = rows[order[begin : min(begin + step, end)]]

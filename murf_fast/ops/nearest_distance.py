@@ -42,7 +42,8 @@ class NearestIndex:
         backend: As for every op.
 
     Attributes:
-        searched: Share of the rows that the last search looked at, the mean over its queries; None before the first.
+        searched: Share of the rows that the last search looked at, the mean over its queries; None before the first,
+            one without cells.
 
     Raises:
         TypeError, ValueError: An argument is wrong: an empty bank, one without values (``meta``), rows that are not
@@ -76,7 +77,7 @@ class NearestIndex:
         if cells is not None and cells != "auto":
             cells = _checks.integer(OP, "cells", cells, 1)
         if cells is not None and self.ip:
-            raise ValueError(f"murf_fast.{OP}: `cells` bound distances, not inner products: give one of `cells` and `ip`")
+            raise ValueError(f"murf_fast.{OP}: `cells` bound distances; they exclude `ip`")
         self.precision = precision
         self.device = self.bank.device if device is None else _device(device)
         if self.device != self.bank.device and self.bank.device.type != "cpu":
@@ -104,6 +105,8 @@ class NearestIndex:
 
     @property
     def searched(self) -> float | None:
+        if self.cells is None:
+            return 1.0
         return None if self._searched is None else float(self._searched)
 
     def add(self, rows: Tensor | np.ndarray) -> None:
@@ -234,6 +237,8 @@ def nearest_distance(
     if backend is None and prepared:
         # An index for float32 searches holds its bank: float64 queries are compared with that, in float64.
         backend = bank.backend if dtype != torch.float64 or bank.asked_for == "reference" else None
+    if getattr(bank, "cells", None) is not None:
+        bank._searched = torch.ones((), dtype=torch.float64, device="cpu")
     if dtype == torch.float64 and not _asked_for(backend):
         kernels = "triton" if query.is_cuda else "native"
         return _nearest_distance(query, rows, [], k, metric, precision, kernels)
@@ -245,7 +250,7 @@ def nearest_distance(
         return reference.nearest_distance(query, rows, k, metric)
     if prepared and backend != bank.backend:
         raise ValueError(f"murf_fast.{OP}: the index was prepared for backend {bank.backend!r}, not {backend!r}")
-    if prepared and bank.cells is not None:
+    if getattr(bank, "cells", None) is not None:
         distances, indices, bank._searched = _nearest_distance_cells(
             query, rows, bank.tensors, list(bank.cells), k, metric, backend
         )
@@ -340,7 +345,7 @@ def _empty(query, bank, index, k, metric, precision, backend) -> tuple[Tensor, T
 
 
 def _launch(query, bank, index, k, metric, precision, backend, results) -> None:
-    if torch.float64 in (query.dtype, bank.dtype):
+    if torch.float64 in (query.dtype, bank.dtype) or (metric == "ip" and backend == "triton"):
         _nearest_float64.search(query, bank, k, metric, OP, *results)
         return
     kernels, query, bank = backends.launcher(backend), contiguous_rows(query), contiguous_rows(bank)
