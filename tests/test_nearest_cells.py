@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,6 +16,11 @@ from murf_fast.tables import nearest_cells
 
 native = importlib.import_module("murf_fast.native.nearest_distance")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def few_queries_are_enough(monkeypatch):
+    monkeypatch.setattr(native, "FEW_QUERIES", 0)
 
 
 def clustered(rows, dim, seed=0, clusters=12, spread=0.05, mean=3.0):
@@ -112,7 +118,7 @@ def test_bounds_hold_and_are_close():
     lower = nearest_cells.lower_bounds(squared, query.norm(dim=1), index.cells)
     exact = torch.cdist(query, rows[index.cells.rows] - mean, compute_mode="donot_use_mm_for_euclid_dist")
     begins = index.cells.begins.tolist()
-    nearest = torch.stack([exact[:, a:b].amin(1) for a, b in zip(begins[:-1], begins[1:], strict=True)], 1)
+    nearest = torch.stack([exact[:, a:b].amin(1) for a, b in pairwise(begins)], 1)
     assert bool((lower <= nearest).all())
     assert float((lower / nearest).clamp(min=0).median()) > 0.5
 
@@ -128,11 +134,34 @@ def test_mapped_and_float64_banks(tmp_path):
     assert index.searched == 1
 
 
+def test_few_queries_scan(monkeypatch):
+    monkeypatch.setattr(native, "FEW_QUERIES", 21)
+    x = clustered(900, 20)
+    assert assert_same(x[:20], x[30:]).searched == 1
+    assert assert_same(x[:21], x[30:]).searched < 0.5
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_rows_added_to_a_triton_index(cosine, device):
+    x = clustered(70, 11).to(device)
+    index = NearestIndex(x[:40], cosine=cosine, precision="float32", backend="triton")
+    index.add(x[40:])
+    expected = nearest_distance(x[::9], NearestIndex(x, cosine=cosine, precision="float32", backend="triton"), k=3)
+    assert_equal(nearest_distance(x[::9], index, k=3), expected)
+    with pytest.raises(ValueError, match="`cells` are searched by the native backend"):
+        NearestIndex(x, cells=3, backend="triton")
+    assert NearestIndex(x, cells="auto", backend="triton").cells is None
+    values, indices = products(x[::9].cpu(), x.cpu(), 3)
+    found = nearest_distance(x[::9], x, k=3, metric="ip", backend="triton")
+    assert torch.equal(found[1].cpu(), indices)
+    assert torch.allclose(found[0].cpu().double(), values, rtol=1e-6)
+
+
 def test_auto_and_few_rows():
     assert NearestIndex(torch.ones(500, 3), cells="auto").cells is None
     x = clustered(8192 + 64, 8, clusters=40)
     index = assert_same(x[:64], x[64:], cells="auto")
-    assert len(index.cells.centres) == 32
+    assert len(index.cells.centres) == 16
     assert index.searched < 0.3
     assert NearestIndex(x).searched == 1
     assert NearestIndex(x[:50], cells=2).searched is None
@@ -169,7 +198,7 @@ def test_added_rows(cells, cosine, precision, monkeypatch):
 
 def test_added_rows_are_checked():
     index = NearestIndex(clustered(50, 6), cells=4)
-    with pytest.raises(TypeError, match="`rows` must be torch.float32 as the bank"):
+    with pytest.raises(TypeError, match=r"`rows` must be torch\.float32 as the bank"):
         index.add(torch.ones(3, 6, dtype=torch.float16))
     with pytest.raises(ValueError, match="`rows` must have 6 columns on cpu as the bank"):
         index.add(torch.ones(3, 5))

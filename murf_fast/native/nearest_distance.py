@@ -35,8 +35,10 @@ QUERIES = 8192
 CANDIDATES = 128
 # Entries of the matrix of queries and cells: 32 MB in float64.
 CELL_ENTRIES = 1 << 22
-# Beyond this share of the rows a scan of all is faster: gathered queries and small products cost half as much again.
-PAYS = 0.5
+# Beyond this share of the rows a scan of all is faster: gathered queries and small products cost twice as much a pair.
+PAYS = 1 / 3
+# A scan for fewer queries takes no longer than ten times what it takes to find out.
+FEW_QUERIES = 512
 # So many queries, at most, are asked whether it does.
 ASKED = 32
 # Beyond this, squares are near the end of float32.
@@ -73,9 +75,9 @@ def nearest_index(
 
 
 def extended_index(
-    bank: Tensor, index: list[Tensor], metric: str, begin: int, arrange: Arrange | None
-) -> tuple[list[Tensor], Cells | None]:
-    """The index of ``bank``, whose rows from ``begin`` on are not in ``index`` yet, and its cells.
+    bank: Tensor, index: list[Tensor], metric: str, begin: int, arrange: Arrange | None = None
+) -> list[Tensor]:
+    """The index of ``bank``, whose rows from ``begin`` on are not in ``index`` yet.
 
     The mean stays, so that what was prepared is not prepared again.
     """
@@ -87,7 +89,7 @@ def extended_index(
     cells = arrange(mean, scale) if arrange else None
     if not low.numel():
         blocks = len(_pieces(len(bank), cells))
-        return [mean, scale, low, _zeros(blocks), _zeros(blocks)], cells
+        return [mean, scale, low, _zeros(blocks), _zeros(blocks)]
     own = empty((len(more), low.shape[1]), low.dtype)
     role = _role(low, bank.shape[1])
     norm, error = kernels.prepare(more, mean, _part(scale, slice(begin, None)), own, role)
@@ -106,7 +108,7 @@ def extended_index(
         block[cells.rows] = torch.repeat_interleave(cells.begins.diff())
         block = block[begin:]
     largest = [x.scatter_reduce(0, block, y, "amax") for x, y in ((errors, error), (squares, norm))]
-    return [mean, scale, low, *largest], cells
+    return [mean, scale, low, *largest]
 
 
 def _copy(bank: Tensor, mean: Tensor, scale: Tensor, dtype: torch.dtype, cells: Cells | None) -> list[Tensor]:
@@ -270,6 +272,8 @@ class _Search:
     def look_where_it_matters(self) -> int:
         """Looks at the cells that can hold one of the k nearest; returns at how many rows, of all queries together."""
         total = len(self.query)
+        if total < FEW_QUERIES:
+            return self.look_everywhere()
         # Evenly spaced queries say whether it pays.
         count = min(max(total // 64, 4), ASKED, total)
         asked = torch.arange(count, dtype=torch.int64, device="cpu") * total // count

@@ -19,7 +19,7 @@ ITERATIONS = 4
 # Rows of the sample per cell.
 SAMPLE = 64
 # Rows that "auto" gives a cell: smaller ones prune more, and cost more to walk than they save.
-ROWS_PER_CELL = 256
+ROWS_PER_CELL = 512
 MOST_CELLS = 1024
 # A bank with fewer rows is searched in less time than its cells are looked up.
 FEW_ROWS = 8192

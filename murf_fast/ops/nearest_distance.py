@@ -31,10 +31,11 @@ class NearestIndex:
         cosine: Prepare for ``metric="cosine"``; else for ``"l2"`` and ``"l2sq"``.
         ip: Prepare for ``metric="ip"``. The mean stays then, as it would change the products.
         cells: Partition the bank into so many cells of near rows (k-means), of which a search skips those that the
-            triangle inequality proves too far, rounding included. ``"auto"``: one per 256 rows, at most 1024, and none
-            for banks below 8192 rows. The answers are those without cells, bit for bit. Up to 64 evenly spaced
-            queries of a call go first: where they would look at more than half of the rows, as random rows in many
-            dimensions do, the call scans them all. Float64 searches and the reference always do.
+            triangle inequality proves too far, rounding included. ``"auto"``: one per 512 rows, at most 1024, and none
+            for banks below 8192 rows or on GPUs, where a number is refused. The answers are those without cells, bit
+            for bit. Up to 32 evenly spaced queries of a call go first: where they would look at more than a third of
+            the rows, as random rows in many dimensions do, the call scans them all. So do calls of fewer than 512
+            queries, which would not make up for that, float64 searches and the reference.
         precision: Dtype of the copy that candidates are found with. ``"float32"`` makes no copy; ``"auto"`` takes
             bfloat16 on GPUs and on processors with bfloat16 instructions, else float32. No choice changes the answers.
         device: Where the search runs; None: where the bank is. With a bank in host memory and a CUDA device, blocks of
@@ -90,9 +91,11 @@ class NearestIndex:
         if self.backend == "reference":
             _check_rows("bank", self.bank, self.cosine)
             return
-        count = 0 if cells is None else _cells.count_of(cells, len(self.bank))
+        if self.backend != "native" and cells not in (None, "auto"):
+            raise ValueError(f"murf_fast.{OP}: `cells` are searched by the native backend, not by {self.backend!r}")
+        count = _cells.count_of(cells, len(self.bank)) if cells and self.backend == "native" else 0
         self.tensors = backends.launcher(self.backend).nearest_index(
-            self.bank.detach(), self.metrics[0], precision, self.device, self._partition(count) if count else None
+            self.bank.detach(), self.metrics[0], precision, self.device, *([self._partition(count)] if count else [])
         )
 
     def __len__(self) -> int:
@@ -137,10 +140,11 @@ class NearestIndex:
             self.bank = torch.cat([self.bank, rows])
             return
         begin, bank = len(self.bank), torch.cat([self.bank, rows])
-        tensors, cells = backends.launcher(self.backend).extended_index(
-            bank.detach(), self.tensors, self.metrics[0], begin, self._grown(bank) if self.cells else None
+        grown: list[Cells] = []
+        self.tensors = backends.launcher(self.backend).extended_index(
+            bank.detach(), self.tensors, self.metrics[0], begin, *([self._grown(bank, grown)] if self.cells else [])
         )
-        self.bank, self.tensors, self.cells = bank, tensors, cells
+        self.bank, self.cells = bank, grown[0] if grown else None
 
     def _partition(self, count: int) -> Callable[[Tensor, Tensor], Cells]:
         def partition(mean: Tensor, scale: Tensor) -> Cells:
@@ -149,8 +153,12 @@ class NearestIndex:
 
         return partition
 
-    def _grown(self, bank: Tensor) -> Callable[[Tensor, Tensor], Cells]:
-        return lambda mean, scale: _cells.grown(bank, mean, scale, self.cells, self._nearest)
+    def _grown(self, bank: Tensor, found: list[Cells]) -> Callable[[Tensor, Tensor], Cells]:
+        def grown(mean: Tensor, scale: Tensor) -> Cells:
+            found.append(_cells.grown(bank, mean, scale, self.cells, self._nearest))
+            return found[0]
+
+        return grown
 
     def _nearest(self, query: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
         return nearest_distance(query, centres, backend=self.backend)
@@ -307,6 +315,8 @@ def _requires_cells(op, query, bank, index, cells, k, metric, backend) -> None:
     _contract.tensor(op, "query", query, query, (None, None), _contract.DTYPES)
     _contract.tensor(op, "bank", bank, bank, (None, None), _contract.DTYPES)
     _contract.one_of(op, "metric", metric, METRICS[:3])
+    if backend != "native":
+        raise ValueError(f"murf_fast.{op}: cells are searched by backend 'native', got {backend!r}")
     _contract.count(op, "index", index, 5)
     _contract.count(op, "cells", cells, len(Cells._fields))
     count, floats = len(cells[1]) - 1, (torch.float64,)
@@ -327,7 +337,7 @@ def _require_index(
     rows, dim = bank.shape
     _contract.tensor(op, "index[0]", mean, query, (dim,), (torch.float32,))
     _contract.tensor(op, "index[1]", scale, query, (rows if cosine else 0,), (torch.float64,))
-    shapes, others = backends.launcher(backend).index_layout(rows, dim, cells)
+    shapes, others = backends.launcher(backend).index_layout(rows, dim, *([] if cells is None else [cells]))
     at_home = low.device == query.device or (low.is_cpu and query.is_cuda)
     if not at_home or (low.dtype, tuple(low.shape)) not in shapes:
         raise ValueError(f"murf_fast.{op}: `index[2]` is no copy of this bank, got {low.dtype} {tuple(low.shape)}")
