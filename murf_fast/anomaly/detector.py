@@ -27,7 +27,7 @@ from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_dis
 from murf_fast.ops.upsample_mean import upsample_mean
 
 WHAT = "MultiResolutionDetector"
-INDICES = ("exact", "coreset", "ivf")
+INDICES = ("exact", "cells", "coreset", "ivf")
 ON_EMPTY = ("skip", "raise")
 BACKGROUNDS = ("black", "keep")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -88,8 +88,9 @@ class MultiResolutionDetector:
             decides about layers, scales and normalization.
         layers: 0-based blocks whose outputs are used, without the final norm.
         scales: Factors of the (prescaled) image's size.
-        index: ``"exact"``: all rows. ``"coreset"``: a share of the rows of every bank, chosen by
-            :func:`k_center_greedy`, searched exactly. ``"ivf"``: all rows, searched approximately by faiss.
+        index: ``"exact"``: all rows. ``"cells"``: the same answers, by ``NearestIndex(cells="auto")``. ``"coreset"``: a
+            share of the rows of every bank, chosen by :func:`k_center_greedy`, searched exactly. ``"ivf"``: all rows,
+            searched approximately by faiss.
         foreground: Called with an image (3, H, W); gives an (H, W) mask, true on the object. Patches that are mostly
             background are in no bank and score 0.
         pixels: Images are resized to about this many pixels first, larger or smaller, keeping their shape; those
@@ -529,6 +530,8 @@ class MultiResolutionDetector:
                 raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
             return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
         options = {"cosine": cosine, "precision": self.precision, "device": device}
+        if self.index == "cells":
+            options["cells"] = "auto"
         if self._group is None:
             return NearestIndex(bank, **options)
         if self.rules.image_score == "reweighted":

@@ -319,6 +319,7 @@ def _requires_cells(op, query, bank, index, cells, k, metric, backend) -> None:
         raise ValueError(f"murf_fast.{op}: cells are searched by backend 'native', got {backend!r}")
     _contract.count(op, "index", index, 5)
     _contract.count(op, "cells", cells, len(Cells._fields))
+    _contract.tensor(op, "begins", cells[1], query, (None,), (torch.int64,))
     count, floats = len(cells[1]) - 1, (torch.float64,)
     square = (count, count)
     shapes = (len(bank),), (count + 1,), (count, bank.shape[1]), (count,), square, square, (1,)
@@ -364,8 +365,7 @@ def _launch(query, bank, index, k, metric, precision, backend, results) -> None:
 
 
 def _empty_cells(query, bank, index, cells, k, metric, backend) -> tuple[Tensor, Tensor, Tensor]:
-    searched = torch.empty((), dtype=torch.float64, device="cpu")
-    return *_empty(query, bank, index, k, metric, "auto", backend), searched
+    return *_empty(query, bank, index, k, metric, "auto", backend), query.new_empty((), dtype=torch.float64)
 
 
 def _launch_cells(query, bank, index, cells, k, metric, backend, results) -> None:

@@ -24,7 +24,7 @@ def fit(
     weights: Weights = None,
     scales: Annotated[str, typer.Option(help="Factors of the image's size.")] = "0.3,0.4,0.5,0.6,0.7",
     layers: Annotated[str, typer.Option(help="0-based blocks of the transformer.")] = "7,9,11",
-    index: Annotated[str, typer.Option(help="exact, coreset or ivf.")] = "exact",
+    index: Annotated[str, typer.Option(help="exact, cells, coreset or ivf.")] = "exact",
     rules: Annotated[str, typer.Option(help="mrf-ad, patchcore or anomaly-dino.")] = "mrf-ad",
     pixels: Annotated[float, typer.Option(min=0, help="Resize images to so many pixels first; 0: never.")] = 5e6,
 ) -> None:
