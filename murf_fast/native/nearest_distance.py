@@ -234,7 +234,7 @@ class _Search:
             rows_at_a_time, queries = _even(rows_at_a_time), _even(queries)
         self.block = None if self.product_ready else empty((rows_at_a_time, self.width), dtype)
         self.product = empty((queries, rows_at_a_time), dtype)
-        self.gathered = None if cells is None else empty((queries, self.width), dtype)
+        self.gathered = None if cells is None else empty((queries, self.width), dtype).zero_()
 
     def look(self, part: slice, error: float, square: float, numbers: Tensor | None = None) -> None:
         """Looks at rows, at most a block of them, for all queries or for those with the ``numbers``."""
