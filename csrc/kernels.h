@@ -87,7 +87,7 @@
     work::rows(x))                                                                                                   \
   X(nearest_scan,                                                                                                    \
     (DType product_dtype, const void* products, NearestBlock block, NearestRows query, NearestRows bank,             \
-     NearestState state, int threads),                                                                               \
+     NearestState state, NearestMetric metric, int threads),                                                         \
     work::nearest_scan(query, block))                                                                                \
   X(nearest_finish,                                                                                                  \
     (NearestRows query, NearestRows bank, NearestState state, NearestMetric metric, float* distances,                \

@@ -208,13 +208,16 @@ struct NearestRows {
 
 // Which columns follow a prepared row: none, or those that turn a matrix product into distances.
 enum class NearestRole : int { plain = 0, bank = 1, query = 2 };
-enum class NearestMetric : int { l2 = 0, l2sq = 1, cosine = 2 };
+enum class NearestMetric : int { l2 = 0, l2sq = 1, cosine = 2, ip = 3 };
 
 // A block of the product of prepared queries and `columns` prepared bank rows from `first` on, with the largest error
 // and squared norm of those rows. `absolute` is the error of a product's sum relative to the squared norms, `relative`
-// that of its rounding.
+// that of its rounding. Product i is that of query queries[i], no two of the same one, or of query i where there is no
+// such list, and likewise `rows` numbers the rows of the bank.
 struct NearestBlock {
-  int64_t stride, first, columns;
+  int64_t stride, count, first, columns;
+  const int64_t* queries;
+  const int64_t* rows;
   const double* query_errors;
   const double* query_squared_norms;
   double error, squared_norm, absolute;
@@ -222,6 +225,7 @@ struct NearestBlock {
 };
 
 // The state of a search, per query: candidates (capacity), upper bounds (k) and exact distances (k), with their counts.
+// A distance is what grows as rows are farther: squared where it is exact, and for inner products their negative.
 struct NearestState {
   int64_t k, capacity;
   float* lower;

@@ -97,7 +97,7 @@ inline double rows(const NearestRows& x) { return double(x.rows) * double(x.dim)
 
 // Products are read once; few of them lead to a row that is scored.
 inline double nearest_scan(const NearestRows& query, const NearestBlock& block) {
-  return double(query.rows) * double(block.columns) + rows(query);
+  return double(block.count) * double(block.columns + query.dim);
 }
 
 inline double nearest_finish(const NearestRows& query, const NearestState& state) { return rows(query) * double(state.k); }

@@ -22,7 +22,7 @@ from murf_fast.kernels.nearest_candidates import (
 )
 from murf_fast.kernels.nearest_search import launch_nearest
 
-__all__ = ["index_layout", "nearest_distance", "nearest_index"]
+__all__ = ["extended_index", "index_layout", "nearest_distance", "nearest_index"]
 
 QUERIES = 8192
 # Candidates per query that are scored exactly.
@@ -32,8 +32,9 @@ ELEMENTS = 1 << 23
 LARGEST_SQUARED_NORM = 1e36
 
 
-def nearest_index(bank: Tensor, cosine: bool, precision: str, device: torch.device) -> list[Tensor]:
+def nearest_index(bank: Tensor, metric: str, precision: str, device: torch.device) -> list[Tensor]:
     """[mean, scales, rounded rows, their squared norms, (largest error, largest norm)]; the rows stay with the bank."""
+    cosine = metric == "cosine"
     dtype = torch.bfloat16 if precision == "auto" else getattr(torch, precision)
     rows, dim = bank.shape
     step = max(1, ELEMENTS // dim)
@@ -65,6 +66,25 @@ def nearest_index(bank: Tensor, cosine: bool, precision: str, device: torch.devi
             'use precision="bfloat16" or "float32"'
         )
     return [mean, scale, low, norms, limits]
+
+
+def extended_index(bank: Tensor, index: list[Tensor], metric: str, begin: int) -> list[Tensor]:
+    """The index of ``bank``, whose rows from ``begin`` on are not in ``index`` yet. The mean stays."""
+    mean, scale, low, norms, limits = index
+    step = max(1, ELEMENTS // bank.shape[1])
+    parts = [(scale, low, norms)]
+    for first in range(begin, len(bank), step):
+        made = rounded(bank[first : first + step].to(mean.device), mean, metric == "cosine", low.dtype)
+        _check("rows", made.norms, first - begin, metric == "cosine")
+        limits = torch.maximum(limits, torch.stack([made.errors.max(), made.squares.max()]))
+        parts.append((made.scales, made.rows.to(low.device), made.squares.float()))
+    if not bool(limits.isfinite().all()):
+        raise ValueError(
+            f"murf_fast.nearest_distance: `rows` has entries that {str(low.dtype).removeprefix('torch.')} cannot hold; "
+            'use precision="bfloat16" or "float32"'
+        )
+    scale, rows, norms = (torch.cat(x) for x in zip(*parts, strict=True))
+    return [mean, scale, rows.pin_memory() if low.is_pinned() else rows, norms, limits]
 
 
 def index_layout(rows: int, dim: int) -> tuple[list, list]:

@@ -415,7 +415,7 @@ def test_memory_does_not_grow_with_the_matrix():
         ({"k": 0}, ValueError, "`k` must be at least 1, got 0"),
         ({"k": 7}, ValueError, "`k` must be at most the 6 rows of the bank, got 7"),
         ({"k": 1.5}, TypeError, "`k` must be an integer, got 1.5"),
-        ({"metric": "ip"}, ValueError, "`metric` must be one of"),
+        ({"metric": "l1"}, ValueError, "`metric` must be one of"),
         ({"precision": "int8"}, ValueError, "`precision` must be one of"),
         ({"index": "hnsw"}, ValueError, "`index` must be one of"),
         ({"query": torch.ones(3, 4, requires_grad=True)}, ValueError, "has no gradient"),

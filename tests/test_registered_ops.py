@@ -59,6 +59,10 @@ def radii(shape) -> Tensor:
     return torch.randint(1, 3, shape, dtype=torch.uint8)
 
 
+def doubles(size: tuple[int, ...]) -> Tensor:
+    return torch.rand(size, dtype=torch.float64)
+
+
 def maps(dtypes=None) -> list[Argument]:
     return [Argument("B C . .", dtypes=dtypes), Argument("B C . .", dtypes=dtypes)]
 
@@ -290,6 +294,26 @@ OPS = {
             "precision": "float32",
         },
         {"R": 20, "D": 5},
+    ),
+    "nearest_distance_cells": Op(
+        {
+            "query": Argument(". D", dtypes=FLOATS),
+            "bank": Argument("R D", dtypes=FLOATS),
+            "index": [
+                Argument("D"),
+                Argument("R", doubles),
+                Argument("R W", lambda size: torch.randn(size).bfloat16()),
+                *[Argument("N", doubles)] * 2,
+            ],
+            "cells": [
+                Argument("R", lambda size: torch.arange(*size)),
+                Argument("E", lambda size: torch.arange(size[0]) * 10),
+                *(Argument(s, doubles) for s in ("N D", "N", "N N", "N N", "1")),
+            ],
+            "k": 2,
+            "metric": "cosine",
+        },
+        {"R": 20, "D": 5, "N": 2, "E": 3, "W": 16},
     ),
     "resize": Op(
         {"x": Argument(". . . .", dtypes=FLOATS), "size": [H, W], **RULE, "scale_factor": None, "channels_last": True}

@@ -51,8 +51,9 @@ DESCRIBE(GaussianBilateral, FIELD(batch), FIELD(channels), FIELD(height), FIELD(
          FIELD(out_width), FIELD(guides), FIELD(radius), FIELD(values), FIELD(guidance), FIELD(cells), FIELD(radii),
          FIELD(counts))
 DESCRIBE(NearestRows, FIELD(data), FIELD(dtype), FIELD(rows), FIELD(dim), FIELD(stride), FIELD(scale))
-DESCRIBE(NearestBlock, FIELD(stride), FIELD(first), FIELD(columns), FIELD(query_errors), FIELD(query_squared_norms),
-         FIELD(error), FIELD(squared_norm), FIELD(absolute), FIELD(relative))
+DESCRIBE(NearestBlock, FIELD(stride), FIELD(count), FIELD(first), FIELD(columns), FIELD(queries), FIELD(rows),
+         FIELD(query_errors), FIELD(query_squared_norms), FIELD(error), FIELD(squared_norm), FIELD(absolute),
+         FIELD(relative))
 DESCRIBE(NearestState, FIELD(k), FIELD(capacity), FIELD(lower), FIELD(index), FIELD(count), FIELD(upper),
          FIELD(uppers), FIELD(exact), FIELD(exact_index), FIELD(exacts))
 DESCRIBE(KCenterCodes, FIELD(data), FIELD(stride), FIELD(scales), FIELD(squared_norms), FIELD(errors))
@@ -103,7 +104,8 @@ NearestRole read<NearestRole>(PyObject* value) {
 template <>
 NearestMetric read<NearestMetric>(PyObject* value) {
   return choose<NearestMetric>(
-      value, {{"l2", NearestMetric::l2}, {"l2sq", NearestMetric::l2sq}, {"cosine", NearestMetric::cosine}});
+      value, {{"l2", NearestMetric::l2}, {"l2sq", NearestMetric::l2sq}, {"cosine", NearestMetric::cosine},
+              {"ip", NearestMetric::ip}});
 }
 
 void bind_structs(py::module_& m) {

@@ -1,6 +1,8 @@
 // nearest_distance: what surrounds the matrix product of a nearest-neighbour search. Rows are rounded to the product's
 // dtype with a measured error, blocks of the product are reduced at once to the rows that can still be among the k
 // nearest, and those are scored exactly.
+#include <type_traits>
+
 #include "kernels.h"
 #include "launch.h"
 #include "rows.h"
@@ -12,6 +14,7 @@ namespace {
 constexpr int64_t kScan = 64;  // products tested at once
 constexpr double kInfinity = __builtin_inf();
 constexpr double kLargestFloat = 0x1.fffffep127;
+constexpr float kLeastFloat = 0x1p-126f;  // normal
 
 // One value of the product's dtype; `left` keeps what the dtype could not hold.
 template <class Out>
@@ -58,10 +61,10 @@ void prepare_rows(NearestRows x, const float* mean, Out* out, int64_t out_stride
 template <class T>
 class Search {
  public:
-  Search(const NearestState& s, const NearestRows& query, const NearestRows& bank, int64_t i, const float* row)
-      : k_(s.k), capacity_(s.capacity), lower_(s.lower + i * s.capacity), index_(s.index + i * s.capacity),
+  Search(const NearestState& s, const NearestRows& query, const NearestRows& bank, bool ip, int64_t i, float* row)
+      : ip_(ip), k_(s.k), capacity_(s.capacity), lower_(s.lower + i * s.capacity), index_(s.index + i * s.capacity),
         count_(s.count[i]), upper_(s.upper + i * s.k), uppers_(s.uppers[i]), exact_(s.exact + i * s.k),
-        exact_index_(s.exact_index + i * s.k), exacts_(s.exacts[i]), bank_(bank), row_(row),
+        exact_index_(s.exact_index + i * s.k), exacts_(s.exacts[i]), query_(query), bank_(bank), i_(i), row_(row),
         scale_(query.scale == nullptr ? 1. : query.scale[i]) {}
 
   // No row farther than this is among the k nearest.
@@ -82,10 +85,15 @@ class Search {
     count_ = 0;
     uppers_ = 0;
     // Rounded up: they stay upper bounds.
-    for (int32_t e = 0; e < exacts_; ++e) push(float(__builtin_sqrt(exact_[e])) * (1.f + 0x1p-22f));
+    for (int32_t e = 0; e < exacts_; ++e) push(above(ip_ ? exact_[e] : __builtin_sqrt(exact_[e])));
   }
 
  private:
+  static float above(double x) {
+    const float nearest = float(x);
+    return nearest + __builtin_fabsf(nearest) * 0x1p-22f + kLeastFloat;
+  }
+
   void make_room() {
     drop();
     if (count_ > capacity_ / 2) settle();
@@ -119,18 +127,29 @@ class Search {
     upper_[hole] = upper;
   }
 
+  // Read when the first candidate is scored: most blocks leave none that has to be.
+  void load() {
+    if (loaded_) return;
+    with_dtype(query_.dtype, [&](auto tag) {
+      load_row(row_, static_cast<const decltype(tag)*>(query_.data) + i_ * query_.stride, query_.dim);
+    });
+    loaded_ = true;
+  }
+
   void score(int64_t j) {
+    load();
     const T* b = static_cast<const T*>(bank_.data) + j * bank_.stride;
     const double b_scale = bank_.scale == nullptr ? 1. : bank_.scale[j];
     // Scales of rows near the smallest numbers are beyond float32.
-    if (exacts_ == k_ && scale_ <= kLargestFloat && b_scale <= kLargestFloat) {
+    if (!ip_ && exacts_ == k_ && scale_ <= kLargestFloat && b_scale <= kLargestFloat) {
       // Double precision is for those that float32 cannot tell from the k-th. Scaled rows have norm one.
       const double rough = __builtin_sqrt(double(squared_distance(row_, float(scale_), b, float(b_scale), bank_.dim)));
       const double relative = double(bank_.dim / 16 + 8) * 0x1p-23;
       const double slack = bank_.scale == nullptr ? 0. : 8 * 0x1p-23;
       if (rough * (1 - relative) - slack > __builtin_sqrt(exact_[k_ - 1])) return;
     }
-    const double d = squared_distance(row_, scale_, b, b_scale, bank_.dim);
+    const double d =
+        ip_ ? -inner_product(row_, b, bank_.dim) : squared_distance(row_, scale_, b, b_scale, bank_.dim);
     int64_t at = exacts_ < k_ ? exacts_ : k_ - 1;
     if (exacts_ == k_ && !before(d, j, at)) return;
     for (; at > 0 && before(d, j, at - 1); --at) {
@@ -146,6 +165,7 @@ class Search {
     return d < exact_[at] || (d == exact_[at] && j < exact_index_[at]);
   }
 
+  const bool ip_;
   const int64_t k_, capacity_;
   float* lower_;
   int64_t* index_;
@@ -155,8 +175,11 @@ class Search {
   double* exact_;
   int64_t* exact_index_;
   int32_t& exacts_;
+  const NearestRows& query_;
   const NearestRows& bank_;
-  const float* row_;
+  const int64_t i_;
+  float* row_;
+  bool loaded_ = false;
   const double scale_;
 };
 
@@ -181,35 +204,58 @@ struct Bounds {
   }
 };
 
-template <class P, class T>
+// Bounds of a negative inner product from the product p of rounded rows: `errors` is what rounding the rows and summing
+// in float32 can change, `relative` the rounding of p to its dtype.
+struct ProductBounds {
+  float errors, relative;
+
+  float lower(float p) const { return -p - __builtin_fabsf(p) * (relative + 0x1p-21f) - errors; }
+  float upper(float p) const { return -p + __builtin_fabsf(p) * (relative + 0x1p-21f) + errors; }
+  float threshold(float bound) const {
+    const float p = -bound - errors;
+    return p - __builtin_fabsf(p) * (2.f * relative + 0x1p-19f) - kLeastFloat;
+  }
+};
+
+Bounds bounds_of(const NearestBlock& block, int64_t i, Bounds*) {
+  const double squares = block.query_squared_norms[i] + block.squared_norm;
+  return {float((block.query_errors[i] + block.error) * (1 + 0x1p-22)),
+          float(squares * block.absolute * (1 + 0x1p-22)), block.relative};
+}
+
+ProductBounds bounds_of(const NearestBlock& block, int64_t i, ProductBounds*) {
+  const double q = block.query_squared_norms[i], b = block.squared_norm, error = block.query_errors[i];
+  const double rounding = __builtin_sqrt(q) * block.error + __builtin_sqrt(b) * error + error * block.error;
+  // The sums of distances are twice as large. Terms below the least normal number may be lost whole.
+  const double sum = (q + b) * block.absolute / 2 + double(kLeastFloat) * 0x1p16;
+  return {float((rounding + sum) * (1 + 0x1p-20)), block.relative};
+}
+
+template <class B, class P, class T>
 void scan_rows(const P* products, NearestBlock block, NearestRows query, NearestRows bank, NearestState state,
                int threads) {
   const int64_t width = padded(query.dim);
   Scratch scratch(width * threads);
-  parallel(threads, query.rows, [&](int thread, int64_t begin, int64_t end) {
-    float* row = scratch.data() + thread * width;
-    for (int64_t i = begin; i < end; ++i) {
-      with_dtype(query.dtype, [&](auto tag) {
-        load_row(row, static_cast<const decltype(tag)*>(query.data) + i * query.stride, query.dim);
-      });
-      const P* p = products + i * block.stride;
-      Search<T> search(state, query, bank, i, row);
-      const double squares = block.query_squared_norms[i] + block.squared_norm;
-      const Bounds bounds{float((block.query_errors[i] + block.error) * (1 + 0x1p-22)),
-                          float(squares * block.absolute * (1 + 0x1p-22)), block.relative};
+  parallel(threads, block.count, [&](int thread, int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const P* p = products + n * block.stride;
+      const int64_t i = block.queries == nullptr ? n : block.queries[n];
+      constexpr bool ip = std::is_same_v<B, ProductBounds>;
+      Search<T> search(state, query, bank, ip, i, scratch.data() + thread * width);
+      const B bounds = bounds_of(block, i, static_cast<B*>(nullptr));
       float threshold = bounds.threshold(search.bound());
       for (int64_t c = 0; c < block.columns; c += kScan) {
-        const int64_t n = min64(kScan, block.columns - c);
+        const int64_t some = min64(kScan, block.columns - c);
         int32_t hit = 0;
-        if (n == kScan)
+        if (some == kScan)
           for (int64_t l = 0; l < kScan; ++l) hit |= int32_t(to_float(p[c + l]) >= threshold);
         else
-          for (int64_t l = 0; l < n; ++l) hit |= int32_t(to_float(p[c + l]) >= threshold);
+          for (int64_t l = 0; l < some; ++l) hit |= int32_t(to_float(p[c + l]) >= threshold);
         if (hit == 0) continue;
-        for (int64_t l = c; l < c + n; ++l) {
+        for (int64_t l = c; l < c + some; ++l) {
           const float v = to_float(p[l]);
           if (!(v >= threshold)) continue;
-          search.add(block.first + l, bounds.lower(v), bounds.upper(v));
+          search.add(block.rows == nullptr ? block.first + l : block.rows[l], bounds.lower(v), bounds.upper(v));
           threshold = bounds.threshold(search.bound());
         }
       }
@@ -230,12 +276,16 @@ void nearest_prepare(NearestRows x, const float* mean, DType out_dtype, void* ou
 }
 
 void nearest_scan(DType product_dtype, const void* products, NearestBlock block, NearestRows query, NearestRows bank,
-                  NearestState state, int threads) {
+                  NearestState state, NearestMetric metric, int threads) {
   with_dtype(bank.dtype, [&](auto tag) {
     using T = decltype(tag);
-    if (product_dtype == DType::f32)
-      scan_rows<float, T>(static_cast<const float*>(products), block, query, bank, state, threads);
-    else scan_rows<bf16, T>(static_cast<const bf16*>(products), block, query, bank, state, threads);
+    const auto scan = [&](auto* p) {
+      using P = std::remove_cvref_t<decltype(*p)>;
+      if (metric == NearestMetric::ip) scan_rows<ProductBounds, P, T>(p, block, query, bank, state, threads);
+      else scan_rows<Bounds, P, T>(p, block, query, bank, state, threads);
+    };
+    if (product_dtype == DType::f32) scan(static_cast<const float*>(products));
+    else scan(static_cast<const bf16*>(products));
   });
 }
 
@@ -246,14 +296,15 @@ void nearest_finish(NearestRows query, NearestRows bank, NearestState state, Nea
   parallel(threads, query.rows, [&](int thread, int64_t begin, int64_t end) {
     float* row = scratch.data() + thread * width;
     for (int64_t i = begin; i < end; ++i) {
-      with_dtype(query.dtype, [&](auto tag) {
-        load_row(row, static_cast<const decltype(tag)*>(query.data) + i * query.stride, query.dim);
+      with_dtype(bank.dtype, [&](auto tag) {
+        Search<decltype(tag)>(state, query, bank, metric == NearestMetric::ip, i, row).settle();
       });
-      with_dtype(bank.dtype, [&](auto tag) { Search<decltype(tag)>(state, query, bank, i, row).settle(); });
       for (int64_t j = i * state.k; j < (i + 1) * state.k; ++j) {
-        const double squared = state.exact[j];
-        distances[j] = float(metric == NearestMetric::l2 ? __builtin_sqrt(squared)
-                             : metric == NearestMetric::cosine ? squared / 2 : squared);
+        const double exact = state.exact[j];
+        distances[j] = float(metric == NearestMetric::l2       ? __builtin_sqrt(exact)
+                             : metric == NearestMetric::cosine ? exact / 2
+                             : metric == NearestMetric::ip     ? -exact
+                                                               : exact);
         indices[j] = state.exact_index[j];
       }
     }

@@ -34,7 +34,7 @@ from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
 
 WHAT = "MultiResolutionDetector"
-INDICES = ("exact", "coreset", "ivf")
+INDICES = ("exact", "cells", "coreset", "ivf")
 ON_EMPTY = ("skip", "raise")
 BACKGROUNDS = ("black", "keep")
 Index = NearestIndex | IVFIndex | ShardedIndex
@@ -99,8 +99,9 @@ class MultiResolutionDetector:
             its family's are; or such an encoder, which then decides about layers, scales and normalization.
         layers: 0-based blocks whose outputs are used, without the final norm.
         scales: Factors of the (prescaled) image's size.
-        index: ``"exact"``: all rows. ``"coreset"``: a share of the rows of every bank, chosen by
-            :func:`k_center_greedy`, searched exactly. ``"ivf"``: all rows, searched approximately by faiss.
+        index: ``"exact"``: all rows. ``"cells"``: the same answers, by ``NearestIndex(cells="auto")``. ``"coreset"``: a
+            share of the rows of every bank, chosen by :func:`k_center_greedy`, searched exactly. ``"ivf"``: all rows,
+            searched approximately by faiss.
         foreground: Called with an image (3, H, W); gives an (H, W) mask, true on the object. Patches that are mostly
             background are in no bank and score 0.
         pixels: Images of more are made smaller, to about so many, keeping their shape; those that are near enough stay,
@@ -786,6 +787,8 @@ class MultiResolutionDetector:
                 raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
             return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
         options = {"cosine": cosine, "precision": self.precision, "device": self._device()}
+        if self.index == "cells":
+            options["cells"] = "auto"
         if group is None:
             return NearestIndex(bank, **options)
         if self.rules.image_score == "reweighted":

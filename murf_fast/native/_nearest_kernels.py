@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -39,8 +41,16 @@ class State:
     def __init__(self, queries: int, k: int, capacity: int) -> None:
         self.k, self.capacity = k, capacity
         self.tensors = {name: empty((queries, width), dtype) for name, (dtype, width) in self._arrays.items()}
+        self.forget()
+
+    def forget(self) -> None:
         for name in ("count", "uppers", "exacts"):
             self.tensors[name].zero_()
+
+    def upper(self) -> Tensor:
+        """(Q,) float32: what the distance of the k-th nearest row is at most; infinity before k rows were seen."""
+        upper, uppers = self.tensors["upper"], self.tensors["uppers"]
+        return torch.where(uppers[:, 0] < self.k, torch.inf, upper[:, 0])
 
     @property
     def _arrays(self) -> dict[str, tuple[torch.dtype, int]]:
@@ -70,39 +80,57 @@ class State:
         return extension.NearestState(k=self.k, capacity=self.capacity, **addresses)
 
 
+class Block(NamedTuple):
+    """Which rows of the bank a block of products belongs to, the largest error and squared norm of these, and the
+    errors of a product as csrc/types.h has them. Rows are those from ``first`` on, or the numbered ones.
+    """
+
+    first: int
+    rows: Tensor | None
+    error: float
+    squared_norm: float
+    absolute: float
+    relative: float
+
+
 def scan(
     product: Tensor,
-    first: int,
-    queries: tuple[Tensor, Tensor],
-    block: tuple[float, float],
-    absolute: float,
-    relative: float,
+    block: Block,
     query: tuple[Tensor, Tensor],
+    errors: Tensor,
+    squared_norms: Tensor,
+    numbers: Tensor | None,
     bank: tuple[Tensor, Tensor],
     state: State,
+    metric: str,
 ) -> None:
-    """Reduces a block of products to candidates. ``queries``: errors, squared norms; ``block``: the largest of each."""
-    (errors, squares), (error, squared_norm) = queries, block
+    """Reduces a block of products to candidates. It is of all queries, or of those with the ``numbers``."""
     count, columns = len(query[0]), product.shape[1]
-    if first + columns > len(bank[0]):
-        raise ValueError(f"murf_fast: products end at row {first + columns} of a bank of {len(bank[0])}")
+    if block.rows is None and block.first + columns > len(bank[0]):
+        raise ValueError(f"murf_fast: products end at row {block.first + columns} of a bank of {len(bank[0])}")
+    if numbers is None and len(product) > count:
+        raise ValueError(f"murf_fast: products of {len(product)} queries for {count}")
     extension.nearest_scan(
         product_dtype=dtype_tag(product.dtype),
         products=rows_of(product).data,
         block=extension.NearestBlock(
             stride=product.stride(0),
-            first=first,
+            count=len(product),
+            first=block.first,
             columns=columns,
+            queries=address(numbers, torch.int64, len(product)),
+            rows=address(block.rows, torch.int64, columns),
             query_errors=address(errors, torch.float64, count),
-            query_squared_norms=address(squares, torch.float64, count),
-            error=error,
-            squared_norm=squared_norm,
-            absolute=absolute,
-            relative=relative,
+            query_squared_norms=address(squared_norms, torch.float64, count),
+            error=block.error,
+            squared_norm=block.squared_norm,
+            absolute=block.absolute,
+            relative=block.relative,
         ),
         query=rows_of(*query),
         bank=rows_of(*bank),
-        state=state.native(max(count, len(product))),
+        state=state.native(count),
+        metric=metric,
         threads=_fork.threads(),
     )
 

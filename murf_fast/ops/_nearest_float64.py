@@ -22,25 +22,30 @@ LARGEST_SQUARED_NORM = 1e300
 
 
 def search(query: Tensor, bank: Tensor, k: int, metric: str, op: str, distances: Tensor, indices: Tensor) -> None:
-    """Writes ``distances`` (Q, k) in float64 and ``indices`` (Q, k). ``bank`` may lie in host memory; its blocks go to
-    the queries.
+    """Writes ``distances`` (Q, k), computed in float64, and ``indices`` (Q, k). ``bank`` may lie in host memory; its
+    blocks go to the queries.
     """
-    cosine = metric == "cosine"
+    cosine, ip = metric == "cosine", metric == "ip"
     step = max(1, min(VALUES // bank.shape[1], VALUES // min(QUERIES, len(query))))
     # Common to all rows, or nearly: products of differences from it have small errors.
     center = _rows(bank[:step], query.device, cosine).mean(0)
+    if ip:
+        center.zero_()
     for first in range(0, len(query), QUERIES):
         part = slice(first, first + QUERIES)
         rows = _rows(query[part], query.device, cosine)
         if not _are_fine(rows):
             _refuse(op, "query", query[part], first, cosine)
-        found = _Search(rows, bank, k, cosine)
+        found = _Search(rows, bank, k, metric)
         for begin in range(0, len(bank), step):
             block = bank[begin : begin + step]
             if not found.look(begin, _rows(block, query.device, cosine), center):
                 _refuse(op, "bank", block, begin, cosine)
         squared, indices[part] = found.result()
-        distances[part] = {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric]
+        if ip:
+            distances[part] = -squared
+        else:
+            distances[part] = {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric]
 
 
 def _are_fine(rows: Tensor) -> bool:
@@ -73,8 +78,9 @@ def _rows(x: Tensor, device: torch.device, cosine: bool) -> Tensor:
 class _Search:
     """What is known about some queries: the k smallest upper bounds, rows that wait to be scored, the k scored best."""
 
-    def __init__(self, query: Tensor, bank: Tensor, k: int, cosine: bool) -> None:
-        self.query, self.bank, self.k, self.cosine = query, bank, k, cosine
+    def __init__(self, query: Tensor, bank: Tensor, k: int, metric: str) -> None:
+        self.query, self.bank, self.k = query, bank, k
+        self.cosine, self.ip = metric == "cosine", metric == "ip"
         shape, device = (len(query), k), query.device
         self.upper = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
         self.squared = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
@@ -91,8 +97,11 @@ class _Search:
             return False
         # Of a product and two squared norms of D terms each, of the subtraction of the center, of direct differences.
         error = (2 * rows.shape[1] + 32) * torch.finfo(torch.float64).eps * (q + largest)
-        # Without |q|^2, which all rows have in common.
-        squared = torch.addmm(b, query, rows.T, alpha=-2)
+        # Without |q|^2, which all rows have in common. Of inner products the negative ones, which have nothing else.
+        if self.ip:
+            squared, q = -(query @ rows.T), torch.zeros_like(q)
+        else:
+            squared = torch.addmm(b, query, rows.T, alpha=-2)
         nearest = (
             squared.topk(min(self.k, len(rows)), dim=1, largest=False).values if self.k > 1 else squared.amin(1, True)
         )
@@ -133,4 +142,6 @@ class _Search:
 
     def _squared(self, i: Tensor, j: Tensor) -> Tensor:
         rows = _rows(self.bank[j.to(self.bank.device)], self.query.device, self.cosine)
+        if self.ip:
+            return -(rows * self.query[i]).sum(1)
         return (rows - self.query[i]).square().sum(1)

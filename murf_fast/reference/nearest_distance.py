@@ -7,15 +7,20 @@ __all__ = ["nearest_distance"]
 
 
 def nearest_distance(query: Tensor, bank: Tensor, k: int = 1, metric: str = "l2") -> tuple[Tensor, Tensor]:
-    """The k smallest ``|q - b|``, ``|q - b|^2`` or ``1 - cos(q, b)`` and their rows; equal ones by rising row."""
+    """The k smallest ``|q - b|``, ``|q - b|^2`` or ``1 - cos(q, b)``, or largest ``q.b``, and their rows; equal ones by
+    rising row.
+    """
     dtype = torch.float64 if torch.float64 in (query.dtype, bank.dtype) else torch.float32
     query, bank = query.to(dtype), bank.to(dtype)
     if metric == "cosine":
         query, bank = _unit(query), _unit(bank)
     distances, indices = query.new_zeros(len(query), k), query.new_zeros(len(query), k, dtype=torch.int64)
     for i, q in enumerate(query):
-        squared, order = (bank - q).square().sum(1).sort(stable=True)
-        distances[i], indices[i] = squared[:k], order[:k]
+        if metric == "ip":
+            values, order = (bank * q).sum(1).sort(stable=True, descending=True)
+        else:
+            values, order = (bank - q).square().sum(1).sort(stable=True)
+        distances[i], indices[i] = values[:k], order[:k]
     if metric == "l2":
         distances = distances.sqrt()
     if metric == "cosine":

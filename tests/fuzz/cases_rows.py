@@ -73,6 +73,8 @@ def nearest_distance(d: Draw) -> list[Comparison]:
     prepared = d.chance("prepared", 0.3) and torch.float64 not in (query_type, bank_type)
     if prepared:
         index = {} if d.backend is None else {"backend": d.backend}
+        if d.backend in (None, "native") and d.chance("cells", 0.5):
+            index["cells"] = d.integer("count of cells", 1, 20)
         given = NearestIndex(given, cosine=metric == "cosine", precision=precision, **index)
         options = {}
     else:

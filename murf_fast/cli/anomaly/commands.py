@@ -35,7 +35,7 @@ def fit(
     weights: Weights = None,
     scales: Annotated[str, typer.Option(help="Factors of the image's size.")] = "0.3,0.4,0.5,0.6,0.7",
     layers: Annotated[str, typer.Option(help="0-based blocks of the transformer.")] = "7,9,11",
-    index: Annotated[str, typer.Option(help="exact, coreset or ivf.")] = "exact",
+    index: Annotated[str, typer.Option(help="exact, cells, coreset or ivf.")] = "exact",
     rules: Rules = "mrf-ad",
     pixels: Annotated[float, typer.Option(min=0, help="Shrink images to so many pixels first; 0: never.")] = 5e6,
     enlarge: Annotated[
@@ -119,7 +119,7 @@ def evaluate(
     weights: Weights = None,
     scales: Annotated[str, typer.Option(help="Factors of the image's size.")] = "0.3,0.4,0.5,0.6,0.7",
     layers: Annotated[str, typer.Option(help="0-based blocks of the transformer.")] = "7,9,11",
-    index: Annotated[str, typer.Option(help="exact, coreset or ivf.")] = "exact",
+    index: Annotated[str, typer.Option(help="exact, cells, coreset or ivf.")] = "exact",
     rules: Rules = "mrf-ad",
     scale_weights: Annotated[
         str | None, typer.Option(help="One number per scale: fusion by weights.", show_default=False)

@@ -1,0 +1,293 @@
+"""``NearestIndex(cells=...)``, ``NearestIndex.add`` and inner products: the answers of the plain scan, bit for bit."""
+
+from __future__ import annotations
+
+import importlib
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from murf_fast import NearestIndex, nearest_distance, reference
+from murf_fast.tables import nearest_cells
+
+native = importlib.import_module("murf_fast.native.nearest_distance")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def few_queries_are_enough(monkeypatch):
+    monkeypatch.setattr(native, "FEW_QUERIES", 0)
+
+
+def clustered(rows, dim, seed=0, clusters=12, spread=0.05, mean=3.0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(clusters, dim, generator=g)[torch.randint(clusters, (rows,), generator=g)]
+    return x + spread * torch.randn(rows, dim, generator=g) + mean * torch.randn(dim, generator=g)
+
+
+def assert_equal(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+def assert_same(query, bank, *, k=1, cosine=False, cells=9, **options):
+    """The answers of an index with cells are those of one without."""
+    index = NearestIndex(bank, cosine=cosine, cells=cells, **options)
+    expected = nearest_distance(query, NearestIndex(bank, cosine=cosine, **options), k=k)
+    assert_equal(nearest_distance(query, index, k=k), expected)
+    return index
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cells_change_no_answer(dtype, precision, cosine):
+    x = clustered(1100, 37).to(dtype)
+    for k in (1, 5):
+        index = assert_same(x[:70], x[70:], k=k, cosine=cosine, cells=12, precision=precision)
+        assert 0 < index.searched < 0.5
+
+
+@given(
+    rows=st.integers(1, 150),
+    queries=st.integers(0, 60),
+    dim=st.integers(1, 20),
+    k=st.integers(1, 9),
+    cells=st.integers(1, 40),
+    cosine=st.booleans(),
+    spread=st.sampled_from([0.0, 1e-3, 1.0]),
+    precision=st.sampled_from(["float32", "bfloat16"]),
+    pays=st.sampled_from([0.5, 2.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_shape(rows, queries, dim, k, cells, cosine, spread, precision, pays):
+    """Duplicates, all equal rows, cells of one row, more cells than clusters; with and without falling back."""
+    x = clustered(rows + queries, dim, rows, spread=spread)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "PAYS", pays)
+        for name, value in (("BANK_BLOCK", 50), ("QUERY_BLOCK", 16), ("CELL_ENTRIES", 20 * cells)):
+            patch.setattr(native, name, value)
+        assert_same(x[:queries], x[queries:], k=min(k, rows), cells=cells, cosine=cosine, precision=precision)
+
+
+def test_ties_across_cells_go_to_the_lower_index():
+    """Rows of a grid: queries in the middle of its squares have equally near rows in several cells."""
+    grid = torch.cartesian_prod(torch.arange(16.0), torch.arange(16.0)).flip(0)
+    query = torch.cartesian_prod(torch.arange(15.0), torch.arange(15.0)) + 0.5
+    index = NearestIndex(grid, cells=40, precision="float32")
+    for k in (1, 2, 4):
+        distances, indices = nearest_distance(query, index, k=k)
+        expected = reference.nearest_distance(query, grid, k)
+        assert torch.equal(indices, expected[1])
+        assert index.searched < 0.5
+        assert torch.equal(distances, torch.full_like(distances, 0.5**0.5))
+
+
+def test_an_outlier_and_queries_far_away():
+    x = clustered(600, 16)
+    x[17] = 1e4
+    for query in (x[:20], x[:20] + 1e5, x[17:18] * 1.001):
+        for k in (1, 3):
+            assert_same(query, x, k=k)
+
+
+def test_random_rows_are_scanned(monkeypatch):
+    """No cell can be skipped: a few queries find that out, and the rest goes the plain way."""
+    x = torch.rand(2200, 64, generator=torch.Generator().manual_seed(0))
+    asked = []
+    look_near = native._Search._look_near
+    monkeypatch.setattr(
+        native._Search, "_look_near", lambda self, numbers: asked.append(len(numbers)) or look_near(self, numbers)
+    )
+    index = assert_same(x[:200], x[200:], cells=8)
+    assert asked == [4]
+    assert 1 <= index.searched < 1.1
+
+
+def test_bounds_hold_and_are_close():
+    """No row of a cell is nearer than its bound; and the bounds of most cells would not bear a tenth more."""
+    x = clustered(900, 24, spread=0.3).double()
+    index = NearestIndex(x[50:].float(), cells=20)
+    mean, rows = index.tensors[0].double(), index.bank.double()
+    query = x[:50].float().double() - mean
+    squared = nearest_cells.squared_distances(query, index.cells)
+    lower = nearest_cells.lower_bounds(squared, query.norm(dim=1), index.cells)
+    exact = torch.cdist(query, rows[index.cells.rows] - mean, compute_mode="donot_use_mm_for_euclid_dist")
+    begins = index.cells.begins.tolist()
+    nearest = torch.stack([exact[:, a:b].amin(1) for a, b in pairwise(begins)], 1)
+    assert bool((lower <= nearest).all())
+    assert float((lower / nearest).clamp(min=0).median()) > 0.5
+
+
+def test_mapped_and_float64_banks(tmp_path):
+    x = clustered(800, 24)
+    np.save(tmp_path / "bank.npy", x[30:].numpy())
+    assert_same(x[:30], np.load(tmp_path / "bank.npy", mmap_mode="r"), k=3)
+    for query, bank in ((x[:30].double(), x[30:]), (x[:30], x[30:].double())):
+        index = assert_same(query, bank, k=3)
+        assert index.searched == 1
+    index = assert_same(x[:30], x[30:], k=3, backend="reference")
+    assert index.searched == 1
+
+
+def test_few_queries_scan(monkeypatch):
+    monkeypatch.setattr(native, "FEW_QUERIES", 21)
+    x = clustered(900, 20)
+    assert assert_same(x[:20], x[30:]).searched == 1
+    assert assert_same(x[:21], x[30:]).searched < 0.5
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_rows_added_to_a_triton_index(cosine, device):
+    x = clustered(70, 11).to(device)
+    index = NearestIndex(x[:40], cosine=cosine, precision="float32", backend="triton")
+    index.add(x[40:])
+    expected = nearest_distance(x[::9], NearestIndex(x, cosine=cosine, precision="float32", backend="triton"), k=3)
+    assert_equal(nearest_distance(x[::9], index, k=3), expected)
+    with pytest.raises(ValueError, match="`cells` are searched by the native backend"):
+        NearestIndex(x, cells=3, backend="triton")
+    assert NearestIndex(x, cells="auto", backend="triton").cells is None
+    values, indices = products(x[::9].cpu(), x.cpu(), 3)
+    found = nearest_distance(x[::9], x, k=3, metric="ip", backend="triton")
+    assert torch.equal(found[1].cpu(), indices)
+    assert torch.allclose(found[0].cpu().double(), values, rtol=1e-6)
+
+
+def test_auto_and_few_rows():
+    assert NearestIndex(torch.ones(500, 3), cells="auto").cells is None
+    x = clustered(8192 + 64, 8, clusters=40)
+    index = assert_same(x[:64], x[64:], cells="auto")
+    assert len(index.cells.centres) == 16
+    assert index.searched < 0.3
+    assert NearestIndex(x).searched == 1
+    assert NearestIndex(x[:50], cells=2).searched is None
+
+
+def test_threads_and_levels(level):
+    x = clustered(700, 20)
+    expected = nearest_distance(x[:50], x[50:], k=2)
+    index = NearestIndex(x[50:], cells=9)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert_equal(nearest_distance(x[:50], index, k=2), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("cells", [None, 7])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_added_rows(cells, cosine, precision, monkeypatch):
+    """Searches of a bank that grew are those of a fresh one; the added rows are unlike the others."""
+    monkeypatch.setattr(native, "BANK_BLOCK", 60)
+    x = torch.cat([clustered(400, 19), clustered(171, 19, seed=9, spread=2.0)])
+    query = x[::9] + 0.01
+    index = NearestIndex(x[:300], cosine=cosine, cells=cells, precision=precision)
+    for begin, end in ((300, 301), (301, 301), (301, 571)):
+        index.add(x[begin:end])
+        assert len(index) == end
+        expected = nearest_distance(query, NearestIndex(x[:end], cosine=cosine, precision=precision), k=4)
+        assert_equal(nearest_distance(query, index, k=4), expected)
+
+
+def test_added_rows_are_checked():
+    index = NearestIndex(clustered(50, 6), cells=4)
+    with pytest.raises(TypeError, match=r"`rows` must be torch\.float32 as the bank"):
+        index.add(torch.ones(3, 6, dtype=torch.float16))
+    with pytest.raises(ValueError, match="`rows` must have 6 columns on cpu as the bank"):
+        index.add(torch.ones(3, 5))
+    with pytest.raises(ValueError, match=r"`rows` must be finite.* rows \[1\]"):
+        index.add(torch.tensor([[1.0] * 6, [torch.nan] * 6]))
+    assert len(index) == 50
+    reference = NearestIndex(torch.eye(4), backend="reference")
+    reference.add(2 * torch.eye(4))
+    assert nearest_distance(3 * torch.eye(4), reference, k=1)[1].tolist() == [[4], [5], [6], [7]]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"cells": 0}, ValueError, "`cells` must be at least 1, got 0"),
+        ({"cells": 2.5}, TypeError, "`cells` must be an integer"),
+        ({"cells": 3, "ip": True}, ValueError, "`cells` bound distances; they exclude `ip`"),
+        ({"cosine": True, "ip": True}, ValueError, "`cosine` and `ip` exclude each other"),
+    ],
+)
+def test_bad_options(options, error, words):
+    with pytest.raises(error, match=words):
+        NearestIndex(torch.ones(5, 2), **options)
+
+
+def products(query, bank, k):
+    """The k largest inner products in float64, equal ones by rising row."""
+    values, indices = (query.double() @ bank.double().T).sort(dim=1, descending=True, stable=True)
+    return values[:, :k], indices[:, :k]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_inner_products(dtype, precision):
+    x = clustered(900, 41, spread=0.5, mean=1.0).to(dtype)
+    query, bank = x[:60], x[60:]
+    for k in (1, 6):
+        values, indices = products(query, bank, k)
+        index = NearestIndex(bank, ip=True, precision=precision)
+        found = nearest_distance(query, index, k=k)
+        assert_equal(found, nearest_distance(query, bank, k=k, metric="ip", precision=precision))
+        assert torch.equal(found[1], indices)
+        eps = torch.finfo(found[0].dtype).eps
+        terms = eps * (query.double().norm(dim=1)[:, None] * bank.double().norm(dim=1).max())
+        # Of one rounding to float32, or of sums in float64.
+        allowed = eps * values.abs() if dtype != torch.float64 else 41 * terms
+        assert bool(((found[0].double() - values).abs() <= allowed).all())
+
+
+@given(
+    rows=st.integers(1, 150),
+    queries=st.integers(1, 40),
+    dim=st.integers(1, 40),
+    k=st.integers(1, 9),
+    scale=st.sampled_from([2.0**-60, 1.0, 2.0**50]),
+    precision=st.sampled_from(["float32", "bfloat16"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_inner_products_of_any_shape(rows, queries, dim, k, scale, precision):
+    """Whole numbers, whose products and sums are exact: rows, ties and values are known."""
+    g = torch.Generator().manual_seed(rows)
+    x = torch.randint(-3, 4, (rows + queries, dim), generator=g) * torch.tensor(scale)
+    query, bank = x[:queries], x[queries:]
+    k = min(k, rows)
+    values, indices = products(query, bank, k)
+    found = nearest_distance(query, bank, k=k, metric="ip", precision=precision)
+    assert torch.equal(found[1], indices)
+    assert torch.equal(found[0].double(), values)
+
+
+def test_inner_products_of_faiss():
+    faiss = pytest.importorskip("faiss")
+    x = torch.randn(700, 32, generator=torch.Generator().manual_seed(0))
+    flat = faiss.IndexFlatIP(32)
+    flat.add(x[50:].numpy())
+    values, indices = flat.search(x[:50].numpy(), 3)
+    found = nearest_distance(x[:50], x[50:], k=3, metric="ip")
+    assert torch.equal(found[1], torch.from_numpy(indices))
+    assert torch.allclose(found[0], torch.from_numpy(values), rtol=1e-5)
+
+
+def test_inner_products_of_added_rows_and_the_reference():
+    x = clustered(200, 9)
+    index = NearestIndex(x[:90], ip=True)
+    index.add(x[90:])
+    expected = nearest_distance(x, x, k=3, metric="ip")
+    assert_equal(nearest_distance(x, index, k=3), expected)
+    plain = nearest_distance(x.double(), x.double(), k=3, metric="ip", backend="reference")
+    assert torch.equal(plain[1], expected[1])
+    assert bool((plain[0][:, :-1] >= plain[0][:, 1:]).all())
+    with pytest.raises(ValueError, match="prepared with cosine=False and ip=True"):
+        nearest_distance(x, index, metric="l2")
