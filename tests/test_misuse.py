@@ -94,7 +94,8 @@ KIND = {
     "variant": "choice", "via": "size", "weight": "map", "weights": "numbers", "windows": "other", "x": "map",
     "sigma_x": "tensor", "sigma_y": "tensor", "theta": "tensor", "sigma_r": "tensor", "reach": "number",
     "low_guidance": "map",
-    "bank": "array", "cosine": "flag", "ip": "flag", "cells": "other", "device": "choice", "rows": "other", "columns": "other", "ratio": "number",
+    "bank": "array", "cosine": "flag", "ip": "flag", "cells": "integer",
+    "device": "choice", "rows": "other", "columns": "other", "ratio": "number",
 }  # fmt: skip
 # Where a name means something else in one function.
 OWN = {
