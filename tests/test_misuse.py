@@ -93,7 +93,7 @@ KIND = {
     "std": "numbers", "stride": "pair", "target": "labels", "tiles": "integers", "v": "map", "values": "tensor",
     "variant": "choice", "via": "size", "weight": "map", "weights": "numbers", "windows": "other", "x": "map",
     "sigma_x": "tensor", "sigma_y": "tensor", "theta": "tensor", "sigma_r": "tensor", "reach": "number",
-    "low_guidance": "map", "seed": "integer", "bank": "array", "cosine": "flag", "ip": "flag", "cells": "other",
+    "low_guidance": "map", "seed": "integer", "bank": "array", "cosine": "flag", "ip": "flag", "cells": "integer",
     "device": "choice", "rows": "other", "columns": "other", "ratio": "number",
 }  # fmt: skip
 # Where a name means something else in one function.

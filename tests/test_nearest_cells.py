@@ -134,6 +134,17 @@ def test_mapped_and_float64_banks(tmp_path):
     assert index.searched == 1
 
 
+def test_what_pads_a_product_changes_nothing(monkeypatch):
+    """Memory that is no number: products read past the end of a row, where NaN times zero is NaN."""
+    empty = native.empty
+    monkeypatch.setattr(
+        native, "empty", lambda shape, dtype: empty(shape, dtype).fill_(torch.nan if dtype.is_floating_point else 0)
+    )
+    x = clustered(1500, 384, spread=0.5)
+    for precision in ("float32", "bfloat16"):
+        assert_same(x[:300], x[300:], k=2, cells=12, precision=precision)
+
+
 def test_few_queries_scan(monkeypatch):
     monkeypatch.setattr(native, "FEW_QUERIES", 21)
     x = clustered(900, 20)

@@ -232,7 +232,8 @@ class _Search:
         rows_at_a_time, queries = min(BANK_BLOCK, len(bank)), min(QUERY_BLOCK, len(query))
         if cells is not None:
             rows_at_a_time, queries = _even(rows_at_a_time), _even(queries)
-        self.block = None if self.product_ready else empty((rows_at_a_time, self.width), dtype)
+        # Zeros, as products read past the end of a row, where a number does not matter but NaN times zero would.
+        self.block = None if self.product_ready else empty((rows_at_a_time, self.width), dtype).zero_()
         self.product = empty((queries, rows_at_a_time), dtype)
         self.gathered = None if cells is None else empty((queries, self.width), dtype).zero_()
 

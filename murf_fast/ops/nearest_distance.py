@@ -75,7 +75,7 @@ class NearestIndex:
         self.cosine, self.ip = _checks.flag(OP, "cosine", cosine), _checks.flag(OP, "ip", ip)
         if self.cosine and self.ip:
             raise ValueError(f"murf_fast.{OP}: `cosine` and `ip` exclude each other")
-        if cells is not None and cells != "auto":
+        if cells is not None and not (isinstance(cells, str) and cells == "auto"):
             cells = _checks.integer(OP, "cells", cells, 1)
         if cells is not None and self.ip:
             raise ValueError(f"murf_fast.{OP}: `cells` bound distances; they exclude `ip`")
