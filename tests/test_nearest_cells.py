@@ -140,7 +140,8 @@ def test_what_pads_a_product_changes_nothing(monkeypatch):
     monkeypatch.setattr(
         native, "empty", lambda shape, dtype: empty(shape, dtype).fill_(torch.nan if dtype.is_floating_point else 0)
     )
-    x = clustered(1500, 384, spread=0.5)
+    monkeypatch.setattr(native, "PAYS", 2.0)
+    x = clustered(1500, 384, clusters=12, spread=0.5)
     for precision in ("float32", "bfloat16"):
         assert_same(x[:300], x[300:], k=2, cells=12, precision=precision)
 
