@@ -128,11 +128,11 @@ def _extents(rows: Rows, order: Tensor, begins: list[int], centres: Tensor, gaps
 
 def _centres(rows: Rows, total: int, count: int, nearest: Nearest) -> Tensor:
     """(count, D) float32. The draws are the same in every process."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randperm(total, generator=generator)[: count * SAMPLE]
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randperm(total, generator=generator, dtype=torch.int64, device="cpu")[: count * SAMPLE]
     step = max(1, ENTRIES // rows.bank.shape[1])
     sample = torch.cat([rows[part.sort().values].float() for part in drawn.to(rows.mean.device).split(step)])
-    chosen = torch.randperm(len(sample), generator=generator)[:count].to(sample.device)
+    chosen = torch.randperm(len(sample), generator=generator, dtype=torch.int64, device="cpu")[:count].to(sample.device)
     centres = sample[chosen]
     for _ in range(ITERATIONS):
         own = nearest(sample, centres)[1][:, 0]

@@ -36,4 +36,5 @@ def components(rows: int) -> int:
 @constant_while_compiling
 def first_row(rows: int, seed: int) -> Tensor:
     """(1,), int64, on the CPU."""
-    return torch.randint(rows, (1,), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randint(rows, (1,), generator=generator, dtype=torch.int64, device="cpu")

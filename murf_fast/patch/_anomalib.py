@@ -165,8 +165,8 @@ def _selection(version: tuple[int, int]):
         else:
             self.features = embedding.flatten(1)
         self.reset_distances()
-        device = self.features.device if version >= _DRAWS_ON_DEVICE else None
-        start = torch.randint(len(embedding), (1,), device=device).to(self.features.device)
+        device = self.features.device if version >= _DRAWS_ON_DEVICE else torch.get_default_device()
+        start = torch.randint(len(embedding), (1,), dtype=torch.int64, device=device).to(self.features.device)
         with tqdm(total=count, desc="Selecting Coreset Indices.") as bar:
             chosen = k_center_greedy(
                 self.features,
