@@ -65,6 +65,52 @@ def nearest_float32(device, dtype):
     return nearest(device, dtype, "float32")
 
 
+def by_cells(device: str, dtype: torch.dtype, spread: float | None) -> Contenders:
+    """Rows about 300 centres, or uniform ones, of which nothing can be skipped; against the index without cells."""
+    queries, rows, width = side(2048), side(60_000), classes(384)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(queries + rows, width, generator=generator)
+    if spread is not None:
+        centres = 3 * torch.randn(300, width, generator=generator)
+        x = centres[torch.randint(300, (len(x),), generator=generator)] + spread * (x - 0.5)
+    query, bank = x[:queries].to(device, dtype), x[queries:].to(device, dtype)
+    plain, index = murf_fast.NearestIndex(bank), murf_fast.NearestIndex(bank, cells="auto")
+
+    def oracle():
+        double = bank.double()
+        for begin in range(0, queries, 64):
+            part = slice(begin, begin + 64)
+            yield part, torch.cdist(query[part].double(), double).amin(1).square()
+
+    return Contenders(
+        lambda: murf_fast.nearest_distance(query, index, metric="l2sq")[0][:, 0],
+        {"without cells": lambda: murf_fast.nearest_distance(query, plain, metric="l2sq")[0][:, 0]},
+        oracle,
+        64 << 20,
+        operations=2 * queries * len(bank) * width,
+    )
+
+
+@case(
+    "nearest_distance",
+    '2048 queries, bank 60k x 384 in clusters, cells="auto"',
+    targets=(Target("without cells", 1.0),),
+    devices=("cpu",),
+)
+def clusters(device, dtype):
+    return by_cells(device, dtype, 1.4)
+
+
+@case(
+    "nearest_distance",
+    'the same, uniform: nothing to skip, cells="auto"',
+    targets=(Target("without cells", 0.91),),
+    devices=("cpu",),
+)
+def uniform(device, dtype):
+    return by_cells(device, dtype, None)
+
+
 @smallest("nearest_distance")
 def tiny(device: str) -> None:
     bank = murf_fast.NearestIndex(torch.randn(37, 19, device=device))

@@ -15,7 +15,14 @@ from torch import Tensor
 from murf_fast import _fork
 from murf_fast.native import _nearest_kernels as kernels
 from murf_fast.native._address import empty, extension
-from murf_fast.tables.nearest_cells import ENTRIES, Cells, first_cells, lower_bounds, squared_distances
+from murf_fast.tables.nearest_cells import (
+    ENTRIES,
+    Cells,
+    Rows,
+    first_cells,
+    lower_bounds,
+    squared_distances,
+)
 
 __all__ = [
     "extended_index",
@@ -37,8 +44,8 @@ CANDIDATES = 128
 CELL_ENTRIES = 1 << 22
 # Beyond this share of the rows a scan of all is faster: gathered queries and small products cost twice as much a pair.
 PAYS = 1 / 3
-# A scan for fewer queries takes no longer than ten times what it takes to find out.
-FEW_QUERIES = 512
+# A scan for fewer queries takes no longer than some fifteen times what it takes to find out.
+FEW_QUERIES = 256
 # So many queries, at most, are asked whether it does.
 ASKED = 32
 # Beyond this, squares are near the end of float32.
@@ -266,6 +273,10 @@ class _Search:
             kernels.scan(out, block, query, errors, squares, own, bank, state, self.metric)
 
     def look_everywhere(self) -> int:
+        if self.cells is not None and not self.low.numel():
+            # Without a copy in their order, rows are read where they lie, not gathered.
+            self.cells, self.pieces = None, _pieces(len(self.bank), None)
+            self.errors, self.squares = (_zeros(len(self.pieces)) for _ in range(2))
         for part, error, square in self._blocks():
             self.look(part, error, square)
         return len(self.query) * len(self.bank)
@@ -276,7 +287,7 @@ class _Search:
         if total < FEW_QUERIES:
             return self.look_everywhere()
         # Evenly spaced queries say whether it pays.
-        count = min(max(total // 64, 4), ASKED, total)
+        count = min(max(total // 256, 4), ASKED, total)
         asked = torch.arange(count, dtype=torch.int64, device="cpu") * total // count
         looked, matter = self._look_near(asked)
         if float((matter.double() @ self.cells.begins.diff().double()).sum()) > PAYS * count * len(self.bank):
@@ -292,8 +303,8 @@ class _Search:
                        indices)  # fmt: skip
 
     def _rows(self, part: slice, error: float, square: float, padded: int) -> tuple[Tensor, float, float]:
-        """Rows for the product, with their largest error and squared norm. What follows them, up to so many rows, may
-        be anything.
+        """Rows for the product, with their largest error and squared norm. What follows them, up to ``padded`` rows,
+        may be anything.
         """
         if self.product_ready:
             return self.low[part.start : part.start + padded], error, square
@@ -324,10 +335,7 @@ class _Search:
         step = max(1, ENTRIES // max(self.cells.centres.shape))
         parts = [slice(begin, begin + step) for begin in range(0, len(numbers), step)]
         for part in parts:
-            rows = self.query[numbers[part]].double()
-            if self.scale.numel():
-                rows = rows * self.scale[numbers[part]][:, None]
-            rows = rows - self.mean.double()
+            rows = Rows(self.query, self.mean, self.scale)[numbers[part]]
             squared[part], norms[part] = squared_distances(rows, self.cells), rows.square().sum(1).sqrt()
         first = first_cells(squared, self.cells, self.state.k)
         looked = self._look_at(first, numbers)

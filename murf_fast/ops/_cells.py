@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from murf_fast.tables.nearest_cells import Cells, slack
+from murf_fast.tables.nearest_cells import Cells, Rows, slack
 
 ITERATIONS = 4
 # Rows of the sample per cell.
@@ -34,20 +34,6 @@ def count_of(cells: int | str, rows: int) -> int:
     if cells == "auto":
         return 0 if rows < FEW_ROWS else min(MOST_CELLS, rows // ROWS_PER_CELL)
     return min(int(cells), rows)
-
-
-class Rows:
-    """Rows of a bank as they are searched: scaled to unit rows where asked for, without the mean, in float64."""
-
-    def __init__(self, bank: Tensor, mean: Tensor, scale: Tensor) -> None:
-        self.bank, self.mean, self.scale = bank, mean.double(), scale
-
-    def __getitem__(self, part: Tensor | slice) -> Tensor:
-        where = part.to(self.bank.device) if isinstance(part, Tensor) else part
-        rows = self.bank[where].to(self.mean.device).double()
-        if len(self.scale):
-            rows = rows * self.scale[part][:, None]
-        return rows - self.mean
 
 
 def partition(bank: Tensor, mean: Tensor, scale: Tensor, count: int, nearest: Nearest) -> Cells:

@@ -34,7 +34,7 @@ class NearestIndex:
             triangle inequality proves too far, rounding included. ``"auto"``: one per 512 rows, at most 1024, and none
             for banks below 8192 rows or on GPUs, where a number is refused. The answers are those without cells, bit
             for bit. Up to 32 evenly spaced queries of a call go first: where they would look at more than a third of
-            the rows, as random rows in many dimensions do, the call scans them all. So do calls of fewer than 512
+            the rows, as random rows in many dimensions do, the call scans them all. So do calls of fewer than 256
             queries, which would not make up for that, float64 searches and the reference.
         precision: Dtype of the copy that candidates are found with. ``"float32"`` makes no copy; ``"auto"`` takes
             bfloat16 on GPUs and on processors with bfloat16 instructions, else float32. No choice changes the answers.

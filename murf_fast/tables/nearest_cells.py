@@ -21,6 +21,20 @@ from torch import Tensor
 ENTRIES = 1 << 19
 
 
+class Rows:
+    """Rows of a bank as they are searched: scaled to unit rows where asked for, without the mean, in float64."""
+
+    def __init__(self, bank: Tensor, mean: Tensor, scale: Tensor) -> None:
+        self.bank, self.mean, self.scale = bank, mean.double(), scale
+
+    def __getitem__(self, part: Tensor | slice) -> Tensor:
+        where = part.to(self.bank.device) if isinstance(part, Tensor) else part
+        rows = self.bank[where].to(self.mean.device).double()
+        if len(self.scale):
+            rows = rows * self.scale[part][:, None]
+        return rows - self.mean
+
+
 class Cells(NamedTuple):
     """Rows of a bank cell by cell, and what bounds them. All but the first two are float64."""
 
