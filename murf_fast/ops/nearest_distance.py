@@ -33,9 +33,11 @@ class NearestIndex:
         cells: Partition the bank into so many cells of near rows (k-means), of which a search skips those that the
             triangle inequality proves too far, rounding included. ``"auto"``: one per 512 rows, at most 1024, and none
             for banks below 8192 rows or on GPUs, where a number is refused. The answers are those without cells, bit
-            for bit. Up to 32 evenly spaced queries of a call go first: where they would look at more than a third of
-            the rows, as random rows in many dimensions do, the call scans them all. So do calls of fewer than 256
-            queries, which would not make up for that, float64 searches and the reference.
+            for bit. Some evenly spaced queries of a call, 4 to 32, go first: where they would look at more than a third
+            of the rows, as random rows in many dimensions do, the call scans them all. So do calls of fewer than 256
+            queries, which would not make up for that (with a copy in bfloat16 or float16 rows are met cell by cell
+            then, and the fewer queries, the longer it takes beside an index without cells), float64 searches and the
+            reference.
         precision: Dtype of the copy that candidates are found with. ``"float32"`` makes no copy; ``"auto"`` takes
             bfloat16 on GPUs and on processors with bfloat16 instructions, else float32. No choice changes the answers.
         device: Where the search runs; None: where the bank is. With a bank in host memory and a CUDA device, blocks of
