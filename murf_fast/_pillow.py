@@ -45,6 +45,21 @@ def read(path: str | Path) -> np.ndarray:
         return rgb(image, str(path))
 
 
+def nonzero(path: str | Path) -> np.ndarray:
+    """(H, W), bool: the pixels of an upright mask that are not black; of 16 bits and floats every value but 0."""
+    path = Path(path)
+    with _opened(path) as image:
+        try:
+            image.load()
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} is damaged or cut: {error}") from error
+        if image.mode == "F" or image.mode.startswith("I"):
+            return np.asarray(_upright(image)) != 0
+        return rgb(image, str(path)).any(axis=2)
+
+
 def size(path: str | Path) -> tuple[int, int]:
     """(height, width) by the file's header, as stored; with the errors of :func:`read` but for damaged pixels."""
     with _opened(Path(path)) as image:

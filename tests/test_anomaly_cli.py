@@ -256,3 +256,31 @@ def test_score_says_what_is_wrong(bank, photos, weights, tmp_path):
         ((photos, "--device", "abacus"), "--device must be cpu, cuda or cuda:1"),
     ):
         refused(words, "anomaly", "score", bank, *arguments, *at)
+
+
+@pytest.mark.parametrize("option", ["--threshold", "--vmax"])
+def test_a_number_that_is_none_is_refused(option, tmp_path):
+    pil.new("RGB", (30, 30)).save(tmp_path / "x.png")
+    result = invoke("anomaly", "score", tmp_path, tmp_path / "x.png", "--out", tmp_path / "m.png", option, "nan")
+    assert result.exit_code == 2
+    assert f"{option} must be a number, got nan" in result.output
+
+
+def test_a_picture_of_no_known_kind_is_refused_first(tmp_path):
+    pil.new("RGB", (30, 30)).save(tmp_path / "x.png")
+    result = invoke("anomaly", "score", tmp_path, tmp_path / "x.png", "--out", tmp_path / "m.xyz")
+    assert result.exit_code == 2
+    assert "--out must end as a picture does" in result.output
+
+
+def test_folders_that_are_links_are_looked_into(tmp_path):
+    from rich.console import Console
+
+    from murf_fast.cli.anomaly._images import find
+
+    (tmp_path / "far").mkdir()
+    pil.new("RGB", (9, 9)).save(tmp_path / "far" / "x.png")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "near" / "round").symlink_to(tmp_path / "near")
+    assert [file.path.name for file in find([tmp_path / "near"], Console())] == ["x.png"]

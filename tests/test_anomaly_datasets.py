@@ -126,3 +126,14 @@ def test_masks_are_those_of_their_images(tmp_path):
     assert not samples["good", "000"].is_defect
     with pytest.raises(ValueError, match=r"000_mask\.png has 28 x 42 pixels, its image .*000\.png 28 x 43"):
         samples["cut", "000"].read_mask((28, 43))
+
+
+@pytest.mark.parametrize(
+    "row", ["candle,TESTS,normal,a.png,", "candle,test", "candle,test,odd,a.png,", "candle,train,normal,,"]
+)
+def test_a_split_with_a_wrong_row(tmp_path, row):
+    visa(tmp_path)
+    path = tmp_path / "split_csv" / "1cls.csv"
+    path.write_text(path.read_text() + row + "\n")
+    with pytest.raises(ValueError, match=r"line \d+ of .*1cls.csv must name"):
+        categories(tmp_path)

@@ -196,7 +196,7 @@ def test_rules_of_one_s_own(rules, tmp_path):
 
 
 def test_patchcore_s_image_score_needs_whole_banks():
-    with pytest.raises(ValueError, match='"reweighted" scores need index="exact" or "coreset"'):
+    with pytest.raises(ValueError, match='"reweighted" scores need index="exact", "cells" or "coreset"'):
         MultiResolutionDetector(model(), **OPTIONS, rules="patchcore", index="ivf")
 
 

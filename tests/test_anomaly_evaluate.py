@@ -90,9 +90,9 @@ def test_every_subset_is_there_and_of_its_own_banks(evaluated):
 def test_heat_maps(evaluated):
     out, *_ = evaluated
     drawn = sorted(p.relative_to(out / "heat-maps").as_posix() for p in (out / "heat-maps").rglob("*.png"))
-    assert drawn[:2] == ["can/bad/000_regular.png", "can/good/000_regular.png"]
+    assert drawn[:2] == ["can/bad/000_regular.png.png", "can/good/000_regular.png.png"]
     assert len(drawn) == 2 + 6
-    pixels = np.asarray(pil.open(out / "heat-maps" / "can" / "bad" / "000_regular.png"))
+    pixels = np.asarray(pil.open(out / "heat-maps" / "can" / "bad" / "000_regular.png.png"))
     assert pixels.shape == (SIZE[0], 3 * SIZE[1] + 2 * 8, 3)
     assert len(np.unique(pixels[:, SIZE[1] + 8 : 2 * SIZE[1] + 8].reshape(-1, 3), axis=0)) > 50
     assert np.unique(pixels[:, -SIZE[1] :]).tolist() == [0, 255]
@@ -201,3 +201,48 @@ def test_what_a_set_does_not_say(weights, tmp_path):
 def test_images_that_all_score_alike_are_in_no_order():
     assert _image_auroc(np.array([2.0, 2.0, 2.0]), np.array([True, False, True])) == 0.5
     assert _image_auroc(np.array([3.0, 1.0, 2.0]), np.array([True, False, False])) == 1.0
+
+
+def test_masks_of_sixteen_bits_are_those_of_eight(tmp_path):
+    folder = mvtec(tmp_path, "nut")
+    before = [sample.read_mask(SIZE) for sample in categories(folder)[0].test]
+    for sample in categories(folder)[0].test:
+        if sample.mask is not None:
+            mask = np.asarray(pil.open(sample.mask).convert("L")) > 0
+            pil.fromarray(mask.astype(np.uint16)).save(sample.mask)
+    after = [sample.read_mask(SIZE) for sample in categories(folder)[0].test]
+    assert any(mask.any() for mask in before)
+    assert all(np.array_equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_broken_images_are_named_or_left_out(tmp_path, weights):
+    folder = mvtec(tmp_path, "nut")
+    (category,) = categories(folder)
+    category.test[0].path.write_bytes(category.test[0].path.read_bytes()[:60])
+    refused(category.test[0].path.name, folder, "--out", tmp_path / "out", "--weights", weights, *SETTINGS)
+    out = tmp_path / "left"
+    results, printed = run(folder, out, weights, "--skip-broken")
+    assert results["categories"]["nut"]["test images"] == len(category.test) - 1
+    assert "1 images were skipped" in printed
+    assert "done already" in run(folder, out, weights, "--skip-broken")[1]
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path, weights):
+    folder = mvtec(tmp_path, "nut")
+    (folder / "test" / "good" / "lost.png").symlink_to(tmp_path / "nothing.png")
+    refused("lost.png", folder, "--out", tmp_path / "out", "--weights", weights, *SETTINGS)
+
+
+def test_a_mask_that_changed_is_not_done_already(tmp_path, weights):
+    folder, out = mvtec(tmp_path, "nut"), tmp_path / "out"
+    run(folder, out, weights)
+    mask = next(s.mask for s in categories(folder)[0].test if s.mask is not None)
+    pixels = np.asarray(pil.open(mask).convert("L"))
+    pil.fromarray(255 - pixels).save(mask)
+    assert "done already" not in run(folder, out, weights)[1]
+
+
+def test_names_with_brackets_are_no_markup(tmp_path, weights):
+    results, printed = run(mvtec(tmp_path, "nut [m4] []"), tmp_path / "out [bold]", weights)
+    assert list(results["categories"]) == ["nut [m4] []"]
+    assert "[m4]" in printed

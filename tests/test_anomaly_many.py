@@ -153,7 +153,7 @@ def test_normal_range():
         NormalRange.of([Anomaly(torch.tensor([[a, b, b]]), s)]) for a, b, s in ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
     )
     assert low == NormalRange(1, 2.0, 2.0, 3.0)
-    assert low.joined(high) == NormalRange(2, 3.5, 5.0, 6.0)
+    assert low.joined(high) == high.joined(low) == NormalRange(2, 3.5, 5.0, 6.0)
     assert low.joined(high).limits == (3.5, 6.5)
     assert NormalRange.of([]) is None
 

@@ -223,3 +223,13 @@ MASK = (GOOD > 8).astype(np.uint8)
 def test_bad_input(metric, scores, masks, limit, error, words):
     with pytest.raises(error, match=words):
         metric(scores, masks, limit)
+
+
+def test_a_disk_that_is_not_there_loses_nothing(tmp_path):
+    generator = np.random.default_rng(0)
+    scores, mask = generator.random((9, 9)), generator.random((9, 9)) < 0.3
+    curves = PixelCurves(memory=0, folder=tmp_path / "later").update(scores, mask)
+    with pytest.raises(OSError, match="later"):
+        curves.au_roc()
+    (tmp_path / "later").mkdir()
+    assert curves.au_roc() == au_roc([scores], [mask])

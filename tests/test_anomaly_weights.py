@@ -109,7 +109,7 @@ def test_models_of_no_family(tmp_path):
 def test_a_name_is_looked_for_in_the_cache_first(weights, monkeypatch):
     asked = []
 
-    def pretrained(name, local_files_only):
+    def pretrained(name, dtype, local_files_only):
         asked.append((name, local_files_only))
         if local_files_only:
             raise OSError("not cached")

@@ -179,6 +179,7 @@ def calls() -> dict:
         mf.upsample_concat([x], (7, 8), out=torch.empty(1, 3, 7, 8))
         mf.linear_head([x], torch.randn(2, 3), size=(7, 8), norm=torch.nn.BatchNorm2d(3))
         if not native_problems():
+            mf.nearest_distance(torch.randn(4, 5), mf.NearestIndex(torch.randn(40, 5), cells=3))
             dense_attention(*torch.randn(3, 1, 6, 2, 8), scale=0.5)
     return recorder.calls
 

@@ -303,3 +303,33 @@ def test_inner_products_of_added_rows_and_the_reference():
     assert bool((plain[0][:, :-1] >= plain[0][:, 1:]).all())
     with pytest.raises(ValueError, match="prepared with cosine=False and ip=True"):
         nearest_distance(x, index, metric="l2")
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8])
+def test_cells_reach_as_far_as_the_rows_that_were_added(dim):
+    """Far rows lie beyond every bound of the first ones."""
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        bank = torch.randn(3000, dim, generator=generator)
+        more = 3 * torch.randn(300, dim, generator=generator)
+        index = NearestIndex(bank, cells=60, precision="float32")
+        index.add(more)
+        found = nearest_distance(more, index, k=2)
+        expected = nearest_distance(more, torch.cat([bank, more]), k=2, precision="float32")
+        assert torch.equal(found[1], expected[1])
+        assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [1e-18, 1e-20, 1e-22, 1e-30])
+def test_tiny_rows(size, precision):
+    """Their squares are below float32's numbers."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 5 * torch.randn(40, 16, generator=generator)
+    near = [centres[torch.randint(40, (n,), generator=generator)] for n in (3000, 300)]
+    bank, query = (size * (x + 0.1 * torch.randn(x.shape, generator=generator)) for x in near)
+    apart = torch.cdist(query.double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    for cells in (None, 40):
+        _, found = nearest_distance(query, NearestIndex(bank, cells=cells, precision=precision))
+        chosen = apart.gather(1, found)[:, 0]
+        assert float((chosen / apart.amin(1)).max()) < 1 + 1e-6

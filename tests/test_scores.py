@@ -40,6 +40,8 @@ def test_no_pixel_at_all_is_nan():
         (torch.zeros(3, 3), TypeError, "integer tensor"),
         (torch.zeros(3, 2).long(), ValueError, r"\(K, K\)"),
         ([[1]], TypeError, "list"),
+        (-torch.eye(3).long(), ValueError, "negative"),
+        (torch.eye(3).bool(), ValueError, "bools"),
     ],
 )
 def test_what_is_no_matrix_of_counts(counts, error, words):
@@ -91,6 +93,12 @@ def test_errors_of_depth():
         np.testing.assert_allclose([float(s[i]) for s in scores], expected, rtol=1e-10)
     assert scores.rmse.shape == (3,)
     assert scores.rmse.dtype == torch.float64
+
+
+def test_the_largest_depth_counts():
+    target = torch.tensor([[[1.0, 2.0, 10.0, 10.5]]])
+    depth = target + torch.tensor([[[0.0, 0.0, -3.0, 7.0]]])
+    assert float(depth_scores(depth, target, max_depth=10).rmse) == pytest.approx(math.sqrt(3), abs=1e-12)
 
 
 def test_right_depth_has_no_error_and_none_is_nan():

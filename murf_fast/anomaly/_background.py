@@ -39,9 +39,9 @@ class SortedRuns:
         """Hands on what is there."""
         if self._held:
             run = np.concatenate(self._pending)
-            self._pending, self._held = [], 0
             run.sort()
             self._take(run)
+            self._pending, self._held = [], 0  # not before: a disk may be full
 
 
 class Store:
@@ -61,9 +61,11 @@ class Store:
             return
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - open as long as this is
-        self._file.seek(0, 2)
-        self._written.append((self._file.tell(), run.dtype, run.size))
+        end = sum(dtype.itemsize * size for _, dtype, size in self._written)
+        self._file.seek(end)
         self._file.write(memoryview(run).cast("B"))
+        self._file.flush()
+        self._written.append((end, run.dtype, run.size))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield from self._runs

@@ -52,7 +52,7 @@ class Sample:
             return np.zeros(size, dtype=bool)
         from murf_fast import _pillow
 
-        mask = _pillow.read(self.mask).any(axis=2)
+        mask = _pillow.nonzero(self.mask)
         if mask.shape != tuple(size):
             raise ValueError(
                 f"{self.mask} has {mask.shape[0]} x {mask.shape[1]} pixels, its image {self.path} {size[0]} x {size[1]}"
@@ -165,13 +165,22 @@ def _split_of_visa(root: Path) -> dict[str, list[dict[str, str]]]:
     path = root / "split_csv" / "1cls.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{WHAT}: {path} is no table in UTF-8: {error}") from error
     missing = {"object", "split", "label", "image", "mask"} - set(rows[0] if rows else ())
     if missing:
         raise ValueError(f"{WHAT}: {path} has no column {', '.join(sorted(missing))}")
     found: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
+    for number, row in enumerate(rows, start=2):
+        row = {name: (row[name] or "").strip() for name in ("object", "split", "label", "image", "mask")}
+        row |= {name: row[name].lower() for name in ("split", "label")}
+        if not row["image"] or row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
+            raise ValueError(
+                f"{WHAT}: line {number} of {path} must name an image, train or test, normal or anomaly, got {row}"
+            )
         found.setdefault(row["object"], []).append(row)
     return found
 
@@ -243,8 +252,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    return (
-        tuple(sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()))
-        if folder.is_dir()
-        else ()
-    )
+    """Links that lead nowhere among them: they are named when they are opened."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    is_image = lambda p: p.suffix.lower() in SUFFIXES and p.name[0] != "." and not p.is_dir()  # noqa: E731
+    return tuple(sorted(filter(is_image, inside)))

@@ -169,7 +169,9 @@ class MultiResolutionDetector:
             raise TypeError(f"murf_fast.{WHAT}: `foreground` must be callable, got {type(foreground).__name__}")
         rules = rules_of(rules)
         if index == "ivf" and rules.image_score == "reweighted":
-            raise ValueError(f'murf_fast.{WHAT}: `rules` with "reweighted" scores need index="exact" or "coreset"')
+            raise ValueError(
+                f'murf_fast.{WHAT}: `rules` with "reweighted" scores need index="exact", "cells" or "coreset"'
+            )
         if not isinstance(encoder, MultiResolutionEncoder):
             _resolutions.checked_scales(WHAT, scales)
             kind = PatchAtLeast if on_empty == "skip" else MultiResolutionEncoder
@@ -290,6 +292,12 @@ class MultiResolutionDetector:
         if self._group is not None:
             raise ValueError(
                 f"murf_fast.{WHAT}: banks of which ranks hold parts take no further images; load() them whole"
+            )
+        dtype = next(self.encoder.model.parameters()).dtype
+        other = next((bank.dtype for bank in self.banks_ if len(bank) and bank.dtype != dtype), None)
+        if other is not None:
+            raise ValueError(
+                f"murf_fast.{WHAT}: banks in {other} take no rows of an encoder in {dtype}, as `any_precision` allows"
             )
         n, coreset = len(self.encoder.layers), self.index == "coreset"
         images = self._checked(_several(images, held_out, batch, progress), [len(bank) for bank in self.banks_[::n]])

@@ -24,13 +24,13 @@ def check_files(samples: Sequence[Sample]) -> None:
     Raises:
         OSError, ValueError: The message names the file.
     """
-    for sample in samples:
-        size = _pillow.size(sample.path)
-        # A photo that is turned upright as it is read has the sides of its mask in the other order.
-        if sample.mask is not None and sorted(_pillow.size(sample.mask)) != sorted(size):
-            raise ValueError(
-                f"{sample.mask} must have the size of its image {sample.path}, {size}, got {_pillow.size(sample.mask)}"
-            )
+    with_masks = [sample for sample in samples if sample.mask is not None]
+    sizes = _pillow.survey([path for sample in with_masks for path in (sample.path, sample.mask)])
+    for error in (found for found in sizes if isinstance(found, Exception)):
+        raise error
+    for sample, size, of_mask in zip(with_masks, sizes[::2], sizes[1::2], strict=True):
+        if of_mask != size:
+            raise ValueError(f"{sample.mask} must have the size of its image {sample.path}, {size}, got {of_mask}")
 
 
 class Scored:

@@ -15,7 +15,7 @@ class ShardedIndex:
     Args:
         rows: (m, D), this rank's rows; at least one. Ranks may hold different numbers of rows.
         group: Process group (gloo, nccl); None is the default one.
-        options: As for :class:`NearestIndex`.
+        options: As for :class:`NearestIndex`, but for ``ip``: ranks are merged by the least distance.
 
     Rows are numbered by rank: rank 0's come first. Making one and searching are collective: all ranks of the group call
     them.
@@ -28,6 +28,8 @@ class ShardedIndex:
     """
 
     def __init__(self, rows: Tensor, *, group: dist.ProcessGroup | None = None, **options) -> None:
+        if options.get("ip"):
+            raise ValueError("murf_fast.ShardedIndex: `ip` must be False: ranks are merged by the least distance")
         self.group, self.local = group, NearestIndex(rows, **options)
         if self.local.bank.dtype == torch.float64:
             raise TypeError("murf_fast.ShardedIndex: `rows` must be float32, bfloat16 or float16, got torch.float64")

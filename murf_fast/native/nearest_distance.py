@@ -207,7 +207,7 @@ def nearest_distance_cells(
         search = _Search(query[part], begin, bank, index, cells, k, metric)
         looked += search.look_where_it_matters()
         search.finish(distances[part], indices[part])
-    searched.fill_(looked / max(1, len(query) * len(bank)))
+    searched.fill_(min(1.0, looked / max(1, len(query) * len(bank))))  # those who were asked looked twice
 
 
 class _Search:
@@ -252,7 +252,8 @@ class _Search:
             first=part.start,
             rows=None if self.cells is None else self.cells.rows[part],
             error=error,
-            squared_norm=square,
+            # Squares below the least normal number are lost whole: so many of them are less than this.
+            squared_norm=square + 2.0**-90,
             # A sum of terms of at most |q|^2 + |b|^2 together; twice a product; bfloat16 instructions round pairs.
             absolute=2 * 2 * self.width * 2.0**-24 * (1 + 2.0**-10),
             relative=BFLOAT16_ROUNDING if rows.dtype == torch.bfloat16 else 2.0**-22,

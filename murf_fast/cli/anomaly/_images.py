@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def find(given: Sequence[Path], console: Console) -> list[ImageFile]:
             path.stat()
             found.append((path, Path(path.name), (path.resolve().parent.name,)))
             continue
-        inside = sorted(p for p in path.rglob("*") if not p.is_dir())
+        inside = sorted(_files_below(path))
         images = [p for p in inside if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(path))]
         others += len(inside) - len(images)
         # Of several folders each keeps its name, so that equal names in them stay apart.
@@ -114,6 +115,22 @@ def _named(found: list[tuple[Path, Path, tuple[str, ...]]]) -> list[ImageFile]:
     if twice:
         raise ValueError(f"two images have the name {shown(twice[0])}; give their folders instead")
     return files
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files of a folder and of those in it, links to folders too, each folder once; raises where one cannot be read."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for inside, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+        here = os.stat(inside)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        yield from (Path(inside) / name for name in files)
 
 
 def _is_hidden(path: Path) -> bool:

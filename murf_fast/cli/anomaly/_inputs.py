@@ -7,8 +7,9 @@ import torch
 from murf_fast.cli.anomaly.weights import Weights, load
 
 
-def encoder(weights: str | None) -> Weights:
-    return load(weights)
+def encoder(weights: str | None, *, as_stored: bool = False) -> Weights:
+    """In float32, unless wanted in the dtype of the file."""
+    return load(weights, as_stored)
 
 
 def device_of(name: str) -> torch.device:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from murf_fast.anomaly.metrics import au_roc
+from murf_fast.anomaly.metrics import au_roc, best_f1
 from murf_fast.cli.anomaly._images import ImageFile, shown
 
 GOOD = ("good", "normal", "ok")
@@ -42,10 +42,8 @@ def labels(files: Sequence[ImageFile]) -> list[bool]:
 def separation(scores: Sequence[float], defective: Sequence[bool]) -> Separation:
     """F1 is 2 TP / (2 TP + FP + FN), where an image is taken for defective whose score is at the threshold or above."""
     scores, defective = np.asarray(scores, dtype=np.float64), np.asarray(defective)
-    thresholds = np.unique(scores)[::-1]
-    taken = scores[None] >= thresholds[:, None]
-    f1 = 2 * (taken & defective).sum(1) / (taken.sum(1) + defective.sum())
-    best = int(f1.argmax())
-    # Equal scores rank nothing: as good as chance.
-    auroc = 0.5 if thresholds.size == 1 else au_roc([scores[None]], [defective[None]])
-    return Separation(float(auroc), float(f1[best]), float(thresholds[best]))
+    if (scores == scores[0]).all():
+        # They rank nothing, which is as good as chance, and all are taken for defective.
+        share = defective.mean()
+        return Separation(0.5, float(2 * share / (1 + share)), float(scores[0]))
+    return Separation(au_roc(scores, defective), *best_f1(scores, defective))

@@ -138,6 +138,7 @@ def evaluate(
     keep_banks: Annotated[bool, typer.Option("--keep-banks", help="Leave the banks in the folder.")] = False,
     device: Device = "cpu",
     batch: Batch = None,
+    skip_broken: SkipBroken = False,
 ) -> None:
     """Fit and score every category of a data set, and print the measures of the field.
 
@@ -152,5 +153,5 @@ def evaluate(
     with one_line("anomaly,cli,models"):
         from murf_fast.cli.anomaly.evaluate import Plan, run
 
-        outputs = (subsets, heat_maps, keep_banks)
+        outputs = (subsets, heat_maps, keep_banks, skip_broken)
         run(Plan(data, out, weights, device, batch, *at, rules, fusion, options, *outputs), console())

@@ -11,11 +11,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -26,7 +27,7 @@ from murf_fast.anomaly.evaluation import MEASURES, Scored, check_files
 from murf_fast.anomaly.scoring import rules_of
 from murf_fast.anomaly.subsets import ALL, Subset, subsets_of
 from murf_fast.cli import meter
-from murf_fast.cli.anomaly._images import ImageFile, grids, readable
+from murf_fast.cli.anomaly._images import ImageFile, grids, readable, shown, tell_skipped
 from murf_fast.cli.anomaly._inputs import device_of, encoder
 from murf_fast.cli.anomaly.heat_maps import draw
 
@@ -50,6 +51,7 @@ class Plan:
     subsets: str
     heat_maps: bool
     keep_banks: bool
+    skip_broken: bool = False
 
 
 def run(plan: Plan, console: Console) -> dict:
@@ -63,31 +65,37 @@ def run(plan: Plan, console: Console) -> dict:
     vision = vit.encoder(plan.layers, plan.scales)
     detector = MultiResolutionDetector(vision, rules=rules, **plan.options)
     subsets = subsets_of(detector, plan.subsets)
-    console.print(f"{vit.description}; {len(found)} categories in {plan.data}")
+    console.print(f"{vit.description}; {len(found)} categories in {shown(plan.data)}", markup=False, soft_wrap=True)
     _settle(plan.out, detector, vit.description)
     todo = [c for c in found if not _is_done(_done(plan, c), c, subsets, plan)]
+    whole, broken = {}, {}
     for category in todo:
         files = [ImageFile(path, path, ()) for path in (*category.train, *(s.path for s in category.test))]
-        files, _ = readable(files, skip_broken=False, decode=False)
+        files, unopened = readable(files, plan.skip_broken, decode=False)
         grids(detector, files)  # before large ones are decoded
-        check_files(category.test)
-        readable(files, skip_broken=False, decode=True)
+        files, damaged = readable(files, plan.skip_broken, decode=True)
+        whole[category.name] = _without(category, {*unopened, *damaged})
+        broken |= unopened | damaged
+        check_files(whole[category.name].test)
     for category in found:
         if category not in todo:
-            console.print(f"{category.name}: done already")
+            console.print(f"{shown(category.name)}: done already", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         for category in todo:
             # A detector of its own, so that the last one's banks go before these come.
             detector = MultiResolutionDetector(vision, rules=rules, **plan.options)
-            result, peak = meter.observed(lambda c=category, d=detector: _category(plan, c, d, subsets, bar))
-            _write(_file(plan, category), {**result, "memory": peak})
+            result, peak = meter.observed(
+                lambda c=whole[category.name], d=detector: _category(plan, c, d, subsets, bar), device.type
+            )
+            _write(_file(plan, category), {"images": _identity(_files_of(category)), **result, "memory": peak})
     results = {c.name: _done(plan, c) for c in found}
     _write(plan.out / RESULTS, {"weights": vit.description, "mean": _mean(results), "categories": results})
     console.print(_table(results))
     if len(subsets) > 1:
         console.print(_table_of_subsets(results, subsets))
-    console.print(f"results in {plan.out / RESULTS}")
+    tell_skipped(broken, console)
+    console.print(f"results in {shown(plan.out / RESULTS)}", markup=False, soft_wrap=True)
     return results
 
 
@@ -95,7 +103,8 @@ def _category(
     plan: Plan, category: Category, detector: MultiResolutionDetector, subsets: dict[str, Subset], bar: Progress
 ) -> dict:
     """Fits and scores one category. Banks that an earlier run kept are taken as they are."""
-    task = bar.add_task(f"{category.name}: fit", total=len(category.train))
+    shown_name = escape(shown(category.name))
+    task = bar.add_task(f"{shown_name}: fit", total=len(category.train))
     kept = plan.out / BANKS / category.name
     made_of, start = kept.with_name(f"{category.name}.json"), time.perf_counter()
     advance = {"batch": plan.batch, "progress": lambda done, _: bar.update(task, completed=done)}
@@ -111,7 +120,7 @@ def _category(
             if plan.keep_banks:
                 _write(made_of, {"images": _identity(category.train)})
         fitted = time.perf_counter()
-        bar.reset(task, description=f"{category.name}: score", total=len(category.test))
+        bar.reset(task, description=f"{shown_name}: score", total=len(category.test))
         scored = Scored(detector, category.test, **advance)
     finally:
         if not is_there and not plan.keep_banks:
@@ -119,7 +128,7 @@ def _category(
             with contextlib.suppress(OSError):  # others are kept in it
                 kept.parent.rmdir()
     searched = time.perf_counter()
-    bar.reset(task, description=f"{category.name}: measure", total=len(subsets))
+    bar.reset(task, description=f"{shown_name}: measure", total=len(subsets))
     measures = {}
     for name, subset in subsets.items():
         measures[name] = scored.measures(subset, plan.out)
@@ -127,15 +136,24 @@ def _category(
     seconds = {"fit": fitted - start, "score": searched - fitted, "measure": time.perf_counter() - searched}
     if plan.heat_maps:
         draw(scored, subsets[ALL], measures[ALL]["F1 threshold"], plan.out / HEAT_MAPS / category.name)
-    bar.update(task, description=f"{category.name}: done")
+    bar.update(task, description=f"{shown_name}: done")
     return {
-        "images": _identity(_files_of(category)),
         "fit images": len(category.train),
         "test images": len(category.test),
         "heat maps": plan.heat_maps,
         "seconds": seconds,
         "measures": measures,
     }
+
+
+def _without(category: Category, broken: Collection[Path]) -> Category:
+    """A category without the images that cannot be read."""
+    train = tuple(path for path in category.train if path not in broken)
+    test = tuple(sample for sample in category.test if sample.path not in broken)
+    for what, left in (("normal image to fit", train), ("image to test", test)):
+        if not left:
+            raise ValueError(f"{category.name} has no {what} that can be read")
+    return dataclasses.replace(category, train=train, test=test)
 
 
 def _writable(out: Path) -> None:
@@ -185,7 +203,11 @@ def _is_done(result: dict | None, category: Category, subsets: dict[str, Subset]
     """Whether a result is of these images, and says all that is asked for."""
     if result is None or result.get("images") != _identity(_files_of(category)):
         return False
-    return set(subsets) <= set(result["measures"]) and (result["heat maps"] or not plan.heat_maps)
+    kept = plan.out / BANKS / f"{category.name}.json"
+    if plan.keep_banks and not kept.exists():
+        return False
+    measured = result.get("measures", {})
+    return set(subsets) <= set(measured) and (result.get("heat maps", False) or not plan.heat_maps)
 
 
 def _files_of(category: Category) -> list[Path]:
@@ -193,8 +215,9 @@ def _files_of(category: Category) -> list[Path]:
 
 
 def _identity(files: Iterable[Path]) -> str:
-    """A hash of names and sizes: other images under the same category's name are told from these."""
-    text = json.dumps([[p.parent.name, p.name, p.stat().st_size] for p in files])
+    """A hash of names, sizes and times of change: other images under the same category's name are told from these."""
+    stats = [(p, p.stat()) for p in files]
+    text = json.dumps([[p.parent.name, p.name, s.st_size, s.st_mtime_ns] for p, s in stats])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -233,7 +256,7 @@ def _table(results: dict[str, dict]) -> Table:
     for name, result in results.items():
         seconds, memory = result["seconds"], result["memory"]
         costs = [f"{seconds['fit']:.1f}", f"{seconds['score']:.1f}", "-" if memory is None else f"{memory / 1e9:.2f}"]
-        table.add_row(name, *(_text(result["measures"][ALL][m]) for m in MEASURES), *costs)
+        table.add_row(escape(shown(name)), *(_text(result["measures"][ALL][m]) for m in MEASURES), *costs)
     if len(results) > 1:
         table.add_section()
         table.add_row("mean", *map(_text, _mean(results).values()))

@@ -18,7 +18,7 @@ OUTLINE = (0, 255, 255)
 
 
 def draw(scored: Scored, subset: Subset, threshold: float | None, folder: Path) -> None:
-    """Writes ``folder/KIND/NAME.png`` of every sample: the photo, its heat map over it, its mask.
+    """Writes ``folder/KIND/FILE.png`` of every sample: the photo, its heat map over it, its mask.
 
     Black is the smallest score of all maps and yellow the largest, so that a good part looks as good as it is. The
     line is where a score reaches the threshold of the best F1.
@@ -35,7 +35,7 @@ def draw(scored: Scored, subset: Subset, threshold: float | None, folder: Path) 
             blend[_edge(heat >= threshold)] = OUTLINE
         white = np.asarray(Image.fromarray(mask).resize(photo.size).convert("RGB"))
         gap = np.full((photo.height, GAP, 3), 255, dtype=np.uint8)
-        path = folder / sample.kind / f"{sample.path.stem}.png"
+        path = folder / sample.kind / f"{sample.path.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.concatenate([np.asarray(photo), gap, blend, gap, white], axis=1)).save(path)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
@@ -18,6 +22,7 @@ from murf_fast.cli.anomaly._inputs import device_of, encoder
 from murf_fast.cli.anomaly._labels import labels, separation
 from murf_fast.cli.anomaly._picture import Scale, draw
 from murf_fast.cli.anomaly._scores import MAP_TYPES, SUFFIXES, Row, ScoreFiles, write_map
+from murf_fast.cli.anomaly.weights import Weights
 
 PICTURE = Path("map.png")  # of one image
 LISTED = 10  # scores that are printed; files hold all
@@ -50,18 +55,21 @@ def score(job: Job, console: Console) -> None:
     files, broken = readable(find(job.images, console), job.skip_broken, decode=False)
     if job.labelled:
         labels(files)
+    device = device_of(job.device)
     vit = encoder(job.weights)
-    vit.model.to(device_of(job.device))
-    detector = MultiResolutionDetector.load(job.bank, vit.encoder_of(job.bank), any_precision=job.any_precision)
+    try:
+        detector = _loaded(job, vit, device)
+    except ValueError:
+        vit = encoder(job.weights, as_stored=True)  # halves were rounded before they became float32
+        if next(vit.model.parameters()).dtype == torch.float32:
+            raise
+        detector = _loaded(job, vit, device)
     grids(detector, files)  # before large ones are decoded
     files, damaged = readable(files, job.skip_broken, decode=True)
     broken |= damaged
     defective = labels(files) if job.labelled else [None] * len(files)
     normal = detector.normal_
     threshold = job.threshold if job.threshold is not None or normal is None else normal.score
-    for folder in (job.maps, None if is_one else out):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
     line = "" if normal is None else f"; line: highest pixel of {normal.images} held-out"
     note = f"{len(detector.banks_)} banks of {detector.images_} images{line}; {vit.description}"
     with ScoreFiles(job.scores) as written, Progress(console=console, disable=is_one) as bar:
@@ -96,14 +104,29 @@ def score(job: Job, console: Console) -> None:
     tell_skipped(broken, console)
 
 
+def _loaded(job: Job, vit: Weights, device: torch.device) -> MultiResolutionDetector:
+    vit.model.to(device)
+    return MultiResolutionDetector.load(job.bank, vit.encoder_of(job.bank), any_precision=job.any_precision)
+
+
 def _check_outputs(job: Job, is_one: bool, out: Path | None) -> None:
     if is_one and out.is_dir():
         raise ValueError(f"--out must be a picture's file name, {shown(out)} is a folder")
     for option, folder in (("--maps", job.maps), ("--out", None if is_one else out)):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ValueError(f"{option} must be a folder, {shown(folder)} is a file")
+    for option, number in (("--threshold", job.threshold), ("--vmax", job.vmax)):
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"{option} must be a number, got {number}")
     if job.map_type not in MAP_TYPES:
         raise ValueError(f"--map-type must be one of {', '.join(MAP_TYPES)}, got {job.map_type!r}")
+    if is_one and out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out must end as a picture does, such as {PICTURE}, got {shown(out)}")
+    for folder in (job.maps, out.parent if is_one else out):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # before any work
+                pass
     for path in job.scores:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"--scores must end in {' or '.join(SUFFIXES)}, got {shown(path)}")

@@ -42,8 +42,9 @@ class Weights:
         return self.encoder(told["layers"], told["scales"] or (1.0,))
 
 
-def load(named: str | Path | None) -> Weights:
-    """The model that ``named``, else ``$MURF_FAST_WEIGHTS``, says, else DINOv2-S/14 from cache or hub.
+def load(named: str | Path | None, as_stored: bool = False) -> Weights:
+    """The model that ``named``, else ``$MURF_FAST_WEIGHTS``, says, else DINOv2-S/14 from cache or hub; in float32, or
+    ``as_stored``: those of transformers in the dtype of their file.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError, ValueError: What was named does not load, has not all weights of a
@@ -65,7 +66,7 @@ def load(named: str | Path | None) -> Weights:
         if kind in ("timm", "hub") and rest:
             model, normalization = (_timm if kind == "timm" else _torch_hub)(rest), None
         else:
-            model, normalization = _transformers(named, source)
+            model, normalization = _transformers(named, source, "auto" if as_stored else torch.float32)
         normalization = normalization or normalization_of(model)
     except (ModuleNotFoundError, FileNotFoundError, MemoryError):
         raise
@@ -84,26 +85,26 @@ def _shape(model: torch.nn.Module) -> str:
     return f"{len(vit.blocks)} blocks, {channels} channels, patch {vit.patch_size}"
 
 
-def _transformers(named: str, source: str) -> tuple[torch.nn.Module, dict | None]:
+def _transformers(named: str, source: str, dtype: torch.dtype | str) -> tuple[torch.nn.Module, dict | None]:
     folder = Path(named).expanduser()
     if folder.is_dir():
-        return _pretrained(str(folder), local_files_only=True)
+        return _pretrained(str(folder), dtype, local_files_only=True)
     if folder.is_absolute() or named.startswith(("./", "../", "~")) or named.count("/") > 1 or folder.exists():
         raise FileNotFoundError(f"{source} must be a folder with config.json and model.safetensors, got {named}")
     try:
-        return _pretrained(named, local_files_only=True)
+        return _pretrained(named, dtype, local_files_only=True)
     except OSError:
         if not backbone.hub_reachable():
             raise FileNotFoundError(
                 f"{source}: {named} is no folder and not in the local Hugging Face cache, and the hub cannot be reached"
             ) from None
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
-    return _pretrained(named, local_files_only=False)
+    return _pretrained(named, dtype, local_files_only=False)
 
 
-def _pretrained(name: str, **options) -> tuple[torch.nn.Module, dict | None]:
+def _pretrained(name: str, dtype: torch.dtype | str, **options) -> tuple[torch.nn.Module, dict | None]:
     """A model, and mean and deviation by the processor that lies beside it, if one does."""
-    model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+    model, info = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     inner, family = resolved(model)
     parts = [*family(inner).embedders, *family(inner).blocks, family(inner).final_norm]
     used = {id(p) for part in parts if part is not None for p in part.parameters()}

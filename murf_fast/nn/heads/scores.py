@@ -88,6 +88,8 @@ def segmentation_scores(counts: Tensor) -> SegmentationScores:
         raise TypeError(f"murf_fast.segmentation_scores: `counts` must be an integer tensor, got {got}")
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
         raise ValueError(f"murf_fast.segmentation_scores: `counts` must be (K, K), got {tuple(counts.shape)}")
+    if counts.dtype == torch.bool or bool((counts < 0).any()):
+        raise ValueError("murf_fast.segmentation_scores: `counts` must count pixels, got bools or negative numbers")
     right, labelled, predicted = (c.double() for c in (counts.diagonal(), counts.sum(1), counts.sum(0)))
     iou, accuracy = right / (labelled + predicted - right), right / labelled
     return SegmentationScores(iou.nanmean(), accuracy.nanmean(), right.sum() / labelled.sum(), iou, accuracy)
