@@ -213,8 +213,8 @@ def test_broken_images_stop_before_any_work_or_are_listed(photos, weights, tmp_p
     (photos / "empty.jpg").write_bytes(b"")
     result = invoke("anomaly", "fit", photos, *out, *options, "--skip-broken")
     assert result.exit_code == 0, result.output
-    assert "3 images, 1 banks" in result.output
-    after = " ".join(result.output.partition("2 images were skipped:")[2].split())
+    assert "3 images, 1 bank" in result.output
+    after = " ".join(result.output.partition("left out, as they cannot be read: 2 images")[2].split())
     assert "empty.jpg is not an image" in after
     assert "cut.png is damaged or cut" in after
     scores = tmp_path / "scores.json"
@@ -235,9 +235,8 @@ def test_a_bank_is_not_lost(bank, photos, weights, tmp_path):
     result = invoke("anomaly", "fit", photos / "a.png", *options, "--force", "--enlarge", "--pixels", 30000)
     assert result.exit_code == 0, result.output
     # 84 x 70 pixels, enlarged to about 190 x 158: 13 x 11 patches of 24 float32.
-    assert (
-        "1 images of 143 to 143 patches at all scales, enlarged to 0.03 megapixels: 143 rows in 1 banks, 13.73 kB"
-        in (" ".join(result.output.split()))
+    assert "1 image of 143 patches at all scales, enlarged to 0.03 megapixels: 143 rows in 1 bank, 13.73 kB" in (
+        " ".join(result.output.split())
     )
     (bank / "detector.json").rename(bank / "unfinished.json")
     refused("holds a fit that did not finish; --resume goes on", "anomaly", "fit", photos, *options)

@@ -223,7 +223,7 @@ def test_broken_images_are_named_or_left_out(tmp_path, weights):
     out = tmp_path / "left"
     results, printed = run(folder, out, weights, "--skip-broken")
     assert results["categories"]["nut"]["test images"] == len(category.test) - 1
-    assert "1 images were skipped" in printed
+    assert "left out, as they cannot be read: 1 image" in printed
     assert "done already" in run(folder, out, weights, "--skip-broken")[1]
 
 

@@ -225,11 +225,31 @@ def test_bad_input(metric, scores, masks, limit, error, words):
         metric(scores, masks, limit)
 
 
-def test_a_disk_that_is_not_there_loses_nothing(tmp_path):
+def test_a_disk_that_fails_loses_nothing(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     scores, mask = generator.random((9, 9)), generator.random((9, 9)) < 0.3
-    curves = PixelCurves(memory=0, folder=tmp_path / "later").update(scores, mask)
-    with pytest.raises(OSError, match="later"):
-        curves.au_roc()
-    (tmp_path / "later").mkdir()
+    with pytest.raises(OSError, match="nowhere"):
+        PixelCurves(folder=tmp_path / "nowhere")
+    curves = PixelCurves(memory=0, folder=tmp_path).update(scores, mask)
+    with monkeypatch.context() as patch:
+        patch.setattr(_background.tempfile, "TemporaryFile", full)
+        with pytest.raises(OSError, match="full"):
+            curves.au_roc()
     assert curves.au_roc() == au_roc([scores], [mask])
+
+
+def full(**_):
+    raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("measure", [au_pro, au_roc, best_f1])
+def test_what_is_no_list_of_maps(measure, tmp_path):
+    with pytest.raises(TypeError, match="`scores` must be several maps"):
+        measure("maps.npy", "masks.npy")
+    (tmp_path / "x.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"`scores\[0\]` must be a .npy file with an array, .*x.npy is not"):
+        measure([tmp_path / "x.npy"], [np.ones((2, 2))])
+    with pytest.raises(ValueError, match=r"`masks\[0\]` has NaN"):
+        measure([np.random.rand(2, 2)], [np.array([[0, 1], [np.nan, 0]])])
+    with pytest.raises(TypeError, match="`regions`"):
+        PixelCurves(regions="no")

@@ -49,6 +49,9 @@ class Store:
 
     def __init__(self, memory: int, folder: str | Path | None):
         self._memory, self._folder = memory, folder
+        if folder is not None:
+            with tempfile.TemporaryFile(dir=folder):  # not late
+                pass
         self._runs: list[np.ndarray] = []
         self._held = 0
         self._file = None

@@ -13,6 +13,9 @@ _MISSING = object()
 
 def pairs(what: str, scores: Iterable, masks: Iterable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One map after the other: its scores (H, W), and where its mask is not zero."""
+    for name, x in (("scores", scores), ("masks", masks)):
+        if isinstance(x, (str, os.PathLike)) or not hasattr(x, "__iter__"):
+            raise TypeError(f"murf_fast.{what}: `{name}` must be several maps, such as a list, got {x!r}")
     given, n, m = False, 0, 0
     for s, mask in itertools.zip_longest(scores, masks, fillvalue=_MISSING):
         n, m = n + (s is not _MISSING), m + (mask is not _MISSING)
@@ -25,7 +28,9 @@ def pairs(what: str, scores: Iterable, masks: Iterable) -> Iterator[tuple[np.nda
 
 def pair(what: str, name: str, scores: object, mask_name: str, mask: object) -> tuple[np.ndarray, np.ndarray]:
     """One map's scores (H, W), checked, and where its mask is not zero."""
-    scores, mask = array(scores), array(mask)
+    scores, mask = _named(what, name, scores), _named(what, mask_name, mask)
+    if mask.dtype.kind == "f" and np.isnan(mask).any():
+        raise ValueError(f"murf_fast.{what}: `{mask_name}` has NaN, which is neither defect nor none")
     if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.floating):
         raise TypeError(
             f"murf_fast.{what}: `{name}` must be a floating-point (H, W), got {scores.dtype} {scores.shape}"
@@ -38,6 +43,16 @@ def pair(what: str, name: str, scores: object, mask_name: str, mask: object) -> 
     if not finite.all():
         raise ValueError(f"murf_fast.{what}: `{name}` has {(~finite).sum()} values that are not finite")
     return scores, mask != 0
+
+
+def _named(what: str, name: str, x: object) -> np.ndarray:
+    """An array; a file that holds none is named."""
+    try:
+        return array(x)
+    except (OSError, ValueError, AttributeError) as error:
+        if isinstance(error, FileNotFoundError) or not isinstance(x, (str, os.PathLike)):
+            raise
+        raise ValueError(f"murf_fast.{what}: `{name}` must be a .npy file with an array, {x} is not") from error
 
 
 def images(what: str, scores: object, labels: object) -> tuple[object, object]:

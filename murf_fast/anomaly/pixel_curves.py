@@ -29,6 +29,7 @@ class PixelCurves:
 
     Raises:
         TypeError, ValueError: An argument is wrong.
+        OSError: ``folder`` cannot be written to.
         ModuleNotFoundError: scipy is missing and ``regions`` are wanted; it comes with the extra ``[anomaly]``.
 
     Memory: ``memory``, about 200 MB, and about 40 bytes per defect pixel; on disk 4 bytes (float64: 8) per other pixel
@@ -36,6 +37,7 @@ class PixelCurves:
     """
 
     def __init__(self, regions: bool = True, *, memory: int = MEMORY, folder: str | Path | None = None):
+        regions = _arguments.flag("PixelCurves", "regions", regions)
         self._defects = Defects("PixelCurves", regions)
         self._store = Store(_arguments.integer("PixelCurves", "memory", memory, 0), folder)
         self._others = SortedRuns(self._store.append)

@@ -220,6 +220,8 @@ def nearest_distance(
         bank = matrix(OP, "bank", bank)
         _check_bank(bank, precision)
         if index == "ivf":
+            if metric == "ip":
+                raise ValueError(f'murf_fast.{OP}: `metric` must be a distance with index="ivf", got "ip"')
             bank = IVFIndex(bank, cosine=cosine)
     prepared = not isinstance(bank, Tensor)
     ip = prepared and getattr(bank, "ip", False)

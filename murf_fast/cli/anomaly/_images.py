@@ -76,10 +76,14 @@ def readable(files: list[ImageFile], skip_broken: bool, *, decode: bool) -> tupl
     return [file for file in files if file.path not in broken], broken
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def tell_skipped(broken: dict[Path, str], console: Console) -> None:
     """The list at the end."""
     if broken:
-        console.print(f"{len(broken)} images were skipped:", markup=False)
+        console.print(f"left out, as they cannot be read: {counted(len(broken), 'image')}", markup=False)
         for reason in list(broken.values())[:LISTED]:
             console.print(f"  {shown(reason)}", markup=False, soft_wrap=True)
         if len(broken) > LISTED:

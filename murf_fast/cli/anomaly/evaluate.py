@@ -27,6 +27,7 @@ from murf_fast.anomaly.evaluation import MEASURES, Scored, check_files
 from murf_fast.anomaly.scoring import rules_of
 from murf_fast.anomaly.subsets import ALL, Subset, subsets_of
 from murf_fast.cli import meter
+from murf_fast.cli.anomaly._cost import tell_cost
 from murf_fast.cli.anomaly._images import ImageFile, grids, readable, shown, tell_skipped
 from murf_fast.cli.anomaly._inputs import device_of, encoder
 from murf_fast.cli.anomaly.heat_maps import draw
@@ -65,7 +66,11 @@ def run(plan: Plan, console: Console) -> dict:
     vision = vit.encoder(plan.layers, plan.scales)
     detector = MultiResolutionDetector(vision, rules=rules, **plan.options)
     subsets = subsets_of(detector, plan.subsets)
-    console.print(f"{vit.description}; {len(found)} categories in {shown(plan.data)}", markup=False, soft_wrap=True)
+    console.print(
+        f"{vit.description}; {len(found)} {'category' if len(found) == 1 else 'categories'} in {shown(plan.data)}",
+        markup=False,
+        soft_wrap=True,
+    )
     _settle(plan.out, detector, vit.description)
     todo = [c for c in found if not _is_done(_done(plan, c), c, subsets, plan)]
     whole, broken = {}, {}
@@ -75,6 +80,9 @@ def run(plan: Plan, console: Console) -> dict:
         grids(detector, files)  # before large ones are decoded
         files, damaged = readable(files, plan.skip_broken, decode=True)
         whole[category.name] = _without(category, {*unopened, *damaged})
+        fitted = {file.path for file in files} & set(category.train)
+        of_images = grids(detector, [file for file in files if file.path in fitted])
+        tell_cost(detector, of_images, plan.out, console, f"{shown(category.name)}: ")
         broken |= unopened | damaged
         check_files(whole[category.name].test)
     for category in found:

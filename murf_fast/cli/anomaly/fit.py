@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
-from murf_fast.anomaly import _description, _files
+from murf_fast.anomaly import _files
 from murf_fast.anomaly.detector import MultiResolutionDetector
-from murf_fast.cli.anomaly._images import find, grids, readable, shown, tell_skipped
+from murf_fast.cli.anomaly._cost import tell_cost
+from murf_fast.cli.anomaly._images import counted, find, grids, readable, shown, tell_skipped
 from murf_fast.cli.anomaly._inputs import device_of, encoder
 
 
@@ -47,7 +46,7 @@ def fit(job: Job, layers: list[int], scales: list[float], options: dict, console
     grids(detector, files)  # before large ones are decoded
     files, damaged = readable(files, job.skip_broken, decode=True)
     broken |= damaged
-    _tell_cost(detector, grids(detector, files), job.out, console)
+    tell_cost(detector, grids(detector, files), job.out, console)
     done = 0
     with Progress(console=console) as bar:
         task = bar.add_task("images", total=len(files))
@@ -73,7 +72,7 @@ def fit(job: Job, layers: list[int], scales: list[float], options: dict, console
             raise
     rows = sum(len(bank) for bank in detector.banks_)
     console.print(
-        f"{len(files)} images, {len(detector.banks_)} banks, {rows} rows in {shown(job.out)}",
+        f"{counted(len(files), 'image')}, {counted(len(detector.banks_), 'bank')}, {rows} rows in {shown(job.out)}",
         markup=False,
         soft_wrap=True,
     )
@@ -92,27 +91,3 @@ def _check_free(job: Job) -> None:
         raise ValueError(f"{shown(job.out)} holds a bank; --force replaces it")
     if (job.out / _files.UNFINISHED).exists() and not job.resume:
         raise ValueError(f"{shown(job.out)} holds a fit that did not finish; --resume goes on, --force starts anew")
-
-
-def _tell_cost(detector: MultiResolutionDetector, of_images: list[list[tuple]], out: Path, console: Console) -> None:
-    """Patches, rows and bytes before the first image; refused where the disk has not so many."""
-    like = detector.encoder.family.like
-    patches = [sum(math.prod(grid) for grid in of_image) for of_image in of_images]
-    banks = len(_description.places(detector.encoder))
-    rows = sum(patches) * len(detector.encoder.layers)
-    size = rows * detector.encoder.family.width * like.dtype.itemsize
-    enlarged = detector.enlarge and detector.pixels is not None
-    console.print(
-        f"{len(of_images)} images of {min(patches):,} to {max(patches):,} patches at all scales"
-        f"{f', enlarged to {detector.pixels / 1e6:g} megapixels' if enlarged else ''}: "
-        f"{rows:,} rows in {banks} banks, {_bytes(size)}"
-    )
-    there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    if size > free:
-        raise ValueError(f"--out needs {_bytes(size)}, {shown(there)} has {_bytes(free)} left")
-
-
-def _bytes(count: float) -> str:
-    power = min(4, int(math.log10(max(count, 1)) / 3))
-    return f"{count / 1000**power:.4g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
