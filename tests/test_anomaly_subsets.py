@@ -159,3 +159,9 @@ def test_subsets_that_are_none(fitted):
             subset_scores(fitted, IMAGE, {"mine": subset})
     with pytest.raises(ValueError, match="call fit"):
         subset_scores(MultiResolutionDetector(model(), **OPTIONS), IMAGE, "scales")
+
+
+@pytest.mark.parametrize("subsets", [{"x": ((0,), 1.0)}, {"x": (0, (1.0,))}, {"x": (0,)}, [((0,), (1.0,))], 3])
+def test_what_is_no_subset_at_all(subsets, fitted):
+    with pytest.raises(TypeError, match="`subsets` must"):
+        subset_scores(fitted, images(1)[0], subsets)

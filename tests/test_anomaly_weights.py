@@ -206,3 +206,28 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
     result = invoke("anomaly", "fit", *arguments)
     assert result.exit_code == 1
     assert "this needs timm" in result.output
+
+
+def test_a_half_copy_of_a_folder_is_told_from_another_encoder(tmp_path):
+    saved("dinov2", tmp_path / "whole")
+    model = transformers.Dinov2Model.from_pretrained(tmp_path / "whole", dtype=torch.float32)
+    model.half().save_pretrained(tmp_path / "half")
+    pil.new("RGB", (24, 24), (90, 100, 110)).save(tmp_path / "x.png")
+    bank, out = tmp_path / "bank", tmp_path / "map.png"
+    options = ("--scales", 1, "--layers", 0, "--pixels", 0)
+    fitted = invoke("anomaly", "fit", tmp_path / "x.png", "--out", bank, "--weights", tmp_path / "whole", *options)
+    assert fitted.exit_code == 0, fitted.output
+    score = ("anomaly", "score", bank, tmp_path / "x.png", "--out", out, "--weights", tmp_path / "half")
+    refused = invoke(*score)
+    assert refused.exit_code == 2
+    assert "made with the same weights in float32" in " ".join(refused.output.split())
+    taken = invoke(*score, "--any-precision")
+    assert taken.exit_code == 0, taken.output
+
+
+def test_a_processor_whose_mean_is_one_number(tmp_path):
+    saved("dinov2", tmp_path)
+    settings = {"image_mean": 0.5, "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"`image_mean` of preprocessor_config\.json must be three numbers, got 0\.5"):
+        named.load(tmp_path)

@@ -72,7 +72,10 @@ def banks_of(detector: MultiResolutionDetector, subset: Subset) -> list[int]:
     Raises:
         ValueError: It names none, or one that the detector does not have.
     """
-    own = Subset(tuple(detector.encoder.layers), _scales(detector))
+    is_subset = isinstance(subset, tuple) and len(subset) == 2
+    if not is_subset or not all(isinstance(chosen, (tuple, list)) for chosen in subset):
+        raise TypeError(f"murf_fast.{WHAT}: `subsets` must hold Subset(layers, scales), two tuples, got {subset!r}")
+    subset, own = Subset(*subset), Subset(tuple(detector.encoder.layers), _scales(detector))
     for name, chosen, there in zip(Subset._fields, subset, own, strict=True):
         unknown = [c for c in chosen if c not in there]
         if unknown or not chosen:
@@ -101,7 +104,8 @@ def subset_scores(
 ) -> dict[str, Anomaly]:
     """What every subset of a detector's layers and scales says of an image, from one encoding and one search per bank.
 
-    Equal to the scores of detectors fitted with those layers and scales alone.
+    Equal, up to the order of sums, to the scores of detectors fitted with those layers and scales alone; but where no
+    bank of a subset has a row, or counts by the rules' weights, it is 0, and such a detector would be refused.
 
     Args:
         detector: A fitted one.
@@ -118,6 +122,8 @@ def subset_scores(
 
     Source: MRF-AD, Tables 3 and 8, Figures 2 and 5.
     """
+    if not isinstance(subsets, (str, Mapping)):
+        raise TypeError(f"murf_fast.{WHAT}: `subsets` must be a kind or Subsets by name, got {type(subsets).__name__}")
     chosen = subsets_of(detector, subsets) if isinstance(subsets, str) else dict(subsets)
     for subset in chosen.values():
         banks_of(detector, subset)

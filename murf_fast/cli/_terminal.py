@@ -39,7 +39,8 @@ def one_line(extras: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        _fail(f"this needs {str(error.name).partition('.')[0]}: pip install 'murf-fast[{extras}]'", 1)
+        needed = str(error.name).partition(".")[0]
+        _fail(f"this needs {needed}: pip install 'murf-fast[{'timm' if needed == 'timm' else extras}]'", 1)
     except (OSError, ValueError, BackendUnavailableError) as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:

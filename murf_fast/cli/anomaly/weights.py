@@ -122,10 +122,13 @@ def _processor(name: str, **options) -> dict | None:
         if path is None:
             continue
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
-        settings = settings.get("image_processor", settings)
+        settings = settings.get("image_processor", settings) if isinstance(settings, dict) else {}
         if settings.get("do_normalize") is False:
             return dict(NONE)
         if "image_mean" in settings and "image_std" in settings:
+            for name in ("image_mean", "image_std"):
+                if not isinstance(settings[name], list) or len(settings[name]) != 3:
+                    raise ValueError(f"`{name}` of {file} must be three numbers, got {settings[name]!r}")
             return {"mean": tuple(settings["image_mean"]), "std": tuple(settings["image_std"])}
     return None
 
