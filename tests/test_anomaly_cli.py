@@ -129,6 +129,7 @@ def test_random_weights_are_refused(photos, tmp_path, monkeypatch):
     from murf_fast.cli.demo import backbone
 
     random = backbone.Backbone(torch.nn.Identity(), "RANDOM", is_random=True)
+    monkeypatch.delenv("MURF_FAST_WEIGHTS", raising=False)
     monkeypatch.setattr(backbone, "load", lambda named: random)
     result = invoke("anomaly", "fit", photos, "--out", tmp_path / "o")
     assert result.exit_code == 2
