@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import _arguments
@@ -20,7 +18,7 @@ from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._fingerprint import fingerprint, rounded
 from murf_fast.anomaly._growing import GrowingBanks
-from murf_fast.anomaly._reading import read_ahead
+from murf_fast.anomaly._patches import WHAT, HeldOut, PatchEncoder, Patches
 from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.result import Anomaly
 from murf_fast.anomaly.scoring import ScoringRules, mean_top, reweighted_score, rules_of
@@ -33,58 +31,11 @@ from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
 
-WHAT = "MultiResolutionDetector"
 INDICES = ("exact", "cells", "coreset", "ivf")
 ON_EMPTY = ("skip", "raise")
 BACKGROUNDS = ("black", "keep")
 Index = NearestIndex | IVFIndex | ShardedIndex
 HELD_OUT = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class _Patches:
-    """The features (n, D) of the patches that count of one bank's layer and scale, which of the grid's they are (N,),
-    and the grid.
-
-    ``rows`` is None where an image has no patch that counts at any scale: it is not encoded then.
-    """
-
-    rows: Tensor | None
-    kept: Tensor | None
-    grid: tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class _LookedAt:
-    """An image (1, 3, H, W) at the size it is encoded in, and of every scale the mask of patches and their grid.
-
-    ``pixels`` is None where no patch counts at any scale. ``size`` is the image's own; ``seen`` what a fit into a
-    folder keeps of it and of those before it.
-    """
-
-    pixels: Tensor | None
-    kept: list[Tensor | None]
-    grids: list[tuple[int, int]]
-    size: tuple[int, int]
-    seen: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class _HeldOut:
-    """A normal image whose rows, so many per scale, are the last of the banks."""
-
-    kept: list[Tensor | None]
-    grids: list[tuple[int, int]]
-    size: tuple[int, int]
-    rows: list[int]
-
-    @classmethod
-    def of(cls, looked: _LookedAt) -> _HeldOut:
-        counts = [
-            math.prod(grid) if kept is None else int(kept.sum())
-            for kept, grid in zip(looked.kept, looked.grids, strict=True)
-        ]
-        return cls(looked.kept, looked.grids, looked.size, counts)
 
 
 class MultiResolutionDetector:
@@ -179,7 +130,7 @@ class MultiResolutionDetector:
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
         self.on_empty, self.enlarge, self.projection = on_empty, enlarge, projection
-        self._weights = rules.bank_weights(self._count_of_scales(), len(encoder.layers))
+        self._weights = rules.bank_weights(self._patches.scales, len(encoder.layers))
         self.banks_: list[Tensor] = []
         self.images_ = 0
         self.normal_: NormalRange | None = None
@@ -236,7 +187,7 @@ class MultiResolutionDetector:
                 raise ValueError(f"murf_fast.{WHAT}: `{name}` needs a `folder`")
         if place is not None:
             _files.check_free(place, overwrite, resume)
-        images = self._checked(_several(images, held_out, batch, progress, coreset_progress))
+        images = self._patches.checked(_several(images, held_out, batch, progress, coreset_progress), self._check_rows)
         growing = GrowingBanks(_description.places(self.encoder), place, self._settings(place), resume)
         try:
             held = self._fill(growing, images, held_out, batch, progress)
@@ -300,7 +251,9 @@ class MultiResolutionDetector:
                 f"murf_fast.{WHAT}: banks in {other} take no rows of an encoder in {dtype}, as `any_precision` allows"
             )
         n, coreset = len(self.encoder.layers), self.index == "coreset"
-        images = self._checked(_several(images, held_out, batch, progress), [len(bank) for bank in self.banks_[::n]])
+        images = self._patches.checked(
+            _several(images, held_out, batch, progress), self._check_rows, [len(bank) for bank in self.banks_[::n]]
+        )
         growing = GrowingBanks(_description.places(self.encoder), None, {}, False)
         try:
             if not coreset:
@@ -325,22 +278,22 @@ class MultiResolutionDetector:
 
     def _fill(
         self, growing: GrowingBanks, images: Iterable, held_out: int, batch: int | None, progress: Callable | None
-    ) -> list[_HeldOut]:
+    ) -> list[HeldOut]:
         """Writes the rows of all images. Returns the last ``held_out`` of them."""
         total = len(images) if hasattr(images, "__len__") else None
         held = deque(maxlen=held_out)
-        looked_at = self._looked_at_each(images, growing.see)
+        looked_at = self._patches.look_at_each(images, growing.see)
         if growing.done:
             again = 0
             for looked in itertools.islice(looked_at, growing.done):
-                held.append(_HeldOut.of(looked))
+                held.append(HeldOut.of(looked))
                 again += 1
             growing.check_seen(again)
             if progress is not None:
                 progress(growing.done, total)
-        for looked, of_image in self._patches_of_each(looked_at, batch):
+        for looked, of_image in self._patches.encode_each(looked_at, batch):
             growing.append([patches.rows for patches in of_image], looked.seen)
-            held.append(_HeldOut.of(looked))
+            held.append(HeldOut.of(looked))
             if progress is not None:
                 progress(growing.done, total)
         if not growing.done:
@@ -357,10 +310,10 @@ class MultiResolutionDetector:
 
     @torch.no_grad()
     def _normal_range(
-        self, held: Sequence[_HeldOut], rows: Sequence[Tensor], others: Sequence[Tensor] | None
+        self, held: Sequence[HeldOut], rows: Sequence[Tensor], others: Sequence[Tensor] | None
     ) -> NormalRange | None:
         """What images whose rows are the last of ``rows`` score by banks of ``others``; None: by the detector's own."""
-        n, device = len(self.encoder.layers), self._device()
+        n, device = len(self.encoder.layers), self._patches.device
         indices = None
         if others is not None:
             indices = [self._prepare(bank, None) if len(bank) >= self.rules.k else None for bank in others]
@@ -370,7 +323,7 @@ class MultiResolutionDetector:
             for i, of_bank in enumerate(rows):
                 count = image.rows[i // n]
                 of_image.append(
-                    _Patches(of_bank[ends[i] - count : ends[i]].to(device), image.kept[i // n], image.grids[i // n])
+                    Patches(of_bank[ends[i] - count : ends[i]].to(device), image.kept[i // n], image.grids[i // n])
                 )
                 ends[i] -= count
             maps, weighted = self._searched(of_image, indices)
@@ -393,7 +346,7 @@ class MultiResolutionDetector:
         prepares the banks for searches: a copy in ``precision`` where that is not float32 (with ``"ivf"`` always).
         """
         self._fitted()
-        looked, of_image = self._of_one(image)
+        looked, of_image = self._patches.encode_one(image)
         return self._anomaly(looked.size, *self._searched(of_image))
 
     def score_many(self, images: Iterable, *, batch: int | None = None) -> Iterator[Anomaly]:
@@ -417,7 +370,9 @@ class MultiResolutionDetector:
         self._fitted()
         if batch is not None:
             batch = _arguments.integer(WHAT, "batch", batch, 1)
-        return self._scored(self._checked(_images.many(images), [self.rules.k] * self._count_of_scales()), batch)
+        # Banks have rows enough; an image may have as few as it likes.
+        enough = [self.rules.k] * self._patches.scales
+        return self._scored(self._patches.checked(_images.many(images), self._check_rows, enough), batch)
 
     def score_each_scale(self, image: object) -> list[Anomaly]:
         """What every scale says by itself and, last, what :meth:`score` says; from one encoding.
@@ -425,7 +380,7 @@ class MultiResolutionDetector:
         Arguments, errors and memory are those of :meth:`score`.
         """
         self._fitted()
-        looked, of_image = self._of_one(image)
+        looked, of_image = self._patches.encode_one(image)
         maps, weighted = self._searched(of_image)
         n = len(self.encoder.layers)
         parts = [range(i, i + n) for i in range(0, len(maps), n)]
@@ -433,16 +388,7 @@ class MultiResolutionDetector:
 
     def grids(self, size: tuple[int, int], name: str = "an image") -> list[tuple[int, int]]:
         """Patches (rows, columns) per resolution of an image of ``size`` (height, width); a ValueError where none."""
-        patch = self.encoder.family.patch_size
-        try:
-            scaled = self.encoder.sizes_for(*_images.prescaled_size(*size, self._wanted(size)))
-        except ValueError as error:
-            small = min(range(len(self.encoder.scales)), key=lambda i: self.encoder.scales[i])
-            raise ValueError(
-                f"murf_fast.{WHAT}: {name} of {size[0]} x {size[1]} pixels is smaller than a patch of {patch} at "
-                f"{self._resolution(small)}"
-            ) from error
-        return [(h // patch, w // patch) for h, w in scaled]
+        return self._patches.grids(size, name)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Writes the banks (safetensors) and a description (JSON) with their checksums, which :meth:`load` reads.
@@ -576,16 +522,12 @@ class MultiResolutionDetector:
         return detector
 
     def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
-        for looked, of_image in self._patches_of_each(self._looked_at_each(images), batch):
+        for looked, of_image in self._patches.encode_each(self._patches.look_at_each(images), batch):
             yield self._anomaly(looked.size, *self._searched(of_image))
-
-    def _of_one(self, image: object) -> tuple[_LookedAt, list[_Patches]]:
-        looked = self._looked_at(_images.as_tensor(image), "the image")
-        return looked, self._encoded([looked])[0]
 
     @torch.no_grad()
     def _searched(
-        self, of_image: Sequence[_Patches], indices: Sequence[Index | None] | None = None
+        self, of_image: Sequence[Patches], indices: Sequence[Index | None] | None = None
     ) -> tuple[list[Tensor | None], list[float]]:
         """Per bank, a (1, 1, h, w) map of distances and, where the rules want them, PatchCore's image scores.
 
@@ -619,7 +561,7 @@ class MultiResolutionDetector:
         banks = range(len(maps)) if banks is None else banks
         banks = [i for i in banks if maps[i] is not None and (weights is None or weights[i])]
         if not banks:
-            return Anomaly(torch.zeros(size, dtype=torch.float32, device=self._device()), 0.0)
+            return Anomaly(torch.zeros(size, dtype=torch.float32, device=self._patches.device), 0.0)
         maps, weights = [maps[i] for i in banks], weights and [weights[i] for i in banks]
         fused = rules.fused(maps, size, weights)
         if rules.sigma:
@@ -631,52 +573,28 @@ class MultiResolutionDetector:
         score = float(patches.max()) if rules.image_score == "max" else mean_top(patches)
         return Anomaly(fused[0, 0], score)
 
+    @property
+    def _patches(self) -> PatchEncoder:
+        """By the attributes as they are now."""
+        return PatchEncoder(self.encoder, self.foreground, self.pixels, self.enlarge, self.background, self.on_empty)
+
     def _fitted(self) -> None:
         if not self.banks_:
             raise ValueError(f"murf_fast.{WHAT}: call fit() or load() first")
-
-    def _checked(self, images: Iterable, before: Sequence[int] = ()) -> Iterable:
-        """``images``; what can be known of a list is checked before the first is encoded: of those in memory by their
-        sizes and a sample of their pixels, of files by decoding them. ``before``: rows that each scale has already.
-        """
-        if not isinstance(images, (list, tuple)):
-            return images
-        sizes = [_images.size_of(image, f"`images[{i}]`") for i, image in enumerate(images)]
-        sizes = _images.sizes_of_files(images, sizes)
-        rows = list(before or [0] * self._count_of_scales())
-        for i, (image, size) in enumerate(zip(images, sizes, strict=True)):
-            _images.check_values(image, self.encoder, f"`images[{i}]`")
-            for scale, (height, width) in enumerate(self.grids(size, f"`images[{i}]`")):
-                rows[scale] += height * width
-        if images:
-            self._check_rows(rows)
-        return images
 
     def _check_rows(self, rows: Sequence[int]) -> None:
         """Every resolution with rows must have as many as a patch is compared with. ``rows``: those of each."""
         for i, count in enumerate(rows):
             if 0 < count < self.rules.k:
                 raise ValueError(
-                    f"murf_fast.{WHAT}: `rules.k` must be at most the {count} rows of a bank of {self._resolution(i)}, "
-                    f"got {self.rules.k}"
+                    f"murf_fast.{WHAT}: `rules.k` must be at most the {count} rows of a bank of "
+                    f"{self._patches.resolution(i)}, got {self.rules.k}"
                 )
-
-    def _resolution(self, i: int) -> str:
-        return f"size {self.encoder.sizes[i]}" if self.encoder.sizes is not None else f"scale {self.encoder.scales[i]}"
-
-    def _count_of_scales(self) -> int:
-        return len(self.encoder.sizes or self.encoder.scales)
-
-    def _wanted(self, size: tuple[int, int]) -> float | None:
-        return _images.wanted_pixels(size, self.pixels, self.enlarge)
-
-    def _device(self) -> torch.device:
-        return next(self.encoder.model.parameters()).device
 
     def _tell_empty(self, banks: list[Tensor]) -> None:
         """Scales that no row came from, as the foreground covers no patch there."""
         empty = [
-            self._resolution(i)
+            self._patches.resolution(i)
             for i in range(0, len(banks) // len(self.encoder.layers))
             if not len(banks[i * len(self.encoder.layers)])
         ]
@@ -687,95 +605,6 @@ class MultiResolutionDetector:
                 f"murf_fast.{WHAT}: `foreground` covers no patch of any image at {', '.join(empty)}: left out",
                 stacklevel=3,
             )
-
-    def _looked_at_each(self, images: Iterable, see: Callable[[Tensor], str] = lambda image: "") -> Iterator[_LookedAt]:
-        for name, image in read_ahead(images):
-            yield dataclasses.replace(self._looked_at(image, name), seen=see(image))
-
-    def _patches_of_each(
-        self, images: Iterable[_LookedAt], batch: int | None = None
-    ) -> Iterator[tuple[_LookedAt, list[_Patches]]]:
-        """The patches of every image per bank, in order. Neighbours share a pass as far as it takes them.
-
-        Images of up to some 250 pixels gain from it; large ones go alone.
-        """
-        group, patches = [], 0
-        most = math.inf if batch is None else batch
-        for looked in images:
-            count = 0 if looked.pixels is None else sum(rows * columns for rows, columns in looked.grids)
-            if group and patches + count > self.encoder.tokens_per_pass:
-                yield from zip(group, self._encoded(group), strict=True)
-                group, patches = [], 0
-            group.append(looked)
-            patches += count
-            # A large image does not wait while the next one is read.
-            if patches >= self.encoder.tokens_per_pass or len(group) >= most:
-                yield from zip(group, self._encoded(group), strict=True)
-                group, patches = [], 0
-        if group:
-            yield from zip(group, self._encoded(group), strict=True)
-
-    @torch.no_grad()
-    def _looked_at(self, image: Tensor, name: str) -> _LookedAt:
-        """An image as it is to be encoded."""
-        size = tuple(image.shape[2:])
-        grids = self.grids(size, name)
-        _images.check_values(image, self.encoder, name)
-        image = image.to(self._device())
-        mask = self._mask(image)
-        kept = [None if mask is None else _covered(mask, grid) for grid in grids]
-        if mask is not None:
-            covered = [bool(k.any()) for k in kept]
-            if self.on_empty == "raise" and not all(covered):
-                raise ValueError(
-                    f"murf_fast.{WHAT}: `foreground` covers no patch of {name} at "
-                    f"{self._resolution(covered.index(False))}, where it has {grids[covered.index(False)]} patches"
-                )
-            if not any(covered):
-                return _LookedAt(None, kept, grids, size)
-            if self.background == "black":
-                image = image * mask.to(image.dtype)
-        return _LookedAt(_images.prescaled(image, self._wanted(size)), kept, grids, size)
-
-    @torch.no_grad()
-    def _encoded(self, group: Sequence[_LookedAt]) -> list[list[_Patches]]:
-        """The patches of every image of a group per bank."""
-        pixels = [looked.pixels for looked in group if looked.pixels is not None]
-        if len(pixels) == 1:
-            features = iter([self.encoder(pixels[0])])
-        else:
-            features = iter(self.encoder([image[0] for image in pixels]) if pixels else ())
-        n, found = len(self.encoder.layers), []
-        for looked in group:
-            rows = [None] * (n * len(looked.grids))
-            if looked.pixels is not None:
-                rows = [m[0].flatten(1).T for m in next(features).maps]
-            of_image = []
-            for i, r in enumerate(rows):
-                kept = looked.kept[i // n]
-                of_image.append(_Patches(r if r is None or kept is None else r[kept], kept, looked.grids[i // n]))
-            found.append(of_image)
-        return found
-
-    def _mask(self, image: Tensor) -> Tensor | None:
-        """(1, 1, H, W)"""
-        if self.foreground is None:
-            return None
-        mask = self.foreground(image[0])
-        if not isinstance(mask, Tensor):
-            try:
-                mask = torch.as_tensor(mask, device="cpu")
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise TypeError(
-                    f"murf_fast.{WHAT}: `foreground` must give a mask (H, W), a tensor or an array, got "
-                    f"{type(mask).__name__}"
-                ) from error
-        if tuple(mask.shape) != tuple(image.shape[2:]):
-            raise ValueError(
-                f"murf_fast.{WHAT}: `foreground` must give a mask of the image's size, {tuple(image.shape[2:])}, got "
-                f"{tuple(mask.shape)}"
-            )
-        return (mask != 0).to(image.device)[None, None]
 
     def _searchable(self) -> list[Index | None]:
         """The banks, prepared at the first search; None for those without rows."""
@@ -794,7 +623,7 @@ class MultiResolutionDetector:
             if group is not None:
                 raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
             return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
-        options = {"cosine": cosine, "precision": self.precision, "device": self._device()}
+        options = {"cosine": cosine, "precision": self.precision, "device": self._patches.device}
         if self.index == "cells":
             options["cells"] = "auto"
         if group is None:
@@ -817,8 +646,3 @@ def _several(
         if function is not None and not callable(function):
             raise TypeError(f"murf_fast.{WHAT}: `{name}` must be callable, got {type(function).__name__}")
     return _images.many(images)
-
-
-def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(N,): the patches that a mask (1, 1, H, W) covers by half or more."""
-    return F.interpolate(mask.float(), grid, mode="area").flatten() >= 0.5

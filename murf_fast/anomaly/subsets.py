@@ -89,7 +89,7 @@ def bank_distances(
 ) -> Iterator[BankDistances]:
     """Of every image in order, each searched in every bank once; else as ``detector.score_many``."""
     detector._fitted()
-    for looked, of_image in detector._patches_of_each(detector._looked_at_each(images), batch):
+    for looked, of_image in detector._patches.encode_each(detector._patches.look_at_each(images), batch):
         yield BankDistances(looked.size, *detector._searched(of_image))
 
 
