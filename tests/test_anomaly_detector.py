@@ -15,6 +15,7 @@ from murf_fast import NearestIndex, k_center_greedy, nearest_distance, reference
 from murf_fast.anomaly import PRESETS, MultiResolutionDetector, ScoringRules, ShardedIndex, mean_top, reweighted_score
 from murf_fast.anomaly._images import prescaled
 from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.ops import _cells
 
 transformers = pytest.importorskip("transformers", reason="needs transformers for a vision transformer")
 pytest.importorskip("safetensors")
@@ -375,3 +376,23 @@ def test_banks_on_two_ranks(fitted, tmp_path):
         p.join(timeout=60)
         assert p.exitcode == 0
     assert all(equal for *_, equal in found), found
+
+
+def test_cells_change_no_score(tmp_path, monkeypatch):
+    """Before and after a way to the disk, and with images added. Banks of a few rows have none of their own accord."""
+    monkeypatch.setattr(_cells, "FEW_ROWS", 0)
+    monkeypatch.setattr(_cells, "ROWS_PER_CELL", 3)
+    first, more, image = images(4), images(2, seed=9), images(1, seed=5)[0]
+    cells = MultiResolutionDetector(model(), **OPTIONS, index="cells").fit(first)
+    cells.save(tmp_path)
+    plain = MultiResolutionDetector(model(), **OPTIONS).fit(first)
+    for subject in (cells, MultiResolutionDetector.load(tmp_path, model())):
+        assert_scored_alike(subject, plain, image)
+    assert_scored_alike(cells.add(more), plain.add(more), image)
+
+
+def assert_scored_alike(cells, plain, image):
+    found, expected = cells.score(image), plain.score(image)
+    assert torch.equal(found.map, expected.map)
+    assert found.score == expected.score
+    assert all(index.cells is not None for index in cells._indices)

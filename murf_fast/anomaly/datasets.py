@@ -254,5 +254,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def _images(folder: Path) -> tuple[Path, ...]:
     """Links that lead nowhere among them: they are named when they are opened."""
     inside = folder.iterdir() if folder.is_dir() else ()
-    is_image = lambda p: p.suffix.lower() in SUFFIXES and p.name[0] != "." and not p.is_dir()  # noqa: E731
-    return tuple(sorted(filter(is_image, inside)))
+    return tuple(sorted(p for p in inside if _is_image(p)))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.name[0] != "." and not path.is_dir()

@@ -172,8 +172,8 @@ class MultiResolutionDetector:
         Raises:
             TypeError, ValueError: An image is none, or has no patch at a scale (see ``on_empty``); those that lie in
                 memory as a list are checked before the first is encoded, and so are files, each of which is decoded
-                once for it (some 20 ms per megapixel and core). ``rules.k`` is more than the rows of a bank. ``folder``
-                holds a detector or an unfinished fit.
+                once for it. ``rules.k`` is more than the rows of a bank. ``folder`` holds a detector or an unfinished
+                fit.
             OSError: ``folder`` cannot be written to.
 
         Memory: the features of one image, or of small ones that share a pass (up to the encoder's ``tokens_per_pass``

@@ -59,7 +59,7 @@ def nearest_distance(d: Draw) -> list[Comparison]:
     if queries and d.chance("queries from the bank", 0.3):
         picked = torch.randint(0, rows, (queries,), generator=d.generator)
         query = bank[picked].to(query_type).nan_to_num()  # some overflow
-    metric = d.choice("metric", (None, "l2", "l2sq", "cosine"))
+    metric = d.choice("metric", (None, "l2", "l2sq", "cosine", "ip"))
     if metric == "cosine":
         # Rows of zeros have no direction.
         query, bank = (torch.where((x == 0).all(1, keepdim=True), torch.ones_like(x), x) for x in (query, bank))
@@ -73,7 +73,9 @@ def nearest_distance(d: Draw) -> list[Comparison]:
     prepared = d.chance("prepared", 0.3) and torch.float64 not in (query_type, bank_type)
     if prepared:
         index = {} if d.backend is None else {"backend": d.backend}
-        if d.backend in (None, "native") and d.chance("cells", 0.5):
+        if metric == "ip":
+            index["ip"] = True
+        elif d.backend in (None, "native") and d.chance("cells", 0.5):
             index["cells"] = d.integer("count of cells", 1, 20)
         given = NearestIndex(given, cosine=metric == "cosine", precision=precision, **index)
         options = {}
@@ -93,14 +95,20 @@ def nearest_distance(d: Draw) -> list[Comparison]:
         right = squares(*(x / x.norm(dim=1, keepdim=True) for x in directions)) / 2
         # Half the square of a difference of unit rows, or one less a product.
         doubt, order = (2 * dim + 8) * unit(dtype), (2 * dim + 8) * unit(torch.float64)
+    elif metric == "ip":
+        right, doubt = -(q @ b.T), 0.0
+        # A sum of terms that cancel.
+        order = (dim + 4) * unit(torch.float64) * (q.abs() @ b.abs().T)
     else:
         right, doubt, order = squares(q, b), 0.0, 0.0
     # float64 decides which is nearer, and is not exact itself.
     order = (order + (dim + 4) * unit(torch.float64) * right).amax(1, keepdim=True)
     best = right.sort(dim=1).values[:, :k]
     ordered = _tied_in_order(q, b, indices) & _distinct(indices)
-    value = best.sqrt() if metric in (None, "l2") else best
-    allowed = 4 * (dim + 8) * unit(dtype) * value + doubt + 64 * torch.finfo(torch.float32).tiny
+    value = best.sqrt() if metric in (None, "l2") else -best if metric == "ip" else best
+    allowed = 4 * (dim + 8) * unit(dtype) * value.abs() + doubt + 64 * torch.finfo(torch.float32).tiny
+    if metric == "ip":
+        allowed = allowed + order
     return [
         derived("rank", right.gather(1, indices), best, order.expand_as(best), torch.float64),
         exact("equal rows in order, none twice", ordered.double(), torch.ones(queries)),

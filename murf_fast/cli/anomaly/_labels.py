@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from murf_fast.anomaly.datasets import GOOD
 from murf_fast.anomaly.metrics import au_roc, best_f1
 from murf_fast.cli.anomaly._images import ImageFile, shown
-
-GOOD = ("good", "normal", "ok")
 
 
 @dataclass(frozen=True)
