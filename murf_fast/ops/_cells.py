@@ -1,7 +1,7 @@
 """The partition of a bank into cells: Lloyd's k-means on a sample, with this library's own search.
 
-A few iterations do: cells only have to be small, not optimal. The search by this library runs where the bank is searched,
-and asks for no other package.
+A few iterations do: cells only have to be small, not optimal. The search by this library runs where the bank is
+searched, and asks for no other package.
 """
 
 from __future__ import annotations
