@@ -35,7 +35,7 @@ ROOT = HERE.parent
 # Seconds that a stage may take. What comes first is what the rest is worth nothing without.
 LIMITS = {"warm": 45.0, "check": 110.0, "speed": 200.0, "sanitize": 120.0}
 UNIT_LIMIT = 60.0  # one call of a worker: a kernel that never ends must not take the stage with it
-PROCESSES = 12
+PROCESSES = 16
 # Operations whose kernels have matrix products: their shared memory is what can race.
 PRODUCTS = (
     "adaptive_conv",
@@ -385,6 +385,13 @@ def conclude(run: Run) -> None:
     print(f"\nin {run.out}: {', '.join(sorted(p.name for p in run.out.iterdir()))}")
 
 
+def limit_of(text: str) -> tuple[str, float]:
+    stage, _, seconds = text.partition("=")
+    if stage not in STAGES:
+        raise argparse.ArgumentTypeError(f"no stage is called {stage!r}; there are {', '.join(STAGES)}")
+    return stage, float(seconds)
+
+
 def has_device() -> bool:
     try:
         import torch
@@ -398,6 +405,9 @@ def main() -> int:
     parser.add_argument("--stage", action="append", choices=STAGES, help="only this one; may be repeated")
     parser.add_argument("--only", metavar="OP", help="one operation or model")
     parser.add_argument("--seconds", type=float, default=480.0, help="for all stages together (480)")
+    parser.add_argument(
+        "--limit", action="append", default=[], metavar="STAGE=SECONDS", type=limit_of, help="of one stage, in place of its own"
+    )
     parser.add_argument("--out", type=Path, default=os.environ.get("OUT") or HERE / "results" / "gpu-run")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes in Triton's interpreter: no speeds")
     arguments = parser.parse_args()
@@ -405,6 +415,7 @@ def main() -> int:
         print(f"gpu.sh: no CUDA device, or no torch, in {sys.executable}", file=sys.stderr)
         return 2
     started = time.monotonic()
+    limits = LIMITS | dict(arguments.limit)
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.txt").write_text("")
@@ -417,7 +428,7 @@ def main() -> int:
                 run.fail(f"{name}: not begun, out of time")
                 continue
             try:
-                said = STAGES[name](run, run.deadline if run.dry else min(begun + LIMITS[name], run.deadline))
+                said = STAGES[name](run, run.deadline if run.dry else min(begun + limits[name], run.deadline))
                 run.note(f"{name}: {said}, {time.monotonic() - begun:.0f} s")
             except Exception as error:  # the next stage may do better
                 run.fail(f"{name}: {type(error).__name__}: {error}")

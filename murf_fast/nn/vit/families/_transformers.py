@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import sys
@@ -18,6 +19,13 @@ ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_att
 
 # Random changes of rotary positions in training.
 AUGMENTS = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
+
+
+@functools.cache
+def _masks_without_default(kind: type[nn.Module]) -> int:
+    """How many masks blocks want beside their tokens: none to two, as models and versions of transformers have it."""
+    _, _, *others = inspect.signature(kind.forward).parameters.values()
+    return sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in others)
 
 
 class Transformers(Family):
@@ -61,9 +69,7 @@ class Transformers(Family):
     def call_block(self, block, x, rotation):
         if rotation is not None:
             return tokens_in(block(x, position_embeddings=(rotation.cos, rotation.sin)))
-        # CLIP's blocks of transformers 4 have a second mask without a default.
-        masks = 2 if "causal_attention_mask" in inspect.signature(type(block).forward).parameters else 1
-        return tokens_in(block(x, *[None] * masks))
+        return tokens_in(block(x, *[None] * _masks_without_default(type(block))))
 
     def call_container(self, x, rotation, wanted):
         options = {} if rotation is None else {"position_embeddings": (rotation.cos, rotation.sin)}
