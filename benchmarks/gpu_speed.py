@@ -155,17 +155,39 @@ def _facts(case: Case, contenders, error: float | None) -> dict:
 
 
 def surroundings(device: str, clock: Clock, say: Callable) -> None:
-    """The machine; its write, copy (read plus written) and bfloat16 matrix-product rates."""
+    """The machine; its write and copy (read plus written) rates, and those of matrix products: bfloat16, and on CUDA
+    float32 by float32 and by TF32 units; there what it reads from the L2, too.
+    """
     n = 1 << 28 if device == "cuda" else 1 << 10
     x, y = torch.zeros(n, device=device), torch.zeros(n, device=device)
-    side = 8192 if device == "cuda" else 32
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     rates = {
         "write_bytes_per_s": 4 * n / clock(lambda: x.fill_(1.0))["median_s"],
         "copy_bytes_per_s": 8 * n / clock(lambda: y.copy_(x))["median_s"],
-        "gemm_flops_per_s": 2 * side**3 / clock(lambda: a @ b)["median_s"],
+        "gemm_flops_per_s": _product_rate(device, clock, torch.bfloat16),
     }
+    if device == "cuda":
+        rates["gemm_float32_flops_per_s"] = _product_rate(device, clock, torch.float32)
+        rates["gemm_tf32_flops_per_s"] = _product_rate(device, clock, torch.float32, tf32=True)
+        # The CPU's dry run may have no Triton.
+        from l2_read import l2_bytes_per_s
+
+        size = torch.cuda.get_device_properties(0).L2_cache_size
+        rates["l2_bytes_per_s"] = l2_bytes_per_s(size, lambda read: clock(read)["median_s"])
     say("ceilings", machine=describe(device), ceilings=rates)
+
+
+def _product_rate(device: str, clock: Clock, dtype: torch.dtype, tf32: bool = False) -> float:
+    """Operations a second of a square product that every matrix unit has work in; of random numbers, as the power that
+    zeros save raises the clock.
+    """
+    side = 8192 if device == "cuda" else 32
+    a, b, c = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(3))
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+    try:
+        return 2 * side**3 / clock(lambda: torch.mm(a, b, out=c))["median_s"]
+    finally:
+        matmul.allow_tf32 = before
 
 
 def variants(dry: bool = False) -> list[dict]:
