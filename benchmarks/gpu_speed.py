@@ -120,6 +120,15 @@ def measure(case: Case, device: str, clock: Clock, compiled: bool, say: Callable
         say("time", name="murf_fast", found={"replay_s": replayed(clock, contenders.ours)})
 
 
+def compile_all(case: Case, device: str) -> None:
+    """Ours once, and what Inductor compiles, whose cache is on disk: that takes longer than all measurements."""
+    contenders = case.build(device, case.dtype)
+    contenders.ours()
+    for name, function in contenders.others.items():
+        if "compile" in name and device == "cuda":  # Inductor's kernels need a device
+            function()
+
+
 def _timed(clock: Clock, function: Callable, device: str) -> dict:
     return clock(function) | {"peak_bytes": observed(function, device)[1]}
 

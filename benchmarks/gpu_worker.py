@@ -62,7 +62,7 @@ def work(unit: dict, device: str, clock, say) -> None:
             torch.cuda.synchronize()
         say("ran")
     elif unit["do"] == "call":
-        gpu_speed.case_of(unit).build(device, getattr(torch, unit["dtype"])).ours()
+        gpu_speed.compile_all(gpu_speed.case_of(unit), device)
     elif unit["do"] == "ceilings":
         gpu_speed.surroundings(device, clock, say)
     else:

@@ -23,12 +23,15 @@ def product(a, b, total, PRECISION: tl.constexpr):
     if PRECISION == "tf32":
         # Else the low parts keep a NaN.
         return tl.dot(_or_nan(a_high, a), _or_nan(b_high, b), total, input_precision="tf32")
-    # The smallest first.
+    # Tensor cores cut their sums off, towards zero, after every eight terms: by the end of a long sum that is more than
+    # float32 arithmetic loses. So the terms of one call are summed by themselves, the smallest first, and added to the
+    # total by an addition that rounds.
+    terms = tl.zeros_like(total)
     if a.dtype == tl.float32:
-        total = tl.dot(a_low, b_high, total, input_precision="tf32")
+        terms = tl.dot(a_low, b_high, terms, input_precision="tf32")
     if b.dtype == tl.float32:
-        total = tl.dot(a_high, b_low, total, input_precision="tf32")
-    return tl.dot(a_high, b_high, total, input_precision="tf32")
+        terms = tl.dot(a_high, b_low, terms, input_precision="tf32")
+    return total + tl.dot(a_high, b_high, terms, input_precision="tf32")
 
 
 @triton.jit

@@ -82,7 +82,10 @@ def gradient_tile(heads: Heads, mean: bool, dtype: torch.dtype, architecture: in
     width = block_of(heads.width, 128 if mean else 64)
     if dtype == torch.float16:  # its gradients of scores are multiplied in float32
         return GradientTile(dim, width, dim, 32, 8, 8, in_parts)
-    return GradientTile(block_of(heads.dim, 64), width, dim, 32, 4, 8, in_parts)
+    # Four warps and results of 16 channels met a fault of ptxas 12.8: of the descriptors of `p (dp - delta) k`, made
+    # before the loop, all but the first lacked the address of the keys (benchmarks/sass/descriptors.py looks for it).
+    warps = 8 if heads.dim <= 16 else 4
+    return GradientTile(block_of(heads.dim, 64), width, dim, block_of(heads.width, 32), warps, 8, in_parts)
 
 
 @triton.jit

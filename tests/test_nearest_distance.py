@@ -568,3 +568,10 @@ def test_index_of_another_backend(device):
 
 def test_extension_says_what_the_processor_has():
     assert native.has_bf16_products() in (True, False)
+
+
+def test_a_graph_cannot_hold_a_search(monkeypatch):
+    module = importlib.import_module("murf_fast.ops.nearest_distance")
+    monkeypatch.setattr(module, "is_capturing", lambda device: True)
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph: the host refuses"):
+        nearest_distance(torch.randn(3, 4), torch.randn(5, 4), backend="native")

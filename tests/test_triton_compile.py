@@ -68,6 +68,13 @@ def test_every_kernel_fits(compiled, arch):
         assert kernel["shared"] <= SHARED_LIMIT[arch], kernel
 
 
+def test_products_of_warp_groups_read_shared_memory(compiled):
+    """On an H200 the gradient of q was wrong where ptxas had lost the address of the keys."""
+    found = [kernel["strays"] for kernel in compiled if "strays" in kernel]
+    assert len(found) > 100
+    assert not any(found), [kernel for kernel in compiled if kernel.get("strays")]
+
+
 def test_products_use_tensor_cores(compiled):
     """All in half precision, and those in float32 if TF32 is allowed; without that exact, or in three parts."""
     for kernel in compiled:

@@ -3,7 +3,8 @@
 The configurations that `benchmarks/ops` and `benchmarks/models` register run on CPU tensors under a stand-in for the
 driver; each kernel is specialized and compiled instead of being launched. Prints one JSON line per compiled kernel: its
 architecture and name, bytes of shared memory, whether it uses tensor cores, its matrix products as (dtype, precision)
-and how many there are, and registers and bytes of local memory and stack per thread (spills) as cuobjdump reports them.
+and how many there are, how many products of warp groups miss shared memory (sass/descriptors.py), and registers and
+bytes of local memory and stack per thread (spills) as cuobjdump reports them.
 
 python tests/triton_compile_all.py ARCHITECTURE:DTYPE[:tf32][:products][:recorded][:only=OPERATION] ...
 python tests/triton_compile_all.py --record    # what offline.py asks for, into tests/golden/compiled.json
@@ -31,7 +32,8 @@ import compiled_record
 import registry
 import torch
 from launches import captured
-from sass.code import resources
+from sass.code import blocks_of, disassembled, instructions, resources
+from sass.descriptors import strays
 
 
 def compile_configurations(
@@ -57,6 +59,8 @@ def facts(kernel) -> dict:
     dots = re.findall(r"tt\.dot .*?(?:inputPrecision = (\w+))? *: *tensor<\d+x\d+x(\w+)>", kernel.asm["ttir"])
     products = sorted({(element, precision or "ieee") for precision, element in dots})
     found = {"name": kernel.name, "shared": kernel.metadata.shared, "mma": mma, "products": products, "dots": len(dots)}
+    if "wgmma" in kernel.asm["ptx"]:
+        found["strays"] = len(strays(blocks_of(instructions(disassembled(kernel.asm["cubin"])))))
     return found | resources(kernel.asm["cubin"])
 
 

@@ -50,6 +50,7 @@ def nearest(device, dtype, precision: str) -> Contenders:
     "2048 queries, bank 100k x 768 prepared",
     targets=(Target("faiss", 2.0),),
     memory_target=(1.0, "64 MB beside the index"),
+    capturable=False,  # refuses what has no norm, and searches again what is not proven: the host has to look
 )
 def nearest_auto(device, dtype):
     return nearest(device, dtype, "auto")
@@ -60,6 +61,7 @@ def nearest_auto(device, dtype):
     'the same, precision="float32"',
     targets=(Target("faiss", 1.0),),
     memory_target=(1.0, "64 MB beside the index"),
+    capturable=False,  # refuses what has no norm, and searches again what is not proven: the host has to look
 )
 def nearest_float32(device, dtype):
     return nearest(device, dtype, "float32")

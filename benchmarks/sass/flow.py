@@ -84,6 +84,9 @@ class Slice:
                 seen.add(address)
                 pending.append(self._code[address])
 
+    def instruction(self, address: int) -> Instruction:
+        return self._code[address]
+
     def definitions(self, instruction: Instruction, register: str) -> set[int]:
         """Addresses of the instructions whose value of the register may reach this one."""
         index, place = self._place[instruction.address]

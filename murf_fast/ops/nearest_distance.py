@@ -14,6 +14,7 @@ from murf_fast.ops import _cells, _checks, _contract, _nearest_float64
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
+from murf_fast.tables._table import is_capturing
 from murf_fast.tables.nearest_cells import Cells
 
 METRICS = ("l2", "l2sq", "cosine", "ip")
@@ -200,6 +201,7 @@ def nearest_distance(
 
     Raises:
         TypeError, ValueError: An argument is wrong; rows that are not finite are named.
+        RuntimeError: The call is captured in a CUDA graph: the host looks at what a search finds.
         BackendUnavailableError: ``backend`` cannot take this call.
 
     Memory: independent of Q x M: a prepared copy of at most 8192 queries with their candidates and one block of
@@ -363,6 +365,11 @@ def _launch(query, bank, index, k, metric, precision, backend, results) -> None:
     if torch.float64 in (query.dtype, bank.dtype) or (metric == "ip" and backend == "triton"):
         _nearest_float64.search(query, bank, k, metric, OP, *results)
         return
+    if is_capturing(query.device):
+        raise RuntimeError(
+            f"murf_fast.{OP}: cannot be captured in a CUDA graph: the host refuses rows that are not finite, and "
+            "searches again what the bounds do not prove"
+        )
     kernels, query, bank = backends.launcher(backend), contiguous_rows(query), contiguous_rows(bank)
     index = index or kernels.nearest_index(bank, metric, precision, bank.device)
     kernels.nearest_distance(query, bank, index, k, metric, *results)
