@@ -23,6 +23,7 @@ from triton.runtime.cache import get_cache_key
 
 from murf_fast import backends, kernels  # noqa: F401  before `captured`, in which they would become interpreted ones
 
+assembler = importlib.import_module("murf_fast.kernels.assembler")
 patch_embed = importlib.import_module("murf_fast.ops.patch_embed")  # the op hides its module
 
 FORMATS = {"fp32": "f", "fp64": "d", "fp16": "e", "i1": "?"} | {
@@ -124,8 +125,10 @@ def captured(
     compile_ = JITFunction.run
 
     def compile_some(src, target: GPUTarget, options: dict):
-        kernel = uncompiled(src, target, options)
-        return triton.compile(src, target=target, options=options) if compiles(kernel) else kernel
+        kernel = uncompiled(src, target, assembler.marked(target, options))
+        if not compiles(kernel):
+            return kernel
+        return assembler.compiled(triton.compile, src, target, options)
 
     def note(self: JITFunction, *arguments, grid, warmup, **options):
         if not wanted(self.__name__):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from murf_fast._layout import is_channels_last
 from murf_fast.kernels import folded, launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.folded import Folded
 from murf_fast.kernels.launch import map_of
 from murf_fast.kernels.products import product
@@ -92,7 +93,7 @@ def _share(data, weights, first_row, y, x, n, m, inside, windows):
     return tl.load(data + at, mask=used, other=0.0), used
 
 
-@triton.jit
+@kernel
 def _adaptive_conv(source, weights, bias, out, windows, regions, channels, height, width, first_image, first_row, row,
                    rows, ADJOINT: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
                    BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -167,7 +168,7 @@ def _adaptive_conv(source, weights, bias, out, windows, regions, channels, heigh
     tl.store(pointers, total.to(out.data.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
 
 
-@triton.jit
+@kernel
 def _adaptive_conv_backward_kernels(
         grad, source, weights, windows, channels, height, width, first_image, row, rows,
         TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from murf_fast.kernels import folded, launch
 from murf_fast.kernels.adaptive_conv import adaptive_conv, adaptive_conv_backward_source
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.bilateral_network import (
     FIXUP0,
     FIXUP1,
@@ -113,7 +114,7 @@ def _similarity(projected, top, held, scalars, b, y, x, height, width, keys, RAD
     return tl.where(valid, relative, 0.0), similarity, gaussian, scale
 
 
-@triton.jit
+@kernel
 def _bilateral_kernels(projected, top, held, scalars, out, height, width, keys, row, rows,
                        RADIUS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr,
                        BLOCK_K: tl.constexpr):  # fmt: skip
@@ -130,7 +131,7 @@ def _bilateral_kernels(projected, top, held, scalars, out, height, width, keys, 
     tl.store(pointers, result.to(out.data.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def _bilateral_kernels_backward(projected, top, held, scalars, grad, grad_logits, grad_scalars,
                                 height, width, keys, row, rows,
                                 RADIUS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr,

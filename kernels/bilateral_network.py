@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import folded, launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.launch import map_of
 
 # First parameter of each layer: weight, and bias behind it.
@@ -67,7 +67,7 @@ def layers_tile(hidden: int, outputs: int) -> LayersTile:
     return LayersTile(64, 16, *block, 4 if max(block) < 64 else 8, 255)
 
 
-@triton.jit
+@kernel
 def _two_layers(taps, count, guidance, layers, out, pixels, plane, width, guides, hidden, outputs, SHARE: tl.constexpr,
                 BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_O: tl.constexpr,
                 PRECISION: tl.constexpr):  # fmt: skip

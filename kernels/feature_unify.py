@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import folded, launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.launch import map_of
 from murf_fast.kernels.products import product
 from murf_fast.kernels.resample import SHORT_SUM
@@ -163,7 +164,7 @@ def _responses(features, basis, scale, pixel, y, x, rows, exist, first, channels
     return responses
 
 
-@triton.jit(do_not_specialize=["height", "width"])
+@kernel(do_not_specialize=["height", "width"])
 def _feature_unify(features, basis, out, grad, softmax, channels, chunks, height, width,
                    COUNT: tl.constexpr, ORDER: tl.constexpr, KERNEL: tl.constexpr, TAPS: tl.constexpr,
                    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
@@ -259,7 +260,7 @@ def _response_gradients(features, basis, grad, softmax, scale, pixel, b, y, x, r
     return gradients
 
 
-@triton.jit(do_not_specialize=["height", "width", "begin"])
+@kernel(do_not_specialize=["height", "width", "begin"])
 def _feature_unify_grad_patches(features, basis, grad, softmax, result, channels, chunks, height, width, begin,
                                 COUNT: tl.constexpr, ORDER: tl.constexpr, KERNEL: tl.constexpr, TAPS: tl.constexpr,
                                 ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -283,7 +284,7 @@ def _feature_unify_grad_patches(features, basis, grad, softmax, result, channels
     tl.store(pointers, sums * (1.0 / scale), mask=exist[:, None] & (t < KERNEL * KERNEL)[None, :])
 
 
-@triton.jit(do_not_specialize=["height", "width", "begin", "end"])
+@kernel(do_not_specialize=["height", "width", "begin", "end"])
 def _feature_unify_grad_basis(features, basis, grad, softmax, result, channels, chunks, height, width, begin, end,
                               COUNT: tl.constexpr, ORDER: tl.constexpr, KERNEL: tl.constexpr, TAPS: tl.constexpr,
                               ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
@@ -315,7 +316,7 @@ def _feature_unify_grad_basis(features, basis, grad, softmax, result, channels, 
     tl.store(pointers, sums, mask=(m < COUNT)[:, None] & (t < KERNEL * KERNEL)[None, :])
 
 
-@triton.jit(do_not_specialize=["height", "width", "begin", "end", "start"])
+@kernel(do_not_specialize=["height", "width", "begin", "end", "start"])
 def _gather_patches(taps, result, channels, height, width, begin, end, start, KERNEL: tl.constexpr,
                     BLOCK: tl.constexpr):  # fmt: skip
     """Adds to ``result`` (pixels, C) of the pixels from ``start`` on what the patches that hold them give, in the order

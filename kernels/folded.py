@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.tables.folded import FoldedAxis
 
 # Folded kernels are written by one launch and read by the next, band by band: a band stays in the L2 cache (50 MB on an
@@ -179,7 +180,7 @@ def _x_shares(axis, x, m, width, count, TAPS: tl.constexpr, BLOCK_T: tl.constexp
     )
 
 
-@triton.jit
+@kernel
 def _fold(kernels, folded, y_axis, x_axis, row, rows, width,
           TAPS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
     line, x = line_of(width, BLOCK_X)
@@ -204,7 +205,7 @@ def _fold(kernels, folded, y_axis, x_axis, row, rows, width,
         start += BLOCK_M
 
 
-@triton.jit
+@kernel
 def _unfold(kernels, folded, y_axis, x_axis, row, rows, width,
             TAPS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
     line, x = line_of(width, BLOCK_X)

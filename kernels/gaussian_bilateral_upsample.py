@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.gaussian_bilateral import (
     BLOCK_Q,
     PIXELS,
@@ -46,7 +46,7 @@ def gaussian_tile(channels: int) -> GaussianTile:
     return GaussianTile(block, 8)
 
 
-@triton.jit
+@kernel
 def _gaussian_bilateral_upsample(features, out, grids, tables, channels, BLOCK_C: tl.constexpr,
                                  PRECISION: tl.constexpr):  # fmt: skip
     c_tiles, x_tiles, y_tiles = tl.cdiv(channels, BLOCK_C), tl.cdiv(grids.width, SIDE), tl.cdiv(grids.height, SIDE)

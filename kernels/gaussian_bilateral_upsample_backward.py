@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.gaussian_bilateral import (
     BLOCK_Q,
     PIXELS,
@@ -64,7 +65,7 @@ def _of_weights(features, grad, grids, b, pixels, cells, channels, BLOCK_C: tl.c
     return total
 
 
-@triton.jit
+@kernel
 def _gaussian_statistics(features, grad, grids, tables, statistics, of_guidance, channels, BLOCK_C: tl.constexpr,
                          BLOCK_G: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Of a tile's pixels (B, H, W, 2): logarithm of the total, mean; and the gradient of the guidance, if wanted."""
@@ -137,7 +138,7 @@ def _weights_of(grids, tables, statistics, b, pixels, cells):
     return weights, along, across, squares, tl.load(at + 1)
 
 
-@triton.jit
+@kernel
 def _gaussian_to_maps(features, grad, grids, tables, statistics, parts, cells_in_all, shares, channels,
                       BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Sums over the pixels of a share, (shares, B, h, w, 4 + G)."""
@@ -172,7 +173,7 @@ def _gaussian_to_maps(features, grad, grids, tables, statistics, parts, cells_in
     tl.store(to[:, None] + 4 + column[None, :], of_guidance, mask=used)
 
 
-@triton.jit
+@kernel
 def _gaussian_to_values(grad, grids, tables, statistics, parts, cells_in_all, shares, channels, BLOCK_C: tl.constexpr,
                         PRECISION: tl.constexpr):  # fmt: skip
     """A block of channels of gradients of values, summed over the pixels of a share: (shares, B, h, w, C)."""

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast._layout import is_channels_last
 from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.resample import SHORT_SUM
 from murf_fast.tables._table import kept
 from murf_fast.tables.gaussian import gaussian_taps, mirror_period
@@ -65,7 +65,7 @@ def blur_tile(along_contiguous: bool, positions: int, lines: int) -> BlurTile:
     return BlurTile(run, other, 4) if along_contiguous else BlurTile(other, run, 4)
 
 
-@triton.jit(do_not_specialize=["outer", "inner"])
+@kernel(do_not_specialize=["outer", "inner"])
 def _blur_axis(x, out, filter, outer, inner, ALONG_CONTIGUOUS: tl.constexpr, LONG: tl.constexpr,
                POSITIONS: tl.constexpr, LINES: tl.constexpr):  # fmt: skip
     """A tile of neighbouring lines; what is contiguous in memory is the tile's last dimension."""

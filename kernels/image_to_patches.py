@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.launch import cdiv, map_of, on_device_of
 from murf_fast.kernels.resample import LONG, SHORT_SUM, table_of
 from murf_fast.tables.resize import AxisTable
@@ -64,7 +65,7 @@ def _add_line(total, image, stride_y, stride_x, y_table, x_table, rows, columns,
     return total + weight * _line(image + t * stride_y, stride_x, x_table, columns, x, used, BLOCK, TAPS_X)
 
 
-@triton.jit(do_not_specialize=["grid_w", "patches"])
+@kernel(do_not_specialize=["grid_w", "patches"])
 def _image_to_patches(image, out, out_stride_b, out_stride_row, y_table, x_table, grid_w, patches, gain, offset,
                       PATCH: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
                       BLOCK: tl.constexpr, BLOCKS: tl.constexpr,

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.launch import cdiv, on_device_of, power_of_two
 
 __all__ = ["k_center_greedy"]
@@ -38,7 +38,7 @@ class Farthest(NamedTuple):
     rows: Tensor
 
 
-@triton.jit
+@kernel
 def _k_center_step(x, stride, nearest, centers, given, before, after, rows, share, DIM: tl.constexpr,
                    PROGRAMS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)

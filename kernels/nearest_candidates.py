@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.nearest_search import GROUP_BITS, INFINITY, Found
 
 ROUNDING = tl.constexpr(2.0**-22)
@@ -78,7 +79,7 @@ class Bank(NamedTuple):
     scales: Tensor | None
 
 
-@triton.jit
+@kernel
 def _nearest_rounded(x, mean, out, out_stride, scales, squares, errors, norms, rows, dim, width, BLOCK_R: tl.constexpr,
                      BLOCK_D: tl.constexpr):  # fmt: skip
     """Rows minus the mean, those of cosine distances scaled to unit rows first."""
@@ -144,7 +145,7 @@ def _value(key, GROUP_BITS: tl.constexpr):
     return tl.where(packed < INFINITY, value, float("inf"))
 
 
-@triton.jit
+@kernel
 def _nearest_candidates(best, rest, bounds, values, places, counts, dropped, queries, first, split_rows, splits, dim, k,
                         wanted, BLOCK_Q: tl.constexpr, LANES: tl.constexpr, BLOCK_S: tl.constexpr, FEW: tl.constexpr,
                         GROUP_BITS: tl.constexpr):  # fmt: skip
@@ -212,7 +213,7 @@ def _nearest_candidates(best, rest, bounds, values, places, counts, dropped, que
     tl.store(dropped + q, tl.minimum(given_up, value), mask=inside)
 
 
-@triton.jit
+@kernel
 def _nearest_exact(query, query_scales, bank, places, counts, slots, dropped, bounds, exact, distances, indices, last,
                    unproven, dim, k, wanted, METRIC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
                    BLOCK_N: tl.constexpr):  # fmt: skip

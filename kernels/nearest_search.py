@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
 
 # Bits of a distance that give way to the group's number. Rounding towards zero by them is part of the bound.
 GROUP_BITS = 10
@@ -69,7 +69,7 @@ class Found(NamedTuple):
     split_rows: int
 
 
-@triton.jit
+@kernel
 def _nearest_distance(query, query_norms, bank, bank_norms, best_out, rest_out, queries, rows, split_rows, splits,
                       query_stride, bank_stride, DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr,
                       LANES: tl.constexpr, BLOCK_D: tl.constexpr, GROUP_BITS: tl.constexpr):  # fmt: skip

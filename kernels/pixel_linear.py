@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.products import product
 from murf_fast.tables.moments import join
 
@@ -97,7 +98,7 @@ def _written(y, out, out_stride, statistics, p, inside, c, c_inside, channels, c
         tl.store(to + channels, tl.sum(difference * difference, axis=0), mask=c_inside)
 
 
-@triton.jit
+@kernel
 def _pixel_linear(x, gain, offset, weight, bias, residual, rotate_rows, rotate_columns, out, out_stride, statistics,
                   pixels, inputs, channels, width, unit_eps, UNIT: tl.constexpr, HEADS: tl.constexpr,
                   PIXELS: tl.constexpr, DEPTH: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip

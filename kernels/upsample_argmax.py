@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch, resample
 from murf_fast.kernels.aligned_maps import aligned_maps
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.best_class import best_class
 from murf_fast.kernels.resample import Axes, resampled_sum
 
 __all__ = ["upsample_argmax"]
 
 
-@triton.jit
+@kernel
 def _upsample_argmax(maps, readable, bias, bias_stride, labels, values, channels, height, width,
                      BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                      TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip

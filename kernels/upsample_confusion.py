@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch, resample
 from murf_fast.kernels.aligned_maps import aligned_maps
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.best_class import best_class
 from murf_fast.kernels.resample import Axes, resampled_sum
 
@@ -17,7 +17,7 @@ __all__ = ["upsample_confusion"]
 MOST_PIXELS = 64
 
 
-@triton.jit
+@kernel
 def _upsample_confusion(maps, readable, bias, bias_stride, target, ignore_index, counts, channels, height, width,
                         BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                         TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip

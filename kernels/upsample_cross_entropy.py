@@ -13,6 +13,7 @@ from torch import Tensor
 
 from murf_fast.kernels import launch, resample
 from murf_fast.kernels.aligned_maps import aligned_maps
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.resample import SHORT_SUM, Axes, resampled_sum
 
 __all__ = ["upsample_cross_entropy", "upsample_cross_entropy_backward"]
@@ -28,7 +29,7 @@ def _label_weight(weight, label, channels):
         return tl.where(valid, 1.0, float("nan"))
 
 
-@triton.jit
+@kernel
 def _upsample_cross_entropy(maps, readable, bias, bias_stride, target, weight, weight_sum, ignore_index, hard, soft,
                             loss, lse, pixels, channels, height, width, SMOOTHED: tl.constexpr,
                             BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -82,7 +83,7 @@ def _upsample_cross_entropy(maps, readable, bias, bias_stride, target, weight, w
     tl.store(lse + pixels + at, tl.where(counts, log_total, 0.0), mask=x_inside)
 
 
-@triton.jit
+@kernel
 def _upsample_cross_entropy_backward(maps, readable, bias, bias_stride, target, weight, weight_sum, ignore_index,
                                      hard, soft, lse, all_pixels, grad_loss, gradient,
                                      y_table, x_table,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from murf_fast.kernels import launch, resample
 from murf_fast.kernels.aligned_maps import aligned_maps
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.resample import SHORT_SUM, Axes, resampled_sum
 
 __all__ = ["upsample_expectation", "upsample_expectation_backward"]
@@ -25,7 +26,7 @@ def _mass(logits, scale, SOFTMAX: tl.constexpr):
         return (tl.where(logits < 0.0, 0.0, logits) + LINEAR_FLOOR) / scale
 
 
-@triton.jit
+@kernel
 def _upsample_expectation(maps, readable, bias, bias_stride, values, out, scales, channels, height, width,
                           SOFTMAX: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                           TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
@@ -70,7 +71,7 @@ def _upsample_expectation(maps, readable, bias, bias_stride, values, out, scales
             tl.store(scales + at, total, mask=x_inside)
 
 
-@triton.jit
+@kernel
 def _upsample_expectation_backward(maps, readable, bias, bias_stride, values, expectations, scales, grad_out, gradient,
                                    y_table, x_table,
                                    channels, height, width, map_height, map_width,
@@ -125,7 +126,7 @@ def _upsample_expectation_backward(maps, readable, bias, bias_stride, values, ex
     )
 
 
-@triton.jit
+@kernel
 def _row_value_gradients(maps, readable, bias, bias_stride, scales, grad_out, sums, channels, height, width,
                          SOFTMAX: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                          TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast._layout import is_channels_last
 from murf_fast.kernels import launch, resample
 from murf_fast.kernels.aligned_maps import aligned_maps
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.kept_rows import MOST_KEPT, nothing_kept, sum_of_kept
 from murf_fast.kernels.resample import LONG, Axes, Taps, Tile, resampled_sum
 
@@ -65,7 +65,7 @@ def _run(n: int, most: int) -> int:
     return min(launch.power_of_two(n), 32)
 
 
-@triton.jit(do_not_specialize=["heights", "rows_each"])
+@kernel(do_not_specialize=["heights", "rows_each"])
 def _upsample_sum_kept(maps, readable, bias, bias_stride, out, channels, height, width, heights, rows_each,
                        CHANNELS_LAST: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                        TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip
@@ -102,7 +102,7 @@ def _upsample_sum_kept(maps, readable, bias, bias_stride, out, channels, height,
         y += 1
 
 
-@triton.jit
+@kernel
 def _upsample_sum(maps, readable, bias, bias_stride, out, channels, height, width, CHANNELS_LAST: tl.constexpr,
                   BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
                   TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr):  # fmt: skip

@@ -1,20 +1,20 @@
-"""Window attention on tiles of queries that share keys; one launch, no scores in memory.
+"""Window attention on tiles of queries that share keys.
 
 Where every head has its own values, a program is one head of a tile: one pass over the keys with a running softmax.
 Where every head weighs all values (AnyUp), a program is a tile with all its heads, whose weights are averaged before
 they meet the values, so that there is one product with the values and not one per head. The weights of a tile with no
-more than 64 keys are made once and stay in registers for all channels. With more keys a first pass finds every head's
-largest score and sum of exponentials, and the weights are formed again for every block of channels: a running softmax
-would hold every channel of every head.
+more than 64 keys are made once and stay in registers for all channels; those of more go through memory
+(:mod:`murf_fast.kernels.averaged_weights`).
 """
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
+from murf_fast.kernels.averaged_weights import window_attention_of_many_keys
 from murf_fast.kernels.launch import bound, map_of
 from murf_fast.kernels.window_weights import (
     CELLS,
@@ -22,12 +22,10 @@ from murf_fast.kernels.window_weights import (
     exponential_of,
     load_cells,
     members_of,
-    of_head,
     partners_of,
     scores_of,
     shift_of,
     statistic_at,
-    statistics_of,
     steps_of,
     store_cells,
     terms_of,
@@ -37,7 +35,7 @@ from murf_fast.kernels.window_weights import (
 __all__ = ["window_attention"]
 
 
-@triton.jit
+@kernel
 def _window_attention_split(attention, out, lse, tiles, y_tiles, x_tiles, WHOLE_D: tl.constexpr,
                             BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """One head of a tile of queries, BLOCK_C of its channels."""
@@ -68,51 +66,28 @@ def _window_attention_split(attention, out, lse, tiles, y_tiles, x_tiles, WHOLE_
         tl.store(lse + at, largest + tl.log(total), mask=mine.inside & (c_tile == 0))
 
 
-@triton.jit
-def _window_attention_mean(attention, out, lse, tiles, y_tiles, x_tiles, ONE_STEP: tl.constexpr, HEADS: tl.constexpr,
-                           WHOLE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
-                           PRECISION: tl.constexpr):  # fmt: skip
-    """One tile of queries, all heads and channels."""
+@kernel
+def _window_attention_mean(attention, out, lse, tiles, y_tiles, x_tiles, WHOLE_D: tl.constexpr,
+                           BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """One tile of queries with at most 64 keys, all heads and channels."""
     heads = attention.heads
     b, i, j = tile_of(tl.program_id(0), y_tiles, x_tiles)
     mine = members_of(tiles, i, j)
-    if ONE_STEP:
-        read = partners_of(tiles, i, j, 0)
-        term = terms_of(attention, 0, mine, read, False) if attention.terms.bias_rows is None else None
-        mean = tl.zeros((CELLS, CELLS), dtype=tl.float32)
-        for head in range(bound(heads.count)):
-            s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
-            largest = tl.max(s, axis=1)
-            weights = exponential_of(s - shift_of(largest)[:, None])
-            total = tl.sum(weights, axis=1)
-            mean += weights * (1.0 / (total * heads.count))[:, None]
-            if lse is not None:
-                tl.store(lse + statistic_at(attention, b, head, mine), largest + tl.log(total), mask=mine.inside)
-        mean = mean.to(attention.v.data.dtype.element_ty)
-        for c in range(0, bound(heads.width), BLOCK_C):
-            values = load_cells(attention.v, b, read, c, heads.width, BLOCK_C)
-            store_cells(out, b, mine, c, heads.width, tl.dot(mean, values, input_precision=PRECISION), BLOCK_C)
-    else:
-        steps = steps_of(tiles, i, j)
-        peaks, totals = statistics_of(attention, b, mine, tiles, i, j, HEADS, WHOLE_D, BLOCK_D, PRECISION)
+    read = partners_of(tiles, i, j, 0)
+    term = terms_of(attention, 0, mine, read, False) if attention.terms.bias_rows is None else None
+    mean = tl.zeros((CELLS, CELLS), dtype=tl.float32)
+    for head in range(bound(heads.count)):
+        s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
+        largest = tl.max(s, axis=1)
+        weights = exponential_of(s - shift_of(largest)[:, None])
+        total = tl.sum(weights, axis=1)
+        mean += weights * (1.0 / (total * heads.count))[:, None]
         if lse is not None:
-            for head in range(bound(heads.count)):
-                value = of_head(peaks, head, HEADS) + tl.log(of_head(totals, head, HEADS))
-                tl.store(lse + statistic_at(attention, b, head, mine), value, mask=mine.inside)
-        for c in range(0, bound(heads.width), BLOCK_C):
-            result = tl.zeros((CELLS, BLOCK_C), dtype=tl.float32)
-            for step in range(bound(steps)):
-                read = partners_of(tiles, i, j, step)
-                term = terms_of(attention, 0, mine, read, False) if attention.terms.bias_rows is None else None
-                mean = tl.zeros((CELLS, CELLS), dtype=tl.float32)
-                for head in range(bound(heads.count)):
-                    s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
-                    largest, total = of_head(peaks, head, HEADS), of_head(totals, head, HEADS)
-                    weights = exponential_of(s - shift_of(largest)[:, None])
-                    mean += weights * (1.0 / (total * heads.count))[:, None]
-                values = load_cells(attention.v, b, read, c, heads.width, BLOCK_C)
-                result = tl.dot(mean.to(values.dtype), values, result, input_precision=PRECISION)
-            store_cells(out, b, mine, c, heads.width, result, BLOCK_C)
+            tl.store(lse + statistic_at(attention, b, head, mine), largest + tl.log(total), mask=mine.inside)
+    mean = mean.to(attention.v.data.dtype.element_ty)
+    for c in range(0, bound(heads.width), BLOCK_C):
+        values = load_cells(attention.v, b, read, c, heads.width, BLOCK_C)
+        store_cells(out, b, mine, c, heads.width, tl.dot(mean, values, input_precision=PRECISION), BLOCK_C)
 
 
 def window_attention(
@@ -132,9 +107,9 @@ def window_attention(
     call = Call(q, k, v, bias_y, bias_x, rule, heads, mean, scale)
     arguments = (call.attention, map_of(out), lse, call.tiles, *call.counts)
     with launch.on_device_of(out):
-        if mean:
-            _window_attention_mean[(call.programs,)](
-                *arguments, ONE_STEP=call.one_step, HEADS=launch.power_of_two(heads), **call.options()
-            )
+        if mean and call.one_step:
+            _window_attention_mean[(call.programs,)](*arguments, **call.options())
+        elif mean:
+            window_attention_of_many_keys(call, out, lse)
         else:
             _window_attention_split[(call.programs * heads * call.c_tiles,)](*arguments, **call.options())

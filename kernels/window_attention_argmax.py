@@ -7,11 +7,11 @@ formed again for every chunk, of which there is one up to 64 classes (16 or 32 i
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch, resample
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.best_class import best_class
 from murf_fast.kernels.launch import bound
 from murf_fast.kernels.window_weights import (
@@ -33,7 +33,7 @@ from murf_fast.kernels.window_weights import (
 __all__ = ["window_attention_argmax"]
 
 
-@triton.jit
+@kernel
 def _window_attention_argmax(attention, class_bias, class_bias_stride, labels, tiles, y_tiles, x_tiles,
                              SPLIT: tl.constexpr, ONE_STEP: tl.constexpr, HEADS: tl.constexpr, WHOLE_D: tl.constexpr,
                              BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip

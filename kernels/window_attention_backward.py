@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
 from murf_fast.kernels.launch import Map, bound, map_of
 from murf_fast.kernels.window_weights import (
     CELLS,
@@ -82,10 +83,7 @@ def gradient_tile(heads: Heads, mean: bool, dtype: torch.dtype, architecture: in
     width = block_of(heads.width, 128 if mean else 64)
     if dtype == torch.float16:  # its gradients of scores are multiplied in float32
         return GradientTile(dim, width, dim, 32, 8, 8, in_parts)
-    # Four warps and results of 16 channels met a fault of ptxas 12.8: of the descriptors of `p (dp - delta) k`, made
-    # before the loop, all but the first lacked the address of the keys (benchmarks/sass/descriptors.py looks for it).
-    warps = 8 if heads.dim <= 16 else 4
-    return GradientTile(block_of(heads.dim, 64), width, dim, block_of(heads.width, 32), warps, 8, in_parts)
+    return GradientTile(block_of(heads.dim, 64), width, dim, block_of(heads.width, 32), 4, 8, in_parts)
 
 
 @triton.jit
@@ -122,7 +120,7 @@ def _save(attention, grad_lse, statistics, b, head, mine, largest, total, delta)
     return delta
 
 
-@triton.jit
+@kernel
 def _window_grad_q_of_heads(attention, grad, grad_lse, statistics, result, tiles, y_tiles, x_tiles,
                             WHOLE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
                             PRECISION: tl.constexpr):  # fmt: skip
@@ -150,7 +148,7 @@ def _window_grad_q_of_heads(attention, grad, grad_lse, statistics, result, tiles
                 store_cells(result, b, mine, first, end, value, BLOCK_D)
 
 
-@triton.jit
+@kernel
 def _window_grad_q(attention, grad, grad_lse, statistics, result, tiles, y_tiles, x_tiles, SHARED: tl.constexpr,
                    RESULT_D: tl.constexpr, WHOLE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
                    PRECISION: tl.constexpr):  # fmt: skip
@@ -211,7 +209,7 @@ def _share_of(steps, share, shares):
     return steps * share // shares, steps * (share + 1) // shares
 
 
-@triton.jit
+@kernel
 def _window_grad_k(attention, grad, statistics, grad_k, grad_v, tiles, y_tiles, x_tiles, batch, shares,
                    SHARED: tl.constexpr, RESULT_D: tl.constexpr, RESULT_C: tl.constexpr, WHOLE_D: tl.constexpr,
                    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -246,7 +244,7 @@ def _window_grad_k(attention, grad, statistics, grad_k, grad_v, tiles, y_tiles, 
         store_cells(grad_v, share * batch + b, mine, head * heads.width, (head + 1) * heads.width, values, RESULT_C)
 
 
-@triton.jit
+@kernel
 def _window_grad_v(attention, grad, statistics, result, tiles, y_tiles, x_tiles, batch, shares, SHARED: tl.constexpr,
                    RESULT_C: tl.constexpr, WHOLE_D: tl.constexpr, BLOCK_D: tl.constexpr,
                    PRECISION: tl.constexpr):  # fmt: skip
@@ -279,7 +277,7 @@ def _window_grad_v(attention, grad, statistics, result, tiles, y_tiles, x_tiles,
     store_cells(result, share * batch + b, mine, first, end, total, RESULT_C)
 
 
-@triton.jit
+@kernel
 def _window_grad_bias(attention, grad, statistics, result, tiles, own_steps, other_tiles, batch, ROWS: tl.constexpr,
                       SHARED: tl.constexpr, WHOLE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
                       PRECISION: tl.constexpr):  # fmt: skip

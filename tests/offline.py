@@ -45,15 +45,18 @@ def reasons_against_launches() -> str:
 
 
 def launched_kernels() -> set[str]:
-    """Functions under @triton.jit that no other of them calls."""
+    """Functions under @kernel, which are those under it or @triton.jit that no other of them calls."""
     functions = [
         node
         for path in (TESTS.parent / "kernels").glob("*.py")
         for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
+        if isinstance(node, ast.FunctionDef) and node.decorator_list
     ]
+    of = {f.name: ast.unparse(f.decorator_list[0]).partition("(")[0] for f in functions}
     called = {node.id for f in functions for node in ast.walk(f) if isinstance(node, ast.Name)}
-    return {f.name for f in functions} - called
+    launched = {name for name, decorator in of.items() if decorator == "kernel"}
+    assert launched == {name for name, decorator in of.items() if decorator in ("kernel", "triton.jit")} - called
+    return launched
 
 
 def compiled(factory: pytest.TempPathFactory) -> list[dict]:

@@ -1,0 +1,180 @@
+"""Window attention of heads that share values, on tiles with more than 64 keys: the averaged weights go through memory.
+
+A program that held them would form them again for every block of channels that its registers take, with every head's
+scores and exponentials: for 384 channels of float32 twelve times. Here they are formed once, and there are three
+launches: every head's softmax numbers, the averages over the heads, and their products with the values. The weights of
+as many tiles as fit WEIGHTS bytes are made, used, and overwritten by those of the next tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from murf_fast.kernels import launch
+from murf_fast.kernels.assembler import kernel
+from murf_fast.kernels.launch import bound, map_of
+from murf_fast.kernels.products import product
+from murf_fast.kernels.window_weights import (
+    CELLS,
+    Call,
+    block_of,
+    exponential_of,
+    load_cells,
+    members_of,
+    partners_of,
+    scores_of,
+    shift_of,
+    statistic_at,
+    steps_of,
+    store_cells,
+    terms_of,
+    tile_of,
+)
+
+WEIGHTS = 128 << 20  # bytes; several tiles for each multiprocessor, however many keys they have
+
+
+class Numbers(NamedTuple):
+    """Per tile, head and query, float32: what is subtracted from scores, and what their exponentials are scaled by."""
+
+    shift: Tensor
+    factor: Tensor
+
+
+@dataclass(frozen=True)
+class WeightsTile:
+    """Channels of q and k at a time, warps and stages of the first two launches; channels of v, warps and stages of the
+    third.
+    """
+
+    head_dim: int
+    warps: int
+    stages: int
+    channels: int
+    value_warps: int
+    value_stages: int
+
+
+def weights_tile(head_dim: int, width: int, dtype: torch.dtype, architecture: int) -> WeightsTile:
+    """Scores of 64 x 64 are 32 registers of a thread of four warps, results of 64 x 64 or, of eight, of 64 x 128 as
+    many. The parts of float32 products are twice as many again.
+    """
+    if dtype == torch.float32:
+        old = launch.without_warp_groups(architecture)
+        return WeightsTile(block_of(head_dim, 16 if old else 32), 4, 1, block_of(width, 32 if old else 64), 4, 1)
+    return WeightsTile(block_of(head_dim, 64), 4, 2, block_of(width, 128), 4, 2)
+
+
+@kernel
+def _softmax_numbers(attention, numbers, lse, tiles, y_tiles, x_tiles, begin, WHOLE_D: tl.constexpr,
+                     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """One head of a tile of queries, all its keys."""
+    heads = attention.heads
+    tile, head = tl.program_id(0) // heads.count, tl.program_id(0) % heads.count
+    b, i, j = tile_of(begin + tile, y_tiles, x_tiles)
+    mine = members_of(tiles, i, j)
+    largest = tl.full((CELLS,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((CELLS,), dtype=tl.float32)
+    for step in range(bound(steps_of(tiles, i, j))):
+        read = partners_of(tiles, i, j, step)
+        s = scores_of(attention, b, head, mine, read, None, False, WHOLE_D, BLOCK_D, PRECISION)
+        peak = tl.maximum(largest, tl.max(s, axis=1))
+        shift = shift_of(peak)
+        total = total * exponential_of(largest - shift) + tl.sum(exponential_of(s - shift[:, None]), axis=1)
+        largest = peak
+    at = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    tl.store(numbers.shift + at, shift_of(largest))
+    tl.store(numbers.factor + at, 1.0 / (total * heads.count))
+    if lse is not None:
+        tl.store(lse + statistic_at(attention, b, head, mine), largest + tl.log(total), mask=mine.inside)
+
+
+@kernel
+def _averaged_weights(attention, numbers, weights, tiles, y_tiles, x_tiles, begin, most_steps, WHOLE_D: tl.constexpr,
+                      BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """One step of a tile: its queries and 64 of their keys, averaged over the heads."""
+    heads = attention.heads
+    tile, step = tl.program_id(0) // most_steps, tl.program_id(0) % most_steps
+    b, i, j = tile_of(begin + tile, y_tiles, x_tiles)
+    if step < steps_of(tiles, i, j):
+        mine, read = members_of(tiles, i, j), partners_of(tiles, i, j, step)
+        term = terms_of(attention, 0, mine, read, False) if attention.terms.bias_rows is None else None
+        mean = tl.zeros((CELLS, CELLS), dtype=tl.float32)
+        for head in range(bound(heads.count)):
+            s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
+            at = (tile * heads.count + head) * CELLS + tl.arange(0, CELLS)
+            shift, factor = tl.load(numbers.shift + at), tl.load(numbers.factor + at)
+            mean += exponential_of(s - shift[:, None]) * factor[:, None]
+        tl.store(_weight_pointers(weights), mean.to(weights.dtype.element_ty))
+
+
+@triton.jit
+def _weight_pointers(weights):
+    """Of the program's 64 queries by 64 keys."""
+    row, column = tl.arange(0, CELLS)[:, None], tl.arange(0, CELLS)[None, :]
+    return weights + tl.program_id(0).to(tl.int64) * (CELLS * CELLS) + row * CELLS + column
+
+
+@kernel
+def _weighted_values(attention, weights, out, tiles, y_tiles, x_tiles, begin, most_steps, BLOCK_C: tl.constexpr,
+                     PRECISION: tl.constexpr):  # fmt: skip
+    """One tile of queries, BLOCK_C channels."""
+    heads = attention.heads
+    c_tiles = tl.cdiv(heads.width, BLOCK_C)
+    tile, c = tl.program_id(0) // c_tiles, tl.program_id(0) % c_tiles * BLOCK_C
+    b, i, j = tile_of(begin + tile, y_tiles, x_tiles)
+    mine = members_of(tiles, i, j)
+    row, column = tl.arange(0, CELLS)[:, None], tl.arange(0, CELLS)[None, :]
+    at = weights + tl.cast(tile, tl.int64) * most_steps * (CELLS * CELLS) + row * CELLS + column
+    result = tl.zeros((CELLS, BLOCK_C), dtype=tl.float32)
+    for step in range(bound(steps_of(tiles, i, j))):
+        read = partners_of(tiles, i, j, step)
+        p = tl.load(at + step * (CELLS * CELLS))
+        values = load_cells(attention.v, b, read, c, heads.width, BLOCK_C)
+        if values.dtype == tl.float32 and PRECISION == "tf32x3":
+            result = product(p, values, result, PRECISION)
+        else:
+            result = tl.dot(p, values, result, input_precision=PRECISION)
+    store_cells(out, b, mine, c, heads.width, result, BLOCK_C)
+
+
+def window_attention_of_many_keys(call: Call, out: Tensor, lse: Tensor | None) -> None:
+    """``out`` and ``lse`` as in :func:`murf_fast.kernels.window_attention`, on the device of the caller's context."""
+    heads, dtype = call.attention.heads, out.dtype
+    tile = weights_tile(heads.dim, heads.width, dtype, launch.architecture(call.device))
+    rows, columns = call.axes()
+    most_steps = rows.most_steps * columns.most_steps
+    some = max(1, min(call.programs, WEIGHTS // (most_steps * CELLS.value**2 * dtype.itemsize)))
+    weights = out.new_empty((some, most_steps, CELLS.value, CELLS.value))
+    numbers = Numbers(*(out.new_empty((some, heads.count, CELLS.value), dtype=torch.float32) for _ in range(2)))
+    precision = launch.dot_precision(in_parts=True)
+    scores = {
+        "WHOLE_D": heads.dim <= tile.head_dim,
+        "BLOCK_D": tile.head_dim,
+        "PRECISION": precision,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        "maxnreg": 255,
+    }
+    values = {"num_warps": tile.value_warps, "num_stages": tile.value_stages, "maxnreg": 255}
+    c_tiles = launch.cdiv(heads.width, tile.channels)
+    for begin in range(0, call.programs, some):
+        count, place = min(some, call.programs - begin), (call.tiles, *call.counts, begin)
+        _softmax_numbers[(count * heads.count,)](call.attention, numbers, lse, *place, **scores)
+        _averaged_weights[(count * most_steps,)](call.attention, numbers, weights, *place, most_steps, **scores)
+        _weighted_values[(count * c_tiles,)](
+            call.attention,
+            weights,
+            map_of(out),
+            *place,
+            most_steps,
+            BLOCK_C=tile.channels,
+            PRECISION=precision,
+            **values,
+        )
