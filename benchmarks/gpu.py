@@ -61,6 +61,7 @@ class Run:
     only: str | None
     dry: bool
     deadline: float  # of all stages; that of a dry run has nothing to do with a GPU's
+    measured: frozenset[tuple[str, str]] = frozenset()  # cases and dtypes that an earlier run has
     results: dict = field(
         default_factory=lambda: {"machine": {}, "ceilings": {}, "cases": [], "failed": [], "check": {}, "sanitize": {}}
     )
@@ -91,6 +92,9 @@ class Run:
 
     def wants(self, op: str) -> bool:
         return self.only in (None, op)
+
+    def wants_case(self, unit: dict) -> bool:
+        return self.wants(unit["op"]) and (unit["case"], unit["dtype"]) not in self.measured
 
 
 class Worker:
@@ -200,7 +204,7 @@ def warm(run: Run, deadline: float) -> str:
     from registry import smallest_calls
 
     units = [{"do": "smallest", "op": op} for op in smallest_calls() if run.wants(op)]
-    units += [{"do": "call", **unit} for unit in variants(run.dry) if run.wants(unit["op"])]
+    units += [{"do": "call", **unit} for unit in variants(run.dry) if run.wants_case(unit)]
     troubles = []
 
     def heard(unit: dict, message: dict) -> None:
@@ -266,7 +270,7 @@ def check(run: Run, deadline: float) -> str:
 def speed(run: Run, deadline: float) -> str:
     from gpu_speed import variants
 
-    plain = [{"do": "speed", "compiled": False, **unit} for unit in variants(run.dry) if run.wants(unit["op"])]
+    plain = [{"do": "speed", "compiled": False, **unit} for unit in variants(run.dry) if run.wants_case(unit)]
     compiled: list[dict] = []
     cases: dict[tuple, dict] = {}
 
@@ -388,6 +392,13 @@ def conclude(run: Run) -> None:
     print(f"\nin {run.out}: {', '.join(sorted(p.name for p in run.out.iterdir()))}")
 
 
+def cases_of(results: Path) -> frozenset[tuple[str, str]]:
+    """Cases and dtypes of an earlier run, as units of work name them."""
+    cases = json.loads(results.read_text())["cases"]
+    names = {(f"{c['op']}: {c['case'].removesuffix(', ' + c['dtype'])}", c["dtype"]) for c in cases}
+    return frozenset(names | {(f"{c['op']}: {c['case']}", c["dtype"]) for c in cases})
+
+
 def limit_of(text: str) -> tuple[str, float]:
     stage, _, seconds = text.partition("=")
     if stage not in STAGES:
@@ -407,6 +418,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", action="append", choices=STAGES, help="only this one; may be repeated")
     parser.add_argument("--only", metavar="OP", help="one operation or model")
+    parser.add_argument(
+        "--after", type=Path, metavar="RESULTS", help="results.json: measure only what it does not have"
+    )
     parser.add_argument("--seconds", type=float, default=480.0, help="for all stages together (480)")
     parser.add_argument(
         "--limit",
@@ -429,7 +443,8 @@ def main() -> int:
     (out / "summary.txt").write_text("")
     with tempfile.TemporaryDirectory(prefix="murf-fast-gpu-") as folder:
         prepare(Path(folder), arguments.dry_run)
-        run = Run(out, Path(folder), arguments.only, arguments.dry_run, started + arguments.seconds)
+        measured = cases_of(arguments.after) if arguments.after else frozenset()
+        run = Run(out, Path(folder), arguments.only, arguments.dry_run, started + arguments.seconds, measured)
         for name in arguments.stage or STAGES:
             begun = time.monotonic()
             if begun >= run.deadline:

@@ -93,8 +93,8 @@ def other_goals(case: dict, ceilings: dict) -> list[tuple[str, bool]]:
         limit, what = case["memory_target"]
         share = ours["peak_bytes"] / case["bytes"]
         found.append((f"peak memory {share:.2f} times the {what} (goal at most {limit:.3g})", share <= limit))
-    if case.get("less_memory") and ours["peak_bytes"] is not None:
-        against, limit = case["less_memory"]
+    against, limit = case.get("less_memory") or (None, 0.0)
+    if against in case["contenders"] and ours["peak_bytes"] is not None:  # a run that was cut short may lack it
         share = ours["peak_bytes"] / case["contenders"][against]["peak_bytes"]
         found.append((f"peak memory {share:.2f} times that of {against} (goal at most {limit:.3g})", share <= limit))
     if case.get("beside"):

@@ -8,6 +8,7 @@ as many tiles as fit WEIGHTS bytes are made, used, and overwritten by those of t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from murf_fast.kernels import launch
 from murf_fast.kernels.assembler import kernel
+from murf_fast.kernels.best_class import best_class
 from murf_fast.kernels.launch import bound, map_of
 from murf_fast.kernels.products import product
+from murf_fast.kernels.resample import bias_stride
 from murf_fast.kernels.window_weights import (
     CELLS,
     Call,
@@ -63,12 +66,12 @@ class WeightsTile:
 
 def weights_tile(head_dim: int, width: int, dtype: torch.dtype, architecture: int) -> WeightsTile:
     """Scores of 64 x 64 are 32 registers of a thread of four warps, results of 64 x 64 or, of eight, of 64 x 128 as
-    many. The parts of float32 products are twice as many again.
+    many, and the addresses of values in planes twice that. The parts of float32 products are twice as many again.
     """
     if dtype == torch.float32:
         old = launch.without_warp_groups(architecture)
         return WeightsTile(block_of(head_dim, 16 if old else 32), 4, 1, block_of(width, 32 if old else 64), 4, 1)
-    return WeightsTile(block_of(head_dim, 64), 4, 2, block_of(width, 128), 4, 2)
+    return WeightsTile(block_of(head_dim, 64), 4, 2, block_of(width, 128), 8 if width > 64 else 4, 2)
 
 
 @kernel
@@ -121,60 +124,108 @@ def _weight_pointers(weights):
     return weights + tl.program_id(0).to(tl.int64) * (CELLS * CELLS) + row * CELLS + column
 
 
-@kernel
-def _weighted_values(attention, weights, out, tiles, y_tiles, x_tiles, begin, most_steps, BLOCK_C: tl.constexpr,
-                     PRECISION: tl.constexpr):  # fmt: skip
-    """One tile of queries, BLOCK_C channels."""
-    heads = attention.heads
-    c_tiles = tl.cdiv(heads.width, BLOCK_C)
-    tile, c = tl.program_id(0) // c_tiles, tl.program_id(0) % c_tiles * BLOCK_C
-    b, i, j = tile_of(begin + tile, y_tiles, x_tiles)
-    mine = members_of(tiles, i, j)
+@triton.jit
+def _product_with(attention, weights, tiles, b, i, j, c, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):
+    """Channels c .. c + BLOCK_C of the queries of a tile, whose weights begin at ``weights``: (64, BLOCK_C) float32."""
     row, column = tl.arange(0, CELLS)[:, None], tl.arange(0, CELLS)[None, :]
-    at = weights + tl.cast(tile, tl.int64) * most_steps * (CELLS * CELLS) + row * CELLS + column
     result = tl.zeros((CELLS, BLOCK_C), dtype=tl.float32)
     for step in range(bound(steps_of(tiles, i, j))):
         read = partners_of(tiles, i, j, step)
-        p = tl.load(at + step * (CELLS * CELLS))
-        values = load_cells(attention.v, b, read, c, heads.width, BLOCK_C)
+        p = tl.load(weights + step * (CELLS * CELLS) + row * CELLS + column)
+        values = load_cells(attention.v, b, read, c, attention.heads.width, BLOCK_C)
         if values.dtype == tl.float32 and PRECISION == "tf32x3":
             result = product(p, values, result, PRECISION)
         else:
             result = tl.dot(p, values, result, input_precision=PRECISION)
-    store_cells(out, b, mine, c, heads.width, result, BLOCK_C)
+    return result
+
+
+@kernel
+def _weighted_values(attention, weights, out, tiles, y_tiles, x_tiles, begin, most_steps, BLOCK_C: tl.constexpr,
+                     PRECISION: tl.constexpr):  # fmt: skip
+    """One tile of queries, BLOCK_C channels."""
+    width = attention.heads.width
+    c_tiles = tl.cdiv(width, BLOCK_C)
+    tile, c = tl.program_id(0) // c_tiles, tl.program_id(0) % c_tiles * BLOCK_C
+    b, i, j = tile_of(begin + tile, y_tiles, x_tiles)
+    own = weights + tl.cast(tile, tl.int64) * most_steps * (CELLS * CELLS)
+    result = _product_with(attention, own, tiles, b, i, j, c, BLOCK_C, PRECISION)
+    store_cells(out, b, members_of(tiles, i, j), c, width, result, BLOCK_C)
+
+
+@kernel
+def _weighted_argmax(attention, weights, class_bias, class_bias_stride, labels, tiles, y_tiles, x_tiles, begin,
+                     most_steps, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """One tile of queries, all classes."""
+    width = attention.heads.width
+    tile = tl.program_id(0)
+    b, i, j = tile_of(begin + tile, y_tiles, x_tiles)
+    own = weights + tl.cast(tile, tl.int64) * most_steps * (CELLS * CELLS)
+    best = tl.full((CELLS,), float("-inf"), dtype=tl.float32)
+    index = tl.zeros((CELLS,), dtype=tl.int32)
+    for first in range(0, bound(width), BLOCK_C):
+        logits = _product_with(attention, own, tiles, b, i, j, first, BLOCK_C, PRECISION)
+        c = first + tl.arange(0, BLOCK_C)
+        if class_bias is not None:
+            row = class_bias + tl.cast(b, tl.int64) * class_bias_stride
+            logits += tl.load(row + c, mask=c < width, other=0.0)[None, :]
+        best, index = best_class(logits, c, width, best, index)
+    mine, terms = members_of(tiles, i, j), attention.terms
+    at = (tl.cast(b, tl.int64) * terms.height + mine.y) * terms.width + mine.x
+    tl.store(labels + at, index.to(labels.dtype.element_ty), mask=mine.inside)
 
 
 def window_attention_of_many_keys(call: Call, out: Tensor, lse: Tensor | None) -> None:
     """``out`` and ``lse`` as in :func:`murf_fast.kernels.window_attention`, on the device of the caller's context."""
-    heads, dtype = call.attention.heads, out.dtype
-    tile = weights_tile(heads.dim, heads.width, dtype, launch.architecture(call.device))
+    tile = _tile_of(call)
+    c_tiles = launch.cdiv(call.attention.heads.width, tile.channels)
+    for weights, count, place in _made(call, tile, lse):
+        _weighted_values[(count * c_tiles,)](call.attention, weights, map_of(out), *place, **_options(tile))
+
+
+def argmax_of_many_keys(call: Call, class_bias: Tensor | None, labels: Tensor) -> None:
+    """``labels`` as in :func:`murf_fast.kernels.window_attention_argmax`."""
+    tile = _tile_of(call)
+    for weights, count, place in _made(call, tile, None):
+        _weighted_argmax[(count,)](
+            call.attention, weights, class_bias, bias_stride(class_bias), labels, *place, **_options(tile)
+        )
+
+
+def _tile_of(call: Call) -> WeightsTile:
+    heads = call.attention.heads
+    return weights_tile(heads.dim, heads.width, call.attention.v.data.dtype, launch.architecture(call.device))
+
+
+def _options(tile: WeightsTile) -> dict:
+    """Of a launch that multiplies values."""
+    return {
+        "BLOCK_C": tile.channels,
+        "PRECISION": launch.dot_precision(in_parts=True),
+        "num_warps": tile.value_warps,
+        "num_stages": tile.value_stages,
+        "maxnreg": 255,
+    }
+
+
+def _made(call: Call, tile: WeightsTile, lse: Tensor | None) -> Iterator[tuple[Tensor, int, tuple]]:
+    """Weights of some tiles, how many tiles these are, and where they are; of the next ones in the same memory."""
+    heads, values = call.attention.heads, call.attention.v.data
     rows, columns = call.axes()
     most_steps = rows.most_steps * columns.most_steps
-    some = max(1, min(call.programs, WEIGHTS // (most_steps * CELLS.value**2 * dtype.itemsize)))
-    weights = out.new_empty((some, most_steps, CELLS.value, CELLS.value))
-    numbers = Numbers(*(out.new_empty((some, heads.count, CELLS.value), dtype=torch.float32) for _ in range(2)))
-    precision = launch.dot_precision(in_parts=True)
-    scores = {
+    some = max(1, min(call.programs, WEIGHTS // (most_steps * CELLS.value**2 * values.element_size())))
+    weights = values.new_empty((some, most_steps, CELLS.value, CELLS.value))
+    numbers = Numbers(*(values.new_empty((some, heads.count, CELLS.value), dtype=torch.float32) for _ in range(2)))
+    options = {
         "WHOLE_D": heads.dim <= tile.head_dim,
         "BLOCK_D": tile.head_dim,
-        "PRECISION": precision,
+        "PRECISION": launch.dot_precision(in_parts=True),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         "maxnreg": 255,
     }
-    values = {"num_warps": tile.value_warps, "num_stages": tile.value_stages, "maxnreg": 255}
-    c_tiles = launch.cdiv(heads.width, tile.channels)
     for begin in range(0, call.programs, some):
         count, place = min(some, call.programs - begin), (call.tiles, *call.counts, begin)
-        _softmax_numbers[(count * heads.count,)](call.attention, numbers, lse, *place, **scores)
-        _averaged_weights[(count * most_steps,)](call.attention, numbers, weights, *place, most_steps, **scores)
-        _weighted_values[(count * c_tiles,)](
-            call.attention,
-            weights,
-            map_of(out),
-            *place,
-            most_steps,
-            BLOCK_C=tile.channels,
-            PRECISION=precision,
-            **values,
-        )
+        _softmax_numbers[(count * heads.count,)](call.attention, numbers, lse, *place, **options)
+        _averaged_weights[(count * most_steps,)](call.attention, numbers, weights, *place, most_steps, **options)
+        yield weights, count, (*place, most_steps)

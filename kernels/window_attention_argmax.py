@@ -12,6 +12,7 @@ from torch import Tensor
 
 from murf_fast.kernels import launch, resample
 from murf_fast.kernels.assembler import kernel
+from murf_fast.kernels.averaged_weights import argmax_of_many_keys
 from murf_fast.kernels.best_class import best_class
 from murf_fast.kernels.launch import bound
 from murf_fast.kernels.window_weights import (
@@ -95,6 +96,10 @@ def window_attention_argmax(
 ) -> None:
     """``labels`` (B, H, W), dense; see the op."""
     call = Call(q, k, v, bias_y, bias_x, rule, heads, mean, scale)
+    if mean and not call.one_step:
+        with launch.on_device_of(labels):
+            argmax_of_many_keys(call, class_bias, labels)
+        return
     # With the best class beside operands in registers, four warps spilled (8 to 128 bytes, on every generation).
     options = call.options() | {"num_warps": 8}
     with launch.on_device_of(labels):

@@ -37,7 +37,7 @@ def patch_embed(device, dtype):
         return torch.cat([head, tokens.flatten(2).mT + positions.flatten(2).mT], dim=1).flatten(0, 1)
 
     def plain(images, weight, bias, cls, table):
-        x = ((images.permute(0, 3, 1, 2).to(weight.dtype) / 255 - mean) / std).contiguous()
+        x = ((images.permute(0, 3, 1, 2).to(weight.dtype) / 255 - mean.to(weight)) / std.to(weight)).contiguous()
         return torch.cat([embeddings(up(x, (size, size)), weight, bias, cls, table) for size in sizes])
 
     arguments = (images, weight, bias, cls, table)
