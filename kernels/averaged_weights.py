@@ -28,6 +28,7 @@ from murf_fast.kernels.window_weights import (
     Call,
     block_of,
     exponential_of,
+    inverse_of,
     load_cells,
     members_of,
     partners_of,
@@ -93,7 +94,7 @@ def _softmax_numbers(attention, numbers, lse, tiles, y_tiles, x_tiles, begin, WH
         largest = peak
     at = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     tl.store(numbers.shift + at, shift_of(largest))
-    tl.store(numbers.factor + at, 1.0 / (total * heads.count))
+    tl.store(numbers.factor + at, inverse_of(total * heads.count))
     if lse is not None:
         tl.store(lse + statistic_at(attention, b, head, mine), largest + tl.log(total), mask=mine.inside)
 

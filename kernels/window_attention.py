@@ -20,6 +20,7 @@ from murf_fast.kernels.window_weights import (
     CELLS,
     Call,
     exponential_of,
+    inverse_of,
     load_cells,
     members_of,
     partners_of,
@@ -60,7 +61,7 @@ def _window_attention_split(attention, out, lse, tiles, y_tiles, x_tiles, WHOLE_
         values = load_cells(attention.v, b, read, first, end, BLOCK_C)
         result = tl.dot(weights.to(values.dtype), values, result * before[:, None], input_precision=PRECISION)
         largest = peak
-    store_cells(out, b, mine, first, end, result * (1.0 / total)[:, None], BLOCK_C)
+    store_cells(out, b, mine, first, end, result * inverse_of(total)[:, None], BLOCK_C)
     if lse is not None:
         at = statistic_at(attention, b, head, mine)
         tl.store(lse + at, largest + tl.log(total), mask=mine.inside & (c_tile == 0))
@@ -81,7 +82,7 @@ def _window_attention_mean(attention, out, lse, tiles, y_tiles, x_tiles, WHOLE_D
         largest = tl.max(s, axis=1)
         weights = exponential_of(s - shift_of(largest)[:, None])
         total = tl.sum(weights, axis=1)
-        mean += weights * (1.0 / (total * heads.count))[:, None]
+        mean += weights * inverse_of(total * heads.count)[:, None]
         if lse is not None:
             tl.store(lse + statistic_at(attention, b, head, mine), largest + tl.log(total), mask=mine.inside)
     mean = mean.to(attention.v.data.dtype.element_ty)

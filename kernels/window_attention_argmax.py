@@ -19,6 +19,7 @@ from murf_fast.kernels.window_weights import (
     CELLS,
     Call,
     exponential_of,
+    inverse_of,
     load_cells,
     members_of,
     of_head,
@@ -64,10 +65,10 @@ def _window_attention_argmax(attention, class_bias, class_bias_stride, labels, t
                 if SPLIT:
                     start = head * heads.width
                     values = load_cells(attention.v, b, read, start + first, start + heads.width, BLOCK_C)
-                    weights = (weights * (1.0 / total)[:, None]).to(values.dtype)
+                    weights = (weights * inverse_of(total)[:, None]).to(values.dtype)
                     logits = tl.dot(weights, values, logits, input_precision=PRECISION)
                 else:
-                    mean += weights * (1.0 / (total * heads.count))[:, None]
+                    mean += weights * inverse_of(total * heads.count)[:, None]
             if not SPLIT:
                 values = load_cells(attention.v, b, read, first, heads.width, BLOCK_C)
                 logits = tl.dot(mean.to(values.dtype), values, logits, input_precision=PRECISION)

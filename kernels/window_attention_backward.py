@@ -30,6 +30,7 @@ from murf_fast.kernels.window_weights import (
     Heads,
     block_of,
     exponential_of,
+    inverse_of,
     load_cells,
     members_of,
     partners_of,
@@ -137,7 +138,7 @@ def _window_grad_q_of_heads(attention, grad, grad_lse, statistics, result, tiles
         largest = tl.max(s, axis=1)
         p = exponential_of(s - shift_of(largest)[:, None])
         total = tl.sum(p, axis=1)
-        p *= (1.0 / total)[:, None]
+        p *= inverse_of(total)[:, None]
         delta = _save(attention, grad_lse, statistics, b, head, mine, largest, total, tl.sum(p * dp, axis=1))
         if result is not None:
             ds = p * (dp - delta[:, None]) * heads.scale
@@ -171,7 +172,7 @@ def _window_grad_q(attention, grad, grad_lse, statistics, result, tiles, y_tiles
             dp = _weight_gradients(attention, grad, b, head, mine, read, SHARED, False, BLOCK_C, PRECISION)
             delta = delta * before + tl.sum(p * dp, axis=1)
         largest = peak
-    factor = 1.0 / total
+    factor = inverse_of(total)
     delta = _save(attention, grad_lse, statistics, b, head, mine, largest, total, delta * factor)
     if result is not None:
         for d in range(0, bound(heads.dim), RESULT_D):
@@ -200,7 +201,7 @@ def _weights_of(attention, statistics, b, head, mine, partners, term, OF_KEYS: t
         at = statistic_at(attention, b, head, mine)
         largest = tl.load(statistics.largest + at, mask=mine.inside, other=0.0)[:, None]
         total = tl.load(statistics.total + at, mask=mine.inside, other=1.0)[:, None]
-    return exponential_of(s - largest) * (1.0 / total)
+    return exponential_of(s - largest) * inverse_of(total)
 
 
 @triton.jit

@@ -306,6 +306,12 @@ def exponential_of(x):
 
 
 @triton.jit
+def inverse_of(x):
+    """``1 / x``, rounded: Triton's own division is off by up to two units, which is all that float32 is allowed."""
+    return tl.div_rn(1.0, x)
+
+
+@triton.jit
 def statistic_at(attention, b, head, cells):
     """Where the number of a query and a head lies in (B, heads, H, W)."""
     row = (b * attention.heads.count + head).to(tl.int64) * attention.terms.height + cells.y

@@ -20,7 +20,7 @@ LAYERS = (
     ("backends",),
     ("native", "kernels", "reference"),
     ("tables", "windows", "scales", "_arguments", "_pillow"),
-    ("_extension", "_fork", "_discovery", "_constant", "_layout"),
+    ("_extension", "_fork", "_discovery", "_constant", "_layout", "_capture"),
 )
 
 

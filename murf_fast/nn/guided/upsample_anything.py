@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast._capture import captured, may_capture
 from murf_fast.ops import _checks, gaussian_bilateral_upsample, resize
 from murf_fast.tables.disk import MAX_RADIUS
 
 _WHAT = "UpsampleAnything"
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's Adam
+_EAGER_STEPS = 3  # on a GPU, which compile what a graph is then made of: the host takes longer than the device
 _LAST_RATE, _LAST_STEP = 1e-9, 5100  # of the original's schedule, which it leaves after 51 steps
 
 
@@ -109,14 +111,33 @@ class UpsampleAnything(nn.Module):
             begin = [math.log(self.sigma), math.log(self.sigma), 0.0, math.log(self.sigma_r)]
             raw = torch.tensor(begin, dtype=precise, device=image.device).view(4, 1, 1, 1, 1)
             raw = raw.repeat(1, len(image), 1, *grid).requires_grad_()
-            adam = torch.optim.Adam([raw], lr=self.rate, betas=_BETAS, eps=_EPS)
-            for step in range(self.steps if image.numel() else 0):
-                adam.param_groups[0]["lr"] = self.rate * (_LAST_RATE / self.rate) ** (step / _LAST_STEP)
-                options = {"radius": self.radius, "reach": self.reach, "low_guidance": guidance}
+            on_gpu = may_capture(image.device)
+            # Numbers of the host would be fixed in a graph.
+            rate = torch.tensor(self.rate, dtype=torch.float32, device=image.device) if on_gpu else self.rate
+            adam = torch.optim.Adam([raw], lr=rate, betas=_BETAS, eps=_EPS, capturable=on_gpu)
+            options = {"radius": self.radius, "reach": self.reach, "low_guidance": guidance}
+
+            def advance() -> None:
                 made = gaussian_bilateral_upsample(low, image, *_kernels(raw), **options)
                 # A mean for each image: its kernels do not depend on the others.
                 (raw.grad,) = torch.autograd.grad(F.l1_loss(made, image, reduction="sum") / image[0].numel(), [raw])
                 adam.step()
+
+            graph = None
+            for step in range(self.steps if image.numel() else 0):
+                now = self.rate * (_LAST_RATE / self.rate) ** (step / _LAST_STEP)
+                if on_gpu:
+                    rate.fill_(now)
+                else:
+                    adam.param_groups[0]["lr"] = now
+                if on_gpu and step == _EAGER_STEPS and self.steps >= 2 * _EAGER_STEPS:
+                    graph = captured(advance, image.device)
+                if graph is None:
+                    advance()
+                else:
+                    graph.replay()
+            if graph is not None:  # it must not go away while it runs
+                torch.cuda.current_stream(image.device).synchronize()
             return CellKernels(*(x.detach() for x in _kernels(raw)))
 
     def extra_repr(self) -> str:
