@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import triton.language as tl
 from torch import Tensor
 
@@ -45,6 +47,18 @@ def kept_tile(maps: int, rows: int, channels: int, width: int, channels_last: bo
     block = _run(channels if channels_last else width, 256 if channels_last or maps == 1 else 128)
     other = min(launch.power_of_two(width if channels_last else channels), values // block)
     return Tile(other, block, 4, 168) if channels_last else Tile(block, other, 4, 168)
+
+
+def for_all(tile: Tile, rows: int, channels: int, width: int, channels_last: bool) -> Tile:
+    """Smaller tiles where a small result of large maps, as pooling makes it, leaves multiprocessors without a program:
+    448^2 pixels on 32^2 took 64 programs of 2048 values, each of which reads 196.
+    """
+    pixels, block = tile.pixels, tile.channels
+    while pixels * block > 256 and rows * launch.cdiv(width, pixels) * launch.cdiv(channels, block) < 1056:
+        if (pixels if channels_last else block) == 1:
+            break
+        pixels, block = (pixels // 2, block) if channels_last else (pixels, block // 2)
+    return replace(tile, pixels=pixels, channels=block)
 
 
 def rows_of_a_program(height: int, across: int) -> int:
@@ -139,6 +153,7 @@ def upsample_sum(features: list[Tensor], axes: Axes, bias: Tensor | None, out: T
         tile = kept_tile(len(features), rows, channels, width, channels_last)
     else:
         tile = write_tile(len(features), channels, width, channels_last, taps)
+        tile = for_all(tile, batch * height, channels, width, channels_last)
     across = batch * launch.cdiv(width, tile.pixels) * launch.cdiv(channels, tile.channels)
     each = rows_of_a_program(height, across) if keeps else 1
     maps, readable = aligned_maps(features, height * width) if keeps and channels_last else (features, channels)
