@@ -1,5 +1,5 @@
 """What the launches of several kernels share. Tile choices lie beside their kernels: frozen results of pure functions
-of shapes and dtypes. None of their numbers has been measured on a GPU yet; each says what it was chosen for.
+of shapes and dtypes. Each says what it was chosen for, and which were measured on a GPU; the others never were.
 
 Arguments that belong together are named tuples. One that holds tuples must hold nothing else: where it does, Triton 3.6
 makes None of an integer that is 1 in the inner ones, once a loop has been entered.

@@ -2,7 +2,8 @@
 
 A program is a tile of queries with all its heads. Logits of a chunk of classes are a product of the averaged weights
 and the values, or the sum of the heads' products; they meet the classes before them in registers. The weights are
-formed again for every chunk, of which there is one up to 64 classes (16 or 32 in float32, see ``attention_tile``).
+formed again for every chunk, of which there is one up to 64 classes (16 or 32 in float32, see ``attention_tile``);
+averaged weights of more than 64 keys go through memory (:mod:`murf_fast.kernels.averaged_weights`).
 """
 
 from __future__ import annotations

@@ -44,7 +44,21 @@ UNBIASED = Op(
     lambda t, **k: murf_fast.window_attention(*t.values(), windows=murf_fast.windows.full(), num_heads=2, **k),
     ("q", "k", "v"),
 )
-QUICK = (*OPS, MANY_TAPS, UNBIASED)
+# More keys than a tile's 64, whose weights go through memory.
+MANY_KEYS = Op(
+    "window_attention[many keys]",
+    lambda n, b: {"q": torch.randn(b, 4, n, n + 1), "k": torch.randn(b, 4, 9, 8), "v": torch.randn(b, 6, 9, 8)},
+    lambda t, **k: murf_fast.window_attention(*t.values(), windows=murf_fast.windows.full(), num_heads=2, **k),
+    ("q", "k", "v"),
+)
+MANY_KEYS_ARGMAX = Op(
+    "window_attention_argmax[many keys]",
+    MANY_KEYS.make,
+    lambda t, **k: murf_fast.window_attention_argmax(*t.values(), windows=murf_fast.windows.full(), num_heads=2, **k),
+    ("q", "k", "v"),
+    differentiable=False,
+)
+QUICK = (*OPS, MANY_TAPS, UNBIASED, MANY_KEYS, MANY_KEYS_ARGMAX)
 
 over_ops = pytest.mark.parametrize("op", QUICK, ids=str)
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -66,7 +66,8 @@ def window_attention(
     Memory: the result, and on CPU a few MB per thread: results of a block of at most 256 queries, and its scores with
     at most 960 keys, however many there are. Backward: the gradients, float32 partial sums of the gradients of k and v,
     as large as the largest tensor at most, on CPU a few MB per thread, too: what belongs to a block of at most 64
-    queries, and its scores with a run of its keys, 512 KB; and on a GPU three float32 numbers per query and head.
+    queries, and its scores with a run of its keys, 512 KB; and on a GPU three float32 numbers per query and head. On a
+    GPU, where heads share values and 8 x 8 queries read more than 64 keys, 128 MB of averaged weights at most.
     Queries with similar windows are processed together, so a key or value that is not finite can also reach queries
     whose windows end next to it.
 

@@ -49,7 +49,7 @@ def window_attention_argmax(
         TypeError, ValueError: An argument is wrong; the message names it.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: the result, and on CPU a few MB per thread, as :func:`window_attention`.
+    Memory: the result, and on CPU a few MB per thread, on a GPU at most 128 MB, as :func:`window_attention`.
 
     Source: ``F.conv2d(upsampler(image, features), weight, bias).argmax(1)``, how AnyUp, JAFAR and NAF are evaluated.
     """
