@@ -49,12 +49,13 @@ __all__ = ["window_attention_backward"]
 
 
 class Statistics(NamedTuple):
-    """Numbers per query and head, (B, heads, H, W) float32: the largest score, the sum of exponentials and ``delta``
-    (None: not wanted). The logarithm of the sums alone, as large as the scores, would round the weights by as much.
+    """Numbers per query and head, (B, heads, H, W) float32: the largest score, one over the sum of exponentials, and
+    ``delta`` (None: not wanted). The logarithm of the sums alone, as large as the scores, would round the weights by as
+    much.
     """
 
     largest: Tensor
-    total: Tensor
+    factor: Tensor
     delta: Tensor | None
 
 
@@ -109,13 +110,13 @@ def _weight_gradients(attention, grad, b, head, mine, partners, SHARED: tl.const
 
 
 @triton.jit
-def _save(attention, grad_lse, statistics, b, head, mine, largest, total, delta):
+def _save(attention, grad_lse, statistics, b, head, mine, largest, factor, delta):
     """Stores a head's numbers, and returns ``delta`` of the gradients of weights and log-sum-exps."""
     at = statistic_at(attention, b, head, mine)
     if grad_lse is not None:
         delta -= tl.load(grad_lse + at, mask=mine.inside, other=0.0)
     tl.store(statistics.largest + at, largest, mask=mine.inside)
-    tl.store(statistics.total + at, total, mask=mine.inside)
+    tl.store(statistics.factor + at, factor, mask=mine.inside)
     if statistics.delta is not None:
         tl.store(statistics.delta + at, delta, mask=mine.inside)
     return delta
@@ -137,9 +138,9 @@ def _window_grad_q_of_heads(attention, grad, grad_lse, statistics, result, tiles
         s = scores_of(attention, b, head, mine, read, term, False, WHOLE_D, BLOCK_D, PRECISION)
         largest = tl.max(s, axis=1)
         p = exponential_of(s - shift_of(largest)[:, None])
-        total = tl.sum(p, axis=1)
-        p *= inverse_of(total)[:, None]
-        delta = _save(attention, grad_lse, statistics, b, head, mine, largest, total, tl.sum(p * dp, axis=1))
+        factor = inverse_of(tl.sum(p, axis=1))
+        p *= factor[:, None]
+        delta = _save(attention, grad_lse, statistics, b, head, mine, largest, factor, tl.sum(p * dp, axis=1))
         if result is not None:
             ds = p * (dp - delta[:, None]) * heads.scale
             for d in range(0, bound(heads.dim), BLOCK_D):
@@ -173,7 +174,7 @@ def _window_grad_q(attention, grad, grad_lse, statistics, result, tiles, y_tiles
             delta = delta * before + tl.sum(p * dp, axis=1)
         largest = peak
     factor = inverse_of(total)
-    delta = _save(attention, grad_lse, statistics, b, head, mine, largest, total, delta * factor)
+    delta = _save(attention, grad_lse, statistics, b, head, mine, largest, factor, delta * factor)
     if result is not None:
         for d in range(0, bound(heads.dim), RESULT_D):
             first, end = head * heads.dim + d, (head + 1) * heads.dim
@@ -196,12 +197,12 @@ def _weights_of(attention, statistics, b, head, mine, partners, term, OF_KEYS: t
     if OF_KEYS:
         at = statistic_at(attention, b, head, partners)
         largest = tl.load(statistics.largest + at, mask=partners.inside, other=0.0)[None, :]
-        total = tl.load(statistics.total + at, mask=partners.inside, other=1.0)[None, :]
+        factor = tl.load(statistics.factor + at, mask=partners.inside, other=1.0)[None, :]
     else:
         at = statistic_at(attention, b, head, mine)
         largest = tl.load(statistics.largest + at, mask=mine.inside, other=0.0)[:, None]
-        total = tl.load(statistics.total + at, mask=mine.inside, other=1.0)[:, None]
-    return exponential_of(s - largest) * inverse_of(total)
+        factor = tl.load(statistics.factor + at, mask=mine.inside, other=1.0)[:, None]
+    return exponential_of(s - largest) * factor
 
 
 @triton.jit
