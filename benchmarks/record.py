@@ -18,7 +18,7 @@ RECORD = pytest.StashKey["Record"]()
 
 
 class Record:
-    """Of one session: ``kept`` is what an interrupted one measured, by case; ``planned`` names all cases of this one."""
+    """Of one session: ``kept`` is what an interrupted one measured, by case; ``planned`` names all cases of both."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config

@@ -167,6 +167,7 @@ def _measure(options: Options, asked: dict, console) -> int:
     """Runs the suites in a process of their own, which writes the record case by case."""
     command = [sys.executable, "-m", "pytest", str(SUITES / "bench_all.py"), "--benchmark-columns=median,rounds"]
     command += ["-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", f"--record={options.record.resolve()}"]
+    command += ["--benchmark-quiet"] if options.quick else []  # its table would come a second time
     command += [flag for flag, given in (("--quick", options.quick), ("--resume", options.resume)) if given]
     command += [f"--suite={name}" for name in asked["suites"]] + [f"--case={name}" for name in asked["cases"]]
     with subprocess.Popen(command, cwd=SUITES.parent) as process:
