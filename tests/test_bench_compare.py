@@ -51,6 +51,7 @@ SAME = [
     pytest.param(case(1, eager=4), case(1, eager=8), id="a slower contender"),
     pytest.param(case(1, spread=0.3, eager=4), case(1.5, spread=0.2, eager=4), id="within the old spread"),
     pytest.param(case(1, spread=0.1, eager=4), case(1.5, spread=0.5, eager=4), id="within the new spread"),
+    pytest.param(case(1.2, spread=0.1, eager=2.9), case(4.7, spread=0.7, eager=7), id="both on a busy machine"),
     pytest.param(case(1, eager=(4, 0.3)), case(1.4, eager=(4, 0.1)), id="within the contender's spread"),
     pytest.param(case(1, spread=0.001, eager=(4, 0.001)), case(1.04, spread=0.001, eager=(4, 0.001)), id="4 %"),
 ]  # fmt: skip
@@ -85,7 +86,6 @@ def test_another_machine_is_judged_by_the_ratio_alone(speed):
     assert verdict(old, new, other_machine=True) == "slower"
     assert verdict(new, old, other_machine=True) == "faster"
     assert verdict(old, case(speed, eager=4 * speed), other_machine=True) == "same"
-    # There the spread of ours has not been looked at yet.
     wide = case(1.5 * speed, spread=0.5, eager=4 * speed)
     assert verdict(old, wide, other_machine=True) == "same"
     assert verdict(old, new) == ("same" if speed < 1 else "slower")
