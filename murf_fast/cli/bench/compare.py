@@ -5,8 +5,8 @@ only if both of this hold, with the times of ours ``t`` and of the best contende
 own best, as medians and 20th to 80th percentiles:
 
 1. The time itself grew beyond what either run saw: the new 20th percentile lies above the old 80th, ``t20' > t80``.
-2. The ratio to the best contender of the same run fell beyond what either run saw, too: its largest new value lies below
-   its smallest old one, ``p80' / t20' < p20 / t80``. Had the machine slowed down, the contender would have, with ours.
+2. The ratio to the best contender of the same run fell beyond what either run saw, too: its largest new value lies
+   below its smallest old one, ``p80' / t20' < p20 / t80``. Had the machine slowed down, the contender would have, too.
 
 *Faster* is the same with the two runs exchanged. A median that moved by less than :data:`LEAST` is neither: two
 processes lay out their memory differently, which no spread within one of them shows. A case without a common contender
