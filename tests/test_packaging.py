@@ -13,6 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT_FILES = ("LICENSE", "NOTICE", "CITATION.cff", "CHANGELOG.md", "SECURITY.md")
 
 BLOCK = """
 import importlib.abc, importlib.metadata, importlib.util, sys, warnings
@@ -175,7 +176,7 @@ def source_tree(tmp_path):
     """What a build reads, in a folder of its own."""
     for name in ("murf_fast", "kernels", "csrc"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in", *PROJECT_FILES):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
@@ -190,6 +191,7 @@ def test_the_source_distribution_holds_all_that_a_build_reads(source_tree):
         wanted = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*") if p.suffix in suffixes}
         assert wanted
         assert wanted <= names
+    assert {*PROJECT_FILES, "murf_fast/py.typed"} <= names
 
 
 def test_a_failed_build_packs_nothing_of_an_earlier_one(source_tree):
