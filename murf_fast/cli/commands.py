@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -21,11 +22,16 @@ app = typer.Typer(
 
 
 @app.command()
-def info() -> None:
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
+) -> None:
     """Versions, processors, and every backend with each reason why it cannot be used."""
-    from murf_fast.cli.info import render
+    from murf_fast.cli import info
 
-    render(console())
+    if as_json:
+        typer.echo(json.dumps(info.as_json(info.collect()), indent=2))
+    else:
+        info.render(console())
 
 
 @app.command()
