@@ -28,7 +28,7 @@ def case(ours, *, spread=0.02, beside=None, **others):
 
 def record(*cases):
     named = {f"resize: {i}": {**case, "case": str(i)} for i, case in enumerate(cases)}
-    return Record(Path("record.json"), {}, named, [], False, None, list(named))
+    return Record(Path("record.json"), {}, {}, named, [], False, None, list(named))
 
 
 def verdict(old, new, **options):

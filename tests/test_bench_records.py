@@ -101,6 +101,7 @@ def test_both_kinds_of_files_hold_the_same(saved):
     assert list(first.cases) == list(second.cases) == [LINE, OTHER]
     assert without == second.cases
     assert (first.machine, first.failed) == (second.machine, second.failed) == (HERE, ["test[murf: x]: error 2"])
+    assert first.ceilings == second.ceilings == RATES
 
 
 def test_the_committed_results_are_records():
@@ -193,6 +194,15 @@ def test_slower_has_an_exit_status_of_its_own(saved, bench):
     result, _ = bench("--against", old, "--fail-on-slower", measured=wrong)
     assert result.exit_code == 1
     assert f"failed now: test[{OTHER}]: error 2" in flat(result)
+
+
+def test_a_machine_that_is_not_as_fast_as_it_was_is_told(saved, bench):
+    old, busy = saved(run_of(entry(LINE))), run_of(entry(LINE))
+    assert "the machine itself" not in bench("--against", old, measured=busy)[0].output
+    busy["benchmarks"][0]["extra_info"]["ceilings"]["write_bytes_per_s"] /= 5
+    result, _ = bench("--against", old, measured=busy)
+    assert "the machine itself: write 10, now 2 G/s: busy now or then" in flat(result)
+    assert "copy" not in flat(result)
 
 
 def test_names_choose_among_the_cases_of_the_old_record(saved, bench):

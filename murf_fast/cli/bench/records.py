@@ -28,6 +28,7 @@ class Record:
     Attributes:
         path: The file.
         machine: What was measured and on what (``benchmarks/machine.py``).
+        ceilings: The machine's own rates during the run, per second (``measured_ceilings``); none of a quick run.
         cases: Measured cases by their names, "operation: case"; times in seconds.
         failed: Cases that were refused or raised, each with the reason.
         quick: Whether the cases are the small ones of ``--quick``.
@@ -37,6 +38,7 @@ class Record:
 
     path: Path
     machine: dict
+    ceilings: dict[str, float]
     cases: dict[str, dict]
     failed: list[str]
     quick: bool
@@ -79,13 +81,15 @@ def _of_run(path: Path, run: dict) -> Record:
     quick = header.get("quick", False)
     named = _named(path, cases)
     planned = header.get("planned", list(named))
-    return Record(path, machine, named, run.get("failed", []), quick, header.get("options"), planned)
+    ceilings = cases[0]["ceilings"] if cases else {}
+    return Record(path, machine, ceilings, named, run.get("failed", []), quick, header.get("options"), planned)
 
 
 def _of_results(path: Path, results: dict) -> Record:
     _same_schema(path, results)
     named = _named(path, results["cases"])
-    return Record(path, results["machine"], named, results.get("failed", []), False, None, list(named))
+    failed = results.get("failed", [])
+    return Record(path, results["machine"], results["ceilings"], named, failed, False, None, list(named))
 
 
 def _same_schema(path: Path, holder: dict) -> None:

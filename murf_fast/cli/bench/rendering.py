@@ -32,6 +32,8 @@ def show_changes(console: Console, old: Record, new: Record, found: list[Change]
     console.print(f"\n[bold]Against {escape(str(old.path))}[/] ({kind}{old.machine.get('date')})", highlight=False)
     for line in differences(old.machine, new.machine, (*MACHINE, *SOFTWARE)):
         console.print(f"  {escape(line)}", highlight=False)
+    if rates := _other_rates(old.ceilings, new.ceilings):
+        console.print(f"  the machine itself: {rates}: busy now or then, so look again", highlight=False)
     moved = [change for change in found if change.verdict in ("slower", "faster")]
     if moved:
         console.print(_moved(moved))
@@ -45,6 +47,12 @@ def show_changes(console: Console, old: Record, new: Record, found: list[Change]
     for what, names in _left_out(old, new, found):
         if names:
             console.print(f"{what}: {escape('; '.join(names))}", highlight=False)
+
+
+def _other_rates(old: dict, new: dict) -> str:
+    """Rates of the machine that differ by more than a quarter: neighbours slow a kernel on all cores down most."""
+    moved = [rate for rate in old if rate in new and not 0.8 < new[rate] / old[rate] < 1.25]
+    return ", ".join(f"{r.partition('_')[0]} {old[r] / 1e9:.3g}, now {new[r] / 1e9:.3g} G/s" for r in moved)
 
 
 def _moved(moved: list[Change]) -> Table:

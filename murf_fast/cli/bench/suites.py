@@ -174,15 +174,15 @@ def _measure(options: Options, asked: dict, console) -> int:
         try:
             status = process.wait()
         except KeyboardInterrupt:
-            console.print("stopping after the call that runs; Ctrl-C again stops at once", highlight=False)
-            _stopped(process)
+            _stopped(process, console)
             return INTERRUPTED
     return {0: 0, PYTEST_INTERRUPTED: INTERRUPTED}.get(status, REFUSED)
 
 
-def _stopped(process: subprocess.Popen) -> None:
+def _stopped(process: subprocess.Popen, console) -> None:
     """Waits for the end of an interrupted process. A terminal's Ctrl-C reached it, too; another is passed on."""
     try:
+        console.print("stopping after the call that runs; Ctrl-C again stops at once", highlight=False)
         try:
             process.wait(1)
         except subprocess.TimeoutExpired:
