@@ -240,7 +240,7 @@ def test_an_interrupted_run_says_what_it_kept_and_is_continued(bench, tmp_path):
     )
     result, asked = bench(*reversed(options["suites"]), "--resume", measured=run_of(entry(LINE), entry(OTHER)))
     assert result.exit_code == 0
-    assert "1 cases are missing" in flat(result)
+    assert "1 cases are kept, 1 left to measure" in flat(result)
     assert len(asked) == 1
     # What has ended otherwise is no success either.
     assert bench(*options["suites"], measured=part, status=0)[0].exit_code == 1
@@ -251,6 +251,16 @@ def test_a_complete_run_is_not_measured_again(bench, saved, tmp_path):
     saved(run_of(entry(LINE), options={"suites": ["resize"], "cases": []}), "out/benchmarks/run.json")
     result, asked = bench("resize", "--resume")
     assert (result.exit_code, asked) == (0, [])
+
+
+def test_a_refused_case_is_measured_again(bench, saved, tmp_path):
+    (tmp_path / "out" / "benchmarks").mkdir(parents=True)
+    options = {"suites": ["resize"], "cases": []}
+    refused = run_of(entry(LINE), planned=[LINE, OTHER], failed=[f"test[{OTHER}]: error 2"], options=options)
+    saved(refused, "out/benchmarks/run.json")
+    result, asked = bench("resize", "--resume", measured=refused, status=1)
+    assert (result.exit_code, len(asked)) == (1, 1)
+    assert bench("resize", "--resume", measured=run_of(entry(LINE), entry(OTHER), options=options))[0].exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -75,14 +75,13 @@ def main(options: Options, console) -> int:
     old = options.against and _baseline(options, machine)
     cases = [] if old is None else _wanted(old, options.suites)
     asked = {"suites": list(options.suites), "cases": cases}
-    options.record.parent.mkdir(parents=True, exist_ok=True)
     if options.resume:
-        missing = _resumable(options, asked, machine).missing
-        console.print(f"{options.record}: {len(missing)} cases are missing", highlight=False)
+        is_due = _is_due(_resumable(options, asked, machine), console)
     else:
-        missing = None
+        is_due = True
+        options.record.parent.mkdir(parents=True, exist_ok=True)
         _keep_earlier(options.record, console)
-    status = 0 if missing == [] else _measure(options, asked, console)
+    status = _measure(options, asked, console) if is_due else 0
     if not options.record.is_file():
         console.print("nothing was measured")
         return status or REFUSED
@@ -152,6 +151,13 @@ def _resumable(options: Options, asked: dict, machine: dict) -> Record:
     if differs:
         raise ValueError(f"{options.record} cannot be resumed, for what differs: {'; '.join(differs)}")
     return record
+
+
+def _is_due(record: Record, console) -> bool:
+    """Whether a resumed run has anything to do. What was refused is measured again: it may have been mended."""
+    left = [name for name in record.planned if name not in record.cases]
+    console.print(f"{len(record.cases)} cases are kept, {len(left)} left to measure", highlight=False)
+    return bool(left)
 
 
 def _keep_earlier(record: Path, console) -> None:
