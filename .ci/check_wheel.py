@@ -25,6 +25,8 @@ def main(installed: Path, kind: str) -> None:
     expected = {str(p.relative_to(source)) for p in (source / "murf_fast").rglob("*.py") if p.parent.name != "kernels"}
     expected |= {f"murf_fast/{p.relative_to(source)}" for p in (source / "kernels").rglob("*.py")}
     expected |= {str(p.relative_to(source)) for p in (source / "murf_fast" / "assets").iterdir()}
+    information = next(n.partition("/")[0] for n in names if n.endswith(".dist-info/METADATA"))
+    expected |= {"murf_fast/py.typed", *(f"{information}/licenses/{name}" for name in ("LICENSE", "NOTICE"))}
     missing = sorted(expected - names)
     assert not missing, f"not in the wheel: {missing}"
     stale = sorted(n for n in names if n.endswith(".py") and n not in expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import platform
 import re
@@ -59,11 +60,17 @@ def _driver() -> str | None:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    """The commit; where tracked files have changed since, with ``-dirty`` and a digest that tells changes apart."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git("describe", "--always", "--dirty", "--exclude=*").decode().strip()
+        return f"{commit}+{hashlib.sha256(_git('diff', 'HEAD')).hexdigest()[:8]}" if "-dirty" in commit else commit
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> bytes:
+    root = Path(__file__).resolve().parents[1]
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True).stdout
 
 
 def _version(package: str) -> str | None:

@@ -12,6 +12,7 @@ from murf_fast.cli.meter import observed, release, seconds_of
 
 SECONDS = 20.0  # per case, for all contenders
 FEWEST, MOST = 3, 25
+QUICK_SECONDS, QUICK_SCALE = 0.8, 0.2  # per case; of its sides, channels and classes (registry.side)
 SLOW = 10.0  # a contender that takes so long is called as rarely as can be, and not twice in a row
 
 
@@ -78,25 +79,45 @@ def shortfall(logits: Tensor, labels: Tensor) -> float:
     return float((logits.amax(1) - logits.gather(1, labels.long()[:, None])[:, 0]).max())
 
 
-def run(benchmark, case: Case, ceilings: dict) -> None:
+def quick_cases(cases: list[Case]) -> list[Case]:
+    """One case of every operation: the first without a goal against a compiler's code, or else the first."""
+    first: dict[str, Case] = {}
+    for case in sorted(cases, key=lambda c: any("compile" in target.against for target in c.targets)):
+        first.setdefault(case.op, case)
+    return [case for case in cases if first[case.op] is case]
+
+
+def without_compilers(others: dict) -> dict:
+    """Those of ``others`` that compile nothing, which takes longer than a quick case; all where none else is left."""
+    return {name: call for name, call in others.items() if "compile" not in name and name != "OpenVINO"} or others
+
+
+def run(benchmark, case: Case, ceilings: dict, quick: bool = False) -> None:
     """Checks, measures memory, and times ours by pytest-benchmark with the others in between its rounds.
 
     Every timed call follows an untimed one of the same function. A large result lies on pages that the system hands out
     afresh; after a contender has given gigabytes back, a virtual machine's host takes them away, and whoever comes
     next pays up to ten times its own time to get them again. Called in a row, each meets the memory it left itself.
+
+    A quick run takes :data:`QUICK_SECONDS` for a case, leaves compilers out and measures no memory; that its case is a
+    small one is the caller's doing (``registry.scale_down``).
     """
+    budget = QUICK_SECONDS if quick else SECONDS
     contenders = case.build("cpu", case.dtype)
     error = check(case, contenders, first_of(contenders))
-    release()
+    if quick:
+        contenders.others = without_compilers(contenders.others)
+    else:
+        release()
     functions = {"murf_fast": contenders.ours, **contenders.others}
     memory, first = {}, {}
     for name, function in functions.items():
         first[name] = seconds_of(function)  # compiles, fills caches
-        memory[name] = observed(function)[1]
+        memory[name] = None if quick else observed(function)[1]
         if first[name] < SLOW or "compile" in name:
             first[name] = seconds_of(function)
     others = {n: [] for n in contenders.others}
-    rounds = int(min(MOST, max(FEWEST, SECONDS / sum(2 * seconds for seconds in first.values()))))
+    rounds = int(min(MOST, max(FEWEST, budget / sum(2 * seconds for seconds in first.values()))))
 
     def settle(name, function):
         if first[name] <= SLOW:
@@ -106,7 +127,7 @@ def run(benchmark, case: Case, ceilings: dict) -> None:
         for name, function in contenders.others.items():
             # A slow contender needs no more than a few rounds.
             fewest = 1 if first[name] > SLOW else FEWEST
-            if len(others[name]) < max(fewest, SECONDS / len(functions) / (2 * first[name])):
+            if len(others[name]) < max(fewest, budget / len(functions) / (2 * first[name])):
                 settle(name, function)
                 others[name].append(seconds_of(function))
         settle("murf_fast", contenders.ours)

@@ -18,16 +18,20 @@ import status
 from machine import slug
 from status import headline
 
+from murf_fast.cli.bench.records import SCHEMA
+
 RESULTS = Path(__file__).parent / "results"
 
 
 def condense(run: dict) -> dict:
     """What a repository keeps of pytest-benchmark's JSON."""
     cases = [entry["extra_info"] for entry in run["benchmarks"] if "op" in entry["extra_info"]]
-    ceilings = cases[0].pop("ceilings") if cases else {}
-    for case in cases[1:]:
-        case.pop("ceilings")
+    ceilings = cases[0]["ceilings"] if cases else {}
+    for case in cases:  # a resumed run has measured them twice
+        if case["ceilings"] == ceilings:
+            del case["ceilings"]
     return {
+        "schema": SCHEMA,
         "machine": run["machine_info"]["murf_fast"],
         "ceilings": ceilings,
         "cases": cases,
@@ -301,6 +305,8 @@ def main() -> None:
 def write_run(arguments: argparse.Namespace) -> None:
     results = json.loads(arguments.run.read_text())
     if "benchmarks" in results:
+        if results.get("murf_fast", {}).get("quick"):
+            raise SystemExit(f"{arguments.run} is of small cases (--quick), which no report may show")
         results = condense(results)
     if not (results["cases"] or results.get("check")):
         raise SystemExit("nothing was measured: " + "; ".join(results["failed"]))

@@ -119,7 +119,7 @@ def test_smallest_calls_run(name):
 
 def test_unknown_operation():
     with pytest.raises(ValueError, match="no suite for sort; there are: adaptive_conv, anyup_model, bilateral_kernels"):
-        bench.main(["sort"])
+        bench.main(bench.Options(["sort"]), None)
 
 
 def test_ceilings_are_of_this_planet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -60,6 +61,26 @@ def test_info_names_everything():
         assert expected in result.output
     if _extension.load_error() is None:
         assert _extension.current_level() in result.output
+
+
+def test_info_as_json_holds_the_same(monkeypatch):
+    monkeypatch.setenv("MURF_FAST_WEIGHTS", "some [folder]")
+    monkeypatch.delenv("MURF_FAST_BACKEND", raising=False)
+    result = invoke("info", "--json")
+    assert result.exit_code == 0, result.output
+    found, report = json.loads(result.output), info.collect()
+    assert found.keys() == {"schema", *(f.name for f in dataclasses.fields(report))}
+    for name in ("versions", "cpu", "gpus", "missing"):
+        assert found[name] == getattr(report, name)
+    assert {(b["backend"], b["device"]): b["reasons"] for b in found["backends"]} == report.backends
+    assert all(b["works"] == (not b["reasons"]) for b in found["backends"])
+    assert {b["backend"] for b in found["backends"] if b["works"] and b["device"] == "cpu"} >= {"reference"}
+    assert found["optional"]["typer"] == report.optional["typer"]
+    assert {name for name, version in found["optional"].items() if version is None} == {
+        name for name, version in report.optional.items() if version == "not installed"
+    }
+    assert found["variables"]["MURF_FAST_WEIGHTS"] == "some [folder]"
+    assert found["variables"]["MURF_FAST_BACKEND"] is None
 
 
 def test_info_gives_every_reason(monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT_FILES = ("LICENSE", "NOTICE", "CITATION.cff", "CHANGELOG.md", "SECURITY.md")
 
 BLOCK = """
 import importlib.abc, importlib.metadata, importlib.util, sys, warnings
@@ -107,11 +108,36 @@ def test_importing_needs_no_extra():
     )
 
 
-def test_importing_costs_no_compiler():
+HEAVY = ("torch._dynamo", "sympy", "triton", "transformers", "matplotlib", "scipy", "faiss", "torchvision")
+
+
+@pytest.mark.parametrize("what", ["murf_fast", "murf_fast.cli.commands"])
+def test_importing_costs_no_compiler(what):
     """What takes long to import is imported where it is used: `torch._dynamo` alone takes a second."""
-    heavy = ("torch._dynamo", "sympy", "triton", "transformers", "scipy", "faiss", "torchvision")
-    code = f"import sys, torch\nimport murf_fast\nprint([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, torch\nimport {what}\nprint([m for m in {HEAVY} if m in sys.modules])"
     assert run_without([], code).strip() == "[]"
+
+
+def test_importing_takes_three_tenths_of_a_second_beside_torch(tmp_path):
+    """CPU time with bytecode at hand, as in an installed package; on a slow machine a quarter of what torch takes."""
+    code = f"""
+import time
+start = time.process_time()
+import torch
+middle = time.process_time()
+sys.pycache_prefix, sys.dont_write_bytecode = {str(tmp_path)!r}, False
+import murf_fast
+print(middle - start, time.process_time() - middle)
+"""
+    run_without([], code)  # writes the bytecode
+    for _ in range(5):
+        torchs, ours = map(float, run_without([], code).split())
+        allowed = max(0.3, torchs / 4)
+        if ours <= allowed:
+            return
+    pytest.fail(
+        f"import murf_fast: {ours:.2f} s beside torch's {torchs:.2f} s, over {allowed:.2f} s five times in a row"
+    )
 
 
 def test_constants_of_a_trace_are_marked_as_torch_marks_them():
@@ -150,7 +176,7 @@ def source_tree(tmp_path):
     """What a build reads, in a folder of its own."""
     for name in ("murf_fast", "kernels", "csrc"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in", *PROJECT_FILES):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
@@ -165,6 +191,7 @@ def test_the_source_distribution_holds_all_that_a_build_reads(source_tree):
         wanted = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*") if p.suffix in suffixes}
         assert wanted
         assert wanted <= names
+    assert {*PROJECT_FILES, "murf_fast/py.typed"} <= names
 
 
 def test_a_failed_build_packs_nothing_of_an_earlier_one(source_tree):

@@ -21,7 +21,7 @@ from murf_fast.anomaly._growing import GrowingBanks
 from murf_fast.anomaly._patches import WHAT, HeldOut, PatchEncoder, Patches
 from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.result import Anomaly
-from murf_fast.anomaly.scoring import ScoringRules, mean_top, reweighted_score, rules_of
+from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score, rules_of
 from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.nn.vit import _resolutions
@@ -136,6 +136,15 @@ class MultiResolutionDetector:
         self.normal_: NormalRange | None = None
         self._indices: list[Index | None] = []
         self._group = None
+
+    def __repr__(self) -> str:
+        rules = next((repr(name) for name, preset in PRESETS.items() if preset == self.rules), repr(self.rules))
+        rows = sum(map(len, self.banks_))
+        fitted = f"{rows} rows of {self.images_} images in {len(self.banks_)} banks" if self.banks_ else "not fitted"
+        return (
+            f"MultiResolutionDetector({type(self.encoder.model).__name__}, layers={self.encoder.layers}, "
+            f"scales={self.encoder.scales}, index={self.index!r}, pixels={self.pixels}, rules={rules}, {fitted})"
+        )
 
     def fit(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -21,11 +22,16 @@ app = typer.Typer(
 
 
 @app.command()
-def info() -> None:
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
+) -> None:
     """Versions, processors, and every backend with each reason why it cannot be used."""
-    from murf_fast.cli.info import render
+    from murf_fast.cli import info
 
-    render(console())
+    if as_json:
+        typer.echo(json.dumps(info.as_json(info.collect()), indent=2))
+    else:
+        info.render(console())
 
 
 @app.command()
@@ -66,24 +72,53 @@ app.add_typer(anomaly, name="anomaly")
 @app.command()
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Operations; all if left out.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the JSON and the report.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the record and the report; out/benchmarks if left out.", show_default=False),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="A record of an earlier run (run.json, quick.json or a results.json): its cases are measured again, "
+            "and what changed beyond the measured spread is listed.",
+            show_default=False,
+        ),
+    ] = None,
+    fail_on_slower: Annotated[
+        bool, typer.Option("--fail-on-slower", help="With --against: exit status 10 if something became slower.")
+    ] = False,
+    other_machine: Annotated[
+        bool, typer.Option("--other-machine", help="With --against: a record of another machine, by its ratios alone.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One small case of every operation: about a minute, for no report.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run of the same command.")
+    ] = False,
 ) -> None:
-    """Run the benchmark suites of a source checkout and write their report.
+    """Run the benchmark suites of a source checkout, keep every case as it is measured, write their report.
+
+    A full run of all of them updates benchmarks/results and the project's README.
 
     `bench jbu` and `bench anyup` need no checkout: they print latency and memory of FeatUp's upsampler and of AnyUp at
     four output sizes. Nor does `bench featsharp`: time per image by factor, beside its encoder at the full resolution.
+
+    Exit status: 0; 1 if a case gave a wrong result or raised; 2 for bad input; 10 with --fail-on-slower if something
+    became slower; 130 if interrupted.
     """
     with one_line("bench,cli"):
-        if ops in (["jbu"], ["anyup"], ["featsharp"]):
+        from murf_fast.cli.bench.suites import TABLES, Options, main
+
+        options = Options(ops or (), out, against, fail_on_slower, other_machine, quick, resume)
+        if ops is not None and len(ops) == 1 and ops[0] in TABLES:
             from importlib import import_module
 
-            if out is not None:
-                raise ValueError(f"`bench {ops[0]}` prints its table and takes no --out")
+            if options != Options(ops):
+                raise ValueError(f"`bench {ops[0]}` prints its table and takes no --out or other option")
             import_module(f"murf_fast.cli.bench.{ops[0]}").main(console())
             return
-        from murf_fast.cli.bench.suites import main
-
-        status = main(ops or (), out)
+        status = main(options, console())
     raise typer.Exit(status)
 
 

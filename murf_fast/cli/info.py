@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -34,6 +34,7 @@ VARIABLES = {
     "OMP_NUM_THREADS": "threads of torch, which are the kernels' too",
 }
 DEVICES = ("cpu", "cuda")
+SCHEMA = 1  # of the JSON
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,18 @@ def collect() -> Report:
         variables={name: os.environ.get(name, "") for name in VARIABLES},
         missing=missing,
     )
+
+
+def as_json(report: Report) -> dict:
+    """``report`` as JSON holds it: one entry per backend and device type, and null for what is not installed or set."""
+    found = asdict(report)
+    found["backends"] = [
+        {"backend": name, "device": device, "works": not reasons, "reasons": reasons}
+        for (name, device), reasons in report.backends.items()
+    ]
+    found["optional"] = {name: _version(name) for name in report.optional}
+    found["variables"] = {name: value or None for name, value in report.variables.items()}
+    return {"schema": SCHEMA, **found}
 
 
 def render(console) -> None:

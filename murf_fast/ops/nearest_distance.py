@@ -104,6 +104,14 @@ class NearestIndex:
     def __len__(self) -> int:
         return len(self.bank)
 
+    def __repr__(self) -> str:
+        rows, columns = self.bank.shape
+        cells = None if self.cells is None else len(self.cells.begins) - 1
+        return (
+            f"NearestIndex({rows} rows of {columns}, {self.bank.dtype}, metrics={self.metrics}, "
+            f"precision={self.precision!r}, cells={cells}, device={str(self.device)!r}, backend={self.backend!r})"
+        )
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """Those that the index was prepared for, the default one first."""

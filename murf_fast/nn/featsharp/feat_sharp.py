@@ -235,6 +235,12 @@ class FeatSharp(nn.Module):
             )
         return maps
 
+    def extra_repr(self) -> str:
+        described = f"factor={self.factor}, size={self.size}"
+        if isinstance(self.encoder, nn.Module):
+            return described
+        return f"encoder={getattr(self.encoder, '__name__', type(self.encoder).__name__)}, {described}"
+
     def _packed(self, encoder: nn.Module, channels: object, options: dict) -> MultiResolutionEncoder:
         """The encoder at the sizes of the levels, or of the views where these are cut for it."""
         what = "FeatSharp"

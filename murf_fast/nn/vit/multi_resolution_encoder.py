@@ -457,7 +457,7 @@ class MultiResolutionEncoder(nn.Module):
     def extra_repr(self) -> str:
         where = f"sizes={self.sizes}" if self.scales is None else f"scales={self.scales}"
         chosen = f" ({self._attention_for(self.family)!r} now)" if self.attention is None else ""
-        return f"{where}, layers={self.layers}, attention={self.attention!r}{chosen}"
+        return f"{where}, layers={self.layers}, norm={self.norm}, attention={self.attention!r}{chosen}"
 
     def _rotations(self, packed: PackedTokens, family: Family | None = None) -> list[Rotation | None]:
         family, tokens = family or self.family, packed.tokens

@@ -324,6 +324,9 @@ class MuRF(nn.Module):
     def _maps(self) -> int:
         return len(self.encoder.layers) * len(self.encoder.sizes or self.encoder.scales)
 
+    def extra_repr(self) -> str:
+        return f"channels={self._columns()}" + (", head=None" if self.head is None else "")
+
     def _columns(self) -> int:
         """Channels of all maps together."""
         return self._maps() * self.encoder.family.width
