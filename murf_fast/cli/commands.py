@@ -12,6 +12,9 @@ import typer
 from murf_fast.cli._terminal import console, one_line, parsed
 from murf_fast.cli.anomaly.commands import app as anomaly
 
+# Tables that `bench` takes by these names.
+BENCHED = {"jbu": "jbu", "anyup": "anyup10", "featsharp": "featsharp14"}
+
 app = typer.Typer(
     help="Fast, exact kernels for dense features of frozen vision transformers.",
     no_args_is_help=True,
@@ -64,23 +67,62 @@ app.add_typer(anomaly, name="anomaly")
 
 
 @app.command()
+def tables(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="anyup10, encoder, featsharp14, jbu, mrfad or murf2.", show_default=False),
+    ] = None,
+    sizes: Annotated[str | None, typer.Option(help="Sizes in pixels, such as 224,448.", show_default=False)] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Methods (anyup10, jbu) or ViT-S/14,ViT-B/14,ViT-L/14.", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images of a call.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU if any.", show_default=False)] = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds for all cases together.", show_default=False)] = None,
+    format: Annotated[str, typer.Option(help="rich, md, csv, latex or json.")] = "rich",
+    weights: Annotated[
+        str | None, typer.Option(help="A ViT as for `anomaly`, or a checkpoint of a method.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="module:function that makes a model of your own.", show_default=False)
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data set for mrfad.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.png.")] = Path("out"),
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A NAME.json to show again.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure latency and memory as in the tables of the papers, and draw them. Needs no checkout.
+
+    `murf2`: MuRF's Table 2. `anyup10`: AnyUp's Table 10. `featsharp14`: FeatSharp's Figure 14. `mrfad`: seconds of the
+    detector's parts. `jbu`: FeatUp's upsampler. `encoder`: a ViT at any sizes. Ctrl-C keeps what is measured.
+    """
+    with one_line("cli,models"):
+        from murf_fast.cli.tables.command import Job, main
+
+        job = Job(name, sizes, models, batch, dtype, device, budget, format, weights, model, data, out, source)
+        status = main(job, console(), console(stderr=True))
+    raise typer.Exit(status)
+
+
+@app.command()
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Operations; all if left out.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON and the report.", show_default=False)] = None,
 ) -> None:
     """Run the benchmark suites of a source checkout and write their report.
 
-    `bench jbu` and `bench anyup` need no checkout: they print latency and memory of FeatUp's upsampler and of AnyUp at
-    four output sizes. Nor does `bench featsharp`: time per image by factor, beside its encoder at the full resolution.
+    `bench jbu`, `bench anyup` and `bench featsharp` are `tables jbu`, `anyup10` and `featsharp14`, and need no
+    checkout.
     """
     with one_line("bench,cli"):
-        if ops in (["jbu"], ["anyup"], ["featsharp"]):
-            from importlib import import_module
+        if ops and len(ops) == 1 and ops[0] in BENCHED:
+            from murf_fast.cli.tables.command import Job
+            from murf_fast.cli.tables.command import main as measure
 
-            if out is not None:
-                raise ValueError(f"`bench {ops[0]}` prints its table and takes no --out")
-            import_module(f"murf_fast.cli.bench.{ops[0]}").main(console())
-            return
+            job = Job(BENCHED[ops[0]], out=out or Path("out"))
+            raise typer.Exit(measure(job, console(), console(stderr=True)))
         from murf_fast.cli.bench.suites import main
 
         status = main(ops or (), out)
