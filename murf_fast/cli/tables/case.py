@@ -13,6 +13,7 @@ import torch
 from murf_fast.cli.tables import kinds
 
 OURS, PLAIN, YOURS = "murf_fast", "PyTorch", "yours"
+PARTS = "parts"  # along the axis of a figure
 SCHEMA = 1  # of files of results
 
 
@@ -81,7 +82,7 @@ class Table:
         labels: Columns that say which case a row is of; the last is ``code``.
         parts: What is timed, column by column, and the words for it.
         facts: Columns of numbers that are known beforehand: titles, and what a number is multiplied by to be read.
-        x: The label along the axis of the figure; a number makes lines, a text bars.
+        x: The label along the axis of the figure; a number makes lines, a text bars. ``PARTS``: the parts, as bars.
         sizes, models: Defaults of ``--sizes`` and ``--models``.
         size: What a size is, for the help and for messages.
         cases: Makes the cases of a setting whose sizes and models are filled in. A ValueError says what is wrong.
@@ -90,6 +91,7 @@ class Table:
         half_on_gpu: Whether bfloat16 is the default on a GPU.
         replaces: Whether a user's own model takes the place of the default models, or stands beside them.
         takes_data: Whether there is ``--data``.
+        shows_memory: Whether people are shown peak memory; files have it in any case.
     """
 
     title: str
@@ -106,6 +108,7 @@ class Table:
     half_on_gpu: bool = False
     replaces: bool = False
     takes_data: bool = False
+    shows_memory: bool = True
 
 
 def names() -> list[str]:

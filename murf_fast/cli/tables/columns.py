@@ -23,8 +23,9 @@ class Column:
     is_number: bool = True
 
 
-def columns(results: Results) -> list[Column]:
-    """Labels, facts, then for every part time, its ratio to ours, and peak memory."""
+def columns(results: Results, memory: bool | None = None) -> list[Column]:
+    """Labels, facts, then for every part time, its ratio to ours, and peak memory (None: as the table has it)."""
+    memory = results.table.shows_memory if memory is None else memory
     found = [_label(name) for name in results.table.labels]
     found += [_fact(name, *shown) for name, shown in results.table.facts.items()]
     for name, words in results.parts.items():
@@ -33,7 +34,7 @@ def columns(results: Results) -> list[Column]:
             found.append(
                 Column("x ours", f"{name}_ratio", lambda row, n=name: ratio(results, row, n), lambda x: f"{x:.2f}")
             )
-        if any(_part(name, "peak_bytes")(row) is not None for row in results.rows):
+        if memory and any(_part(name, "peak_bytes")(row) is not None for row in results.rows):
             found.append(Column("peak, MiB", f"{name}_peak_bytes", _part(name, "peak_bytes"), _mebibytes))
     return found
 
@@ -61,12 +62,18 @@ def cells(results: Results, row: dict) -> list[str]:
     return found
 
 
+def cut_short(results: Results) -> str | None:
+    """That a table is not whole, and why."""
+    if not results.cut:
+        return None
+    why = "stopped by the user" if results.cut == INTERRUPTED else "the budget did not suffice for the others"
+    return f"CUT SHORT: {len(results.rows)} of {results.planned} cases, {why}."
+
+
 def remarks(results: Results) -> Iterator[str]:
     """What is below the table: that it was cut short, first."""
     if results.cut:
-        measured = len(results.rows)
-        why = "stopped by the user" if results.cut == INTERRUPTED else "the budget was spent"
-        yield f"CUT SHORT: {measured} of {results.planned} cases, {why}."
+        yield cut_short(results)
     remark = results.table.remark(results.rows)
     if remark:
         yield remark

@@ -77,19 +77,22 @@ def _setting(job: Job, known: Table) -> Setting:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if job.batch < 1:
         raise ValueError(f"--batch must be 1 or more, got {job.batch}")
-    sizes = known.sizes if job.sizes is None else tuple(dict.fromkeys(parsed(job.sizes, int)))
+    sizes = known.sizes if job.sizes is None else tuple(parsed(job.sizes, int))
     if not sizes or min(sizes) < 1 or max(sizes) > LARGEST:
         raise ValueError(f"--sizes must be pixels such as 224,448, up to {LARGEST}, got {job.sizes!r}")
     models = known.models if job.models is None else tuple(job.models.replace(",", " ").split())
-    if job.models is None and job.model is not None and known.replaces:
-        models = ()
-    elif not models:
+    if not models:
         raise ValueError(f"--models must be names such as {','.join(known.models)}, got {job.models!r}")
+    given = [f"--{n}" for n in ("models", "weights", "model") if getattr(job, n) is not None]
+    if known.replaces and len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} say which model it is: give one of them")
+    if known.replaces and given and given != ["--models"]:
+        models = ()
     if job.data is not None and not known.takes_data:
         raise ValueError(f"--data: the table {job.name} takes none")
-    if job.weights is not None and job.model is not None and known.replaces:
-        raise ValueError("give --weights or --model, not both")
-    return Setting(device, DTYPES[dtype], job.batch, tuple(sorted(sizes)), models, job.weights, job.model, job.data)
+    return Setting(
+        device, DTYPES[dtype], job.batch, tuple(sorted(set(sizes))), models, job.weights, job.model, job.data
+    )
 
 
 def _device(name: str | None) -> str:

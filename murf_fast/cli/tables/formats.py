@@ -43,7 +43,7 @@ def markdown(results: Results) -> str:
 
 def comma_separated(results: Results) -> str:
     """Seconds, bytes and counts as they are; percentiles and rounds too, and why a row has no times."""
-    found, file = columns(results), io.StringIO()
+    found, file = columns(results, memory=True), io.StringIO()
     more = [(f"{part}_{n}", part, n) for part in results.parts for n in ("p20_s", "p80_s", "rounds")]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*(column.name for column in found), *(name for name, _, _ in more), "error", "cut"])

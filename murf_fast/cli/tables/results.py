@@ -98,6 +98,8 @@ def read(path: Path) -> Results:
         OSError: It cannot be read.
         ValueError: It holds no results of this schema, or of a table that there is not; the message says which.
     """
+    if not path.is_file():
+        raise ValueError(f"--from: {path} is no file")
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -51,6 +51,7 @@ class Upsampler:
         saved: Operations of ``plain`` that ours does not need, of one image.
         elementwise: Operations of ``plain`` that are no products to a counter, of one image.
         load: A module with weights from a file; None: it has none.
+        least: Cells of a side of the features that it needs, where borders are reflected.
     """
 
     make: Callable[[int, Size], nn.Module]
@@ -58,6 +59,7 @@ class Upsampler:
     saved: Callable[[nn.Module, int, Size, Size], float] = lambda module, channels, grid, size: 0.0
     elementwise: Callable[[nn.Module, int, Size, Size], float] = lambda module, channels, grid, size: 0.0
     load: Callable[[str], nn.Module] | None = None
+    least: int = 2
 
 
 def plain_bilinear(module: nn.Module, image: Tensor, features: Tensor) -> Tensor:
@@ -165,7 +167,8 @@ def _load_jbu(file: str) -> nn.Module:
 UPSAMPLERS = {
     "bilinear": Upsampler(lambda channels, grid: Bilinear(), plain_bilinear),
     "jbu": Upsampler(_jbu(), plain_jbu, _saved_jbu, _taps, _load_jbu),
-    "jbu-shared": Upsampler(_jbu(shared=True), plain_jbu, _saved_jbu, _taps, _load_jbu),
+    # The first level's output is reflected at its borders, by five pixels.
+    "jbu-shared": Upsampler(_jbu(shared=True), plain_jbu, _saved_jbu, _taps, _load_jbu, least=3),
     "jafar": Upsampler(lambda channels, grid: JAFAR(channels), plain_jafar, load=JAFAR.from_checkpoint),
     # A grid of fewer rows than NAF's window of nine is seen whole.
     "naf": Upsampler(

@@ -16,7 +16,6 @@ from murf_fast.cli.tables.counted import counted
 from murf_fast.cli.tables.upsamplers import NAMES, PATCH, UPSAMPLERS, frozen
 
 CHANNELS = 384  # of a small ViT
-SMALLEST = 2 * PATCH  # joint bilateral levels reflect their borders
 LABELS = ("size", "method", "code")
 PARTS = {"forward": "fwd", "backward": "fwd + bwd"}
 FACTS = {"parameters": ("params, M", 1e-6), "operations": ("GFLOP", 1e-9)}
@@ -38,9 +37,10 @@ def cases(setting: Setting, known: Sequence[str]) -> list[Case]:
     unknown = [name for name in methods if name not in known]
     if unknown:
         raise ValueError(f"--models: no {', '.join(unknown)} in this table; there are: {', '.join(known)}")
+    least = PATCH * max((UPSAMPLERS[name].least for name in methods), default=1)
     for size in setting.sizes:
-        if size % PATCH or size < SMALLEST:
-            raise ValueError(f"--sizes: {size} must be a multiple of the patch of {PATCH} pixels, at least {SMALLEST}")
+        if size % PATCH or size < least:
+            raise ValueError(f"--sizes: {size} must be a multiple of the patch of {PATCH} pixels, at least {least}")
     loaded = _loaded(setting, methods)
     own = None if setting.model is None else imported(setting.model)
     found = []
@@ -89,7 +89,7 @@ def _loaded(setting: Setting, methods: Sequence[str]) -> tuple[nn.Module, int] |
 def _pair(setting: Setting, name: str, size: int, loaded: tuple[nn.Module, int] | None) -> list[Case]:
     method, grid = UPSAMPLERS[name], (size // PATCH, size // PATCH)
     own = loaded if method.load is not None else None
-    channels = CHANNELS if loaded is None else _width(loaded)
+    channels = CHANNELS if loaded is None else loaded[1]
 
     def make() -> nn.Module:
         return method.make(channels, grid) if own is None else copy.deepcopy(own[0])
@@ -123,19 +123,16 @@ def _pair(setting: Setting, name: str, size: int, loaded: tuple[nn.Module, int] 
     ]
 
 
-def _width(loaded: tuple[nn.Module, int]) -> int:
-    return loaded[1]
-
-
 def _called(module: nn.Module, image: Tensor, features: Tensor) -> Tensor:
     return module(image, features)
 
 
 def _inputs(setting: Setting, size: int, channels: int, device: str) -> tuple[Tensor, Tensor]:
-    """Features as they come out of a ViT, channels last, and an image."""
-    n, like = size // PATCH, {"device": device, "dtype": setting.dtype}
-    features = torch.randn(setting.batch, n, n, channels, **like).permute(0, 3, 1, 2)
-    return features, torch.randn(setting.batch, 3, size, size, **like)
+    """Features as they come out of a ViT, channels last, and an image; the same in every dtype but for its rounding."""
+    n = size // PATCH
+    features = torch.randn(setting.batch, n, n, channels, device=device).permute(0, 3, 1, 2)
+    image = torch.randn(setting.batch, 3, size, size, device=device)
+    return features.to(setting.dtype), image.to(setting.dtype)
 
 
 def _build(setting: Setting, make: Callable, function: Callable, size: int, channels: int) -> Callable[[], dict]:

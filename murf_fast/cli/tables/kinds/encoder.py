@@ -45,7 +45,7 @@ def _own(model: nn.Module, images: Tensor) -> Callable[[], object]:
 def _build(setting: Setting, vit: Vit, size: int, prepared: Callable) -> Callable[[], dict]:
     def build() -> dict[str, Callable[[], object]]:
         torch.manual_seed(0)
-        images = torch.randn(setting.batch, 3, size, size, device=setting.device, dtype=setting.dtype)
+        images = torch.randn(setting.batch, 3, size, size, device=setting.device).to(setting.dtype)
         return {"encode": prepared(vit.make(), images)}
 
     return build

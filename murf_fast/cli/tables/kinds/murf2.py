@@ -39,7 +39,7 @@ def _pair(setting: Setting, vit: Vit, sizes: Sequence[int], image: int) -> list[
     def build(code: str) -> dict[str, Callable[[], object]]:
         torch.manual_seed(0)
         model = vit.make()
-        images = torch.randn(setting.batch, 3, image, image, device=setting.device, dtype=setting.dtype)
+        images = torch.randn(setting.batch, 3, image, image, device=setting.device).to(setting.dtype)
         target = 0.1 + (FARTHEST - 0.1) * torch.rand(setting.batch, image, image, device=setting.device)
         head = DepthHead(columns, BINS, depth_range=(1e-3, FARTHEST)).to(setting.device, setting.dtype)
         return (_ours if code == OURS else _plain)(model, sizes, head, images, target)
