@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,22 +78,41 @@ def plain_jbu(module: JBU, image: Tensor, features: Tensor) -> Tensor:
         params = [p for p in Drawn.of(level, guidance).params if p is not None]
         kernels = reference.bilateral_kernels(guidance, params, level.radius)
         source = F.interpolate(source, guidance.shape[2:], mode=level.mode, align_corners=False)
-        source = tap_by_tap(F.pad(source, [level.radius] * 4, mode="reflect"), kernels)
+        source = TapByTap.apply(F.pad(source, [level.radius] * 4, mode="reflect"), kernels)
     if module.stack.fixup_proj is None:
         return source
     return source + 0.1 * module.stack.fixup_proj(source)
 
 
-def tap_by_tap(padded: Tensor, kernels: Tensor) -> Tensor:
-    """An adaptive convolution (B, C, H, W) as one multiply-add of the whole map per tap."""
-    diameter, (height, width) = math.isqrt(kernels.shape[1]), kernels.shape[2:]
-    result = None
+class TapByTap(torch.autograd.Function):
+    """An adaptive convolution (B, C, H, W) of a padded map with kernels (B, D * D, H, W), and its gradients, as one
+    multiply-add of whole maps per tap: what FeatUp's extension computes, without what autograd would keep of it.
+    """
+
+    @staticmethod
+    def forward(ctx, padded: Tensor, kernels: Tensor) -> Tensor:
+        ctx.save_for_backward(padded, kernels)
+        result = torch.zeros_like(padded[:, :, : kernels.shape[2], : kernels.shape[3]])
+        for tap, (y, x) in _offsets(kernels):
+            result.addcmul_(padded[:, :, y : y + tap.shape[2], x : x + tap.shape[3]], tap)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        padded, kernels = ctx.saved_tensors
+        of_padded, of_taps = torch.zeros_like(padded), []
+        for tap, (y, x) in _offsets(kernels):
+            where = (..., slice(y, y + tap.shape[2]), slice(x, x + tap.shape[3]))
+            of_padded[where].addcmul_(gradient, tap)
+            of_taps.append((gradient * padded[where]).sum(1, keepdim=True))
+        return of_padded, torch.cat(of_taps, 1)
+
+
+def _offsets(kernels: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """Every tap of the kernels (B, 1, H, W), and its row and column."""
+    diameter = math.isqrt(kernels.shape[1])
     for t in range(diameter**2):
-        y, x = divmod(t, diameter)
-        shifted = padded[:, :, y : y + height, x : x + width]
-        tap = kernels[:, t : t + 1]
-        result = shifted * tap if result is None else torch.addcmul(result, shifted, tap)
-    return result
+        yield kernels[:, t : t + 1], divmod(t, diameter)
 
 
 def plain_anyup(module: AnyUp, image: Tensor, features: Tensor) -> Tensor:
