@@ -9,7 +9,8 @@ from contextlib import nullcontext
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from murf_fast.cli import meter
 from murf_fast.cli._terminal import is_out_of_memory
@@ -38,13 +39,13 @@ def check_budget(cases: Sequence[Case], budget: float | None, forecast: Forecast
 def run(cases: Sequence[Case], results: Results, budget: float | None, forecast: Forecast, console: Console) -> None:
     """Fills the results' rows, and writes their file after every one. An interruption keeps what is there."""
     runner = _Runner(cases, results, budget, forecast)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Left())
     with Progress(*columns, console=console, transient=True) if console.is_terminal else nullcontext() as bar:
-        task = bar.add_task("", total=len(cases), left="") if bar else None
+        task = bar.add_task("", total=len(cases), until=0.0) if bar else None
 
         def tell(what: str, left: float) -> None:
             if bar:
-                bar.update(task, description=what, completed=runner.done, left=f"{_clock(left)} left")
+                bar.update(task, description=what, completed=runner.done, until=time.perf_counter() + left)
 
         try:
             runner.run(tell)
@@ -52,6 +53,14 @@ def run(cases: Sequence[Case], results: Results, budget: float | None, forecast:
             results.cut = INTERRUPTED
             results.rows = [row for row in results.rows if row["parts"] or row["error"]]
             results.write()
+
+
+class _Left(ProgressColumn):
+    """Counts down to when the table should be done."""
+
+    def render(self, task: Task) -> Text:
+        left = max(0.0, task.fields["until"] - time.perf_counter())
+        return Text(f"{_clock(left)} left")
 
 
 class _Runner:
@@ -100,11 +109,14 @@ class _Runner:
 
     def _in_turns(self, measured: list[tuple], tell: Callable) -> None:
         """The medians of every part; what is slow has its one time already."""
-        for name in self.results.table.parts:
+        names = list(self.results.table.parts)
+        for i, name in enumerate(names):
             some = [(case, parts[name]) for case, parts, once in measured if name in parts and once[name] <= SLOW]
             if not some:
                 continue
-            tell(f"{some[0][0].name}: {name}, in turns", self._left())
+            here = ", ".join(map(str, some[0][0].group))
+            rounds = SECONDS * len(some) * (len(names) - i)
+            tell(f"{here}: {self.results.table.parts[name]}, in turns", self._left() + rounds)
             calls = [call for _, call in some]
             seconds = self._seconds(len(some))
             if self.clock:
