@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from murf_fast.cli import commands
 from murf_fast.cli.clock import Clock, summary
-from murf_fast.cli.tables import case, columns, command, figure, forecast, formats, results, runner
+from murf_fast.cli.tables import case, columns, command, figure, forecast, formats, results, runner, upsampling
 from murf_fast.cli.tables.case import Case, Table, Work
 
 VIT = ("--model", "table_models:vit")
@@ -33,6 +33,8 @@ COUNTS = {"anyup10": 4, "jbu": 2, "encoder": 4, "murf2": 6, "featsharp14": 8, "m
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(runner, "SECONDS", 0.01)
+    monkeypatch.setattr(upsampling, "CHANNELS", 48)
+    monkeypatch.setattr(figure, "DPI", 110)
 
 
 def invoke(*arguments):
