@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,66 +13,12 @@ from measure import check, joined
 from registry import Case, cases
 from torch import Tensor
 
+from murf_fast.cli.clock import Clock
 from murf_fast.cli.meter import observed
-
-REPEATS = 25
-SECONDS = 3.0  # of one contender: a slow one is called less often
 
 
 class CaptureFailed(RuntimeError):
     """A call could not be captured in a graph; the stream is of no more use."""
-
-
-class Clock:
-    """Seconds of a call on the current stream, with cold caches, and without the time in which the host enqueues it."""
-
-    def __init__(self, device: str) -> None:
-        self.cuda = device == "cuda"
-        if self.cuda:
-            size = max(4 * torch.cuda.get_device_properties(0).L2_cache_size, 64 << 20)
-            self.other = torch.zeros(size // 4, device=device)
-            self.largest = torch.zeros((), device=device)
-            self.cycles_per_s = 1e9
-            self.cycles_per_s = 1e8 / self._between(lambda: torch.cuda._sleep(100_000_000), 0.0)
-
-    def __call__(self, function: Callable) -> dict:
-        if not self.cuda:
-            start = time.perf_counter()
-            function()
-            return _summary([time.perf_counter() - start])
-        function()  # compiles, fills caches
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        result = function()
-        host = time.perf_counter() - start
-        torch.cuda.synchronize()
-        whole = time.perf_counter() - start
-        del result
-        rounds = int(min(REPEATS, max(3, SECONDS / (whole + host))))
-        return _summary([self._between(function, host) for _ in range(rounds)]) | {"host_s": host}
-
-    def _between(self, function: Callable, host: float) -> float:
-        """The time between two events around the call."""
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # Read, not written: lines that must be written back would be paid for by the call.
-        torch.amax(self.other, 0, out=self.largest)
-        # The GPU waits until the host has enqueued everything, so that no launch gap lies between the events.
-        torch.cuda._sleep(int((2 * host + 50e-6) * self.cycles_per_s))
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-
-def _summary(times: list[float]) -> dict:
-    ordered = sorted(times)
-    return {
-        "median_s": statistics.median(ordered),
-        "p20_s": ordered[len(ordered) // 5],
-        "p80_s": ordered[-1 - len(ordered) // 5],
-        "rounds": len(ordered),
-    }
 
 
 def replayed(clock: Clock, function: Callable) -> float:

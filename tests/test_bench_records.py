@@ -150,7 +150,7 @@ def test_what_is_no_baseline_is_refused_in_one_line_before_any_work(content, wor
         (["--fail-on-slower"], "--against"),
         (["--other-machine"], "--against"),
         (["--resume"], "there is no out/benchmarks/run.json"),
-        (["jbu", "--quick"], "takes no --out or other option"),
+        (["jbu", "--quick"], "takes no option but --out"),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, bench):

@@ -18,9 +18,6 @@ from typer.testing import CliRunner
 import murf_fast
 from murf_fast import _extension, backends
 from murf_fast.cli import _terminal, commands, info, meter
-from murf_fast.cli.bench import anyup as bench_anyup
-from murf_fast.cli.bench import featsharp as bench_featsharp
-from murf_fast.cli.bench import jbu as bench_jbu
 from murf_fast.cli.demo import backbone, pipeline
 from murf_fast.cli.demo.operations import operations
 from murf_fast.nn.vit.principal import fused_projection
@@ -180,8 +177,6 @@ def test_demo_refuses_bad_input(arguments, message, weights, tmp_path):
     [
         (["nonsense"], "no suite for nonsense"),
         (["jbu", "nonsense"], "no suite for"),
-        (["jbu", "--out", "folder"], "takes no --out"),
-        (["featsharp", "--out", "folder"], "takes no --out"),
     ],
 )
 def test_bench_refuses_bad_input(arguments, words):
@@ -259,51 +254,3 @@ def test_peak_memory_counts_what_is_freed_again():
     _, peak = meter.observed(call)
     # Linux counts resident pages in batches per processor, so a mark is some hundred kilobytes off.
     assert 0.95 * 2**26 < peak < 2**27
-
-
-def test_bench_jbu(monkeypatch):
-    monkeypatch.setattr(bench_jbu, "rows", lambda device, rows=bench_jbu.rows: rows(device, (32, 48), 6))
-    result = invoke("bench", "jbu")
-    assert result.exit_code == 0, result.output
-    for expected in ("JBUStack", "bilinear", "32 x 32", "48 x 48", "peak memory"):
-        assert expected in result.output
-
-
-def test_bench_jbu_rows():
-    rows = bench_jbu.rows("cpu", (64,), 128)
-    assert [(r.size, r.method, r.result_bytes) for r in rows] == [
-        (64, method, 4 * 128 * 64 * 64) for method in ("JBUStack", "bilinear")
-    ]
-    assert all(r.seconds > 0 for r in rows)
-
-
-def test_bench_anyup(monkeypatch):
-    monkeypatch.setattr(bench_anyup, "rows", lambda device, rows=bench_anyup.rows: rows(device, (80, 96), 6))
-    result = invoke("bench", "anyup")
-    assert result.exit_code == 0, result.output
-    for expected in ("AnyUp, dense", "AnyUp, natten", "bilinear", "80 x 80", "96 x 96", "peak memory"):
-        assert expected in result.output
-
-
-def test_bench_featsharp(monkeypatch):
-    pytest.importorskip("transformers")
-    monkeypatch.setattr(bench_featsharp, "SECONDS", 0.0)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    monkeypatch.setattr(
-        bench_featsharp, "rows", lambda device, rows=bench_featsharp.rows: rows(device, (1, 2), 4, **small)
-    )
-    result = invoke("bench", "featsharp")
-    assert result.exit_code == 0, result.output
-    for expected in ("encoder at that resolution", "4 x 4", "8 x 8", "time: median of an image"):
-        assert expected in result.output
-
-
-def test_crossover():
-    def at(*ratios):
-        return bench_featsharp.crossover([bench_featsharp.Row(i + 1, 0, r, 1.0) for i, r in enumerate(ratios)])
-
-    assert at(2.0, 1.5, 1.1) is None
-    assert at(0.9, 0.5) == 1.0
-    assert at(2.0, 0.5) == 1.5
-    assert 2.0 < at(3.0, 2.0, 0.9, 0.4) < 3.0
-    assert at(0.9, 1.2, 0.9) > 2.0  # the last time it crosses

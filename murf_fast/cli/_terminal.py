@@ -44,12 +44,12 @@ def one_line(extras: str) -> Iterator[None]:
     except (OSError, ValueError, BackendUnavailableError) as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         _fail("not enough memory for images and scales of this size")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
@@ -58,7 +58,7 @@ def _fail(message: str, code: int = 2) -> None:
     raise typer.Exit(code)
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Rich's console; where the output is no terminal, wide enough for every table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(width=120, stderr=stderr)

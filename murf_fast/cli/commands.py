@@ -70,6 +70,46 @@ app.add_typer(anomaly, name="anomaly")
 
 
 @app.command()
+def tables(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="anyup10, encoder, featsharp14, jbu, mrfad or murf2.", show_default=False),
+    ] = None,
+    sizes: Annotated[str | None, typer.Option(help="Sizes in pixels, such as 224,448.", show_default=False)] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Methods (anyup10, jbu) or ViT-S/14,ViT-B/14,ViT-L/14.", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images of a call.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU if any.", show_default=False)] = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds for all cases together.", show_default=False)] = None,
+    format: Annotated[str, typer.Option(help="rich, md, csv, latex or json.")] = "rich",
+    weights: Annotated[
+        str | None, typer.Option(help="A ViT as for `anomaly`, or a checkpoint of a method.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="module:function that makes a model of your own.", show_default=False)
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data set for mrfad.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.png.")] = Path("out"),
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A NAME.json to show again.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure latency and memory as in the tables of the papers, and draw them. Needs no checkout.
+
+    `murf2`: MuRF's Table 2. `anyup10`: AnyUp's Table 10. `featsharp14`: FeatSharp's Figure 14. `mrfad`: seconds of the
+    detector's parts. `jbu`: FeatUp's upsampler. `encoder`: a ViT at any sizes. Ctrl-C keeps what is measured.
+    """
+    with one_line("cli,models"):
+        from murf_fast.cli.tables.command import Job, main
+
+        job = Job(name, sizes, models, batch, dtype, device, budget, format, weights, model, data, out, source)
+        status = main(job, console(), console(stderr=True))
+    raise typer.Exit(status)
+
+
+@app.command()
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Operations; all if left out.", show_default=False)] = None,
     out: Annotated[
@@ -101,8 +141,8 @@ def bench(
 
     A full run of all of them updates benchmarks/results and the project's README.
 
-    `bench jbu` and `bench anyup` need no checkout: they print latency and memory of FeatUp's upsampler and of AnyUp at
-    four output sizes. Nor does `bench featsharp`: time per image by factor, beside its encoder at the full resolution.
+    `bench jbu`, `bench anyup` and `bench featsharp` are `tables jbu`, `anyup10` and `featsharp14`, and need no
+    checkout.
 
     Exit status: 0; 1 if a case gave a wrong result or raised; 2 for bad input; 10 with --fail-on-slower if something
     became slower; 130 if interrupted.
@@ -112,13 +152,14 @@ def bench(
 
         options = Options(ops or (), out, against, fail_on_slower, other_machine, quick, resume)
         if ops is not None and len(ops) == 1 and ops[0] in TABLES:
-            from importlib import import_module
+            from murf_fast.cli.tables.command import Job
+            from murf_fast.cli.tables.command import main as measure
 
-            if options != Options(ops):
-                raise ValueError(f"`bench {ops[0]}` prints its table and takes no --out or other option")
-            import_module(f"murf_fast.cli.bench.{ops[0]}").main(console())
-            return
-        status = main(options, console())
+            if options != Options(ops, out):
+                raise ValueError(f"`bench {ops[0]}` makes a table and takes no option but --out")
+            status = measure(Job(TABLES[ops[0]], out=out or Path("out")), console(), console(stderr=True))
+        else:
+            status = main(options, console())
     raise typer.Exit(status)
 
 

@@ -28,16 +28,25 @@ def seconds_of(call: Callable, device: str = "cpu") -> float:
 
 
 def interleaved(
-    calls: Sequence[Callable], device: str = "cpu", *, seconds: float, fewest: int = 3, most: int = 50
+    calls: Sequence[Callable],
+    device: str = "cpu",
+    *,
+    seconds: float,
+    fewest: int = 3,
+    most: int = 50,
+    settle: bool = False,
 ) -> list[list[float]]:
     """Seconds of every call, taken in turns so that all see the same state of the machine.
 
-    All have been called before. Rounds go on for ``seconds`` altogether, within the limits of their number.
+    All have been called before. Rounds go on for ``seconds`` altogether, within the limits of their number. ``settle``:
+    every timed call follows an untimed one of its own, so that none pays for memory that another gave back.
     """
     times: list[list[float]] = [[] for _ in calls]
     started = time.perf_counter()
     while len(times[0]) < fewest or (len(times[0]) < most and time.perf_counter() - started < seconds):
         for call, taken in zip(calls, times, strict=True):
+            if settle:
+                call()
             taken.append(seconds_of(call, device))
     return times
 

@@ -18,7 +18,7 @@ from murf_fast.cli.bench.rendering import show_changes, show_times
 
 SUITES = Path(__file__).resolve().parents[3] / "benchmarks"
 DEFAULT = Path("out/benchmarks")
-TABLES = ("anyup", "featsharp", "jbu")  # printed by modules of their own, which need no checkout
+TABLES = {"anyup": "anyup10", "featsharp": "featsharp14", "jbu": "jbu"}  # of `murf-fast tables`, without a checkout
 NEEDED = ("pytest", "pytest_benchmark", "psutil", "matplotlib")
 REFUSED, SLOWER, INTERRUPTED = 1, 10, 130
 PYTEST_INTERRUPTED = 2
