@@ -406,7 +406,12 @@ def main() -> int:
     parser.add_argument("--only", metavar="OP", help="one operation or model")
     parser.add_argument("--seconds", type=float, default=480.0, help="for all stages together (480)")
     parser.add_argument(
-        "--limit", action="append", default=[], metavar="STAGE=SECONDS", type=limit_of, help="of one stage, in place of its own"
+        "--limit",
+        action="append",
+        default=[],
+        metavar="STAGE=SECONDS",
+        type=limit_of,
+        help="of one stage, in place of its own",
     )
     parser.add_argument("--out", type=Path, default=os.environ.get("OUT") or HERE / "results" / "gpu-run")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes in Triton's interpreter: no speeds")
