@@ -23,7 +23,6 @@ from murf_fast.windows import axis_window
 
 FEWER = {
     "k_center_greedy": "bounds from eight-bit codes skip rows",
-    "nearest_distance": "rows whose norms or cells rule them out are skipped",
     "nearest_distance_cells": "cells that cannot hold a neighbour are skipped",
     "image_queries": "the 3x3 convolution by minimal filtering takes a third of its products",
     "image_rectangle": "the 3x3 convolution by minimal filtering takes a third of its products",

@@ -28,6 +28,8 @@ from murf_fast.tables.resize import axis
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 # Results of these find their inputs in the last-level cache, which holds so much at most (of a server's, all of it).
 CACHE = 64 << 20
+# Records without a rate of bfloat16 measured products by MKL, which on AMD is slower than oneDNN, whose products these are.
+ONEDNN = ("nearest_distance",)
 SLOW = ("featsharp_model", "murf", "overhead")  # a second or more to count
 
 
@@ -215,7 +217,8 @@ def test_nothing_measured_beats_its_floor(path):
         row = floors.work_in(works, case)
         if row is None:
             continue
-        chip = floors.measured(case.get("ceilings", results["ceilings"]), bool(results["machine"]["driver"]))
+        ceilings = case.get("ceilings", results["ceilings"])
+        chip = floors.measured(ceilings, bool(results["machine"]["driver"]))
         floor = floors.floor_of(row, chip)
         if floor is None:
             continue
@@ -223,7 +226,9 @@ def test_nothing_measured_beats_its_floor(path):
         shares += 1
         cached = floor.bound == "memory" and row["read"] + row["written"] < CACHE
         fewer = any(op in formulas.FEWER for op in row["ops"])
-        assert share <= 1 or cached or fewer, f"{case['op']}: {case['case']}: {share:.0%} of {floor.bound}"
+        by_mkl = "AMD" in results["machine"]["device"] and "gemm_bfloat16_flops_per_s" not in ceilings
+        other = by_mkl and case["op"] in ONEDNN
+        assert share <= 1 or cached or fewer or other, f"{case['op']}: {case['case']}: {share:.0%} of {floor.bound}"
         assert share > 0
     assert shares
 
