@@ -275,7 +275,7 @@ def _window_attention_backward(c: Call) -> dict[str, int]:
 
 def _dense_attention(c: Call) -> dict[str, int]:
     q, k, v = c.a["q"], c.a["k"], c.a["v"]
-    return {dtype_of(q): 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])}
+    return {dtype_of(q): 2 * math.prod(q.shape[:-1]) * k.shape[1] * (q.shape[-1] + v.shape[-1])}
 
 
 def _nearest(c: Call) -> dict[str, int]:

@@ -28,7 +28,7 @@ from murf_fast.tables.resize import axis
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 # Results of these find their inputs in the last-level cache, which holds so much at most (of a server's, all of it).
 CACHE = 64 << 20
-# Records without a rate of bfloat16 measured products by MKL, which on AMD is slower than oneDNN, whose products these are.
+# By oneDNN. Records without a rate of bfloat16 measured products by MKL, which on AMD is slower.
 ONEDNN = ("nearest_distance",)
 SLOW = ("featsharp_model", "murf", "overhead")  # a second or more to count
 
@@ -142,6 +142,15 @@ def test_window_attention_counts_as_pytorch_and_its_windows_alone():
     assert pairs < 30 * 12
     call = counted(lambda: murf_fast.window_attention(q, k, v, windows=rule, num_heads=2))
     assert call == 2 * 2 * pairs * (8 + 10)
+
+
+def test_dense_attention_counts_as_pytorch():
+    from murf_fast.ops._dense_attention import dense_attention
+
+    q, k, v = (r(1, 150, 2, 64) for _ in range(3))
+    rows = [x[0].transpose(0, 1) for x in (q, k, v)]
+    expected = flops(lambda: torch.bmm(torch.bmm(rows[0], rows[1].mT), rows[2]))
+    assert counted(lambda: dense_attention(q, k, v, 0.125)) == expected
 
 
 def test_backward_of_attention_counts_as_pytorch():
