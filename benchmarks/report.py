@@ -14,7 +14,9 @@ import io
 import json
 from pathlib import Path
 
+import floors
 import status
+from formulas import FEWER
 from machine import slug
 from status import headline
 
@@ -135,9 +137,11 @@ def model_table(results: dict) -> str:
 
 def table(results: dict) -> str:
     lines = [
-        "| operation | case | murf_fast | spread | of write rate | peak MB | against | ratio | goal | their peak MB |",
-        "|---|---|---:|---:|---:|---:|---|---:|---|---:|",
+        "| operation | case | murf_fast | spread | of write rate | of ceiling | peak MB | against | ratio | goal "
+        "| their peak MB |",
+        "|---|---|---:|---:|---:|---|---:|---|---:|---|---:|",
     ]
+    works = floors.recorded()
     for case in results["cases"]:
         ours = case["contenders"]["murf_fast"]
         ceilings = case.get("ceilings", results["ceilings"])
@@ -145,12 +149,27 @@ def table(results: dict) -> str:
         spread = f"{_ms(ours['p20_s'])} to {_ms(ours['p80_s'])}"
         head = (
             f"| `{case['op']}` | {case['case']} | {_ms(headline(ours))} | {spread} "
-            f"| {share:.0%} | {_mb(ours['peak_bytes'])} "
+            f"| {share:.0%} | {of_ceiling(case, results, works)} | {_mb(ours['peak_bytes'])} "
         )
         for row in verdicts(case, results["ceilings"]):
             lines.append(f"{head}| {row['against']} | {row['ratio']:.1f} | {_goal(row)} | {_mb(row['peak_bytes'])} |")
-            head = "| | | | | | "
+            head = "| | | | | | | "
     return "\n".join(lines)
+
+
+def of_ceiling(case: dict, results: dict, works: dict) -> str:
+    """The share of what this machine could reach at most, and what limits that; empty where the record does not say:
+    a case that there is no more, or a rate that was not measured then.
+    """
+    row = floors.work_in(works, case)
+    if row is None:
+        return ""
+    ceilings = case.get("ceilings", results["ceilings"])
+    floor = floors.floor_of(row, floors.measured(ceilings, bool(results["machine"]["driver"])))
+    if floor is None:
+        return ""
+    fewer = "*" if any(op in FEWER for op in row["ops"]) else ""
+    return f"{floor.seconds / headline(case['contenders']['murf_fast']):.0%}{fewer} {floor.bound}"
 
 
 def short_table(results: dict) -> str:
@@ -177,6 +196,14 @@ def describe(results: dict) -> str:
         f"copy {ceilings['copy_bytes_per_s'] / 1e9:.1f} GB/s, "
         f"GEMM {ceilings['gemm_flops_per_s'] / 1e9:.0f} GFLOP/s"
     )
+    for key, what, unit in (
+        ("gemm_bfloat16_flops_per_s", "in bfloat16", "GFLOP/s"),
+        ("gemm_float32_flops_per_s", "in float32", "GFLOP/s"),
+        ("gemm_tf32_flops_per_s", "in TF32", "GFLOP/s"),
+        ("l2_bytes_per_s", "L2 read", "GB/s"),
+    ):
+        if key in ceilings:
+            rates += f", {what} {ceilings[key] / 1e9:.0f} {unit}"
     where = (
         f"{machine['device']}, driver {machine['driver']}"
         if machine["driver"]

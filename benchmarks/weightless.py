@@ -7,13 +7,13 @@ the tables that kernels walk are right.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 LARGE = 1 << 17  # elements; no table that decides how often a loop runs is as large
 OWN = "murf_fast"
@@ -23,6 +23,10 @@ class Weightless(TorchDispatchMode):
     """While it is active, large results hold zeros. What depends on values (``nonzero``, ``item``) runs on those; that
     all of them are fine (``all``) is believed.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[tuple, object] = {}
 
     def __torch_dispatch__(self, func: Callable, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -37,9 +41,7 @@ class Weightless(TorchDispatchMode):
         if aliases:  # views
             return func(*args, **kwargs)
         try:
-            with torch.device("meta"):
-                device = {"device": "meta"} if "device" in kwargs else {}
-                outlines = func(*_on_meta(args), **_on_meta(kwargs) | device)
+            outlines = self._outlines_of(func, args, kwargs)
         except (NotImplementedError, RuntimeError):  # the shape depends on values
             return func(*args, **kwargs)
         if not large and all(x.numel() < LARGE for x in tree_leaves(outlines) if isinstance(x, Tensor)):
@@ -47,12 +49,32 @@ class Weightless(TorchDispatchMode):
         found = tree_map_only(Tensor, lambda x: zeros(x.shape, x.stride(), x.dtype), outlines)
         return found.fill_(True) if func._schema.name == "aten::all" else found
 
+    def _outlines_of(self, func: Callable, args: tuple, kwargs: dict):
+        """Results on the meta device. Every layer asks for the same, which takes a millisecond to find out."""
+        leaves, form = tree_flatten((args, kwargs))
+        outlines = (
+            (x.shape, x.stride(), x.dtype, x.device, x.requires_grad) if isinstance(x, Tensor) else (type(x), x)
+            for x in leaves
+        )
+        key = (func, form, torch.is_grad_enabled(), tuple(outlines))
+        try:
+            known = self._known.get(key)
+        except TypeError:  # an argument that has no hash
+            known = key = None
+        if known is None:
+            with torch.device("meta"):
+                device = {"device": "meta"} if "device" in kwargs else {}
+                known = func(*_on_meta(args), **_on_meta(kwargs) | device)
+            if key is not None:
+                self._known[key] = known
+        return known
+
 
 def zeros(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros on pages that the system hands out once they are touched."""
+    """Zeros on pages that the system hands out once they are touched, and that nobody has had before."""
     elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if math.prod(shape) else 0
-    memory = np.zeros(max(elements, 1) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(memory).view(dtype).as_strided(shape, stride)
+    memory = mmap.mmap(-1, max(elements, 1) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).as_strided(shape, stride)
 
 
 def _written(func: Callable, args: tuple, kwargs: dict):

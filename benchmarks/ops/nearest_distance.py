@@ -29,7 +29,7 @@ def nearest(device, dtype, precision: str) -> Contenders:
             yield part, (rows - double[nearest]).square().sum(1)
 
     others = {"eager cdist in chunks": chunked}
-    if device == "cpu" and importlib.util.find_spec("faiss"):
+    if device == "cpu" and dtype == torch.float32 and importlib.util.find_spec("faiss"):
         import faiss
 
         flat = faiss.IndexFlatL2(width)

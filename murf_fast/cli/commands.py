@@ -163,6 +163,39 @@ def bench(
     raise typer.Exit(status)
 
 
+@app.command()
+def ablations(
+    name: Annotated[
+        str, typer.Argument(help="anyup-parts, featsharp-tiles, siglip-hd-tilings, ...; a wrong one lists all.")
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a Hugging Face Dinov2Model or SiglipVisionModel; as for `demo` if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    patches: Annotated[int, typer.Option(min=4, max=64, help="Of a side of what the backbone sees; even.")] = 8,
+    student: Annotated[
+        Path | None, typer.Option(help="siglip-hd: a trained student's folder.", show_default=False)
+    ] = None,
+    upsampler: Annotated[
+        Path | None, typer.Option(help="anyup-windows: AnyUp's weights, a file.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, max=1_000_000, help="Of ablations that train.", show_default=False)
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+) -> None:
+    """Analogues, on features of the bundled photos, of the papers' ablations: docs/papers.md lists them."""
+    if patches % 2:
+        raise typer.BadParameter(f"expected an even number, got {patches}", param_hint="--patches")
+    with one_line("cli,models"):
+        from murf_fast.cli.ablations.run import Options, run
+
+        run(name, weights, patches, Options(student, upsampler, steps), form, console())
+
+
 def _resolutions(sizes: str) -> list[int]:
     resolutions = parsed(sizes, int)
     if not resolutions or min(resolutions) < 1:

@@ -73,6 +73,7 @@ class Task:
         patches: Of a side of what the backbone sees.
         batches: Of training.
         seed: Of crops and views, and of the weights.
+        window: Of FeatSharp's local attention.
     """
 
     backbone: nn.Module
@@ -80,6 +81,7 @@ class Task:
     patches: int = 10
     batches: int = 24
     seed: int = 0
+    window: int = 7
 
     def __post_init__(self) -> None:
         what = "demo.featsharp"
@@ -100,7 +102,7 @@ class Task:
             normalizer = PHIS.fit(self._encoder(c).maps[0] for c in crops)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.model = FeatSharp(self._encoder, FACTOR, normalizer=normalizer)
+            self.model = FeatSharp(self._encoder, FACTOR, normalizer=normalizer, window=self.window)
             channels, fine = len(normalizer.mean), FACTOR * self.patches
             jbu = FeatSharpJBU(FACTOR)
             self.upsamplers: dict[str, Callable[[Batch], Tensor]] = {
