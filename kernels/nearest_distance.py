@@ -194,7 +194,7 @@ def _nearest_listed(query: Tensor, scales: Tensor, bank: Bank, listed: Listed, k
     exact = score(query, scales, bank, listed)
     if k > FEW_NEIGHBOURS:
         return _smallest(exact.masked_fill_(~_exist(listed.places, listed.counts), torch.inf), listed.places, k)
-    squared, places = torch.empty_like(exact[:, :1].expand(-1, k)), listed.places.new_empty(len(query), k)
+    squared, places = exact.new_empty(len(query), k), listed.places.new_empty(len(query), k)
     choose(exact, listed, "l2sq", squared, places, query.shape[1])
     return squared, places
 

@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(autouse=True)
 def small_pools(request, monkeypatch):
-    """Tests have few rows, and a pool of them all would leave none outside; a GPU of its own tests takes what it has."""
+    """Tests have few rows, of which a pool of all would leave none outside."""
     if importlib.util.find_spec("triton") and "gpu" not in request.fixturenames:
         monkeypatch.setattr(importlib.import_module("murf_fast.kernels.k_center_greedy"), "POOL", 16)
 
