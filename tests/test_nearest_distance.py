@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import threading
@@ -476,6 +477,45 @@ def test_bank_in_pieces(metric, device, monkeypatch):
     actual = nearest_distance(query, bank, k=3, metric=metric, precision="float32", backend="triton")
     assert_exact([x.cpu() for x in actual], query.cpu(), bank.cpu(), 3, metric)
     assert 3 <= sum(brought) < 4 * 32
+
+
+def test_chunks_from_host_memory(monkeypatch):
+    """Two buffers in turn: rows are copied once who used their buffer is done, and used once they have come."""
+    module = pytest.importorskip("murf_fast.kernels.nearest_distance")
+    log = []
+
+    class Stream:
+        def __init__(self, device=None):
+            self.copied = 0
+
+        def wait_stream(self, other):
+            log.append("copies wait" if self is copies else "the end waits")
+
+        def wait_event(self, number):
+            log.append(f"wait for {number}")
+
+        def record_event(self):
+            self.copied += 1
+            return self.copied - 1
+
+    here, copies = Stream(), Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: copies)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    low = torch.arange(2 * 11.0).view(11, 2)
+    monkeypatch.setattr(module, "CHUNK", 4 * low.stride(0) * low.element_size())
+    where = set()
+    for begin, rows in module._chunks(low, torch.device("cpu", 0), len(low)):
+        log.append(f"use {begin}")
+        where.add(rows.data_ptr())
+        assert torch.equal(rows, low[begin : begin + 4])
+    assert log == [
+        *("copies wait", "copies wait", "wait for 0", "use 0"),
+        *("copies wait", "wait for 1", "use 4"),
+        *("wait for 2", "use 8"),
+        "the end waits",
+    ]
+    assert len(where) == 2
 
 
 def test_more_rows_as_near_than_candidates(device):
