@@ -25,8 +25,10 @@ __all__ = ["k_center_greedy"]
 
 BLOCK_ROWS = 32
 BLOCK_COLUMNS = 64
-# Four warps take 204 registers for the sums of four centers, with which two programs fit on a multiprocessor.
+# For the sums of four centers four warps take 204 registers each, which leaves room for eight warps in all.
 WARPS = 8
+# ptxas would rather spill two of them than take more than 64 for narrow rows.
+REGISTERS = 128
 # Rows of a pool; 8 bytes per pair of them.
 POOL = 1024
 # Rows of a pool that meet a block of them in one program.
@@ -192,4 +194,5 @@ def _meet(features: Tensor, nearest: Tensor, centers: Tensor, begin: int, end: i
             BLOCK_ROWS=BLOCK_ROWS,
             BLOCK_COLUMNS=BLOCK_COLUMNS,
             num_warps=WARPS,
+            maxnreg=REGISTERS,
         )
