@@ -10,7 +10,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "results" / "offline"
 GROWTH = 1.1  # of a kernel's instructions that is seen
 # Kernels whose loops end with the data, which is not there: their instructions are not counted.
-BY_DATA = ("_nearest_exact",)
+BY_DATA = ("_k_center_select", "_nearest_scored", "_nearest_chosen")
 SMALL = "small shapes (no case launches it)"
 
 

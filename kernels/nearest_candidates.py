@@ -71,14 +71,6 @@ class Candidates(NamedTuple):
     dropped: Tensor  # (Q,) float32: the least value that is not among them
 
 
-class Bank(NamedTuple):
-    """Where the rows are that candidates are compared with, and the scales of all rows of the bank, if any."""
-
-    rows: Tensor
-    stride: int
-    scales: Tensor | None
-
-
 @kernel
 def _nearest_rounded(x, mean, out, out_stride, scales, squares, errors, norms, rows, dim, width, BLOCK_R: tl.constexpr,
                      BLOCK_D: tl.constexpr):  # fmt: skip
@@ -130,7 +122,7 @@ def product_error(s: Tensor, dim: int) -> Tensor:
 
 
 @triton.jit
-def _bounds(bounds, q, inside, dim):
+def bounds_of(bounds, q, inside, dim):
     """Of a query: e + n, and a."""
     error = tl.load(bounds.errors + q, mask=inside, other=0.0) + tl.load(bounds.limits)
     square = tl.load(bounds.squares + q, mask=inside, other=0.0) + tl.load(bounds.limits + 1)
@@ -175,7 +167,7 @@ def _nearest_candidates(best, rest, bounds, values, places, counts, dropped, que
         packed = tl.load(rest + (q * splits)[:, None] + s[None, :], mask=mask, other=INFINITY)
         given_up = tl.minimum(given_up, tl.min(packed, axis=1))
         begin += BLOCK_S
-    error, absolute = _bounds(bounds, q, inside, dim)
+    error, absolute = bounds_of(bounds, q, inside, dim)
     limit = tl.full([BLOCK_Q], float("inf"), dtype=tl.float64)
     count = tl.zeros([BLOCK_Q], dtype=tl.int32)
     key = tl.min(least, axis=1)
@@ -211,74 +203,6 @@ def _nearest_candidates(best, rest, bounds, values, places, counts, dropped, que
     given_up = _value(given_up.to(tl.int64) << 32, GROUP_BITS)
     tl.store(counts + q, count, mask=inside)
     tl.store(dropped + q, tl.minimum(given_up, value), mask=inside)
-
-
-@kernel
-def _nearest_exact(query, query_scales, bank, places, counts, slots, dropped, bounds, exact, distances, indices, last,
-                   unproven, dim, k, wanted, METRIC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
-                   BLOCK_N: tl.constexpr):  # fmt: skip
-    """Squared distances of a query's candidates, the k nearest of them, and whether no other row can be as near.
-
-    Candidate n is row ``places[n]`` of the bank, which is found as row ``slots[n]`` of ``bank.rows``.
-    """
-    q = tl.program_id(0).to(tl.int64)
-    places += q * wanted
-    slots += q * wanted
-    exact += q * wanted
-    count = tl.load(counts + q)
-    first = 0
-    while first < count:
-        n = first + tl.arange(0, BLOCK_R)
-        exists = n < count
-        row = tl.load(slots + n, mask=exists, other=0)
-        total = tl.zeros([BLOCK_R], dtype=tl.float64)
-        begin = 0
-        while begin < dim:
-            c = begin + tl.arange(0, BLOCK_D)
-            both = exists[:, None] & (c < dim)[None, :]
-            b = tl.load(bank.rows + (row * bank.stride)[:, None] + c[None, :], mask=both, other=0.0)
-            a = tl.load(query.data + q * query.stride + c, mask=c < dim, other=0.0)
-            # By way of float32, as the interpreter knows no other way from bfloat16.
-            a, b = a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64)
-            if query_scales is not None:
-                a *= tl.load(query_scales + q)
-                b *= tl.load(bank.scales + tl.load(places + n, mask=exists, other=0), mask=exists, other=0.0)[:, None]
-            difference = tl.where(both, a[None, :] - b, 0.0)
-            total += tl.sum(difference * difference, axis=1)
-            begin += BLOCK_D
-        tl.store(exact + n, total, mask=exists)
-        first += BLOCK_R
-    tl.debug_barrier()
-    # Of those behind the one before, by distance and then by row, the first; k times.
-    smallest = tl.full([], -1.0, dtype=tl.float64)
-    place = tl.full([], -1, dtype=tl.int64)
-    i = 0
-    while i < k:
-        nearest = tl.full([BLOCK_N], float("inf"), dtype=tl.float64)
-        its_place = tl.full([BLOCK_N], LAST, dtype=tl.int64)
-        first = 0
-        while first < count:
-            n = first + tl.arange(0, BLOCK_N)
-            d = tl.load(exact + n, mask=n < count, other=float("inf"))
-            p = tl.load(places + n, mask=n < count, other=LAST)
-            behind = (d > smallest) | ((d == smallest) & (p > place))
-            closer = behind & ((d < nearest) | ((d == nearest) & (p < its_place)))
-            nearest, its_place = tl.where(closer, d, nearest), tl.where(closer, p, its_place)
-            first += BLOCK_N
-        smallest = tl.min(nearest, axis=0)
-        place = tl.min(tl.where(nearest == smallest, its_place, LAST), axis=0)
-        distance = smallest
-        if METRIC == "l2":
-            distance = tl.sqrt(smallest)
-        if METRIC == "cosine":
-            distance = smallest * 0.5
-        tl.store(distances + q * k + i, distance.to(tl.float32))
-        tl.store(indices + q * k + i, place)
-        i += 1
-    tl.store(last + q, smallest)
-    error, absolute = _bounds(bounds, q, True, dim)
-    lower = tl.sqrt(tl.maximum(tl.load(dropped + q).to(tl.float64) - absolute, 0.0)) * (1 - ROUNDING) - error
-    tl.store(unproven + q, (lower <= tl.sqrt(smallest)).to(tl.int8))
 
 
 def width_of(dim: int) -> int:
@@ -349,49 +273,3 @@ def candidates(found: Found, bounds: Bounds, first: int, dim: int, k: int, wante
             num_warps=4,
         )
     return Candidates(values, places, counts, dropped)
-
-
-def exact_nearest(
-    query: Tensor,
-    prepared: Rounded,
-    bank: Bank,
-    found: Candidates,
-    slots: Tensor,
-    limits: Tensor,
-    metric: str,
-    distances: Tensor,
-    indices: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Writes the k nearest candidates; returns the squared distance of the last, and whether a row that is none of them
-    may be as near.
-
-    Eight candidates at a time, 256 columns of them: sixteen entries a thread in flight, and as a rule all there are.
-    """
-    (queries, dim), k, wanted = query.shape, distances.shape[1], found.places.shape[1]
-    exact = torch.empty(queries, wanted, dtype=torch.float64, device=query.device)
-    last = torch.empty(queries, dtype=torch.float64, device=query.device)
-    unproven = torch.empty(queries, dtype=torch.int8, device=query.device)
-    with launch.on_device_of(query):
-        _nearest_exact[(queries,)](
-            Rows(query, query.stride(0)),
-            prepared.scales if prepared.scales.numel() else None,
-            bank,
-            found.places,
-            found.counts,
-            slots,
-            found.dropped,
-            Bounds(prepared.errors, prepared.squares, limits),
-            exact,
-            distances,
-            indices,
-            last,
-            unproven,
-            dim,
-            k,
-            wanted,
-            METRIC=metric,
-            BLOCK_R=8,
-            BLOCK_D=256,
-            BLOCK_N=min(launch.power_of_two(wanted), 128),
-        )
-    return last, unproven

@@ -1,26 +1,29 @@
 """Nearest rows of a bank on a GPU: a search by one product in few digits, and differences in float64 of the rows that
-its error bound leaves over. Where these are too many, which is found out for every query, all rows of the bank are held
-against the bound.
+its error bound leaves over.
+
+The search keeps one row per lane, which is not enough for some queries. The device finds out which, for all queries
+before the host looks, and those alone are searched again: by a product that lists every row within the bound.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from murf_fast.kernels.nearest_candidates import (
-    ROUNDING,
+from murf_fast.kernels.nearest_candidates import Bounds, Candidates, candidates, rounded, width_of
+from murf_fast.kernels.nearest_exact import (
+    LARGEST_SQUARED_NORM,
+    REFUSED,
     Bank,
-    Bounds,
-    Candidates,
-    Rounded,
-    candidates,
-    exact_nearest,
-    product_error,
-    rounded,
-    width_of,
+    Listed,
+    Proof,
+    choose,
+    score,
 )
 from murf_fast.kernels.nearest_search import launch_nearest
+from murf_fast.kernels.nearest_within import launch_within, limits_of
 
 __all__ = ["extended_index", "index_layout", "nearest_distance", "nearest_index"]
 
@@ -29,7 +32,14 @@ QUERIES = 8192
 CANDIDATES = 32
 # Elements of temporary float64 matrices: 64 MB.
 ELEMENTS = 1 << 23
-LARGEST_SQUARED_NORM = 1e36
+# Bytes of a chunk of rounded rows from host memory, of which two are on the device.
+CHUNK = 64 << 20
+# Rows that the queries of a second pass list together, 16 bytes each.
+LISTED = 1 << 21
+# Queries that share them, and those whose lists were too short for what they found.
+AGAIN, AT_LAST = 2048, 64
+# Neighbours up to which going through a list for each takes less time than sorting it.
+FEW_NEIGHBOURS = 64
 
 
 def nearest_index(bank: Tensor, metric: str, precision: str, device: torch.device) -> list[Tensor]:
@@ -96,47 +106,103 @@ def index_layout(rows: int, dim: int) -> tuple[list, list]:
 def nearest_distance(
     query: Tensor, bank: Tensor, index: list[Tensor], k: int, metric: str, distances: Tensor, indices: Tensor
 ) -> None:
-    """Waits for the device: a query whose answer is not proven by the first pass takes a second one."""
+    """Waits for the device once, and again where queries are searched again."""
+    last = torch.empty(len(query), dtype=torch.float64, device=query.device)
+    status = torch.empty(len(query), dtype=torch.int8, device=query.device)
     for begin in range(0, len(query), QUERIES):
         part = slice(begin, begin + QUERIES)
-        _search(query[part], begin, bank, index, k, metric, distances[part], indices[part])
+        _search(query[part], bank, index, k, metric, distances[part], indices[part], last[part], status[part])
+    status = status.cpu()
+    if bool((status == REFUSED.value).any()):
+        for begin in range(0, len(query), QUERIES):
+            norms = rounded(query[begin : begin + QUERIES], index[0], False, index[2].dtype).norms
+            _check("query", norms, begin, metric == "cosine")
+    again = status.nonzero().flatten()
+    for queries, width in ((AGAIN, len(bank)), (AT_LAST, LISTED // AT_LAST)):
+        missed = [again[:0]]
+        for first in range(0, len(again), queries):
+            some = again[first : first + queries]
+            missed.append(_search_again(query, some, last, bank, index, k, metric, width, distances, indices))
+        again = torch.cat(missed)
 
 
 def _search(
     query: Tensor,
-    first: int,
     bank: Tensor,
     index: list[Tensor],
     k: int,
     metric: str,
     distances: Tensor,
     indices: Tensor,
+    last: Tensor,
+    status: Tensor,
 ) -> None:
+    """The first pass. Of every query, too: the k-th squared distance, and what is known of the answer."""
     mean, scale, low, norms, limits = index
-    cosine = metric == "cosine"
-    made = rounded(query, mean, cosine, low.dtype)
-    _check("query", made.norms, first, cosine)
-    wanted = min(max(CANDIDATES, 2 * k), len(bank))
+    made = rounded(query, mean, metric == "cosine", low.dtype)
     bounds, squares = Bounds(made.errors, made.squares, limits), made.squares.float()
+    wanted = min(max(CANDIDATES, 2 * k), len(bank))
     found = None
-    for begin, rows in _chunks(low, query.device):
+    for begin, rows in _chunks(low, query.device, len(low)):
         searched = launch_nearest(made.rows, squares, rows, norms[begin : begin + len(rows)])
         more = candidates(searched, bounds, begin, bank.shape[1], k, wanted)
         found = more if found is None else _merged(found, more)
-    rows, slots = (bank, found.places) if bank.device == query.device else _brought(bank, found, query.device)
-    where = Bank(rows, rows.stride(0), scale if cosine else None)
-    last, unproven = exact_nearest(query, made, where, found, slots, limits, metric, distances, indices)
-    again = unproven.nonzero().flatten()
-    for begin in range(0, len(again), 256):
-        some = again[begin : begin + 256]
-        squared, indices[some] = _search_again(query[some], _some(made, some), last[some].sqrt(), bank, index, k)
-        distances[some] = {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric].float()
+    where, listed = _listed(bank, scale, found.places, found.counts)
+    exact = score(query, made.scales, where, listed)
+    proof = Proof(found.dropped, made.norms, last, status)
+    choose(exact, listed, metric, distances, indices, bank.shape[1], proof, bounds)
+
+
+def _search_again(
+    query: Tensor,
+    some: Tensor,
+    last: Tensor,
+    bank: Tensor,
+    index: list[Tensor],
+    k: int,
+    metric: str,
+    rows_at_once: int,
+    distances: Tensor,
+    indices: Tensor,
+) -> Tensor:
+    """Scores every row that may be as near as the k-th found so far. Returns those of ``some``, numbers on the host,
+    whose lists were too short; there are none if a list holds as many rows as are looked at at once."""
+    mean, scale, low, norms, limits = index
+    own = some.to(query.device)
+    query, dim = query.index_select(0, own), bank.shape[1]
+    made = rounded(query, mean, metric == "cosine", low.dtype)
+    within, squares = limits_of(made, last.index_select(0, own), limits, dim), made.squares.float()
+    squared = torch.full((len(some), k), torch.inf, dtype=torch.float64, device=query.device)
+    places = torch.full((len(some), k), len(bank), dtype=torch.int64, device=query.device)
+    missed = torch.zeros(len(some), dtype=torch.bool, device=query.device)
+    short = False
+    for begin, rows in _chunks(low, query.device, rows_at_once):
+        width = min(len(rows), LISTED // len(some))
+        found, counts = launch_within(made.rows, squares, within, rows, norms[begin : begin + len(rows)], begin, width)
+        short |= width < len(rows)
+        missed |= counts > width
+        more = _nearest_listed(query, made.scales, *_listed(bank, scale, found, counts), k)
+        both = (torch.cat(pair, 1) for pair in zip((squared, places), more, strict=True))
+        squared, places = _smallest(*both, k)
+    distances[own] = {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric].float()
+    indices[own] = places
+    return some[missed.cpu()] if short else some[:0]
+
+
+def _nearest_listed(query: Tensor, scales: Tensor, bank: Bank, listed: Listed, k: int) -> tuple[Tensor, Tensor]:
+    """Squared distances in float64 and places; infinite ones where the list has fewer than k."""
+    exact = score(query, scales, bank, listed)
+    if k > FEW_NEIGHBOURS:
+        return _smallest(exact.masked_fill_(~_exist(listed.places, listed.counts), torch.inf), listed.places, k)
+    squared, places = exact.new_empty(len(query), k), listed.places.new_empty(len(query), k)
+    choose(exact, listed, "l2sq", squared, places, query.shape[1])
+    return squared, places
 
 
 def _merged(found: Candidates, more: Candidates) -> Candidates:
     """The candidates of two chunks of a bank in host memory, whose way here takes longer than this."""
     wanted = found.values.shape[1]
-    values = [x.values.masked_fill(~_exist(x), torch.inf) for x in (found, more)]
+    values = [x.values.masked_fill(~_exist(x.places, x.counts), torch.inf) for x in (found, more)]
     values, order = torch.cat(values, 1).sort(dim=1)
     places = torch.cat([found.places, more.places], 1).gather(1, order[:, :wanted])
     dropped = torch.minimum(torch.minimum(found.dropped, more.dropped), values[:, wanted])
@@ -144,39 +210,60 @@ def _merged(found: Candidates, more: Candidates) -> Candidates:
     return Candidates(values[:, :wanted].contiguous(), places, counts, dropped)
 
 
-def _exist(found: Candidates) -> Tensor:
-    n = torch.arange(found.values.shape[1], dtype=torch.int32, device=found.values.device)
-    return n < found.counts[:, None]
+def _exist(places: Tensor, counts: Tensor) -> Tensor:
+    n = torch.arange(places.shape[1], dtype=torch.int32, device=places.device)
+    return n < counts[:, None]
 
 
-def _brought(bank: Tensor, found: Candidates, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The candidates' rows from host memory, and which of them is which candidate."""
-    exist = _exist(found)
-    rows = bank.index_select(0, found.places[exist].to(bank.device)).to(device)
-    return rows, (exist.flatten().cumsum(0) - 1).view(exist.shape)
+def _listed(bank: Tensor, scale: Tensor, places: Tensor, counts: Tensor) -> tuple[Bank, Listed]:
+    """Listed rows, and where they are on the device."""
+    if bank.device == places.device:
+        return Bank(bank, bank.stride(0), scale if scale.numel() else None), Listed(places, counts, places)
+    return _brought(bank, scale, places, counts)
 
 
-def _some(made: Rounded, some: Tensor) -> Rounded:
-    return Rounded(*(x[some] if x.numel() else x for x in made))
+def _brought(bank: Tensor, scale: Tensor, places: Tensor, counts: Tensor) -> tuple[Bank, Listed]:
+    """From host memory, each row once."""
+    exist = _exist(places, counts)
+    wanted, slot = places[exist].unique(return_inverse=True)
+    rows = bank.index_select(0, wanted.to(bank.device)).to(places.device)
+    slots = torch.zeros_like(places).masked_scatter_(exist, slot)
+    return Bank(rows, rows.stride(0), scale if scale.numel() else None), Listed(places, counts, slots)
 
 
-def _chunks(low: Tensor, device: torch.device):
-    """Rows on the device: all of them, or one chunk after the other from host memory."""
+def _chunks(low: Tensor, device: torch.device, step: int) -> Iterator[tuple[int, Tensor]]:
+    """Rows on the device, at most ``step`` at once, and which is the first of them.
+
+    From host memory they come in chunks on a stream of their own, the next one while the device works on this one.
+    """
     if low.device == device:
-        yield 0, low
+        for begin in range(0, len(low), step):
+            yield begin, low[begin : begin + step]
         return
-    step = max(1, (256 << 20) // (low.shape[1] * low.element_size()))
-    for begin in range(0, len(low), step):
-        yield begin, low[begin : begin + step].to(device, non_blocking=True)
+    step = max(1, min(step, len(low), CHUNK // (low.shape[1] * low.element_size())))
+    buffers = torch.empty(2, step, low.shape[1], dtype=low.dtype, device=device)
+    here, copies = torch.cuda.current_stream(device), torch.cuda.Stream(device)
 
+    def copied(number: int) -> tuple[Tensor, torch.cuda.Event]:
+        part = low[number * step : (number + 1) * step]
+        rows = buffers[number % 2, : len(part)]
+        # Who used this buffer before is done, as far as work has been handed to the device by now.
+        copies.wait_stream(here)
+        with torch.cuda.stream(copies):
+            rows.copy_(part, non_blocking=True)
+            return rows, copies.record_event()
 
-def _exact(query: Tensor, query_scale: Tensor, bank: Tensor, scale: Tensor, places: Tensor) -> Tensor:
-    """Squared distances by direct differences in float64, of pairs."""
-    rows = bank.index_select(0, places.to(bank.device)).to(query.device).double()
-    query = query.double()
-    if scale.numel():
-        rows, query = rows * scale[places][:, None], query * query_scale[:, None]
-    return (query - rows).square().sum(1)
+    try:
+        following = copied(0)
+        for begin in range(0, len(low), step):
+            rows, arrived = following
+            if begin + step < len(low):
+                following = copied(begin // step + 1)
+            here.wait_event(arrived)
+            yield begin, rows
+    finally:
+        # The buffers' memory goes to whoever is next on this stream.
+        here.wait_stream(copies)
 
 
 def _smallest(squared: Tensor, places: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -187,32 +274,8 @@ def _smallest(squared: Tensor, places: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return squared[:, :k], places.gather(1, order[:, :k])
 
 
-def _search_again(query: Tensor, made: Rounded, bound: Tensor, bank: Tensor, index: list[Tensor], k: int):
-    """Scores every row that may be as near as ``bound``, the distance of the k-th row found so far."""
-    _, scale, low, norms, limits = index
-    found = torch.full((len(query), k), torch.inf, dtype=torch.float64, device=query.device)
-    places = torch.full((len(query), k), len(low), dtype=torch.int64, device=query.device)
-    # As in the kernels: nearest_candidates.py says what these are.
-    errors = made.errors + limits[0]
-    absolute = product_error(made.squares + limits[1], bank.shape[1])
-    step = max(1, ELEMENTS // max(len(query), query.shape[1]))
-    for begin in range(0, len(low), step):
-        rows = low[begin : begin + step].to(query.device).double()
-        d = made.squares[:, None] + norms[begin : begin + step].double() - 2 * made.rows.double() @ rows.T
-        lower = (d - absolute[:, None]).clamp(min=0).sqrt() * (1 - ROUNDING.value) - errors[:, None]
-        exact = torch.full_like(d, torch.inf)
-        i, j = (lower <= bound[:, None]).nonzero(as_tuple=True)
-        for pairs in torch.arange(len(i), dtype=torch.int64, device=i.device).split(4096):
-            some = made.scales[i[pairs]] if len(scale) else made.scales
-            exact[i[pairs], j[pairs]] = _exact(query[i[pairs]], some, bank, scale, j[pairs] + begin)
-        everything = torch.arange(begin, begin + len(rows), dtype=torch.int64, device=query.device)
-        everything = everything.expand(len(query), -1)
-        found, places = _smallest(torch.cat([found, exact], 1), torch.cat([places, everything], 1), k)
-    return found, places
-
-
 def _check(name: str, squares: Tensor, first: int, nonzero: bool) -> None:
-    wrong = (~(squares <= LARGEST_SQUARED_NORM)).nonzero().flatten() + first
+    wrong = (~(squares <= LARGEST_SQUARED_NORM.value)).nonzero().flatten() + first
     if len(wrong):
         rows = wrong.tolist()
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""

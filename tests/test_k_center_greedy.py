@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
+import itertools
 import os
 import signal
 import sys
@@ -20,6 +22,13 @@ from murf_fast import k_center_greedy, reference
 from murf_fast.ops import _random_projection
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def small_pools(request, monkeypatch):
+    """Tests have few rows, of which a pool of all would leave none outside."""
+    if importlib.util.find_spec("triton") and "gpu" not in request.fixturenames:
+        monkeypatch.setattr(importlib.import_module("murf_fast.kernels.k_center_greedy"), "POOL", 16)
 
 
 def rows(n, dim, seed=0, mean=3.0):
@@ -88,34 +97,31 @@ def test_progress_tells_and_changes_nothing(backend, device):
     assert told == sorted(told)
 
 
-@pytest.mark.parametrize("count", [2, 4, 5, 12, 13, 19])
-def test_pieces(count, device, monkeypatch):
-    """Steps that are launched again as they are, which a graph does, select what single launches do."""
+@pytest.mark.parametrize("pool", [1, 4, 13])
+@pytest.mark.parametrize("scale", [1e-21, 1.0, 1e18])
+def test_pools(pool, scale, device, monkeypatch):
+    """Rows outside a pool may be as far or farther; squares that float32 does not hold say nothing."""
     module = pytest.importorskip("murf_fast.kernels.k_center_greedy")
-    replayed = []
-
-    class Graph:
-        def __init__(self, steps):
-            self.steps = steps
-
-        def replay(self):
-            replayed.append(module.PIECE)
-            self.steps(module.PIECE)
-
-    monkeypatch.setattr(module, "PIECE", 4)
-    monkeypatch.setattr(module, "_may_capture", lambda _: True)
-    monkeypatch.setattr(module, "_captured", Graph)
-    features, told = rows(60, 5).to(device), []
-    chosen = k_center_greedy(features, count=count, progress=lambda *pair: told.append(pair), backend="triton")
-    assert torch.equal(chosen, plain(features, count))
-    # The first piece compiles; two or more whole ones behind it are worth a graph.
-    whole = (count - 4) // 4
-    assert len(replayed) == (whole if whole >= 2 else 0)
-    assert told == [(min(n + 4, count), count) for n in range(0, count, 4)]
+    monkeypatch.setattr(module, "POOL", pool)
+    features, told = rows(60, 5).to(device) * scale, []
+    features[30:40] = features[:10]
+    chosen = k_center_greedy(features, count=19, progress=lambda *pair: told.append(pair), backend="triton")
+    assert torch.equal(chosen, plain(features, 19))
+    assert told[-1] == (19, 19)
+    assert all(1 <= b - a <= pool for (a, _), (b, _) in itertools.pairwise([(1, 19), *told]))
 
 
-def test_replayed_graph(gpu):
-    features = rows(2000, 16).to(gpu)
+def test_more_equal_rows_than_a_pool_holds(device, monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("murf_fast.kernels.k_center_greedy"), "POOL", 8)
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).repeat(20, 1).to(device)
+    told = []
+    chosen = k_center_greedy(corners, count=30, progress=lambda *pair: told.append(pair), backend="triton")
+    assert chosen.tolist() == [0, 3, 1, 2, *[0] * 26]
+    assert len(told) < 6
+
+
+def test_a_coreset_of_many_rows(gpu):
+    features = rows(20_000, 96).to(gpu)
     assert torch.equal(k_center_greedy(features, count=1100), plain(features, 1100))
 
 
@@ -137,7 +143,7 @@ def test_goes_on_after_an_interruption(backend, device, monkeypatch):
             raise KeyboardInterrupt
 
     if backend == "triton":
-        monkeypatch.setattr(pytest.importorskip("murf_fast.kernels.k_center_greedy"), "PIECE", 4)
+        monkeypatch.setattr(pytest.importorskip("murf_fast.kernels.k_center_greedy"), "POOL", 4)
     with pytest.raises(KeyboardInterrupt):
         k_center_greedy(features, count=30, start=3, progress=stop, out=out, backend=backend)
     selected = out[out >= 0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import threading
@@ -266,13 +267,13 @@ def test_cosine_of_rows_of_any_length(dtype, backend, device):
         pytest.skip("float64 has its own blocks")
     if backend == "triton" and dtype not in TRITON_DTYPES:
         pytest.skip("the interpreter takes subnormal bfloat16 numbers for others")
-    bank, query = split(torch.randn(240, 16, generator=torch.Generator().manual_seed(0)), 40)
+    bank, query = split(torch.randn(216, 16, generator=torch.Generator().manual_seed(0)), 16)
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     lengths = torch.tensor(
         [64 * smallest, 1e3 * smallest, torch.finfo(dtype).smallest_normal, 1.0], dtype=torch.float64
     )
     bank = (bank.double() * lengths.repeat(50)[:, None]).to(dtype)
-    query = (query.double() * lengths.repeat(10)[:, None]).to(dtype)
+    query = (query.double() * lengths.repeat(4)[:, None]).to(dtype)
     b, q = (x.double() * 2.0**600 if dtype == torch.float64 else x.double() for x in (bank, query))
     b, q = (x / x.abs().amax(1, keepdim=True) for x in (b, q))
     exact = 1 - (q @ b.T) / (q.norm(dim=1)[:, None] * b.norm(dim=1))
@@ -459,23 +460,62 @@ def test_bank_in_pieces(metric, device, monkeypatch):
     """As a bank in host memory is searched: chunk by chunk, and its candidates brought to the queries."""
     module = pytest.importorskip("murf_fast.kernels.nearest_distance")
 
-    def chunks(low, _):
-        yield from ((begin, low[begin : begin + 40]) for begin in range(0, len(low), 40))
+    def chunks(low, _, step):
+        step = min(step, 40)
+        yield from ((begin, low[begin : begin + step]) for begin in range(0, len(low), step))
 
-    brought = []
+    brought, bring = [], module._brought
 
-    def bring(query, made, bank, found, slots, *others):
-        rows, slots = module._brought(bank.rows, found, query.device)
-        brought.append(len(rows))
-        return exact(query, made, bank._replace(rows=rows, stride=rows.stride(0)), found, slots, *others)
+    def listed(*arguments):
+        where, found = bring(*arguments)
+        brought.append(len(where.rows))
+        return where, found
 
-    exact = module.exact_nearest
     monkeypatch.setattr(module, "_chunks", chunks)
-    monkeypatch.setattr(module, "exact_nearest", bring)
+    monkeypatch.setattr(module, "_listed", listed)
     bank, query = split(clustered(140, 11, clusters=9).to(device), 4)
     actual = nearest_distance(query, bank, k=3, metric=metric, precision="float32", backend="triton")
     assert_exact([x.cpu() for x in actual], query.cpu(), bank.cpu(), 3, metric)
-    assert 4 * 3 <= sum(brought) < 4 * 32
+    assert 3 <= sum(brought) < 4 * 32
+
+
+def test_chunks_from_host_memory(monkeypatch):
+    """Two buffers in turn: rows are copied once who used their buffer is done, and used once they have come."""
+    module = pytest.importorskip("murf_fast.kernels.nearest_distance")
+    log = []
+
+    class Stream:
+        def __init__(self, device=None):
+            self.copied = 0
+
+        def wait_stream(self, other):
+            log.append("copies wait" if self is copies else "the end waits")
+
+        def wait_event(self, number):
+            log.append(f"wait for {number}")
+
+        def record_event(self):
+            self.copied += 1
+            return self.copied - 1
+
+    here, copies = Stream(), Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: copies)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    low = torch.arange(2 * 11.0).view(11, 2)
+    monkeypatch.setattr(module, "CHUNK", 4 * low.stride(0) * low.element_size())
+    where = set()
+    for begin, rows in module._chunks(low, torch.device("cpu", 0), len(low)):
+        log.append(f"use {begin}")
+        where.add(rows.data_ptr())
+        assert torch.equal(rows, low[begin : begin + 4])
+    assert log == [
+        *("copies wait", "copies wait", "wait for 0", "use 0"),
+        *("copies wait", "wait for 1", "use 4"),
+        *("wait for 2", "use 8"),
+        "the end waits",
+    ]
+    assert len(where) == 2
 
 
 def test_more_rows_as_near_than_candidates(device):
@@ -489,6 +529,50 @@ def test_more_rows_as_near_than_candidates(device):
     for k in (1, 40):
         actual = nearest_distance(query, bank, k=k, precision="float16", backend="triton")
         assert_exact([x.cpu() for x in actual], query.cpu(), bank.cpu(), k, "l2")
+
+
+def test_lists_that_are_too_short(device, monkeypatch):
+    """Queries with more near rows than their list holds take another pass, in which no list can be too short."""
+    module = pytest.importorskip("murf_fast.kernels.nearest_distance")
+    monkeypatch.setattr(module, "LISTED", 60)
+    monkeypatch.setattr(module, "AT_LAST", 2)
+    searched, search = [], module._search_again
+
+    def counted(query, some, *others):
+        missed = search(query, some, *others)
+        searched.append((len(some), len(missed)))
+        return missed
+
+    monkeypatch.setattr(module, "_search_again", counted)
+    g = torch.Generator().manual_seed(0)
+    near, far = 1 + 1e-4 * torch.randn(160, 16, generator=g), torch.randn(20, 16, generator=g)
+    bank = torch.cat([near, far]).to(device)
+    query = torch.cat([near[:3] + 1e-4, far[:2]]).to(device)
+    for k in (1, 70):
+        actual = nearest_distance(query, bank, k=k, precision="float16", backend="triton")
+        assert_exact([x.cpu() for x in actual], query.cpu(), bank.cpu(), k, "l2")
+        first, *rest = searched
+        assert first[1] >= 3
+        assert sum(n for n, _ in rest) == first[1]
+        assert all(n <= 2 and missed == 0 for n, missed in rest)
+        searched.clear()
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_refused_queries_are_named_after_the_search(metric, device, monkeypatch):
+    """In the second block of queries, too; a row of zeros is refused of angles only."""
+    monkeypatch.setattr(pytest.importorskip("murf_fast.kernels.nearest_distance"), "QUERIES", 4)
+    bank, query = split(clustered(30, 5).to(device), 7)
+    query[5, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"`query` must be finite with norms up to 1e18, rows \[5\] are not"):
+        nearest_distance(query, bank, metric=metric, precision="float32", backend="triton")
+    query[5] = 0
+    if metric == "cosine":
+        with pytest.raises(ValueError, match=r"needs nonzero rows, `query` has \[5\]"):
+            nearest_distance(query, bank, metric=metric, precision="float32", backend="triton")
+    else:
+        actual = nearest_distance(query, bank, precision="float32", backend="triton")
+        assert_exact([x.cpu() for x in actual], query.cpu(), bank.cpu(), 1, "l2")
 
 
 def test_many_rows_are_as_near(device, monkeypatch):
