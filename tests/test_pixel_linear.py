@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,8 @@ from util import assert_within_budget
 
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.tables.moments import group_norm, join
+
+pixel_linear_resident = importlib.import_module("murf_fast.kernels.pixel_linear_resident")
 
 # What a layer has, and whether it replaces its input or its residual.
 LAYERS = {
@@ -106,6 +110,37 @@ def test_float16_is_refused_by_the_kernel():
 @pytest.mark.parametrize("layer", LAYERS)
 def test_triton(layer, size, dtype, device):
     check(LAYERS[layer], size, dtype, "triton", device)
+
+
+RESIDENT = {name: parts for name, parts in LAYERS.items() if "weight" in parts and name != "first"}
+
+
+@pytest.fixture
+def few_programs(monkeypatch) -> list[int | None]:
+    """Three programs walk the tiles of any layer that is for them; the list says which launches were theirs."""
+    found, original = [], pixel_linear_resident.resident_programs
+
+    def programs(*arguments):
+        found.append(original(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(pixel_linear_resident, "LEAST_TILES", 0)
+    monkeypatch.setattr(pixel_linear_resident.launch, "multiprocessors", lambda device: 3)
+    monkeypatch.setattr(importlib.import_module("murf_fast.kernels.pixel_linear"), "resident_programs", programs)
+    return found
+
+
+@pytest.mark.gpu_quick
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("size", for_triton(((72, 12, 17), (40, 1, 97)), SIZES), ids=str)
+@pytest.mark.parametrize("layer", [*RESIDENT, "next beside"])
+def test_programs_that_walk_tiles(layer, size, dtype, device, few_programs):
+    """Of two shares in float32, which therefore cannot be in place."""
+    parts = RESIDENT.get(layer, ("weight", "statistics"))
+    check(parts, size, dtype, "triton", device)
+    takes = not (layer == "next" and dtype == torch.float32)
+    assert len(few_programs) == 1
+    assert (few_programs[0] is not None) == takes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -28,6 +28,7 @@ IN_PARTS = {
     "_feature_unify_grad_patches",
     "_feature_unify_grad_basis",
     "_pixel_linear",
+    "_pixel_linear_resident",
 }
 
 
