@@ -15,10 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from murf_fast.kernels import launch
+from murf_fast.kernels.moments import join
 from murf_fast.kernels.pixel_layers import Rows, finished, inputs_of, turned, written
 from murf_fast.kernels.pixel_linear_resident import _pixel_linear_resident, resident_programs, resident_tile
 from murf_fast.kernels.products import product
-from murf_fast.tables.moments import join
 
 __all__ = ["pixel_linear"]
 

@@ -13,6 +13,7 @@ from util import assert_within_budget
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.tables.moments import group_norm, join
 
+moments = importlib.import_module("murf_fast.kernels.moments")
 pixel_linear_resident = importlib.import_module("murf_fast.kernels.pixel_linear_resident")
 
 # What a layer has, and whether it replaces its input or its residual.
@@ -166,3 +167,22 @@ def test_group_norm_of_parts(mean):
     actual = x.double() * gain.double().view(1, -1, 1, 1) + offset.double().view(1, -1, 1, 1)
     same = F.group_norm(x, 4, weight, bias)
     assert_within_budget(actual.float(), oracle, same, terms=float((gain * mean).abs().max()))
+
+
+@pytest.mark.gpu_quick
+@pytest.mark.parametrize("size", [(1, 1, 24), (1, 7, 16), (513, 3, 40)], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+def test_moments_in_triton(size, affine, device):
+    """As those of plain PyTorch, for parts of which one is shorter; with means that differ by more than they spread."""
+    count, each, channels = size
+    total = count * each - (each - 1) // 2
+    parts = torch.stack([draw(count, channels) + 1e3, draw(count, channels, seed=1).abs() * each], 1)
+    oracle = join(parts, each, total)
+    found = moments.join(parts.to(device), each, total)
+    for a, e in zip(found, oracle, strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e3 * torch.finfo(torch.float64).eps, atol=0)
+    weights = [draw(channels, seed=seed) if affine else None for seed in (2, 3)]
+    exact = group_norm(*oracle, total, 8, *weights, 1e-5)
+    actual = moments.group_norm(*found, total, 8, *(w if w is None else w.to(device) for w in weights), 1e-5)
+    for a, e in zip(actual, exact, strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=2 * torch.finfo(torch.float32).eps, atol=0)

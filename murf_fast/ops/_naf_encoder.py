@@ -156,10 +156,10 @@ def _encode_pointwise(x, encoder: Encoder, to, backend, found: list) -> Half:
     statistics = pixel_linear(x, to, weight=encoder.first, bias=encoder.bias, **options)
     *halves, last = encoder.halves
     for half in halves:
-        half = normalized(statistics, half, len(to))
+        half = normalized(statistics, half, len(to), backend)
         found.append(half[:2])
         statistics = pixel_linear(to, to, norm=half[:2], weight=half.weight, bias=half.bias, **options)
-    last = normalized(statistics, last, len(to))
+    last = normalized(statistics, last, len(to), backend)
     found.append(last[:2])
     return last
 
@@ -183,7 +183,7 @@ def _encode_wide(x, size, encoder: Encoder, to, spare, backend, found: list) -> 
     statistics = pixel_conv(x, size, to, weight=encoder.first, bias=encoder.bias, statistics=True, **options)
     here, there = to, spare
     for i, half in enumerate(encoder.halves):
-        half = normalized(statistics, half, len(to))
+        half = normalized(statistics, half, len(to), backend)
         found.append(half[:2])
         options["statistics"] = i + 1 < len(encoder.halves)
         statistics = pixel_conv(here, size, there, norm=half[:2], weight=half.weight, bias=half.bias, **options)
