@@ -46,13 +46,14 @@ def resident_tile(dtype: torch.dtype, rotates: bool) -> ResidentTile:
 
 def resident_programs(tile: ResidentTile, x: Tensor, out: Tensor, weight: Tensor | None) -> int | None:
     """How many programs walk the tiles of a layer, times the shares of a tile; None for layers that are not for them:
-    without products, or with more inputs than fit, with few pixels, or of a chip whose warps multiply one by one.
+    without products, or with more inputs than fit, with few pixels, or on another chip than sm_90: most have less
+    shared memory or no products of warp groups, and compiled for sm_100 some layers spill.
 
     Programs that share a tile all read its pixels, so none may replace the input.
     """
     if weight is None or not LEAST_INPUTS <= x.shape[1] <= WIDEST or out.shape[1] > WIDEST:
         return None
-    if launch.without_warp_groups(launch.architecture(out.device)):
+    if launch.architecture(out.device) != 90:
         return None
     if tile.shares > 1 and x.untyped_storage()._cdata == out.untyped_storage()._cdata:
         return None
