@@ -135,9 +135,11 @@ def pixel_linear(
         if programs is None:
             _pixel_linear[(tiles,)](*arguments, unit_eps or 0.0, HALF=max(16, half), **options)
         else:
-            _pixel_linear_resident[(min(programs, tiles), tile.shares)](
+            programs = min(programs, tiles)
+            _pixel_linear_resident[(programs, tile.shares)](
                 *arguments,
                 tiles,
+                programs,
                 unit_eps or 0.0,
                 INPUTS=max(tile.depth, launch.power_of_two(x.shape[1])),
                 HALF=max(16, half // tile.shares),

@@ -71,7 +71,7 @@ def _channels(n, half, HEADS: tl.constexpr):
 
 @triton.jit
 def _pixel_linear_resident(x, gain, offset, weight, bias, residual, rotate_rows, rotate_columns, out, out_stride,
-                          statistics, pixels, inputs, channels, width, tiles, unit_eps, UNIT: tl.constexpr,
+                          statistics, pixels, inputs, channels, width, tiles, programs, unit_eps, UNIT: tl.constexpr,
                           HEADS: tl.constexpr, PIXELS: tl.constexpr, INPUTS: tl.constexpr, DEPTH: tl.constexpr,
                           HALF: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     half = channels // 2 // HEADS
@@ -88,7 +88,7 @@ def _pixel_linear_resident(x, gain, offset, weight, bias, residual, rotate_rows,
         at = weight + i.to(tl.int64)[:, None] * channels + column[None, :]
         own = tl.load(at, mask=(i < inputs)[:, None] & column_inside[None, :], other=0.0)
         weights += (taken_apart(own, PRECISION) if own.dtype == tl.float32 else (own, own),)
-    rest, step = launch.bound(tiles - tl.program_id(0)), launch.bound(tl.num_programs(0))
+    rest, step = launch.bound(tiles - tl.program_id(0)), launch.bound(programs)
     # Outside of the loop the addresses of all weights would take a third of the registers.
     for walked in tl.range(0, rest, step, disable_licm=True):
         tile = tl.program_id(0) + walked
