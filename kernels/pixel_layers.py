@@ -19,14 +19,14 @@ class Rows(NamedTuple):
 
 @triton.jit
 def inputs_of(x, gain, offset, p, p_inside, i, i_inside):
-    """Inputs i of pixels p, float32, normalized and activated if there is a ``gain``; 0 outside."""
+    """Inputs i of pixels p, float32, normalized and activated if there is a ``gain``; 0 for inputs outside."""
     inside = p_inside[:, None] & i_inside[None, :]
     pointers = x.data + p.to(tl.int64)[:, None] * x.stride_pixel + i.to(tl.int64)[None, :] * x.stride_input
     v = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     if gain is not None:
         v = v * tl.load(gain + i, mask=i_inside, other=0.0)[None, :]
         v = v + tl.load(offset + i, mask=i_inside, other=0.0)[None, :]
-        v = tl.where(inside, v / (1.0 + tl.exp(-v)), 0.0)
+        v = v / (1.0 + tl.exp(-v))
     return v
 
 
