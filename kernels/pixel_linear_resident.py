@@ -38,9 +38,12 @@ def resident_tile(dtype: torch.dtype, rotates: bool) -> ResidentTile:
     and a multiprocessor of sm_90 has 227: two programs with half of the channels each fit beside the next tile's
     pixels, and one multiplies while the other activates or writes. Weights in half precision are 32 KB, but with the
     angles of all channels a thread has too many values.
+
+    Sums of 64 terms by themselves (kernels/products.py) lose on tensor cores what float32 does; sums of 32 lose half
+    of that, and four of them took all registers of a thread.
     """
     if dtype == torch.float32 or rotates:
-        return ResidentTile(64, 2, 32, 4, 255, 2)
+        return ResidentTile(64, 2, 64, 4, 255, 2)
     return ResidentTile(64, 1, 32, 4, 168, 3)
 
 
