@@ -56,19 +56,9 @@ def architecture(device: torch.device) -> int:
     return triton.runtime.driver.active.get_current_target().arch  # compiled for a GPU that is not here
 
 
-def multiprocessors(device: torch.device) -> int:
-    """Of a GPU; where there is none, those of an H100."""
-    return _multiprocessors(device) if device.type == "cuda" else 132
-
-
 def without_warp_groups(architecture: int) -> bool:
     """Whether a warp multiplies by itself, with its operands in its registers: sm_80, sm_89, sm_120."""
     return not 90 <= architecture < 120
-
-
-@functools.lru_cache(64)
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.lru_cache(64)
@@ -103,3 +93,13 @@ def cdiv(a: int, b: int) -> int:
 def power_of_two(n: int) -> int:
     """The least that is not below ``n``."""
     return 1 << (n - 1).bit_length()
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; where there is none, those of an H100."""
+    return 132 if INTERPRETED or device.type != "cuda" else _multiprocessors(device)
+
+
+@functools.lru_cache(64)
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
