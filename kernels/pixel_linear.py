@@ -2,7 +2,8 @@
 
 A program makes all channels of a tile of pixels, as two halves: the position mixing pairs a channel of the first half
 of a head with one of the second. It reads all that it needs of its pixels before it writes, so the result may replace
-the input or the residual.
+the input or the residual. Large layers with products go to the programs of
+:mod:`murf_fast.kernels.pixel_linear_resident` where they can.
 """
 
 from __future__ import annotations
