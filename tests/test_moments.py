@@ -11,8 +11,6 @@ from util import assert_within_budget
 
 from murf_fast.tables.moments import group_norm, join
 
-moments = importlib.import_module("murf_fast.kernels.moments")
-
 
 def draw(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
@@ -38,6 +36,7 @@ def test_group_norm_of_parts(mean):
 @pytest.mark.parametrize("affine", [True, False])
 def test_moments_in_triton(size, affine, device):
     """As those of plain PyTorch, for parts of which one is shorter; with means that differ by more than they spread."""
+    moments = importlib.import_module("murf_fast.kernels.moments")
     count, each, channels = size
     total = count * each - (each - 1) // 2
     parts = torch.stack([draw(count, channels) + 1e3, draw(count, channels, seed=1).abs() * each], 1)

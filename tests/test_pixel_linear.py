@@ -9,10 +9,7 @@ import torch
 from suite import TRITON_DTYPES, for_triton
 from util import assert_within_budget
 
-from murf_fast.kernels import launch
 from murf_fast.ops._pixel_linear import pixel_linear
-
-pixel_linear_resident = importlib.import_module("murf_fast.kernels.pixel_linear_resident")
 
 # What a layer has, and whether it replaces its input or its residual.
 LAYERS = {
@@ -115,17 +112,23 @@ RESIDENT = {name: parts for name, parts in LAYERS.items() if "weight" in parts a
 
 
 @pytest.fixture
-def few_programs(monkeypatch) -> list[int | None]:
+def few_programs(monkeypatch, device) -> list[int | None]:
     """Three programs walk the tiles of any layer that is for them; the list says which launches were theirs."""
-    found, original = [], pixel_linear_resident.resident_programs
+    layers, walked, launch = (
+        importlib.import_module(f"murf_fast.kernels.{name}")
+        for name in ("pixel_linear", "pixel_linear_resident", "launch")
+    )
+    if launch.architecture(torch.device(device)) != 90:
+        pytest.skip("they walk on sm_90 alone")
+    found = []
 
     def programs(*arguments):
-        found.append(original(*arguments))
+        found.append(walked.resident_programs(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(pixel_linear_resident, "LEAST_TILES", 0)
-    monkeypatch.setattr(pixel_linear_resident.launch, "multiprocessors", lambda device: 3)
-    monkeypatch.setattr(importlib.import_module("murf_fast.kernels.pixel_linear"), "resident_programs", programs)
+    monkeypatch.setattr(walked, "LEAST_TILES", 0)
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 3)
+    monkeypatch.setattr(layers, "resident_programs", programs)
     return found
 
 
@@ -135,8 +138,6 @@ def few_programs(monkeypatch) -> list[int | None]:
 @pytest.mark.parametrize("layer", [*RESIDENT, "next beside"])
 def test_programs_that_walk_tiles(layer, size, dtype, device, few_programs):
     """Of two shares in float32, which therefore cannot be in place."""
-    if launch.architecture(torch.device(device)) != 90:
-        pytest.skip("they walk on sm_90 alone")
     parts = RESIDENT.get(layer, ("weight", "statistics"))
     check(parts, size, dtype, "triton", device)
     takes = not (layer == "next" and dtype == torch.float32)
