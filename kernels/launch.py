@@ -93,3 +93,13 @@ def cdiv(a: int, b: int) -> int:
 def power_of_two(n: int) -> int:
     """The least that is not below ``n``."""
     return 1 << (n - 1).bit_length()
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; where there is none, those of an H100."""
+    return 132 if INTERPRETED or device.type != "cuda" else _multiprocessors(device)
+
+
+@functools.lru_cache(64)
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

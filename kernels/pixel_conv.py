@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.kernels.moments import join
 from murf_fast.kernels.pixel_linear import pixel_linear
-from murf_fast.tables.moments import join
 
 __all__ = ["pixel_conv", "pixel_conv_weight"]
 
@@ -50,7 +50,9 @@ def pixel_conv(
         parts.append(pixel_linear(made, to, bias=bias, statistics=statistics))
     if not statistics:
         return None
-    return join(torch.stack([torch.stack(part) for part in parts]), min(step, end - begin) * width, len(out))
+    if len(parts) == 1:
+        return parts[0]
+    return join(torch.stack([torch.stack(part) for part in parts]), step * width, len(out))
 
 
 def _band(x, size, first, last, norm, activate, reflect) -> Tensor:

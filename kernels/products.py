@@ -46,3 +46,23 @@ def _parts(x):
 def _or_nan(high, x):
     """A GPU's NaN has all bits of its fraction set, and was rounded to zero."""
     return tl.where(x == x, high, x.to(tl.float32))
+
+
+@triton.jit
+def taken_apart(b, PRECISION: tl.constexpr):
+    """What :func:`product_of_parts` takes of float32 factors: for a kernel that multiplies by the same ones often."""
+    high, low = _parts(b)
+    if PRECISION == "tf32":
+        return _or_nan(high, b), low
+    return high, low
+
+
+@triton.jit
+def product_of_parts(a, b_high, b_low, total, PRECISION: tl.constexpr):
+    """:func:`product` of float32 ``a`` and ``b``, which has been taken apart."""
+    a_high, a_low = _parts(a)
+    if PRECISION == "tf32":
+        return tl.dot(_or_nan(a_high, a), b_high, total, input_precision="tf32")
+    terms = tl.dot(a_low, b_high, tl.zeros_like(total), input_precision="tf32")
+    terms = tl.dot(a_high, b_low, terms, input_precision="tf32")
+    return total + tl.dot(a_high, b_high, terms, input_precision="tf32")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
-import torch.nn.functional as F
 from suite import TRITON_DTYPES, for_triton
 from util import assert_within_budget
 
 from murf_fast.ops._pixel_linear import pixel_linear
-from murf_fast.tables.moments import group_norm, join
 
 # What a layer has, and whether it replaces its input or its residual.
 LAYERS = {
@@ -108,6 +108,43 @@ def test_triton(layer, size, dtype, device):
     check(LAYERS[layer], size, dtype, "triton", device)
 
 
+RESIDENT = {name: parts for name, parts in LAYERS.items() if "weight" in parts and name != "first"}
+
+
+@pytest.fixture
+def few_programs(monkeypatch, device) -> list[int | None]:
+    """Three programs walk the tiles of any layer that is for them; the list says which launches were theirs."""
+    layers, walked, launch = (
+        importlib.import_module(f"murf_fast.kernels.{name}")
+        for name in ("pixel_linear", "pixel_linear_resident", "launch")
+    )
+    if launch.architecture(torch.device(device)) != 90:
+        pytest.skip("they walk on sm_90 alone")
+    found = []
+
+    def programs(*arguments):
+        found.append(walked.resident_programs(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(walked, "LEAST_TILES", 0)
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 3)
+    monkeypatch.setattr(layers, "resident_programs", programs)
+    return found
+
+
+@pytest.mark.gpu_quick
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("size", for_triton(((72, 12, 17), (40, 1, 97)), SIZES), ids=str)
+@pytest.mark.parametrize("layer", [*RESIDENT, "next beside"])
+def test_programs_that_walk_tiles(layer, size, dtype, device, few_programs):
+    """Of two shares in float32, which therefore cannot be in place."""
+    parts = RESIDENT.get(layer, ("weight", "statistics"))
+    check(parts, size, dtype, "triton", device)
+    takes = not (layer == "next" and dtype == torch.float32)
+    assert len(few_programs) == 1
+    assert (few_programs[0] is not None) == takes
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_threads_change_nothing(dtype, three_threads):
     parts, size = LAYERS["close"], (128, 61, 59)
@@ -116,18 +153,3 @@ def test_threads_change_nothing(dtype, three_threads):
     actual = results(parts, size, dtype, "native")
     for a, e in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
         assert torch.equal(a, e)
-
-
-@pytest.mark.parametrize("mean", [0.0, 1e3])
-def test_group_norm_of_parts(mean):
-    """Also with a mean so far from zero that E[x^2] - E[x]^2 has nothing left in float32."""
-    x = draw(1, 16, 1, 1000) + mean
-    weight, bias = draw(16, seed=1), draw(16, seed=2)
-    rows = x[0, :, 0].T
-    parts = [torch.stack([p.mean(0), p.var(0, correction=0) * len(p)]) for p in rows.double().split(64)]
-    found = join(torch.stack(parts).float(), 64, 1000)
-    gain, offset = group_norm(*found, 1000, 4, weight, bias, 1e-5)
-    oracle = F.group_norm(x.double(), 4, weight.double(), bias.double())
-    actual = x.double() * gain.double().view(1, -1, 1, 1) + offset.double().view(1, -1, 1, 1)
-    same = F.group_norm(x, 4, weight, bias)
-    assert_within_budget(actual.float(), oracle, same, terms=float((gain * mean).abs().max()))

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.long
 
 # Largest shared memory of one block in bytes: CUDA C++ Programming Guide, table of compute capabilities.
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+# For one chip, in whose shared memory its weights stay.
+ONLY_ON = {"_pixel_linear_resident": 90}
 # Its answers are proven by a bound for the sum of three products of TF32, whatever torch allows.
 ALWAYS_SPLIT = "_nearest_distance"
 # Their float32 products are three of TF32 parts, which have the same digits (kernels/products.py).
@@ -28,6 +30,7 @@ IN_PARTS = {
     "_feature_unify_grad_patches",
     "_feature_unify_grad_basis",
     "_pixel_linear",
+    "_pixel_linear_resident",
 }
 
 
@@ -62,7 +65,7 @@ def test_every_kernel_fits(compiled, arch):
     own = [kernel for kernel in compiled if kernel["arch"] == arch]
     in_whole = any(int(request.split(":")[0]) == arch for request in compiled_record.WHOLE)
     expected = offline.launched_kernels() if in_whole else {k["name"] for k in compiled if k["products"]}
-    assert {kernel["name"] for kernel in own} == expected
+    assert {kernel["name"] for kernel in own} == {name for name in expected if ONLY_ON.get(name, arch) == arch}
     for kernel in own:
         assert kernel["stack"] == kernel["local"] == 0, f"spills: {kernel}"
         assert kernel["shared"] <= SHARED_LIMIT[arch], kernel

@@ -17,9 +17,10 @@ from tiny import maps
 from torch import Tensor
 
 import murf_fast
-from murf_fast import _extension
+from murf_fast import _extension, backends
 from murf_fast.nn import AnyUp
 from murf_fast.nn.guided._anyup_forward import _projected, _projection, keys_of, window_rule
+from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.ops._pixels import arithmetic_of
 from murf_fast.reference.anyup import anyup, encoder, mixed_with_positions, residual_blocks
 
@@ -334,3 +335,20 @@ def layers(device: str, dtype: torch.dtype) -> None:
         image = torch.zeros(1, 3, 10, 30, device=device, dtype=dtype)
         model(image, features)
         model(image, features, (12, 20), region=(1, 2, 5, 7))
+    _many_pixels(device, dtype, len(model.image_encoder[0].weight))
+
+
+def _many_pixels(device: str, dtype: torch.dtype, channels: int) -> None:
+    """The layers of a large image, which have a kernel of their own on some GPUs."""
+    height, width = 448, 120
+    backend = backends.resolve(None, torch.device(device).type, dtype)
+    x, out = (torch.zeros(height * width, channels, device=device, dtype=dtype) for _ in range(2))
+    weight, vector = torch.zeros(channels, channels, device=device, dtype=dtype), torch.zeros(channels, device=device)
+    turns = tuple(torch.zeros(n, 2, channels, device=device) for n in (height, width))
+    normalized = {"norm": (vector, vector), "weight": weight, "backend": backend}
+    pixel_linear(x, out, weight=weight, statistics=True, backend=backend)
+    pixel_linear(x, out, statistics=True, **normalized)
+    pixel_linear(x, out, residual=out, statistics=True, **normalized)
+    pixel_linear(x, out, residual=out, rotation=turns, **normalized)
+    pixel_linear(x, out, bias=vector, statistics=True, **normalized)
+    pixel_linear(x, out, unit_eps=1e-3, weight=weight, bias=vector, backend=backend)

@@ -20,17 +20,16 @@ from murf_fast.ops._pixel_conv import columns_read, pixel_conv, pixel_conv_weigh
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.ops._pixels import (
     GROUPS,
-    NORM_EPS,
     Half,
     as_map,
     in_arithmetic_of,
+    norm_of,
     normalized,
     pairs,
     pixels_of,
     pool,
     requires_grids,
 )
-from murf_fast.tables.moments import group_norm
 
 # nn.RMSNorm without an eps takes that of the tensor's type; the weights were trained with this one.
 UNIT_EPS = torch.finfo(torch.float32).eps
@@ -192,10 +191,10 @@ def encode(
     first = {"weight": encoder.first, "statistics": True, "backend": backend}
     statistics = pixel_conv(x, size, main, reflect=True, **first) if encoder.is_wide else pixel_linear(x, main, **first)
     for i, (opens, closes) in enumerate(encoder.blocks):
-        norm = normalized(statistics, opens, len(main))[:2]
+        norm = normalized(statistics, opens, len(main), backend)[:2]
         statistics = pixel_linear(main, spare, norm=norm, weight=opens.weight, statistics=True, backend=backend)
         found.append(norm)
-        norm = normalized(statistics, closes, len(main))
+        norm = normalized(statistics, closes, len(main), backend)
         found.append(norm[:2])
         last = i + 1 == len(encoder.blocks)
         if last and stop:
@@ -232,13 +231,7 @@ def finish_queries(main, spare, last: Half, inner, size, normalize: bool, backen
     else:
         encoded = torch.empty((size[0] * size[1], main.shape[1]), dtype=main.dtype, device=main.device)
         [statistics] = finish_pooled(main, spare, last, inner, [as_map(encoded, size)], backend, statistics=normalize)
-    return encoded, norm_without_weights(statistics, len(encoded)) if normalize else None
-
-
-def norm_without_weights(statistics: tuple[Tensor, Tensor], pixels: int) -> tuple[Tensor, Tensor]:
-    """Gain and offset of a group norm that has none of its own."""
-    mean = statistics[0]
-    return group_norm(*statistics, pixels, GROUPS, torch.ones_like(mean), torch.zeros_like(mean), NORM_EPS)
+    return encoded, norm_of(statistics, None, None, len(encoded), backend) if normalize else None
 
 
 class Band(NamedTuple):

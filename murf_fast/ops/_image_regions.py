@@ -32,7 +32,6 @@ from murf_fast.ops._image_encoders import (
     finish_pooled,
     finish_queries,
     network,
-    norm_without_weights,
     project,
     reach,
     requires_network,
@@ -43,7 +42,7 @@ from murf_fast.ops._image_encoders import (
 from murf_fast.ops._library import axes_of, register
 from murf_fast.ops._pixel_conv import columns_read, pixel_conv
 from murf_fast.ops._pixel_linear import pixel_linear
-from murf_fast.ops._pixels import as_map, in_arithmetic_of, normalized, pairs, pixels_of, requires_grids
+from murf_fast.ops._pixels import as_map, in_arithmetic_of, norm_of, normalized, pairs, pixels_of, requires_grids
 from murf_fast.tables.moments import join
 from murf_fast.tables.resize import part
 
@@ -146,7 +145,7 @@ def _in_bands(image: Tensor, net: Network, keys: Sequence[Tensor], output, backe
 
     for _ in range(NORMS):
         parts = [encoded(*band) for band in bands()]
-        found[0].append(_joined(parts, net.encoders[0], len(found[0]), rows * width, height * width))
+        found[0].append(_joined(parts, net.encoders[0], len(found[0]), rows * width, height * width, backend))
     for _ in range(NORMS):
         parts = ([], [])
         for begin, end, own in bands():
@@ -154,7 +153,9 @@ def _in_bands(image: Tensor, net: Network, keys: Sequence[Tensor], output, backe
             for i in (1, 2):
                 parts[i - 1].append(_layers(own[0], net.encoders[i], found[i], *own[1:], backend))
         for i in (1, 2):
-            found[i].append(_joined(parts[i - 1], net.encoders[i], len(found[i]), rows * width, height * width))
+            found[i].append(
+                _joined(parts[i - 1], net.encoders[i], len(found[i]), rows * width, height * width, backend)
+            )
     if keys:
         totals = [(torch.zeros_like(pixels_of(k)), torch.zeros_like(pixels_of(k))) for k in keys]
         for begin, end, own in bands():
@@ -180,7 +181,8 @@ def _of_queries(image: Tensor, norms: Sequence, net: Network, output, backend: s
     bands = [(y, min(y + rows, height)) for y in range(0, height, rows)]
     for x in _encoded(image, norms, net, output, bands, (0, width), backend):
         parts.append(torch.stack(pixel_linear(x, x, statistics=True, backend=backend)))
-    return norm_without_weights(join(torch.stack(parts), rows * width, height * width), height * width)
+    total = height * width
+    return norm_of(join(torch.stack(parts), rows * width, total), None, None, total, backend)
 
 
 class Patch(NamedTuple):
@@ -246,10 +248,10 @@ def _layers(
     return statistics
 
 
-def _joined(parts: list, encoder: Encoder, at: int, size: int, total: int) -> tuple[Tensor, Tensor]:
+def _joined(parts: list, encoder: Encoder, at: int, size: int, total: int, backend: str) -> tuple[Tensor, Tensor]:
     """Norm number ``at`` of an encoder, from the statistics of bands of ``size`` pixels (the last of what is left)."""
     statistics = join(torch.stack([torch.stack(p) for p in parts]), size, total)
-    return normalized(statistics, encoder.blocks[at // 2][at % 2], total)[:2]
+    return normalized(statistics, encoder.blocks[at // 2][at % 2], total, backend)[:2]
 
 
 def add_pooled(band: Tensor, begin: int, height: int, sums: Tensor, backend: str) -> None:

@@ -1,7 +1,8 @@
 """NAF's two encoders of the image, down to the queries and the pooled keys, without gradients.
 
-Layers between two group norms are passes over the pixels: those of the 1x1 encoder in place
-(:mod:`murf_fast.ops._pixel_linear`), those of the 3x3 encoder between two buffers (:mod:`murf_fast.ops._pixel_conv`).
+Layers between two group norms are passes over the pixels: those of the 1x1 encoder
+(:mod:`murf_fast.ops._pixel_linear`) in place on a CPU, those of the 3x3 encoder (:mod:`murf_fast.ops._pixel_conv`) and
+all on a GPU between two buffers.
 Where the image has the queries' size their halves serve as buffers, and one map of half their channels is all that is
 kept beside them.
 """
@@ -134,13 +135,13 @@ def encode(
     buffer = None if same else torch.empty_like(spare)
     x = pixels_of(image)
     to = final[:, :half] if same else buffer
-    last = _encode_pointwise(x, pointwise, to, backend, found)
+    made, last = _encode_pointwise(x, pointwise, to, spare, backend, found)
 
     def pooled(x: Tensor) -> Tensor:
         return pool(x, inner, size, backend)
 
     fewer = size[0] * size[1] < inner[0] * inner[1]
-    finish_pointwise(to, last, pooled, same, fewer, final[:, :half], backend)
+    finish_pointwise(made, last, pooled, same, fewer, final[:, :half], backend)
     to = final[:, half:] if same else buffer
     made = _encode_wide(x, inner, wide, to, spare, backend, found)
     if not same:
@@ -150,18 +151,26 @@ def encode(
         pixels_of(k).copy_(pool(final, size, k.shape[1:], backend))
 
 
-def _encode_pointwise(x, encoder: Encoder, to, backend, found: list) -> Half:
-    """All but the last layer, in place, and that layer with its norm."""
-    options = {"statistics": True, "backend": backend}
-    statistics = pixel_linear(x, to, weight=encoder.first, bias=encoder.bias, **options)
+def _encode_pointwise(x, encoder: Encoder, to, spare, backend, found: list) -> tuple[Tensor, Half]:
+    """What all layers but the last make, and that layer with its norm.
+
+    In ``to`` on a CPU, which has the pixels in its caches. A GPU's programs share the channels of a pixel: it goes to
+    and fro, and ends in ``spare``, so that the last layer may write to ``to``.
+    """
     *halves, last = encoder.halves
+    here, there = (to, spare) if len(halves) % 2 else (spare, to)
+    if backend == "native":
+        here = there = to
+    options = {"statistics": True, "backend": backend}
+    statistics = pixel_linear(x, here, weight=encoder.first, bias=encoder.bias, **options)
     for half in halves:
-        half = normalized(statistics, half, len(to))
+        half = normalized(statistics, half, len(to), backend)
         found.append(half[:2])
-        statistics = pixel_linear(to, to, norm=half[:2], weight=half.weight, bias=half.bias, **options)
-    last = normalized(statistics, last, len(to))
+        statistics = pixel_linear(here, there, norm=half[:2], weight=half.weight, bias=half.bias, **options)
+        here, there = there, here
+    last = normalized(statistics, last, len(to), backend)
     found.append(last[:2])
-    return last
+    return here, last
 
 
 def finish_pointwise(x, last: Half, pooled: Callable[[Tensor], Tensor], same: bool, fewer: bool, out, backend) -> None:
@@ -183,7 +192,7 @@ def _encode_wide(x, size, encoder: Encoder, to, spare, backend, found: list) -> 
     statistics = pixel_conv(x, size, to, weight=encoder.first, bias=encoder.bias, statistics=True, **options)
     here, there = to, spare
     for i, half in enumerate(encoder.halves):
-        half = normalized(statistics, half, len(to))
+        half = normalized(statistics, half, len(to), backend)
         found.append(half[:2])
         options["statistics"] = i + 1 < len(encoder.halves)
         statistics = pixel_conv(here, size, there, norm=half[:2], weight=half.weight, bias=half.bias, **options)

@@ -116,7 +116,7 @@ def _in_bands(net: _Network, image: Tensor, keys: Sequence[Tensor]) -> list[tupl
         for half in encoder.halves:
             parts = [layers(image, encoder, norms, band, columns, net.backend)[1] for band in _bands(height, rows)]
             statistics = join(torch.stack([torch.stack(p) for p in parts]), rows * width, height * width)
-            norms.append(normalized(statistics, half, height * width)[:2])
+            norms.append(normalized(statistics, half, height * width, net.backend)[:2])
         found += norms
     if keys:
         rows = net.rows_of_a_band(image, net.size)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from murf_fast import _extension
+from murf_fast import _extension, backends
 from murf_fast.ops.resize import resize
 from murf_fast.tables.moments import group_norm
 
@@ -25,10 +25,18 @@ class Half(NamedTuple):
     bias: Tensor | None = None
 
 
-def normalized(statistics: tuple[Tensor, Tensor], half: Half, pixels: int) -> Half:
+def normalized(statistics: tuple[Tensor, Tensor], half: Half, pixels: int, backend: str) -> Half:
     """The half with the gain and offset that its norm comes to for inputs of these statistics."""
-    gain, offset = group_norm(*statistics, pixels, GROUPS, half.gain, half.offset, NORM_EPS)
+    gain, offset = norm_of(statistics, half.gain, half.offset, pixels, backend)
     return half._replace(gain=gain, offset=offset)
+
+
+def norm_of(
+    statistics: tuple[Tensor, Tensor], weight: Tensor | None, bias: Tensor | None, pixels: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Gain and offset of a group norm, which may have no weights of its own."""
+    launch = group_norm if backend == "reference" else backends.launcher(backend).group_norm
+    return launch(*statistics, pixels, GROUPS, weight, bias, NORM_EPS)
 
 
 def pixels_of(map_: Tensor) -> Tensor:

@@ -20,12 +20,17 @@ def join(parts: Tensor, size: int, total: int) -> tuple[Tensor, Tensor]:
 
 
 def group_norm(
-    mean: Tensor, spread: Tensor, total: int, groups: int, weight: Tensor, bias: Tensor, eps: float
+    mean: Tensor, spread: Tensor, total: int, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """(gain, offset) of a group norm, float32 (C,): ``gain x + offset``; statistics of channels as :func:`join` has."""
+    """(gain, offset) of a group norm, float32 (C,): ``gain x + offset``; statistics of channels as :func:`join` has.
+
+    Without ``weight`` and ``bias`` those are 1 and 0.
+    """
     by_group = mean.view(groups, -1)
     of_group = by_group.mean(1, keepdim=True)
     variance = (spread.view(groups, -1) / total + (by_group - of_group).square()).mean(1, keepdim=True)
-    gain = weight.double() * (variance + eps).rsqrt().expand_as(by_group).flatten()
-    offset = bias.double() - gain * of_group.expand_as(by_group).flatten()
+    gain = (variance + eps).rsqrt().expand_as(by_group).flatten()
+    gain = gain if weight is None else weight.double() * gain
+    offset = -gain * of_group.expand_as(by_group).flatten()
+    offset = offset if bias is None else bias.double() + offset
     return gain.float(), offset.float()
