@@ -1,7 +1,8 @@
 """What a GPU is asked first: every op in float32 and bfloat16, in two layouts, with gradients, and in a CUDA graph.
 
 The other tests ask more of each kernel and take a quarter of an hour to compile. Without a GPU these run in the
-interpreter, smaller; with `tests/test_pixel_linear.py`, which is marked too, they launch every kernel that there is.
+interpreter, smaller; with `test_pixel_linear.py` and `test_moments.py`, parts of which are marked too, they launch every
+kernel that there is.
 """
 
 from __future__ import annotations
@@ -148,6 +149,8 @@ def test_every_kernel_is_launched(monkeypatch, device):
     what has no norm or to search again; which kernels it launches must not depend on that."""
     from triton.runtime import interpreter
 
+    from murf_fast.kernels import moments, pixel_linear_resident
+
     launched, allocate = set(), torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, **options: allocate(*shape, **options).fill_(1))
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda self, *_, **__: launched.add(self.fn.__name__))
@@ -157,4 +160,7 @@ def test_every_kernel_is_launched(monkeypatch, device):
             gradients(op, tensors, "triton") if op.differentiable else op.call(tensors, backend="triton")
     for parts in test_pixel_linear.LAYERS.values():
         test_pixel_linear.results(parts, (24, 7, 5), torch.float32, "triton", device)
+    monkeypatch.setattr(pixel_linear_resident, "LEAST_TILES", 0)
+    test_pixel_linear.results(test_pixel_linear.LAYERS["close"], (24, 7, 5), torch.float32, "triton", device)
+    moments.group_norm(*(torch.ones(8, dtype=torch.float64) for _ in range(2)), 9, 4, None, None, 1e-5)
     assert launched == offline.launched_kernels()
