@@ -72,7 +72,7 @@ def weights_tile(head_dim: int, width: int, dtype: torch.dtype, architecture: in
     if dtype == torch.float32:
         old = launch.without_warp_groups(architecture)
         return WeightsTile(block_of(head_dim, 16 if old else 32), 4, 1, block_of(width, 32 if old else 64), 4, 1)
-    return WeightsTile(block_of(head_dim, 64), 4, 2, block_of(width, 128), 8 if width > 64 else 4, 2)
+    return WeightsTile(block_of(head_dim, 64), 4, 2, block_of(width, 128), 8 if width > 64 else 4, 3)
 
 
 @kernel

@@ -109,16 +109,19 @@ def attention_tile(
     64 channels of a head's own, but for float32 on sm_90, where eight spilled with any number of channels that is worth
     it. As every program of theirs makes the scores again, they take what a generation's registers hold.
     """
-    again = mean and not one_step
+    again, hopper = mean and not one_step, 90 <= architecture < 100
     old = launch.without_warp_groups(architecture)
     wide = not mean and width > 64
     warps = 8 if again or wide else 4
     if dtype != torch.float32:
-        return AttentionTile(block_of(head_dim, 64), block_of(width, 64), warps, 2 if mean and one_step else 1, True)
+        stages = (3 if hopper else 2) if mean and one_step else 1
+        return AttentionTile(block_of(head_dim, 64), block_of(width, 64), warps, stages, True)
     if wide and not old and architecture < 100:
         return AttentionTile(block_of(head_dim, 32), 32, 4, 1, True)
     channels = (32 if old else 128) if wide else 16 if old else 32 if again else 64
-    return AttentionTile(block_of(head_dim, 16), block_of(width, channels), warps, 1, not (again and old))
+    return AttentionTile(
+        block_of(head_dim, 32 if hopper else 16), block_of(width, channels), warps, 1, not (again and old)
+    )
 
 
 def block_of(channels: int, most: int) -> int:

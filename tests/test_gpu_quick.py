@@ -1,8 +1,8 @@
 """What a GPU is asked first: every op in float32 and bfloat16, in two layouts, with gradients, and in a CUDA graph.
 
 The other tests ask more of each kernel and take a quarter of an hour to compile. Without a GPU these run in the
-interpreter, smaller; with `test_pixel_linear.py` and `test_moments.py`, parts of which are marked too, they launch every
-kernel that there is.
+interpreter, smaller; with `test_pixel_linear.py` and `test_moments.py`, parts of which are marked too, they launch
+every kernel that there is.
 """
 
 from __future__ import annotations
@@ -86,10 +86,14 @@ def nudges(tensors: Tensors) -> list[Tensors]:
     return [tensors, *others]
 
 
-def gradients(op: Op, tensors: Tensors, backend: str | None) -> dict[str, Tensor]:
+def gradients(op: Op, tensors: Tensors, backend: str | None, seed: int | None = None) -> dict[str, Tensor]:
+    """``seed``: of the roundings in which the result's gradients differ."""
     leaves = {n: tensors[n].detach().requires_grad_() for n in op.variables(tensors)}
     result = op.call(tensors | leaves, backend=backend)
-    direction = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.device, result.dtype)
+    direction = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.dtype)
+    if seed is not None:
+        direction = nudged(direction, seed)
+    direction = direction.to(result.device)
     found = torch.autograd.grad(result, list(leaves.values()), direction, allow_unused=True)
     return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
 
@@ -115,7 +119,7 @@ def test_gradients(op, dtype, layout, device):
     tensors = tensors_of(op, dtype, layout, device)
     actual = gradients(op, tensors, "triton")
     oracle = gradients(op, of_dtype(tensors, torch.float64), "reference")
-    theirs = [gradients(op, t, "reference") for t in nudges(tensors)]
+    theirs = [gradients(op, t, "reference", seed or None) for seed, t in enumerate(nudges(tensors))]
     for name, gradient in actual.items():
         same = worst([t[name] for t in theirs], oracle[name])
         assert_gradient_within_budget(gradient, oracle[name], same, f"{op}: gradient of {name}")

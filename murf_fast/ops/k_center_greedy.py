@@ -66,7 +66,7 @@ def k_center_greedy(
         TypeError, ValueError: An argument is wrong; rows that are not finite are named.
         BackendUnavailableError: ``backend`` cannot take this call.
 
-    Memory: one byte per value and 32 bytes per row on a CPU; 8 MB and, while rows are sorted, about 48 bytes per row on
+    Memory: one byte per value and 32 bytes per row on a CPU; 2 MB and, while rows are sorted, about 48 bytes per row on
     a GPU; the projected rows (N, P) in float32, if any.
     float64: 8 bytes per row and blocks of 0.5 MB on a CPU, 32 MB elsewhere.
 
