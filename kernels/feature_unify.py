@@ -55,7 +55,7 @@ def unify_tile(channels: int, filters: int, order: int) -> UnifyTile:
 
 def gradients_tile(filters: int, order: int, architecture: int) -> UnifyTile:
     """64 channels and filters, what the tensor cores of Hopper multiply at once: with the softmax of every row known,
-    its columns may be apart. Fewer where rows are channels, which spilled when compiled for sm_80 and sm_100, there with
+    its columns may be apart. Fewer where rows are channels, which spilled when compiled for sm_80 and sm_100, there in
     four warps still, and where responses have addresses of their own for all that is known of their rows.
     """
     rows, columns = {FILTERS.value: (64, 64), CHANNELS.value: (32, 32), MIXED.value: (16, 32)}[order]
