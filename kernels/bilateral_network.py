@@ -57,16 +57,17 @@ class LayersTile:
     registers: int
 
 
-def layers_tile(hidden: int, outputs: int, architecture: int) -> LayersTile:
+def layers_tile(hidden: int, outputs: int, precision: str, architecture: int) -> LayersTile:
     """64 pixels times at most 64 hidden channels and 64 outputs are two sums of 16 registers for each of 256 threads;
     four warps spilled, as operands wait in registers, too, and so do the 128 registers that ptxas takes for sm_89 where
     nobody says how many. On sm_90 there is room for 128 pixels, which read the weights half as often: 0.68 for 0.90 ms
-    on an H200. More outputs are other programs', which make the hidden channels again: so it is from a radius of 4 on.
+    on an H200, but not in TF32. More outputs are other programs', which make the hidden channels again: so it is from a
+    radius of 4 on.
     """
     block = [max(16, min(launch.power_of_two(n), 64)) for n in (hidden, outputs)]
     if max(block) < 64:
         return LayersTile(64, 16, *block, 4, 255)
-    return LayersTile(128 if 90 <= architecture < 100 else 64, 16, *block, 8, 255)
+    return LayersTile(128 if 90 <= architecture < 100 and precision != "tf32" else 64, 16, *block, 8, 255)
 
 
 @kernel
@@ -175,7 +176,8 @@ class Network:
         images, outputs, rows, width = out.shape
         layers = self.layers[first - RANGE0 : first - RANGE0 + 4]
         hidden, guides = layers[1].numel(), self.guidance.shape[1]
-        tile = layers_tile(hidden, outputs, launch.architecture(out.device))
+        precision = launch.dot_precision()
+        tile = layers_tile(hidden, outputs, precision, launch.architecture(out.device))
         pixels = images * rows * width
         mask = None if mask is None else mask[band.image : band.image + band.images]
         _two_layers[(launch.cdiv(pixels, tile.pixels), launch.cdiv(outputs, tile.outputs))](
@@ -195,7 +197,7 @@ class Network:
             BLOCK_I=tile.inputs,
             BLOCK_H=tile.hidden,
             BLOCK_O=tile.outputs,
-            PRECISION=launch.dot_precision(),
+            PRECISION=precision,
             num_warps=tile.warps,
             maxnreg=tile.registers,
         )

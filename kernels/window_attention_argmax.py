@@ -115,20 +115,21 @@ def window_attention_argmax(
             SPLIT=not mean,
             ONE_STEP=call.one_step,
             HEADS=launch.power_of_two(heads),
-            **_options(call),
+            **_options(call, mean),
         )
 
 
-def _options(call: Call) -> dict:
-    """With the best class beside operands in registers, four warps spilled (8 to 128 bytes); not with ptxas 12.9 on
-    sm_90, in float32 with fewer channels at a time, where they take half the time of eight (H200: 0.21 for 0.46 ms).
+def _options(call: Call, mean: bool) -> dict:
+    """With the best class beside operands in registers, four warps spilled (8 to 128 bytes); but not on sm_90 where
+    heads share values, in float32 with fewer channels at a time. There they take half the time of eight (H200: 0.21 for
+    0.46 ms).
     """
-    options = call.options() | {"num_warps": 8}
-    if not 90 <= launch.architecture(call.device) < 100:
-        return options
-    options["num_warps"] = 4
+    options, few = call.options(), mean and 90 <= launch.architecture(call.device) < 100
+    options["num_warps"] = 4 if few else 8
     if call.attention.q.data.dtype == torch.float32:
         dim = call.attention.heads.dim
-        depth = block_of(dim, 16)
-        options |= {"BLOCK_C": min(options["BLOCK_C"], 32), "BLOCK_D": depth, "WHOLE_D": dim <= depth}
+        depth = block_of(dim, 32 if few else 16)
+        options |= {"BLOCK_D": depth, "WHOLE_D": dim <= depth}
+        if few:
+            options["BLOCK_C"] = min(options["BLOCK_C"], 32)
     return options

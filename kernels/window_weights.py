@@ -310,8 +310,11 @@ def exponential_of(x):
 
 @triton.jit
 def inverse_of(x):
-    """``1 / x``, rounded: Triton's own division is off by up to two units, which is all that float32 is allowed."""
-    return tl.div_rn(1.0, x)
+    """``1 / x``: Triton's own division is off by up to two units, which is all that float32 is allowed, and one that
+    rounds is a function that is called, beside whose registers others spilled. One step of Newton's method.
+    """
+    near = 1.0 / x
+    return tl.fma(near, tl.fma(-x, near, 1.0), near)
 
 
 @triton.jit
