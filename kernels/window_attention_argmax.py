@@ -124,10 +124,10 @@ def _options(call: Call, mean: bool) -> dict:
     heads share values, in float32 with fewer channels at a time. There they take half the time of eight (H200: 0.21 for
     0.46 ms).
     """
-    options, few = call.options(), mean and 90 <= launch.architecture(call.device) < 100
+    architecture, dim = launch.architecture(call.device), call.attention.heads.dim
+    options, few = call.options(), mean and 90 <= architecture < 100
     options["num_warps"] = 4 if few else 8
-    if call.attention.q.data.dtype == torch.float32:
-        dim = call.attention.heads.dim
+    if launch.without_warp_groups(architecture) or call.attention.q.data.dtype == torch.float32:
         depth = block_of(dim, 32 if few else 16)
         options |= {"BLOCK_D": depth, "WHOLE_D": dim <= depth}
         if few:

@@ -659,3 +659,13 @@ def test_a_graph_cannot_hold_a_search(monkeypatch):
     monkeypatch.setattr(module, "is_capturing", lambda device: True)
     with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph: the host refuses"):
         nearest_distance(torch.randn(3, 4), torch.randn(5, 4), backend="native")
+
+
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
+    """An index for "cuda" refused a bank on cuda:0, and queries there an index of a bank in host memory."""
+    module = importlib.import_module("murf_fast.ops.nearest_distance")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert module._device("cuda") == torch.device("cuda:2")
+    assert module._device("cuda:1") == torch.device("cuda:1")
+    assert module._device("cpu") == torch.device("cpu")

@@ -288,9 +288,12 @@ def _asked_for(backend: str | None) -> str | None:
 
 def _device(device: object) -> torch.device:
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"murf_fast.{OP}: `device` must be a device or its name, got {device!r}") from None
+    if found.type == "cuda" and found.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())  # as tensors on it name it
+    return found
 
 
 def _check_bank(bank: Tensor, precision: str) -> None:
