@@ -161,7 +161,11 @@ def test_layouts(layout):
     stack = seeded(JBUStack(6))
     source, guidance = draw(2, 6, 3, 4), draw(2, 3, 21, 19)
     result = stack(layouts(source)[layout], guidance)
-    assert torch.equal(result, stack(source, guidance))
+    # The last layer is torch's convolution, whose sums follow the layout on some processors.
+    plain = stack(source, guidance)
+    oracle = plain_stack(copy.deepcopy(stack).double(), source.double(), guidance.double())
+    assert_within_budget(result, oracle, plain_stack(stack, source, guidance))
+    assert_within_budget(plain, oracle, plain_stack(stack, source, guidance))
     channels_last = layout in ("channels_last", "tokens")
     assert result.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
