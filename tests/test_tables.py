@@ -197,6 +197,8 @@ def test_a_budget_cuts_a_table_short(table_of, tmp_path):
     result = invoke("jbu", "--device", "cpu", "--budget", "5", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "CUT SHORT: 2 of 3 cases, the budget" in result.stdout
+    assert f"of 5 s are spent: 2 of 3 cases are kept in {tmp_path / 'jbu.json'}" in result.stderr
+    assert "1 of 3: 2, m, " in result.stderr  # no terminal: a line for every case
     told = json.loads((tmp_path / "jbu.json").read_text())
     assert told["cut"] == "budget"
     assert [row["labels"]["size"] for row in told["rows"]] == [1, 3]
@@ -211,10 +213,19 @@ def test_an_interruption_keeps_what_is_measured(table_of, tmp_path):
     result = invoke("jbu", "--device", "cpu", "--out", tmp_path)
     assert result.exit_code == 130
     assert "CUT SHORT: 1 of 3 cases, stopped by the user" in result.stdout
+    assert f"interrupted: 1 of 3 cases are kept in {tmp_path / 'jbu.json'}" in result.stderr
     told = json.loads((tmp_path / "jbu.json").read_text())
     assert told["cut"] == "interrupted"
     assert [row["labels"]["size"] for row in told["rows"]] == [1]
     assert (tmp_path / "jbu.png").exists()
+
+
+def test_an_interruption_before_the_first_row_says_so(table_of, tmp_path, monkeypatch):
+    table_of(waiting(x=1, raises=KeyboardInterrupt()), waiting(x=2))
+    result = invoke("jbu", "--device", "cpu", "--out", tmp_path, "--format", "csv")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.splitlines()[-1] == "interrupted: nothing was measured"
+    assert not (tmp_path / "jbu.png").exists()
 
 
 def test_rows_are_on_disk_before_the_next_case(table_of, tmp_path):

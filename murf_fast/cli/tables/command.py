@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,12 @@ def main(job: Job, console: Console, log: Console) -> int:
     if job.budget is not None and not 0 < job.budget < math.inf:
         raise ValueError(f"--budget must be a number of seconds above 0, got {job.budget}")
     _check_folder(job.out)
-    with log.status("counting operations"):
-        cases = known.cases(setting)
+    try:
+        with log.status("counting operations"):
+            cases = known.cases(setting)
+    except KeyboardInterrupt:
+        log.print("interrupted: nothing was measured")
+        return STOPPED
     if not cases:
         raise ValueError("--models: nothing to measure")
     forecast = Forecast(setting.device, setting.dtype)
@@ -65,9 +70,19 @@ def main(job: Job, console: Console, log: Console) -> int:
     machine = results.machine(setting.device)
     path = job.out / f"{job.name}.json"
     found = results.Results(job.name, machine, results.settings(setting), len(cases), _weights(setting), path=path)
+    begun = time.perf_counter()
     runner.run(cases, found, job.budget, forecast, log)
+    stopped, measured = found.cut == runner.INTERRUPTED, len(found.rows)
+    if stopped and not measured:
+        log.print("interrupted: nothing was measured")
+        return STOPPED
+    if found.cut:
+        why = (
+            "interrupted" if stopped else f"--budget: {time.perf_counter() - begun:.0f} s of {job.budget:g} s are spent"
+        )
+        log.print(f"{why}: {measured} of {len(cases)} cases are kept in {path}", highlight=False, soft_wrap=True)
     _show(found, job, console, log)
-    return STOPPED if found.cut == runner.INTERRUPTED else 0
+    return STOPPED if stopped else 0
 
 
 def _setting(job: Job, known: Table) -> Setting:

@@ -46,6 +46,9 @@ def run(cases: Sequence[Case], results: Results, budget: float | None, forecast:
         def tell(what: str, left: float) -> None:
             if bar:
                 bar.update(task, description=what, completed=runner.done, until=time.perf_counter() + left)
+            else:  # a log
+                line = f"{runner.done} of {len(cases)}: {what}, {_clock(left)} left"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         try:
             runner.run(tell)
