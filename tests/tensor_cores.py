@@ -28,6 +28,7 @@ def nearest_tf32(x: np.ndarray) -> np.ndarray:
 
 
 TERMS = 8  # of one instruction in TF32
+CUTS = False  # whether sums are cut off; conftest.py says where
 
 
 def cut(x: np.ndarray) -> np.ndarray:
@@ -38,8 +39,10 @@ def cut(x: np.ndarray) -> np.ndarray:
 
 
 def summed(x: np.ndarray, y: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """``total + x y``, in float32 that is cut off after every TERMS of the sum."""
+    """``total + x y``, in float32 that is cut off after every TERMS of the sum, or rounded once."""
     x, y = x.astype(np.float64), y.astype(np.float64)
+    if not CUTS:
+        return (total + x @ y).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(0, x.shape[-1], TERMS):
             total = cut(total + x[..., k : k + TERMS] @ y[..., k : k + TERMS, :])

@@ -78,8 +78,10 @@ for name in OPS:  # tables are made
     call(name, calls[name])
 pool(lambda: None)
 x = torch.randn(1, 64, 64, 64)
-# Cosines of positions, sums over bands and the order of cells are torch's.
+# Cosines of positions, sums over bands and the order of cells are torch's, and on some processors so are the regions of
+# NAF's convolutions.
 of_torch = ("image_queries", "image_rectangle", "image_statistics", "nearest_distance_cells")
+of_torch += ("naf_queries", "naf_rectangle", "naf_statistics")
 print(*[name for name in OPS if name not in of_torch and pool(lambda: call(name, calls[name]))])
 print(pool(lambda: murf_fast.resize(x, (512, 512), backend="native")))
 """)
