@@ -31,6 +31,8 @@ IN_PARTS = {
     "_feature_unify_grad_basis",
     "_pixel_linear",
     "_pixel_linear_resident",
+    "_weighted_argmax",
+    "_weighted_values",
 }
 
 
