@@ -26,8 +26,7 @@ pytestmark = pytest.mark.gpu_quick
 DTYPES = (torch.float32, torch.bfloat16) if HAS_GPU else (torch.float32,)
 LAYOUTS = ("channels_last", "sliced") if HAS_GPU else ("sliced",)
 SIDE, BATCH = (9, 2) if HAS_GPU else (2, 1)
-# The one waits for the GPU every few hundred steps, so that the host does not run ahead; of the other the host looks at
-# what it must refuse, and at what the bounds do not prove.
+# The host looks at what they found: how many centers a pool gives; what must be refused, and what bounds do not prove.
 WAITS = ("k_center_greedy", "nearest_distance")
 
 # Sums of more rows than a kernel keeps.
