@@ -348,3 +348,11 @@ def statistics_of(attention, b, mine, tiles, i, j, HEADS: tl.constexpr, WHOLE_D:
             own = (tl.arange(0, HEADS) == head)[None, :]
             peaks, totals = tl.where(own, peak[:, None], peaks), tl.where(own, total[:, None], totals)
     return peaks, totals
+
+
+if launch.INTERPRETED:
+
+    @triton.jit
+    def inverse_of(x):
+        """In the interpreter, which divides with a rounding and rounds twice in a multiply-add."""
+        return 1.0 / x

@@ -39,10 +39,8 @@ def cut(x: np.ndarray) -> np.ndarray:
 
 
 def summed(x: np.ndarray, y: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """``total + x y``, in float32 that is cut off after every TERMS of the sum, or rounded once."""
+    """``total + x y``, in float32 that is cut off after every TERMS of the sum."""
     x, y = x.astype(np.float64), y.astype(np.float64)
-    if not CUTS:
-        return (total + x @ y).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(0, x.shape[-1], TERMS):
             total = cut(total + x[..., k : k + TERMS] @ y[..., k : k + TERMS, :])
@@ -59,7 +57,10 @@ def tensor_cores() -> Iterator[None]:
             return original(self, a, b, d, precision, *more)
 
         def product(x, y, total):
-            return summed(in_tf32(x), in_tf32(y), total)
+            if CUTS:
+                return summed(in_tf32(x), in_tf32(y), total)
+            x, y = (interpreter.TensorHandle(in_tf32(v), of.dtype) for v, of in ((x, a), (y, b)))
+            return original(self, x, y, interpreter.TensorHandle(total, d.dtype), precision, *more).data
 
         if precision == TF32:
             return interpreter.TensorHandle(product(a.data, b.data, d.data), d.dtype)
