@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -62,13 +63,22 @@ def plain(model, image, features, output_size=None):
 
 
 def assert_parity(model, image, features, output_size=None):
+    """Within the budget of the plain formula in float32, of which a single run may be right by chance: where a map has
+    few pixels, all share the rounding errors of few sums. The worst of inputs and weights within a rounding counts.
+    """
     with torch.no_grad():
         actual = model(image, features, output_size)
-        same = plain(model, image, features, output_size)
-        oracle = plain(model.double(), image.double(), features.double(), output_size)
+        draws = [plain(model, image, features, output_size)]
+        for seed in range(4):
+            other = copy.deepcopy(model)
+            for p in other.parameters():
+                p.copy_(nudged(p, seed))
+            draws.append(plain(other, nudged(image, seed), nudged(features, seed), output_size))
+        with murf_fast.use_backend("reference"):
+            oracle = plain(model.double(), image.double(), features.double(), output_size)
         model.float()
     assert actual.dtype == features.dtype
-    assert_within_budget(actual, oracle, same)
+    assert_within_budget(actual, oracle, worst(draws, oracle))
     return actual
 
 
@@ -307,16 +317,7 @@ def test_opcheck():
 def test_triton(size):
     model = seeded(AnyUp(16, num_heads=2))
     with murf_fast.use_backend("triton"):
-        assert_parity_of_interpreter(model, draw(1, 3, 9, 8), draw(1, 5, 3, 2), size)
-
-
-def assert_parity_of_interpreter(model, image, features, size):
-    with torch.no_grad():
-        actual = model(image, features, size)
-        same = plain(model, image, features, size)
-        with murf_fast.use_backend("reference"):
-            oracle = plain(model.double(), image.double(), features.double(), size)
-    assert_within_budget(actual, oracle, same)
+        assert_parity(model, draw(1, 3, 9, 8), draw(1, 5, 3, 2), size)
 
 
 def test_without_the_extension():

@@ -337,8 +337,12 @@ def test_ceilings_measured_twice_stay_with_their_cases():
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals of a terminal")
-def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(tmp_path):
-    """The command itself, in a terminal's stead: interrupted after its first case, continued, compared with itself."""
+def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(tmp_path, monkeypatch):
+    """The command itself, in a terminal's stead: interrupted after its first case, continued, compared with itself.
+    Variables of an outer pytest, which would have pytest-benchmark measure nothing, are not the run's.
+    """
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--benchmark-disable")
     names = ["resize", "window_attention", "window_attention_argmax"]
     command = [sys.executable, "-m", "murf_fast", "bench", *names, "--quick", "--out", str(tmp_path)]
     process = subprocess.Popen(
@@ -357,7 +361,7 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(tmp_path):
     assert process.returncode == 130, output
     first = json.loads(path.read_text())
     measured = len(first["benchmarks"])
-    assert 1 <= measured < 3
+    assert 1 <= measured < 3, output
     assert f"interrupted: {measured} of 3 cases are kept in {path}" in output
     assert "Traceback" not in output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import runpy
 import signal
 import subprocess
@@ -176,7 +177,9 @@ def _measure(options: Options, asked: dict, console) -> int:
     command += ["--benchmark-quiet"] if options.quick else []  # its table would come a second time
     command += [flag for flag, given in (("--quick", options.quick), ("--resume", options.resume)) if given]
     command += [f"--suite={name}" for name in asked["suites"]] + [f"--case={name}" for name in asked["cases"]]
-    with subprocess.Popen(command, cwd=SUITES.parent) as process:
+    # What another run of pytest left there, or options for all of them, can turn benchmarks off.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    with subprocess.Popen(command, cwd=SUITES.parent, env=environment) as process:
         try:
             status = process.wait()
         except KeyboardInterrupt:
