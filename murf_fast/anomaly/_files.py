@@ -10,16 +10,17 @@ import hashlib
 import json
 import mmap
 import os
-import stat
 import struct
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from murf_fast._files import BLOCK, LARGEST_JSON, open_regular, read_json, sha256_of, sha256_of_json, write_json
 
 FORMAT = "murf_fast anomaly detector"
 VERSION = 3  # 1 had no checksums, 2 enlarged every image to `pixels`; they still load
@@ -28,9 +29,7 @@ UNFINISHED = "unfinished.json"
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 WHAT = "murf_fast.MultiResolutionDetector"
-BLOCK = 1 << 22
 HEAD = 512  # bytes in front of rows whose number is not known yet
-LARGEST_JSON = 1 << 24  # bytes of an index or a header
 
 
 class RowFile:
@@ -78,7 +77,7 @@ class RowFile:
     def digest(self) -> str:
         """The sha256 of the file, of which :meth:`mapped` wrote the header."""
         self._file.seek(0)
-        return _digest(self._file)
+        return sha256_of(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -126,24 +125,7 @@ def read_rows(folder: Path, name: str, checksum: str | None) -> tuple[Tensor, di
 
 def write_description(folder: Path, description: dict) -> None:
     content = {"format": FORMAT, "version": VERSION, **description}
-    write_json(folder / INDEX, {**content, "sha256": _checksum(content)})
-
-
-def write_json(path: Path, content: dict) -> None:
-    """In place when it is whole."""
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    with part.open("x") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-    os.replace(part, path)
-
-
-def read_json(folder: Path, name: str) -> object:
-    with open_regular(folder, name) as file:
-        text = file.read(LARGEST_JSON + 1)
-    if len(text) > LARGEST_JSON:
-        raise ValueError("it is too long")
-    return json.loads(text.decode())
+    write_json(folder / INDEX, {**content, "sha256": sha256_of_json(content)})
 
 
 def read_description(folder: Path) -> dict:
@@ -170,7 +152,7 @@ def read_description(folder: Path) -> dict:
             stacklevel=3,
         )
     checksum = description.pop("sha256", None)
-    return {**description, "intact": description["version"] == 1 or checksum == _checksum(description)}
+    return {**description, "intact": description["version"] == 1 or checksum == sha256_of_json(description)}
 
 
 def folder_of(folder: object) -> Path:
@@ -208,44 +190,10 @@ def bank_name(i: int) -> str:
     return f"bank-{i:03d}.safetensors"
 
 
-def is_name(name: object) -> bool:
-    """Whether it names a file of a folder, wherever the folder lies."""
-    if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-        return False
-    return not PureWindowsPath(name).drive
-
-
-def open_regular(folder: Path, name: str, *, write: bool = False) -> BinaryIO:
-    """A regular file that lies in the folder; nothing else is opened, no link followed. ``write``: for both ways."""
-    path = folder / name
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise ValueError("it is not a regular file")
-    # The flags say the same again, should it be another file by now.
-    flags = (
-        (os.O_RDWR if write else os.O_RDONLY)
-        | getattr(os, "O_NOFOLLOW", 0)
-        | getattr(os, "O_NONBLOCK", 0)
-        | getattr(os, "O_BINARY", 0)
-    )
-    file = os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "r+b" if write else "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ValueError("it is not a regular file")
-    return file
-
-
 def _compare(file: BinaryIO, checksum: object) -> None:
-    if _digest(file) != checksum:
+    if sha256_of(file) != checksum:
         raise ValueError("its checksum is not that of the index")
     file.seek(0)
-
-
-def _digest(file: BinaryIO) -> str:
-    """The sha256 from where the file stands to its end."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
-    while count := file.readinto(block):
-        digest.update(block[:count])
-    return digest.hexdigest()
 
 
 def _mapped(file: BinaryIO) -> tuple[Tensor, dict[str, str]]:
@@ -289,10 +237,6 @@ def _pieces(head: bytes, rows: Tensor) -> Iterator[bytes | memoryview]:
     for piece in rows.split(max(1, BLOCK // max(1, rows.shape[1] * rows.element_size()))):
         if len(piece):
             yield piece.contiguous().view(torch.uint8).numpy().data
-
-
-def _checksum(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def is_number(value: object) -> bool:

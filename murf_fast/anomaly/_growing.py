@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from murf_fast._files import open_regular, read_json, write_json
 from murf_fast.anomaly import _files
 from murf_fast.anomaly._files import UNFINISHED, WHAT, RowFile
 
@@ -107,7 +108,7 @@ class GrowingBanks:
             "dtype": _files.NAMES[like.dtype],
             **dataclasses.asdict(self._whole),
         }
-        _files.write_json(self.folder / UNFINISHED, content)
+        write_json(self.folder / UNFINISHED, content)
         self._told = time.monotonic()
 
     def mapped(self) -> list[Tensor]:
@@ -161,7 +162,7 @@ class GrowingBanks:
         for i, rows in enumerate(told["rows"]):
             path = self.folder / f"{_files.bank_name(i)}.rows"
             try:
-                file = _files.open_regular(self.folder, path.name, write=True)
+                file = open_regular(self.folder, path.name, write=True)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{WHAT}: {path} is damaged or missing: {error}; start anew") from error
             if file.seek(0, 2) < _files.HEAD + rows * width * dtype.itemsize:
@@ -174,7 +175,7 @@ def unfinished(folder: Path) -> dict:
     """What a folder tells of the fit in it that did not finish."""
     path = folder / UNFINISHED
     try:
-        told = _files.read_json(folder, UNFINISHED)
+        told = read_json(folder, UNFINISHED)
         good = told["format"] == FORMAT and told["dtype"] in _files.DTYPES and isinstance(told["settings"], dict)
         numbers = (told["images"], told["width"], *told["rows"])
         if not good or not isinstance(told["seen"], str) or not all(type(n) is int and n >= 0 for n in numbers):

@@ -16,7 +16,6 @@ from murf_fast import _arguments
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
-from murf_fast.anomaly._fingerprint import fingerprint, rounded
 from murf_fast.anomaly._growing import GrowingBanks
 from murf_fast.anomaly._patches import WHAT, HeldOut, PatchEncoder, Patches
 from murf_fast.anomaly.normal_range import NormalRange
@@ -25,6 +24,7 @@ from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighte
 from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.nn.vit import _resolutions
+from murf_fast.nn.vit._fingerprint import fingerprint, rounded
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._random_projection import PROJECTIONS
 from murf_fast.ops.gaussian_blur import gaussian_blur
