@@ -14,6 +14,8 @@ from murf_fast.backends import BackendUnavailableError
 
 # An image a hundred times as large in each direction is a typing error.
 LARGEST_SCALE = 100
+# Libraries that come with an extra of their own, whatever the command.
+EXTRAS = {"timm": "timm", "zarr": "data", "pyarrow": "data", "ray": "ray", "pandas": "ray"}
 
 
 def numbers(text: str, kind: type, option: str) -> list:
@@ -40,7 +42,7 @@ def one_line(extras: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         needed = str(error.name).partition(".")[0]
-        _fail(f"this needs {needed}: pip install 'murf-fast[{'timm' if needed == 'timm' else extras}]'", 1)
+        _fail(f"this needs {needed}: pip install 'murf-fast[{EXTRAS.get(needed, extras)}]'", 1)
     except (OSError, ValueError, BackendUnavailableError) as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:

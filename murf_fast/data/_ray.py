@@ -1,0 +1,126 @@
+"""The shards of an extraction by Ray's actors: `ray.data.map_batches`, one shard a batch, one worker an actor.
+
+Every shard is worked on by the same :class:`Worker` as without Ray, and written by the actor: the folder must lie where
+all machines see it. What comes back is the shard's record. An actor that dies is started again by Ray and its shard
+given out again; a shard whose record is there is not worked on twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+
+import ray
+import ray.data
+import torch
+
+from murf_fast.data import _records
+from murf_fast.data._reading import BrokenImageError
+from murf_fast.data._records import Record
+from murf_fast.data._worker import Shard, Task, Worker
+from murf_fast.data.settings import Make
+from murf_fast.data.sources.item import Item
+
+
+def records(task: Task, make: Make, shards: list[Shard], machines, step: Callable[[int], None]) -> Iterator[Record]:
+    """The record of every shard as it comes; ``step`` hears of its images.
+
+    Raises:
+        BrokenImageError, OSError, ValueError: As :class:`Worker` and its shards.
+        RuntimeError: Ray gave up, or has no room for a worker; the message says what it says.
+    """
+    if not shards:
+        return
+    with _connected(machines.address):
+        gpus = 1 if machines.device.type == "cuda" else 0
+        count = min(len(shards), machines.workers or _room(machines.threads, gpus))
+        if count < 1:
+            raise RuntimeError(f"Ray has no room for a worker of {machines.threads} CPUs and {gpus} GPUs")
+        rows = [{"shard": s.number, "items": json.dumps(s.items)} for s in shards]
+        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Actor,
+            batch_size=1,
+            fn_constructor_args=(task, make, machines.device, machines.threads),
+            compute=ray.data.ActorPoolStrategy(size=count),
+            num_cpus=machines.threads,
+            num_gpus=gpus,
+        )
+        try:
+            for row in found.iter_rows():
+                record = _received(task, row)
+                step(len(record.names) + len(record.failed))
+                yield record
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"Ray: {_cause(error)}") from error
+
+
+class _Actor:
+    """A worker in a process of Ray's."""
+
+    def __init__(self, task: Task, make: Make, device: torch.device, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._task, self._worker = task, Worker(task, make, device)
+
+    def __call__(self, batch: dict) -> dict:
+        """What a user can put right goes back as text: an exception would be tried again."""
+        (number,), (items,) = batch["shard"], batch["items"]
+        shard = Shard(int(number), [Item(*item) for item in json.loads(str(items))])
+        try:
+            self._write(shard)
+        except BrokenImageError as error:
+            return _answer(number, "broken", str(error))
+        except OSError as error:
+            return _answer(number, "disk", str(error))
+        return _answer(number, "", "")
+
+    def _write(self, shard: Shard) -> None:
+        try:
+            _records.read_record(self._task.folder, shard.number, self._task.layout)
+        except FileNotFoundError:
+            list(self._worker.records([shard]))
+
+
+def _answer(number: int, error: str, reason: str) -> dict:
+    return {"shard": [number], "error": [error], "reason": [reason]}
+
+
+def _received(task: Task, row: dict) -> Record:
+    if row["error"] == "broken":
+        raise BrokenImageError(row["reason"])
+    if row["error"]:
+        raise OSError(row["reason"])
+    return _records.read_record(task.folder, int(row["shard"]), task.layout)
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """A cluster, which is left again if it was not there before; Ray's own progress is not shown."""
+    was_there = ray.is_initialized()
+    if not was_there:
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"--address: no cluster of Ray answers at {address}: {_cause(error)}") from error
+    context = ray.data.DataContext.get_current()
+    shown, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = shown
+        if not was_there:
+            ray.shutdown()
+
+
+def _room(threads: int, gpus: int) -> int:
+    """Workers that the cluster's free processors hold."""
+    free = ray.available_resources()
+    by_cpu = int(free.get("CPU", 0)) // threads
+    return min(by_cpu, int(free.get("GPU", 0))) if gpus else by_cpu
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of a remote traceback, which is what went wrong."""
+    lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
