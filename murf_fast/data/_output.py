@@ -1,4 +1,4 @@
-"""The folder of an extraction while it runs: one run at a time, of one configuration, which goes on where one stopped."""
+"""The folder of an extraction while it runs: one run at a time, of one configuration, on from where one stopped."""
 
 from __future__ import annotations
 
