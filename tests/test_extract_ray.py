@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from murf_fast.data._reading import BrokenImageError
 
 # Workers start in seconds each, and there are few cores: one cluster and one run without Ray for all of them.
 pytestmark = pytest.mark.long
-IMAGES, SHARD = 24, 2
+IMAGES, SHARD = 40, 1
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +68,25 @@ def test_a_killed_worker_loses_nothing(scene, tmp_path):
     assert [f.image for r in records for f in r.failed] == ["005.png", "011.png"]
 
 
-def test_ctrl_c_and_a_second_run(scene, tmp_path):
-    """The driver is interrupted, another run is refused meanwhile, the same goes on."""
+def test_ctrl_c_and_a_second_run(scene, weights, tmp_path):
+    """The command is interrupted while it uses the cluster, another run is refused meanwhile, the same goes on."""
     images, make, undisturbed = scene
-    out = tmp_path / "out"
-
-    def step(_):
+    out, options = tmp_path / "out", ["--sizes", "28,42x28", "--batch", "2", "--shard", SHARD, "--threads", "1"]
+    options += ["--readers", "1", "--workers", "1", "--address", ray.get_runtime_context().gcs_address]
+    command = [sys.executable, "-m", "murf_fast", "extract", images, "--out", out, "--weights", weights, *options]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+        while not (out / "extraction.json").exists() and process.poll() is None:
+            time.sleep(0.01)
         with pytest.raises(ValueError, match="another run is writing to"):
-            run(images, out, make, ray=True, workers=1, shard=SHARD)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(images, out, make, ray=True, workers=1, shard=SHARD, step=step)
+            run(images, out, make, ray=True, shard=SHARD)
+        while not list(out.glob("records/*.json")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate()
+    assert process.returncode == 130, told
+    assert "the same command goes on" in " ".join(told.split())
     before = {p: p.stat().st_mtime_ns for p in out.glob("data/*.safetensors")}
-    assert len(before) >= 1
+    assert before
     assert not (out / "features.json").exists()
     run(images, out, make, ray=True, workers=1, shard=SHARD)
     assert contents(out) == undisturbed
@@ -129,5 +136,7 @@ def test_a_worker_that_cannot_start_is_one_line(scene, tmp_path):
         return made
 
     here, made = os.getpid(), make(torch.device("cpu"))
-    with pytest.raises(RuntimeError, match=r"Ray: .*--weights are not on this machine"):
+    with pytest.raises(ValueError, match=r"^a worker of Ray: --weights are not on this machine$"):
         run(images, tmp_path / "out", only_here, ray=True, workers=1, shard=SHARD)
+    with pytest.raises(ValueError, match=r"room for 2 workers of 1 CPU threads, not for 3"):
+        run(images, tmp_path / "out", make, ray=True, workers=3, shard=SHARD)

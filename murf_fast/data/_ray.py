@@ -23,21 +23,22 @@ from murf_fast.data._worker import Shard, Task, Worker
 from murf_fast.data.settings import Make
 from murf_fast.data.sources.item import Item
 
+# Ends of remote tracebacks that are no bugs.
+FOR_USERS = ("ValueError", "OSError", "FileNotFoundError", "PermissionError", "ModuleNotFoundError", "ImportError")
+
 
 def records(task: Task, make: Make, shards: list[Shard], machines, step: Callable[[int], None]) -> Iterator[Record]:
     """The record of every shard as it comes; ``step`` hears of its images.
 
     Raises:
-        BrokenImageError, OSError, ValueError: As :class:`Worker` and its shards.
-        RuntimeError: Ray gave up, or has no room for a worker; the message says what it says.
+        BrokenImageError, OSError, ValueError: As :class:`Worker` and its shards; no cluster answers, or it has no room.
+        RuntimeError: Ray gave up; the message is its own.
     """
     if not shards:
         return
     with _connected(machines.address):
         gpus = 1 if machines.device.type == "cuda" else 0
-        count = min(len(shards), machines.workers or _room(machines.threads, gpus))
-        if count < 1:
-            raise RuntimeError(f"Ray has no room for a worker of {machines.threads} CPUs and {gpus} GPUs")
+        count = min(len(shards), _workers(machines.workers, machines.threads, gpus))
         rows = [{"shard": s.number, "items": json.dumps(s.items)} for s in shards]
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
@@ -53,7 +54,7 @@ def records(task: Task, make: Make, shards: list[Shard], machines, step: Callabl
                 step(len(record.names) + len(record.failed))
                 yield record
         except ray.exceptions.RayError as error:
-            raise RuntimeError(f"Ray: {_cause(error)}") from error
+            raise _error(error) from error
 
 
 class _Actor:
@@ -102,25 +103,44 @@ def _connected(address: str | None) -> Iterator[None]:
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"--address: no cluster of Ray answers at {address}: {_cause(error)}") from error
-    context = ray.data.DataContext.get_current()
+            where = f"no cluster answers at --address {address}" if address else "no cluster starts here"
+            raise ValueError(f"Ray: {where}: {_last_line(error)}") from error
+    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     shown, context.enable_progress_bars = context.enable_progress_bars, False
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         yield
     finally:
         context.enable_progress_bars = shown
+        log.setLevel(level)
         if not was_there:
             ray.shutdown()
 
 
-def _room(threads: int, gpus: int) -> int:
-    """Workers that the cluster's free processors hold."""
-    free = ray.available_resources()
-    by_cpu = int(free.get("CPU", 0)) // threads
-    return min(by_cpu, int(free.get("GPU", 0))) if gpus else by_cpu
+def _workers(wanted: int | None, threads: int, gpus: int) -> int:
+    """Actors for which the cluster has processors, busy ones too: those are waited for."""
+    there = ray.cluster_resources()
+    room = int(there.get("CPU", 0)) // threads
+    room = min(room, int(there.get("GPU", 0))) if gpus else room
+    if room < (wanted or 1):
+        of_gpu = ", each with a GPU" if gpus else ""
+        raise ValueError(
+            f"the cluster has room for {room} workers of {threads} CPU threads{of_gpu}, not for {wanted or 1}: fewer "
+            "--workers or --threads"
+        )
+    return wanted or room
 
 
-def _cause(error: BaseException) -> str:
-    """The last line of a remote traceback, which is what went wrong."""
-    lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+def _error(error: Exception) -> Exception:
+    """What a worker said, as far as a user can put it right; else that Ray gave up, with all that it says."""
+    kind, _, reason = _last_line(error).partition(": ")
+    if kind in FOR_USERS:
+        return ValueError(f"a worker of Ray: {reason}")
+    return RuntimeError(f"Ray: {error}")
+
+
+def _last_line(error: BaseException) -> str:
+    """Of a remote traceback: what went wrong."""
+    lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
