@@ -144,6 +144,25 @@ def test_a_header_of_another_shard_is_refused(folder):
         Features(folder)[0]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b'"dtype": "F32"', b'"dtype": "I32"'), (b'"shape": [3, 48', b'"shape": [3, 84'), (b'"fingerprint": "', None)],
+)
+def test_a_header_of_the_same_length_is_refused(old, new, folders, tmp_path):
+    folder = shutil.copytree(folders["safetensors"], tmp_path / "copy")
+    path = folder / "data" / "000000.safetensors"
+    content = path.read_bytes()
+    at = content.index(old)
+    if new is None:  # of another configuration
+        old = content[at : at + len(old) + 8]
+        new = old[:-8] + bytes(reversed(old[-8:]))
+    content = content.replace(old, new)
+    path.write_bytes(content)
+    told_again(folder, 0, files=[{"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}])
+    with pytest.raises(ValueError, match=r"000000\.safetensors is damaged or missing: its header is not that"):
+        Features(folder)[0]
+
+
 @pytest.mark.parametrize("what", ["pickle", "text"])
 def test_nothing_is_unpickled(what, folder, tmp_path):
     class Runs:

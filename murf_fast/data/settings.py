@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-import murf_fast
 from murf_fast._files import sha256_of_json
 from murf_fast.data.layout import Array
 from murf_fast.data.sources.item import Source
@@ -55,7 +54,6 @@ class Options:
 def settings_of(murf: MuRF, options: Options, arrays: tuple[Array, ...], source: Source) -> dict:
     """Everything that a bit of the result may depend on, but for the machine: as JSON, by names for messages."""
     return {
-        "version of murf_fast": murf_fast.__version__,
         "weights, sizes or layers": model_fingerprint(murf),
         "--fuse": options.fuse,
         "--grid": options.grid and list(options.grid),
