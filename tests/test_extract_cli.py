@@ -68,6 +68,7 @@ def test_one_line_before_any_work(images, weights, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
+    (tmp_path / "full" / ".lock").touch()
     (tmp_path / "list.txt").write_text(f"{images}/000.png\n{images}/nine.png\n")
     (tmp_path / "twice.txt").write_text(f"{images}/000.png\n{images}/000.png\n")
     (tmp_path / "empty.txt").touch()
@@ -112,7 +113,7 @@ def test_one_line_before_any_work(images, weights, tmp_path):
         of_model = () if "--weights" in options else ("--weights", weights)
         refused(words, source, *out, *of_model, *options)
         assert not (tmp_path / "out").exists(), words
-    assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    assert {p.name for p in (tmp_path / "full").iterdir()} == {"thesis.tex", ".lock"}
 
 
 def test_half_precision_that_a_format_lacks(images, weights, tmp_path):

@@ -47,7 +47,7 @@ class Encoding:
 
         The images may be of any sizes. What comes for one may depend, in its last bits, on those that share its pass.
         """
-        pixels = [torch.tensor(image).permute(2, 0, 1).to(self._device) for image in images]
+        pixels = [torch.from_numpy(image).permute(2, 0, 1).to(self._device) for image in images]
         return [{name: self._stored(x) for name, x in one.items()} for one in self._results(pixels)]
 
     def _results(self, pixels: list[Tensor]) -> list[dict[str, Tensor]]:

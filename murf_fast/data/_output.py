@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from murf_fast._files import read_json, write_json, write_whole
 from murf_fast._image_paths import shown
 from murf_fast.data import _records
-from murf_fast.data._records import FORMAT, INDEX, LOCK, RECORDS, SETTINGS, VERSION, Record, ShardFiles
+from murf_fast.data._records import FORMAT, LOCK, RECORDS, SETTINGS, VERSION, Record, ShardFiles
 from murf_fast.data.formats._format import Format
 from murf_fast.data.layout import Layout
 from murf_fast.data.settings import differing
@@ -29,9 +29,8 @@ class Output:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--out must be a folder, {shown(folder)} is a file")
-        known = {SETTINGS, INDEX, LOCK}
-        inside = {p.name for p in folder.iterdir()} if folder.exists() else set()
-        if inside and not inside & known:
+        inside = {p.name for p in folder.iterdir()} - {LOCK} if folder.exists() else set()
+        if inside and SETTINGS not in inside:
             raise ValueError(f"--out must be a new folder or one of an extraction, {shown(folder)} holds other files")
         self._is_new = not inside
         self._lock = FileLock(folder / LOCK, timeout=0)
