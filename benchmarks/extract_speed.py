@@ -1,13 +1,14 @@
 """Images per second of `murf-fast extract`: one process, two, and Ray's workers, which run the same code.
 
 ``python benchmarks/extract_speed.py IMAGES --weights FOLDER [--write]`` prints the table of docs/extract.md, or puts it
-there. Time runs from the first progress of a run to its last shard, so the start of processes is not in it. CPU seconds
+there. Time runs from the first shard of every worker to the last, so the start of processes is not in it. CPU seconds
 are those of all processes of a run, Ray's own among them: on a machine that others use they say more than the clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import subprocess
@@ -41,7 +42,7 @@ class Run:
 
 def measured(source: Path, recipe: Recipe, *, ray: bool = False, workers: int | None = None) -> Run:
     """One extraction into a folder that is removed."""
-    marks: list[tuple[int, float, float]] = []
+    marks: list[tuple[int, float, dict[int, float]]] = []
     done = 0
 
     def step(count: int) -> None:
@@ -53,21 +54,19 @@ def measured(source: Path, recipe: Recipe, *, ray: bool = False, workers: int | 
         machines = Machines(torch.device("cpu"), 1, ray, None, workers, 1)
         options = Options(batch=BATCH, shard=SHARD)
         extract(open_source(str(source)), Path(out, "o"), recipe, options, machines, progress=Progress(step=step))
-    first, last = marks[0], marks[-1]
-    return Run(last[0] - first[0], last[1] - first[1], last[2] - first[2])
+    # When the first shard of every worker is there, so that none is begun whose seconds would not count.
+    (first, begun, before), (last, ended, after) = marks[(workers or 1) - 1], marks[-1]
+    return Run(last - first, ended - begun, sum(cpu - before.get(pid, 0.0) for pid, cpu in after.items()))
 
 
-def cpu_seconds() -> float:
-    """Of this process and all below it."""
-    own = psutil.Process()
-    total = 0.0
+def cpu_seconds() -> dict[int, float]:
+    """Of this process and all below it, by their numbers."""
+    own, found = psutil.Process(), {}
     for process in (own, *own.children(recursive=True)):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
+            found[process.pid] = times.user + times.system
+    return found
 
 
 def in_processes(lists: list[Path], arguments: list[str]) -> Run:
@@ -78,12 +77,12 @@ def in_processes(lists: list[Path], arguments: list[str]) -> Run:
     return Run(sum(r.images for r in runs), sum(r.wall for r in runs) / len(runs), sum(r.cpu for r in runs))
 
 
-def halves(images: Path, folder: Path) -> list[Path]:
-    """Two lists of the images."""
+def lists_of(images: Path, folder: Path) -> list[Path]:
+    """A list of all images, and two of every other."""
     paths = [item.path for item in open_source(str(images)).items]
-    lists = [folder / f"{i}.txt" for i in range(2)]
-    for i, path in enumerate(lists):
-        path.write_text("".join(f"{Path(p).resolve()}\n" for p in paths[i::2]))
+    lists = [folder / f"{i}.txt" for i in range(3)]
+    for path, chosen in zip(lists, (paths, paths[::2], paths[1::2]), strict=True):
+        path.write_text("".join(f"{Path(p).resolve()}\n" for p in chosen))
     return lists
 
 
@@ -122,12 +121,12 @@ def main() -> None:
     arguments = [str(given.images), "--weights", given.weights, "--sizes", given.sizes]
     rows: dict[str, list[Run]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        lists = halves(given.images, Path(folder))
+        lists = lists_of(given.images, Path(folder))
         for _ in range(given.rounds):
             for name, call in (
-                ("1 process", lambda: measured(given.images, recipe)),
+                ("1 process", lambda: in_processes(lists[:1], arguments)),
                 ("Ray, 1 worker", lambda: measured(given.images, recipe, ray=True, workers=1)),
-                ("2 processes, half of the images each", lambda: in_processes(lists, arguments)),
+                ("2 processes, half of the images each", lambda: in_processes(lists[1:], arguments)),
                 ("Ray, 2 workers", lambda: measured(given.images, recipe, ray=True, workers=2)),
             ):
                 rows.setdefault(name, []).append(call())

@@ -19,16 +19,26 @@ from murf_fast.data.sources import open_source
 
 SIZES = ((28, 28), (42, 28))
 CRASHES = b"CRASH"  # with what a file begins that takes the decoder down, by the patch below
-CRASHING_DECODER = f"""
-import ctypes, PIL.Image
-opened = PIL.Image.open
-def open(file):
-    begin = file.read({len(CRASHES)})
-    file.seek(0)
-    if begin == {CRASHES!r}:
-        ctypes.string_at(0)
-    return opened(file)
-PIL.Image.open = open
+WAITS = b"WAITS"  # before an image whose decoder waits for a file
+PATCH = """
+import sys
+if any("_reader_process" in word for word in sys.orig_argv):
+    import ctypes, io, os, time
+    import PIL.Image
+
+    opened = PIL.Image.open
+
+    def patched(file):
+        data = file.read()
+        if data.startswith({crashes!r}):
+            ctypes.string_at(0)
+        if data.startswith({waits!r}):
+            while not os.path.exists({gate!r}):
+                time.sleep(0.01)
+            data = data[len({waits!r}) :]
+        return opened(io.BytesIO(data))
+
+    PIL.Image.open = patched
 """
 
 
@@ -68,12 +78,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def put_crashing_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on a file that begins with `CRASHES` is a segmentation fault of the process that decodes it."""
-    patch = tmp_path / "patched_decoder"
+def put_patched_decoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """From here on a file that begins with `CRASHES` is a segmentation fault of the process that decodes it, and one
+    behind `WAITS` takes until the file is there that is returned.
+    """
+    patch, gate = folder / "patched_decoder", folder / "gate"
     patch.mkdir()
-    (patch / "sitecustomize.py").write_text(
-        "import sys\nif any('_reader_process' in word for word in sys.orig_argv):\n"
-        + "".join(f"    {line}\n" for line in CRASHING_DECODER.splitlines())
-    )
+    text = PATCH.format(crashes=CRASHES, waits=WAITS, gate=str(gate))
+    (patch / "sitecustomize.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", f"{patch}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    return gate

@@ -18,7 +18,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from extracting import CRASHES, SIZES, contents, make_images, make_tar, put_crashing_decoder, recipe, run
+from extracting import CRASHES, SIZES, WAITS, contents, make_images, make_tar, put_patched_decoder, recipe, run
 
 from murf_fast.data import Features, _records
 from murf_fast.data._reading import BrokenImageError
@@ -201,16 +201,20 @@ def test_a_run_goes_on_where_one_stopped(after, source, make, undisturbed, tmp_p
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_a_process_that_ends_leaves_whole_shards(by, make, weights, tmp_path):
-    images, out = tmp_path / "images", tmp_path / "out"
-    make_images(images, 40)
+def test_a_process_that_ends_leaves_whole_shards(by, make, weights, tmp_path, monkeypatch):
+    images, out, gate = tmp_path / "images", tmp_path / "out", put_patched_decoder(tmp_path, monkeypatch)
+    make_images(images, 8)
+    (images / "005.png").write_bytes(WAITS + (images / "005.png").read_bytes())
+    gate.touch()
     run(images, tmp_path / "undisturbed", make, batch=1, shard=1)
+    gate.unlink()
     options = ["--weights", weights, "--sizes", "28,42x28", "--batch", "1", "--shard", "1", "--readers", "1"]
     command = list(map(str, [sys.executable, "-m", "murf_fast", "extract", images, "--out", out, *options]))
     with subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True) as process:
-        while not (out / "records").exists() and process.poll() is None:
+        while not (out / "records" / "000001.json").exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(by)
+        gate.touch()  # what is being read is waited for
         told, _ = process.communicate()
     assert process.returncode == (130 if by == signal.SIGINT else -by), told
     assert by != signal.SIGINT or "the same command goes on" in " ".join(told.split())
@@ -220,7 +224,7 @@ def test_a_process_that_ends_leaves_whole_shards(by, make, weights, tmp_path):
 
 
 def test_broken_images_are_listed_and_do_not_stop(source, make, tmp_path, monkeypatch):
-    put_crashing_decoder(tmp_path, monkeypatch)
+    put_patched_decoder(tmp_path, monkeypatch)
     images, out = tmp_path / "images", tmp_path / "out"
     shutil.copytree(source, images)
     (images / "001.png").write_bytes((source / "001.png").read_bytes()[:-40])

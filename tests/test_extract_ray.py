@@ -19,30 +19,33 @@ pytest.importorskip("psutil")
 
 import psutil
 import ray
-from extracting import CRASHES, contents, make_images, put_crashing_decoder, recipe, run
+from extracting import CRASHES, WAITS, contents, make_images, put_patched_decoder, recipe, run
 
 from murf_fast.data._reading import BrokenImageError
 
 # Workers start in seconds each, and there are few cores: one cluster and one run without Ray for all of them.
 pytestmark = pytest.mark.long
-IMAGES, SHARD = 40, 1
+IMAGES, SHARD = 24, 1
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory, weights):
     """Images of which two are broken, one of them such that it takes its decoder down, a cluster of two processors
-    that knows how, and the files of a run in one process.
+    that knows how, the files of a run in one process, and the file that an image waits for.
     """
     top = tmp_path_factory.mktemp("ray")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        put_crashing_decoder(top, monkeypatch)
+        gate = put_patched_decoder(top, monkeypatch)
+        gate.touch()
         make_images(top / "images", IMAGES)
         (top / "images" / "005.png").write_bytes(CRASHES)
         (top / "images" / "011.png").write_text("no image")
+        waits = top / "images" / "015.png"
+        waits.write_bytes(WAITS + waits.read_bytes())
         make = recipe(weights)
         run(top / "images", top / "one", make, shard=SHARD)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield top / "images", make, contents(top / "one")
+        yield top / "images", make, contents(top / "one"), gate
         ray.shutdown()
 
 
@@ -54,7 +57,7 @@ def workers():
 
 def test_a_killed_worker_loses_nothing(scene, tmp_path):
     """Two workers, a broken image, one that crashes the decoder, and a SIGKILL in the middle."""
-    images, make, undisturbed = scene
+    images, make, undisturbed, _ = scene
     killed = []
 
     def step(_):
@@ -70,10 +73,11 @@ def test_a_killed_worker_loses_nothing(scene, tmp_path):
 
 def test_ctrl_c_and_a_second_run(scene, weights, tmp_path):
     """The command is interrupted while it uses the cluster, another run is refused meanwhile, the same goes on."""
-    images, make, undisturbed = scene
+    images, make, undisturbed, gate = scene
     out, options = tmp_path / "out", ["--sizes", "28,42x28", "--batch", "2", "--shard", SHARD, "--threads", "1"]
     options += ["--readers", "1", "--workers", "1", "--address", ray.get_runtime_context().gcs_address]
     command = [sys.executable, "-m", "murf_fast", "extract", images, "--out", out, "--weights", weights, *options]
+    gate.unlink()  # an image in the middle waits
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
         while not (out / "extraction.json").exists() and process.poll() is None:
             time.sleep(0.01)
@@ -82,6 +86,7 @@ def test_ctrl_c_and_a_second_run(scene, weights, tmp_path):
         while not list(out.glob("records/*.json")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
+        gate.touch()
         told, _ = process.communicate()
     assert process.returncode == 130, told
     assert "the same command goes on" in " ".join(told.split())
@@ -94,7 +99,7 @@ def test_ctrl_c_and_a_second_run(scene, weights, tmp_path):
 
 
 def test_a_full_disk(scene, tmp_path):
-    images, make, undisturbed = scene
+    images, make, undisturbed, _ = scene
     disk, mount = tmp_path / "disk", shutil.which("mount")
     disk.mkdir()
     if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "none", disk]).returncode:
@@ -122,13 +127,13 @@ def disk_free(folder):
 
 
 def test_strict_stops_the_run(scene, tmp_path):
-    images, make, _ = scene
+    images, make, *_ = scene
     with pytest.raises(BrokenImageError, match=r"--strict: 005\.png crashed the decoder"):
         run(images, tmp_path / "out", make, ray=True, workers=1, shard=SHARD, strict=True)
 
 
 def test_a_worker_that_cannot_start_is_one_line(scene, tmp_path):
-    images, make, _ = scene
+    images, make, *_ = scene
 
     def only_here(device):
         if os.getpid() != here:
