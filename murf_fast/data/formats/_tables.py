@@ -43,7 +43,7 @@ def row(batch: pa.RecordBatch, i: int, layout: Layout) -> dict[str, Tensor]:
         stored = batch.column(array.name).storage
         size = stored.type.list_size
         values = stored.values.slice((stored.offset + i) * size, size).to_numpy(zero_copy_only=True)
-        found[array.name] = torch.tensor(values, dtype=DTYPES[array.dtype]).view(array.shape)
+        found[array.name] = torch.tensor(values, dtype=DTYPES[array.dtype], device="cpu").view(array.shape)
     return found
 
 
