@@ -1,20 +1,18 @@
 """Images per second of `murf-fast extract`: one process, two, and Ray's workers, which run the same code.
 
 ``python benchmarks/extract_speed.py IMAGES --weights FOLDER [--write]`` prints the table of docs/extract.md, or puts it
-there. Time runs from the first shard of every worker to the last, so the start of processes is not in it. CPU seconds
-are those of all processes of a run, Ray's own among them: on a machine that others use they say more than the clock.
+there. Time runs from the first shard of every worker to the last, by when their records were written, so neither the
+start of processes is in it nor how late the driver hears of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +20,8 @@ import psutil
 import torch
 
 from murf_fast.cli.extract.model import Recipe
-from murf_fast.data.extraction import Machines, Progress, extract
+from murf_fast.data import _records
+from murf_fast.data.extraction import Machines, extract
 from murf_fast.data.settings import Options
 from murf_fast.data.sources import open_source
 
@@ -33,40 +32,23 @@ BATCH = SHARD = 8
 
 @dataclass
 class Run:
-    """Images, and seconds of the clock and of processors for them."""
+    """Images, and seconds for them."""
 
     images: int
-    wall: float
-    cpu: float
+    seconds: float
 
 
 def measured(source: Path, recipe: Recipe, *, ray: bool = False, workers: int | None = None) -> Run:
     """One extraction into a folder that is removed."""
-    marks: list[tuple[int, float, dict[int, float]]] = []
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        marks.append((done, time.perf_counter(), cpu_seconds()))
-
     with tempfile.TemporaryDirectory() as out:
         machines = Machines(torch.device("cpu"), 1, ray, None, workers, 1)
-        options = Options(batch=BATCH, shard=SHARD)
-        extract(open_source(str(source)), Path(out, "o"), recipe, options, machines, progress=Progress(step=step))
+        folder = Path(out, "o")
+        records = extract(open_source(str(source)), folder, recipe, Options(batch=BATCH, shard=SHARD), machines)
+        places = [folder / _records.RECORDS / _records.record_name(r.shard) for r in records]
+        ends = sorted((p.stat().st_mtime, len(r.names)) for p, r in zip(places, records, strict=True))
     # When the first shard of every worker is there, so that none is begun whose seconds would not count.
-    (first, begun, before), (last, ended, after) = marks[(workers or 1) - 1], marks[-1]
-    return Run(last - first, ended - begun, sum(cpu - before.get(pid, 0.0) for pid, cpu in after.items()))
-
-
-def cpu_seconds() -> dict[int, float]:
-    """Of this process and all below it, by their numbers."""
-    own, found = psutil.Process(), {}
-    for process in (own, *own.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            found[process.pid] = times.user + times.system
-    return found
+    first = (workers or 1) - 1
+    return Run(sum(images for _, images in ends[first + 1 :]), ends[-1][0] - ends[first][0])
 
 
 def in_processes(lists: list[Path], arguments: list[str]) -> Run:
@@ -74,7 +56,7 @@ def in_processes(lists: list[Path], arguments: list[str]) -> Run:
     command = [sys.executable, __file__, *arguments, "--child"]
     processes = [subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, text=True) for path in lists]
     runs = [Run(**json.loads(process.communicate()[0].splitlines()[-1])) for process in processes]
-    return Run(sum(r.images for r in runs), sum(r.wall for r in runs) / len(runs), sum(r.cpu for r in runs))
+    return Run(sum(r.images for r in runs), sum(r.seconds for r in runs) / len(runs))
 
 
 def lists_of(images: Path, folder: Path) -> list[Path]:
@@ -87,17 +69,15 @@ def lists_of(images: Path, folder: Path) -> list[Path]:
 
 
 def table(rows: dict[str, list[Run]], sizes: str, images: int) -> str:
-    """Medians of the rounds, of each column by itself."""
+    """Every round, so that their spread is seen."""
     text = (
         f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores shared with other work, ViT-S/14 at "
-        f"{sizes}, {images} images, batches and shards of {BATCH}, one thread a model, median of "
-        f"{len(next(iter(rows.values())))} rounds in turns:\n\n"
-        "| | images/s | CPU seconds an image |\n|---|---:|---:|\n"
+        f"{sizes}, {images} images, batches and shards of {BATCH}, one thread a model, "
+        "rounds in turns:\n\n"
+        "| | images/s, every round |\n|---|---|\n"
     )
     for name, runs in rows.items():
-        rate = sorted(r.images / r.wall for r in runs)[len(runs) // 2]
-        cpu = sorted(r.cpu / r.images for r in runs)[len(runs) // 2]
-        text += f"| {name} | {rate:.3g} | {cpu:.4g} |\n"
+        text += f"| {name} | {', '.join(f'{r.images / r.seconds:.2f}' for r in runs)} |\n"
     return text
 
 
