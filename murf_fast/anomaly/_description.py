@@ -152,8 +152,21 @@ _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "rounded": (lambda v: isinstance(v, dict) and all(map(_is_text, v.values())), "an object of texts"),
     "type": (_is_text, "text"),
     "normal": (lambda v: v is None or _is_range(v), "the numbers of a range or null"),
+    "method": (lambda v: v is None or _is_text(v), "text or null"),
+    "norm": (_is_flag, "true or false"),
+    "shorter_side": (lambda v: v is None or type(v) is int, "an integer or null"),
+    "projection": (lambda v: v is None or _is_text(v), "text or null"),
+    "references": (lambda v: v is None or is_number(v), "a number or null"),
     "banks": (_list_of(lambda v: isinstance(v, dict)), "a list of objects"),
 }
 # The version that an entry came with, and what banks without it were made with.
-_LATER = {"on_empty": (2, "skip"), "enlarge": (3, True), "rounded": (3, {}), "type": (3, ""), "normal": (3, None)}
-_BANK_ENTRIES = {1: ("file", "shape"), **dict.fromkeys((2, 3), ("file", "shape", "place", "sha256"))}
+_LATER = {
+    "on_empty": (2, "skip"),
+    "enlarge": (3, True),
+    "rounded": (3, {}),
+    "type": (3, ""),
+    "normal": (3, None),
+    "norm": (4, False),
+    **dict.fromkeys(("method", "shorter_side", "projection", "references"), (4, None)),
+}
+_BANK_ENTRIES = {1: ("file", "shape"), **dict.fromkeys((2, 3, 4), ("file", "shape", "place", "sha256"))}
