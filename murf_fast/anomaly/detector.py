@@ -279,7 +279,7 @@ class MultiResolutionDetector:
                 others = [r[c[c < n]] for r, c, n in zip(rows, chosen, before, strict=True)]
                 normal = self._normal_range(held, rows, others)
             if place is not None:
-                description = self._description(growing.done, normal)
+                description = self._entries(growing.done, normal)
                 whole = chosen is None
                 entries = growing.put_in_place() if whole else _files.write_banks(place, banks, growing.places)
                 home = _files.commit(place, {**description, "banks": entries})
@@ -359,7 +359,7 @@ class MultiResolutionDetector:
             self._check_rows([len(bank) for bank in banks[::n]])
             count = self.images_ + growing.done
             if place is not None:
-                description = self._description(count, normal)
+                description = self._entries(count, normal)
                 home.check()
                 entries = _files.write_banks(place, banks, growing.places) if coreset else growing.put_in_place()
                 home = _files.commit(place, {**description, "banks": entries})
@@ -516,7 +516,7 @@ class MultiResolutionDetector:
         folder = _files.folder_of(folder)
         _files.check_free(folder, overwrite)
         _files.make_folder(folder)
-        description = self._description(self.images_, self.normal_)
+        description = self._entries(self.images_, self.normal_)
         lock = _files.lock(folder)
         try:
             entries = _files.write_banks(folder, self.banks_, _description.places(self.encoder))
@@ -524,29 +524,19 @@ class MultiResolutionDetector:
         finally:
             _files.unlock(lock)
 
-    def _description(self, images: int, normal: NormalRange | None) -> dict:
+    @property
+    def settings(self) -> dict:
+        """All that the detector was made with but encoder and functions, as an index of a saved one holds it."""
+        return _description.settings_of(self)
+
+    def _entries(self, images: int, normal: NormalRange | None) -> dict:
         """What the index says, but for the banks."""
         return {
             "fingerprint": fingerprint(self.encoder),
             "type": _description.type_of(self.encoder),
             "rounded": rounded(self.encoder),
-            "method": self.method,
             "images": images,
-            "layers": self.encoder.layers,
-            "norm": self.encoder.norm,
-            "scales": self.encoder.scales,
-            "index": self.index,
-            "pixels": self.pixels,
-            "enlarge": self.enlarge,
-            "shorter_side": self.shorter_side,
-            "rules": dataclasses.asdict(self.rules),
-            "coreset": self.coreset,
-            "projection": self.projection,
-            "references": self.references,
-            "background": self.background,
-            "precision": self.precision,
-            "on_empty": self.on_empty,
-            "foreground": self.foreground is not None,
+            **self.settings,
             "normal": normal and dataclasses.asdict(normal),
         }
 
@@ -554,16 +544,8 @@ class MultiResolutionDetector:
         """What decides about the rows of a fit into a folder."""
         if place is None:
             return {}
-        return {
-            "encoder": fingerprint(self.encoder),
-            "pixels": self.pixels,
-            "enlarge": self.enlarge,
-            "shorter_side": self.shorter_side,
-            "references": self.references,
-            "background": self.background,
-            "on_empty": self.on_empty,
-            "foreground": self.foreground is not None,
-        }
+        names = ("pixels", "enlarge", "shorter_side", "references", "background", "on_empty", "foreground")
+        return {"encoder": fingerprint(self.encoder), **{name: self.settings[name] for name in names}}
 
     @classmethod
     def load(
@@ -629,8 +611,9 @@ class MultiResolutionDetector:
                 "features are off by the rounding with any_precision=True"
             )
         if found != expected and theirs is None:
+            model = f" ({told['model']})" if told["model"] else ""
             raise ValueError(
-                f"murf_fast.{WHAT}: {folder} was made with another encoder: its fingerprint is {expected[:12]}, "
+                f"murf_fast.{WHAT}: {folder} was made with another encoder{model}: its fingerprint is {expected[:12]}, "
                 f"that of `encoder` {found[:12]}"
             )
         if told["foreground"] and foreground is None:

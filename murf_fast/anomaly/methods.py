@@ -77,7 +77,7 @@ def configured(method: str, blocks: int, **others: object) -> dict:
     """The arguments of a detector for a model of so many blocks, ``others`` in place of the method's.
 
     Raises:
-        ValueError: There is no such method.
+        ValueError: There is no such method; arguments exclude each other.
     """
     _arguments.choice(WHAT, "method", method, tuple(METHODS))
     said = METHODS[method]
@@ -93,8 +93,13 @@ def configured(method: str, blocks: int, **others: object) -> dict:
         "references": said.references,
         "rules": method,
     }
-    if "pixels" in others or others.get("enlarge"):
+    if "pixels" in others:
         own["shorter_side"] = None
     if others.get("shorter_side") is not None:
+        if others.get("pixels") is not None:
+            raise ValueError(f"murf_fast.{WHAT}: give either `pixels` or `shorter_side`")
         own["pixels"] = None
-    return {**own, **others}
+    found = {**own, **others}
+    if found.get("enlarge") and found["pixels"] is None:
+        raise ValueError(f"murf_fast.{WHAT}: `enlarge` needs `pixels`, to which images are enlarged")
+    return found
