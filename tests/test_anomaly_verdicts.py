@@ -137,7 +137,7 @@ def test_the_line_is_on_map_and_bar(tmp_path, line):
     heat = np.linspace(0, 4, 40 * 60, dtype=np.float32).reshape(40, 60)
     photo = np.full((40, 60, 3), 128, np.uint8)
     scale = _picture.Scale(0.0, 5.0, line)
-    for mask, (left, right) in ((None, (0.62, 0.9)), (heat > 3, (0.32, 0.6))):
+    for mask, (left, right) in ((None, (0.62, 0.9)), (heat > 3, (0.48, 0.7))):
         drawn = _picture.panels(photo, heat, scale, mask)
         _picture.draw(drawn, scale, "title", "note", tmp_path / "p.png")
         assert line_in(tmp_path / "p.png", left, right) == (line == 2.5)

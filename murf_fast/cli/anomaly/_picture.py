@@ -45,18 +45,17 @@ class Panel:
 
 
 def panels(photo: np.ndarray, heat: np.ndarray, scale: Scale, mask: np.ndarray | None = None) -> list[Panel]:
-    """Photo, heat map, and both with the line; with a mask (H, W) of the defect photo, both with the line, and mask.
+    """Photo, heat map, and both with the line; and the mask (H, W) of the defect, if given.
 
     ``photo`` is (H, W, 3), uint8, ``heat`` (H, W).
     """
     photo, heat = _shrunk(photo, Image.Resampling.LANCZOS), _shrunk(heat, Image.Resampling.BOX)
     colours = colormaps[MAP](scale.norm()(heat))[..., :3]
-    gray = photo.mean(2, keepdims=True) / 255 if mask is not None else photo / 255  # colours are those of the scores
-    overlay = Panel((1 - OVERLAY) * gray + OVERLAY * colours, heat)
-    if mask is None:
-        return [Panel(photo), Panel(colours), overlay]
-    white = _shrunk(np.uint8(255 * mask), Image.Resampling.BOX)
-    return [Panel(photo), overlay, Panel(np.repeat(white[..., None], 3, axis=2))]
+    drawn = [Panel(photo), Panel(colours), Panel((1 - OVERLAY) * photo / 255 + OVERLAY * colours, heat)]
+    if mask is not None:
+        white = _shrunk(np.uint8(255 * mask), Image.Resampling.BOX)
+        drawn.append(Panel(np.repeat(white[..., None], 3, axis=2)))
+    return drawn
 
 
 def draw(drawn: Sequence[Panel], scale: Scale, title: str, note: str, path: Path) -> None:

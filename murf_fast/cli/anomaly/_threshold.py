@@ -57,7 +57,7 @@ class Threshold:
 
     def __str__(self) -> str:
         told = {BANK: "the largest of the bank's held-out normal images", LABELLED: "the best F1 of these images"}
-        return f"{self.score:.6g}, {told.get(self.source, '--threshold')}"
+        return f"{self.score:.6g}, {told.get(self.source, 'given by --threshold')}"
 
 
 def check(given: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of a category's test images: photo, heat map and mask, all on one scale of scores."""
+"""Pictures of a category's test images: photo, heat map, both, and mask, all on one scale of scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from murf_fast.cli.anomaly._images import shown
 
 
 def draw(scored: Scored, subset: Subset, threshold: float | None, folder: Path) -> None:
-    """Writes ``folder/KIND/FILE.png`` of every sample: the photo, its heat map over it, its mask, and a colour bar.
+    """Writes ``folder/KIND/FILE.png`` of every sample: the photo, its heat map, both, its mask, and a colour bar.
 
     Black is the smallest score of all maps and yellow the largest, so that a good part looks as good as it is. The
     line is where a score reaches the threshold of the best F1; none where the set has no defect.
