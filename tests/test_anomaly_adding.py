@@ -120,10 +120,18 @@ def test_old_or_new_at_every_step(vit, tmp_path, monkeypatch, what):
     counts = [each.images_ for each in found]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (2, 3)
-    for each in found:
+    going_on = 0
+    for each, folder in zip(found, (*left, tmp_path / "bank"), strict=True):
         expected = old if each.images_ == 2 else new
         for bank, rows in zip(each.banks_, expected.banks_, strict=True):
             torch.testing.assert_close(bank, rows)
+        if what == "add" and each.images_ == 2 and (folder / "unfinished.json").exists():
+            # Between the new names of the banks and the index, too, it can go on.
+            again = each.add(images(1, seed=4), in_place=True, resume=True)
+            for bank, rows in zip(again.banks_, new.banks_, strict=True):
+                torch.testing.assert_close(bank, rows)
+            going_on += 1
+    assert going_on > 3 or what != "add"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders are not written to the disk by a call there")
@@ -190,6 +198,27 @@ def test_an_addition_that_ended_goes_on(vit, tmp_path):
         grown.add(new, in_place=True, batch=1, progress=stopping(2))
     grown.add(new[:1], in_place=True, overwrite=True, batch=1)
     assert load(tmp_path, vit).images_ == 7
+
+
+def test_an_end_after_the_new_index_is_none(vit, tmp_path, monkeypatch):
+    detector(vit).fit(images(2), folder=tmp_path)
+    loaded = load(tmp_path, vit)
+    index = (tmp_path / "detector.json").read_bytes()
+
+    ended = []
+
+    def see(*_):
+        if not ended and (tmp_path / "detector.json").read_bytes() != index:
+            ended.append(1)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        watched(patch, see)
+        with pytest.raises(KeyboardInterrupt):
+            loaded.add(images(1), in_place=True)
+    assert not (tmp_path / "unfinished.json").exists()
+    assert load(tmp_path, vit).add(images(1), in_place=True).images_ == 4
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_additions_are_to_the_detector_that_was_loaded(vit, tmp_path, monkeypatch):

@@ -76,18 +76,18 @@ def test_thresholds(banks, parts, weights, tmp_path):
     assert (told["threshold"], told["threshold_from"], verdicts(told)) == (None, None, [None] * 6)
     told, printed = scored(banks[2], test, weights, tmp_path)
     normal = json.loads((banks[2] / "detector.json").read_text())["normal"]
-    assert (told["threshold"], told["threshold_from"], told["line"]) == (normal["score"], "bank", normal["highest"])
+    assert (told["threshold"], told["threshold_from"], told["pixel_threshold"]) == (normal["score"], "bank", normal["highest"])
     assert verdicts(told) == expected(told, normal["score"])
     assert f"{verdicts(told).count('fail')} of 6 fail, at or above" in printed
     middle = sorted(entry["score"] for entry in told["images"])[3]
     told, printed = scored(banks[2], test, weights, tmp_path, "--threshold", middle)
-    assert (told["threshold"], told["threshold_from"], told["line"]) == (middle, "given", middle)
+    assert (told["threshold"], told["threshold_from"], told["pixel_threshold"]) == (middle, "given", middle)
     assert verdicts(told) == expected(told, middle)
     assert printed.count("FAIL") == 3
     assert printed.count("PASS") == 3
     told, printed = scored(banks[0], test, weights, tmp_path, "--threshold", "labelled", "--pixel-threshold", 7)
     best = told["labelled"]["threshold"]
-    assert (told["threshold"], told["threshold_from"], told["line"]) == (best, "labelled", 7)
+    assert (told["threshold"], told["threshold_from"], told["pixel_threshold"]) == (best, "labelled", 7)
     assert verdicts(told) == expected(told, best)
     missed = sum(e["label"] and e["verdict"] == "pass" for e in told["images"])
     rejected = sum(not e["label"] and e["verdict"] == "fail" for e in told["images"])

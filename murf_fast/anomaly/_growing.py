@@ -62,7 +62,7 @@ class GrowingBanks:
             return
         self._next, self._is_new = 0.0, not folder.exists()
         _files.make_folder(folder)
-        self._lock = _files.lock(folder)
+        self._lock, self._home = _files.lock(folder), _files.Home.of(folder)
         try:
             if resume and (folder / UNFINISHED).exists():
                 self._go_on()
@@ -160,7 +160,10 @@ class GrowingBanks:
     def stop(self) -> None:
         """After an error or an interruption: images that are done stay in the folder; without one nothing does."""
         with contextlib.suppress(OSError):  # of a full disk; what was told before holds
-            if self.folder is not None and self.done:
+            if self.folder is not None and _files.Home.of(self.folder) != self._home:
+                # It came when the detector was there already.
+                (self.folder / UNFINISHED).unlink(missing_ok=True)
+            elif self.folder is not None and self.done:
                 self._tell()
             for file in self.files:
                 file.close()
@@ -185,8 +188,11 @@ class GrowingBanks:
             raise ValueError(f"{WHAT}: {self.folder / UNFINISHED} is damaged: it has {len(told['rows'])} banks")
         dtype, width = _files.DTYPES[told["dtype"]], told["width"]
         self.files = []
+        names = _files.free_names(self.folder, len(self.places))
         for i, rows in enumerate(told["rows"]):
             path = self.folder / f"{_files.bank_name(i)}.rows"
+            if not path.exists() and (self.folder / names[i]).exists():
+                (self.folder / names[i]).replace(path)  # it ended between the names of the rows and the index
             try:
                 file = _files.open_regular(self.folder, path.name, write=True)
             except (OSError, ValueError) as error:

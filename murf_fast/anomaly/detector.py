@@ -256,11 +256,11 @@ class MultiResolutionDetector:
             _files.check_free(place, overwrite, resume)
         told = {"references_progress": references_progress, "coreset_progress": coreset_progress}
         images = self._patches.checked(_several(images, held_out, batch, progress=progress, **told), self._check_rows)
-        if self.references is not None:
-            images = references_of(self._patches, images, self.references, references_progress)
         growing = GrowingBanks(_description.places(self.encoder), place, self._settings(place), resume)
         home = None
         try:
+            if self.references is not None:
+                images = references_of(self._patches, images, self.references, references_progress)
             held = self._fill(growing, images, held_out, batch, progress)
             rows = growing.mapped()
             self._tell_empty(rows)

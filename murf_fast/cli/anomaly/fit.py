@@ -86,7 +86,7 @@ def tell_range(normal: NormalRange | None, console: Console) -> None:
     """The colours and the threshold of ``score``."""
     if normal is not None:
         console.print(
-            f"{counted(normal.images, 'held-out image')} score up to {normal.score:.4g}, their pixels up to "
+            f"{counted(normal.images, 'held-out image')} scored up to {normal.score:.4g}, their pixels up to "
             f"{normal.highest:.4g}"
         )
 

@@ -104,7 +104,7 @@ def score(job: Job, console: Console) -> int:
             "weights": vit.description,
             "threshold": threshold.score,
             "threshold_from": None if threshold.score is None else threshold.source,
-            "line": threshold.line(job.pixel_threshold, detector.rules, detector.normal_)[0],
+            "pixel_threshold": threshold.line(job.pixel_threshold, detector.rules, detector.normal_)[0],
             "labelled": apart and {**dataclasses.asdict(apart), **(dataclasses.asdict(mistakes) if mistakes else {})},
         }
         written.finish(about, broken)
