@@ -142,16 +142,20 @@ def test_on_the_disk_before_it_counts(vit, tmp_path, monkeypatch, what):
     fitted = detector(vit).fit(images(2))
     if what == "add":
         fitted.save(folder)
-    synced, events = set(), []
+    events = []
+
+    def content(inode):
+        """What a file holds as others read it; b"" for folders."""
+        found = [path for path in folder.iterdir() if path.stat().st_ino == inode] if folder.exists() else []
+        return found[0].read_bytes() if found else b""
 
     def see(name, arguments):
         if name == "fsync":
-            status = os.fstat(arguments[0])
-            synced.add(status.st_ino)
-            events.append(("fsync", status.st_ino, status.st_size))
+            inode = os.fstat(arguments[0]).st_ino
+            events.append(("fsync", inode, content(inode)))
         elif name == "replace":
-            status = Path(arguments[0]).stat()
-            events.append(("replace", Path(arguments[1]).name, status.st_ino, status.st_size))
+            inode = Path(arguments[0]).stat().st_ino
+            events.append(("replace", Path(arguments[1]).name, inode, content(inode)))
 
     with monkeypatch.context() as patch:
         watched(patch, see)
@@ -161,20 +165,16 @@ def test_on_the_disk_before_it_counts(vit, tmp_path, monkeypatch, what):
             fitted.add(images(1), in_place=True)
         else:
             detector(vit, **options).fit(images(2), folder=folder)
-    index = load(folder, vit)
-    assert index.banks_
     own, above = folder.stat().st_ino, folder.parent.stat().st_ino
-    names = [e[1] if e[0] == "replace" else e[1:] for e in events]
-    at = names.index("detector.json")
+    names = [event[1] for event in events]  # of what is renamed, inodes of what is written to the disk
     banks = [i for i, e in enumerate(events) if e[0] == "replace" and e[1].startswith("bank-")]
+    at = names.index("detector.json")
     assert len(banks) == 4
-    for i in banks:
-        _, name, inode, size = events[i]
-        assert (inode, size) in names[:i], f"{name} was renamed before its rows were on the disk"
-    assert any(isinstance(n, tuple) and n[0] == own for n in names[max(banks) : at])
-    assert events[at][2:] in names[:at]
-    assert any(isinstance(n, tuple) and n[0] == own for n in names[at:])
-    assert what == "add" or above in synced
+    for i in (*banks, at):
+        assert ("fsync", *events[i][2:]) in events[:i], f"{names[i]} was renamed before its content was on the disk"
+    assert own in names[max(banks) : at]
+    assert own in names[at:]
+    assert what == "add" or above in names
 
 
 def test_an_addition_that_ended_goes_on(vit, tmp_path):

@@ -76,7 +76,11 @@ def test_thresholds(banks, parts, weights, tmp_path):
     assert (told["threshold"], told["threshold_from"], verdicts(told)) == (None, None, [None] * 6)
     told, printed = scored(banks[2], test, weights, tmp_path)
     normal = json.loads((banks[2] / "detector.json").read_text())["normal"]
-    assert (told["threshold"], told["threshold_from"], told["pixel_threshold"]) == (normal["score"], "bank", normal["highest"])
+    assert (told["threshold"], told["threshold_from"], told["pixel_threshold"]) == (
+        normal["score"],
+        "bank",
+        normal["highest"],
+    )
     assert verdicts(told) == expected(told, normal["score"])
     assert f"{verdicts(told).count('fail')} of 6 fail, at or above" in printed
     middle = sorted(entry["score"] for entry in told["images"])[3]

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from murf_fast.cli.anomaly._images import counted, find, grids, readable, shown, tell_skipped
+from murf_fast.anomaly.detector import MultiResolutionDetector
+from murf_fast.cli.anomaly._images import ImageFile, counted, find, grids, readable, shown, tell_skipped
 from murf_fast.cli.anomaly._inputs import device_of, loaded
-from murf_fast.cli.anomaly._labels import Mistakes, labels, separation
+from murf_fast.cli.anomaly._labels import Mistakes, Separation, labels, separation
 from murf_fast.cli.anomaly._pictures import Pictures
 from murf_fast.cli.anomaly._scores import MAP_TYPES, SUFFIXES, Row, ScoreFiles, write_map
 from murf_fast.cli.anomaly._threshold import FAIL, LABELLED, Threshold, check
@@ -53,9 +55,8 @@ def score(job: Job, console: Console) -> int:
     is_one = len(job.images) == 1 and not job.images[0].is_dir()
     out = PICTURE if is_one and job.out is None else job.out
     _check_outputs(job, is_one, out)
-    is_labelled = job.labelled or job.threshold == LABELLED
     files, broken = readable(find(job.images, console), job.skip_broken, decode=False)
-    if is_labelled:
+    if job.labelled or job.threshold == LABELLED:
         labels(files)
     vit, detector = loaded(job.bank, job.weights, device_of(job.device), any_precision=job.any_precision)
     threshold = Threshold.of(job.threshold, detector.normal_)
@@ -64,13 +65,65 @@ def score(job: Job, console: Console) -> int:
     grids(detector, files)  # before large ones are decoded
     files, damaged = readable(files, job.skip_broken, decode=True)
     broken |= damaged
-    defective = labels(files) if is_labelled else [None] * len(files)
     pictures = Pictures(detector, vit.description, job.vmax, job.pixel_threshold)
     places = [out if is_one or out is None else out / f.name.with_name(f"{f.name.name}.png") for f in files]
-    waits = out is not None and threshold.source == LABELLED  # for the line and the verdicts
+    with ScoreFiles(job.scores) as written:
+        found = _found(job, files, detector, threshold, written, pictures, places, console)
+        about = {
+            "bank": str(job.bank),
+            "weights": vit.description,
+            "threshold": found.threshold.score,
+            "threshold_from": None if found.threshold.score is None else found.threshold.source,
+            "pixel_threshold": found.threshold.line(job.pixel_threshold, detector.rules, detector.normal_)[0],
+            "labelled": found.labelled(),
+        }
+        written.finish(about, broken)
+    _tell(found, console)
+    if is_one:
+        low, high = found.range_of_last
+        console.print(f"map {low:.6g} to {high:.6g}; picture in {shown(out)}", markup=False, soft_wrap=True)
+    if detector.normal_ is None and out is not None:
+        console.print("the bank has no range of normal images, so every map has colours of its own; fit it again")
+    tell_skipped(broken, console)
+    return DEFECT if job.fail_on_defect and (found.failed or broken) else 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the images score, and how well that tells labelled ones apart."""
+
+    rows: list[Row]
+    threshold: Threshold
+    apart: Separation | None
+    mistakes: Mistakes | None
+    range_of_last: tuple[float, float]
+
+    @property
+    def failed(self) -> int:
+        return sum(row.verdict == FAIL for row in self.rows)
+
+    def labelled(self) -> dict | None:
+        parts = [dataclasses.asdict(part) for part in (self.apart, self.mistakes) if part is not None]
+        return {name: value for part in parts for name, value in part.items()} or None
+
+
+def _found(
+    job: Job,
+    files: Sequence[ImageFile],
+    detector: MultiResolutionDetector,
+    threshold: Threshold,
+    written: ScoreFiles,
+    pictures: Pictures,
+    places: Sequence[Path | None],
+    console: Console,
+) -> Found:
+    """Scores the images, and writes rows, maps and pictures; these last where the threshold is known last."""
+    is_labelled = job.labelled or threshold.source == LABELLED
+    defective = labels(files) if is_labelled else [None] * len(files)
+    draws = places[0] is not None
+    waits = draws and threshold.source == LABELLED
     with contextlib.ExitStack() as opened:
-        written = opened.enter_context(ScoreFiles(job.scores))
-        bar = opened.enter_context(Progress(console=console, disable=is_one))
+        bar = opened.enter_context(Progress(console=console, disable=len(files) == 1))
         waiting = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="murf_fast-"))) if waits else None
         task = bar.add_task("images", total=len(files))
         results = detector.score_many((file.path for file in files), batch=job.batch)
@@ -83,12 +136,11 @@ def score(job: Job, console: Console) -> int:
                 write_map(heat, job.maps / file.name, job.map_type)
             if waits:
                 np.save(waiting / f"{i}.npy", heat)
-            elif out is not None:
+            elif draws:
                 pictures.draw(file, heat, row, threshold, places[i])
             bar.update(task, advance=1)
-        apart = mistakes = None
-        if is_labelled:
-            apart = separation([row.score for row in written.rows], defective)
+        scores = [row.score for row in written.rows]
+        apart = separation(scores, defective) if is_labelled else None
         if threshold.source == LABELLED:
             threshold = Threshold(apart.threshold, LABELLED)
             written.judge(threshold.verdict)
@@ -97,35 +149,9 @@ def score(job: Job, console: Console) -> int:
             for i, (file, row) in enumerate(zip(files, written.rows, strict=True)):
                 pictures.draw(file, np.load(waiting / f"{i}.npy"), row, threshold, places[i])
                 bar.update(task, advance=1)
-        if is_labelled and threshold.score is not None:
-            mistakes = Mistakes.of([row.score for row in written.rows], defective, threshold.score)
-        about = {
-            "bank": str(job.bank),
-            "weights": vit.description,
-            "threshold": threshold.score,
-            "threshold_from": None if threshold.score is None else threshold.source,
-            "pixel_threshold": threshold.line(job.pixel_threshold, detector.rules, detector.normal_)[0],
-            "labelled": apart and {**dataclasses.asdict(apart), **(dataclasses.asdict(mistakes) if mistakes else {})},
-        }
-        written.finish(about, broken)
-    _tell(written.rows, console)
-    failed = sum(row.verdict == FAIL for row in written.rows)
-    if threshold.score is not None:
-        console.print(f"{failed} of {len(files)} fail, at or above {threshold}", markup=False, soft_wrap=True)
-    if is_one:
-        low, high = float(heat.min()), float(heat.max())
-        console.print(f"map {low:.6g} to {high:.6g}; picture in {shown(out)}", markup=False, soft_wrap=True)
-    if apart is not None:
-        console.print(f"image AUROC {apart.auroc:.4f}; F1 {apart.f1:.4f} with --threshold {apart.threshold:.9g}")
-    if mistakes is not None:
-        console.print(
-            f"{mistakes.missed} of {counted(mistakes.defective, 'defective image')} pass, "
-            f"{mistakes.rejected} of {counted(mistakes.good, 'good image')} fail"
-        )
-    if detector.normal_ is None and out is not None:
-        console.print("the bank has no range of normal images, so every map has colours of its own; fit it again")
-    tell_skipped(broken, console)
-    return DEFECT if job.fail_on_defect and (failed or broken) else 0
+    knows = is_labelled and threshold.score is not None
+    mistakes = Mistakes.of(scores, defective, threshold.score) if knows else None
+    return Found(written.rows, threshold, apart, mistakes, (float(heat.min()), float(heat.max())))
 
 
 def _check_outputs(job: Job, is_one: bool, out: Path | None) -> None:
@@ -152,15 +178,28 @@ def _check_outputs(job: Job, is_one: bool, out: Path | None) -> None:
             raise ValueError(f"--scores must end in {' or '.join(SUFFIXES)}, got {shown(path)}")
 
 
-def _tell(rows: list[Row], console: Console) -> None:
-    """The image score of one; of many the highest, where to look first."""
-    if len(rows) == 1:
-        verdict = "" if rows[0].verdict is None else f": {rows[0].verdict.upper()}"
-        console.print(f"image score {rows[0].score:.6g}{verdict}")
-        return
-    ranked = sorted(rows, key=lambda row: -row.score)
-    for row in ranked[:LISTED]:
-        verdict = "" if row.verdict is None else f"{row.verdict.upper()}  "
-        console.print(f"{row.score:12.6g}  {verdict}{shown(row.image)}", markup=False, highlight=False, soft_wrap=True)
-    if len(ranked) > LISTED:
-        console.print(f"and {counted(len(ranked) - LISTED, 'image')} of lower scores")
+def _tell(found: Found, console: Console) -> None:
+    """The image score of one, of many the highest, where to look first; and what the threshold makes of them."""
+    ranked = sorted(found.rows, key=lambda row: -row.score)
+    if len(ranked) == 1:
+        verdict = "" if ranked[0].verdict is None else f": {ranked[0].verdict.upper()}"
+        console.print(f"image score {ranked[0].score:.6g}{verdict}")
+    else:
+        for row in ranked[:LISTED]:
+            verdict = "" if row.verdict is None else f"{row.verdict.upper()}  "
+            text = f"{row.score:12.6g}  {verdict}{shown(row.image)}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if len(ranked) > LISTED:
+            console.print(f"and {counted(len(ranked) - LISTED, 'image')} of lower scores")
+    if found.threshold.score is not None:
+        text = f"{found.failed} of {len(ranked)} fail, at or above {found.threshold}"
+        console.print(text, markup=False, soft_wrap=True)
+    if found.apart is not None:
+        apart = found.apart
+        console.print(f"image AUROC {apart.auroc:.4f}; F1 {apart.f1:.4f} with --threshold {apart.threshold:.9g}")
+    if found.mistakes is not None:
+        wrong = found.mistakes
+        console.print(
+            f"{wrong.missed} of {counted(wrong.defective, 'defective image')} pass, {wrong.rejected} of "
+            f"{counted(wrong.good, 'good image')} fail"
+        )
