@@ -62,7 +62,7 @@ def test_one_line_for_what_is_wrong(photos, weights, tmp_path):
     (tmp_path / "empty").mkdir()
     out = ("--out", tmp_path / "o")
     for arguments, words in (
-        (("fit", tmp_path / "none", *out), "is not a folder"),
+        (("fit", tmp_path / "none", *out), "no such file or folder"),
         (("fit", tmp_path / "empty", *out), "holds no image"),
         (("fit", photos, "--out", photos / "a.png"), "--out must be a folder"),
         (("fit", photos, *out, "--layers", "x"), "expected numbers"),
@@ -73,7 +73,7 @@ def test_one_line_for_what_is_wrong(photos, weights, tmp_path):
         (("fit", photos, *out, "--layers", "1", "--rules", "mine"), "`rules` must be one of"),
         (("score", tmp_path / "empty", photos / "a.png"), "holds no detector"),
         (("score", tmp_path / "empty", photos / "a.png", "--out", tmp_path), "--out must be a picture's file name"),
-        (("score", tmp_path / "empty", tmp_path / "none.png"), "No such file"),
+        (("score", tmp_path / "empty", tmp_path / "none.png"), "no such file or folder"),
         (("score", tmp_path / "empty", photos / "notes.txt"), "not an image that Pillow"),
     ):
         refused(words, "anomaly", *arguments, "--weights", weights)

@@ -34,9 +34,6 @@ class Job:
 
 
 def fit(job: Job, console: Console) -> None:
-    for path in job.images:
-        if not path.exists():
-            raise ValueError(f"{shown(path)} is not a folder, nor an image")
     if job.out.exists() and not job.out.is_dir():
         raise ValueError(f"--out must be a folder, {shown(job.out)} is a file")
     _check_free(job)
