@@ -176,9 +176,12 @@ def test_pictures_of_large_maps_are_of_their_means():
 def test_pictures_of_any_shape(tmp_path, shape):
     heat = np.arange(shape[0] * shape[1], dtype=np.float32).reshape(shape)
     scale = _picture.Scale(0.0, float(heat.max()), float(heat.max()) / 2)
-    drawn = _picture.panels(np.zeros((*shape, 3), np.uint8), heat, scale)
-    _picture.draw(drawn, scale, "title", "note", tmp_path / "p.png")
-    assert pil.open(tmp_path / "p.png").width >= 5 * _picture.DPI
+    drawn = _picture.panels(np.full((*shape, 3), 255, np.uint8), heat, scale)
+    note = "what the picture says beside its panels, which may be narrower than this text"
+    _picture.draw(drawn, scale, "a title of some length", note, tmp_path / "p.png")
+    pixels = np.asarray(pil.open(tmp_path / "p.png").convert("L"))
+    assert (pixels[-_picture.DPI // 4 :] < 128).any()  # the note
+    assert (pixels[:, -8:] > 250).all()  # nothing is cut off
 
 
 def test_the_line_is_a_threshold_where_pixels_and_images_score_alike():

@@ -18,6 +18,8 @@ from PIL import Image
 
 PANEL_INCHES = 3.0
 DPI = 160
+TITLE_INCHES, NOTE_INCHES = 0.1, 0.065  # of a letter, about
+MOST_INCHES = 12.0  # that are made for text
 MOST_PIXELS = 960  # of a panel's longer side: more than is drawn
 MAP, LINE = "inferno", "#00b8ff"
 OVERLAY = 0.55  # of the colours over the photo
@@ -65,8 +67,9 @@ def draw(drawn: Sequence[Panel], scale: Scale, title: str, note: str, path: Path
     tall = panel * height / width
     gap, head, foot, bar = 0.12, 0.5, 0.42, 0.85
     count = len(drawn)
-    # Narrow panels leave room for the title.
-    total = (max(5.0, count * panel + (count + 1) * gap + bar), head + tall + foot)
+    # Panels may be narrower than title and note.
+    text = max(TITLE_INCHES * len(title), NOTE_INCHES * len(note)) + 2 * gap
+    total = (max(count * panel + (count + 1) * gap + bar, min(text, MOST_INCHES)), head + tall + foot)
     figure = Figure(figsize=total, dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     for i, each in enumerate(drawn):
