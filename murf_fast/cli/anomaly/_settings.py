@@ -52,6 +52,8 @@ class Settings:
         if others.get("references") == 1:  # all of them: none is chosen
             others["references"] = None
         options = configured(method, weights.blocks, **others)
+        if options["index"] != "coreset" and (self.coreset is not None or self.projection not in (None, "none")):
+            raise ValueError(f"--coreset and --projection need --index coreset, got {options['index']}")
         options["rules"] = dataclasses.replace(rules_of(rules), **of_rules)
         encoder = weights.encoder(options.pop("layers"), options.pop("scales"), options.pop("norm"))
 

@@ -136,7 +136,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that did not finish.")] = False,
 ) -> None:
     """Fill banks with the patches of normal images."""
-    given = locals()
+    given = locals()  # before anything else is one
     with one_line("anomaly,cli,models"):
         from murf_fast.cli.anomaly.fit import Job
         from murf_fast.cli.anomaly.fit import fit as fit_banks
@@ -293,7 +293,7 @@ def evaluate(
     bad and ground_truth), VisA (by split_csv/1cls.csv if it is there), and plain folders: good or train/good beside
     folders of defects, masks in ground_truth/KIND, named as the images or NAME_mask.
     """
-    given = locals()
+    given = locals()  # before anything else is one
     with one_line("anomaly,cli,models"):
         from murf_fast.cli.anomaly.evaluate import Plan, run
 
