@@ -158,7 +158,8 @@ def test_a_detector_is_not_overwritten_unasked(vit, tmp_path):
         detector(vit).fit(images(3), folder=tmp_path, overwrite=True, batch=1, progress=stopping(2))
     assert MultiResolutionDetector.load(tmp_path, vit).images_ == 2
     detector(vit, scales=(0.5,)).fit(images(3), folder=tmp_path, overwrite=True)
-    assert files(tmp_path) == ["bank-000.safetensors", "bank-001.safetensors", "detector.json"]
+    # Other names than those of the old one, which was whole until then.
+    assert files(tmp_path) == ["bank-000-2.safetensors", "bank-001-2.safetensors", "detector.json"]
     assert MultiResolutionDetector.load(tmp_path, vit).images_ == 3
 
 

@@ -13,7 +13,7 @@ from util import assert_within_budget
 
 from murf_fast.anomaly import Anomaly, MultiResolutionDetector, NormalRange
 from murf_fast.anomaly._files import _checksum
-from murf_fast.anomaly._images import as_tensor, wanted_pixels
+from murf_fast.anomaly._images import Size, as_tensor
 from murf_fast.anomaly._reading import read_ahead
 from murf_fast.nn import MultiResolutionEncoder
 
@@ -167,9 +167,8 @@ def test_images_are_only_shrunk(vit, tmp_path):
     assert kept.grids((128, 160)) == enlarged.grids((128, 160)) == [(16, 20)]
     assert len(kept.fit([image]).banks_[0]) == 80
     assert len(enlarged.fit([image]).banks_[0]) == 320
-    assert [wanted_pixels((10, 10), p, e) for p, e in ((None, True), (99, False), (100, False), (101, False))] == [
-        None, 99, None, None,
-    ]  # fmt: skip
+    sizes = [Size(*given).of(10, 10) for given in ((None, True), (25, False), (100, False), (401, False), (401, True))]
+    assert sizes == [(10, 10), (5, 5), (10, 10), (10, 10), (20, 20)]
     enlarged.save(tmp_path)
     assert MultiResolutionDetector.load(tmp_path, vit).enlarge is True
     # Banks of earlier versions were made by enlarging, whatever the default is now.

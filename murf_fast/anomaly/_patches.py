@@ -69,8 +69,7 @@ class PatchEncoder:
 
     encoder: MultiResolutionEncoder
     foreground: Callable[[Tensor], Tensor] | None
-    pixels: float | None
-    enlarge: bool
+    size: _images.Size
     background: str
     on_empty: str
 
@@ -78,7 +77,7 @@ class PatchEncoder:
         """Patches (rows, columns) per resolution of an image of ``size`` (height, width); a ValueError where none."""
         patch = self.encoder.family.patch_size
         try:
-            scaled = self.encoder.sizes_for(*_images.prescaled_size(*size, self._wanted(size)))
+            scaled = self.encoder.sizes_for(*self.size.of(*size))
         except ValueError as error:
             small = min(range(len(self.encoder.scales)), key=lambda i: self.encoder.scales[i])
             raise ValueError(
@@ -158,7 +157,7 @@ class PatchEncoder:
                 return LookedAt(None, kept, grids, size)
             if self.background == "black":
                 image = image * mask.to(image.dtype)
-        return LookedAt(_images.prescaled(image, self._wanted(size)), kept, grids, size)
+        return LookedAt(self.size.prescaled(image), kept, grids, size)
 
     @torch.no_grad()
     def encode(self, group: Sequence[LookedAt]) -> list[list[Patches]]:
@@ -207,9 +206,6 @@ class PatchEncoder:
     def scales(self) -> int:
         """How many resolutions there are."""
         return len(self.encoder.sizes or self.encoder.scales)
-
-    def _wanted(self, size: tuple[int, int]) -> float | None:
-        return _images.wanted_pixels(size, self.pixels, self.enlarge)
 
     @property
     def device(self) -> torch.device:

@@ -32,14 +32,20 @@ class Weights:
     description: str
     normalization: dict[str, tuple[float, float, float] | None]
 
-    def encoder(self, layers: Sequence[int], scales: Sequence[float]) -> PatchAtLeast:
-        """What a detector encodes with."""
-        return PatchAtLeast(self.model, scales=scales, layers=layers, norm=False, **self.normalization)
+    @property
+    def blocks(self) -> int:
+        """How many the model has."""
+        inner, family = resolved(self.model)
+        return len(family(inner).blocks)
+
+    def encoder(self, layers: Sequence[int], scales: Sequence[float], norm: bool = False) -> PatchAtLeast:
+        """What a detector encodes with; ``norm``: the final norm is applied to the layers."""
+        return PatchAtLeast(self.model, scales=scales, layers=layers, norm=norm, **self.normalization)
 
     def encoder_of(self, bank: Path) -> PatchAtLeast:
         """What the detector in a folder encodes with."""
         told = _description.told(bank)
-        return self.encoder(told["layers"], told["scales"] or (1.0,))
+        return self.encoder(told["layers"], told["scales"] or (1.0,), told["norm"])
 
 
 def load(named: str | Path | None, as_stored: bool = False) -> Weights:
