@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import warnings
 from collections import deque
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from murf_fast import _arguments
+from murf_fast import _arguments, backends
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
@@ -168,7 +169,8 @@ class MultiResolutionDetector:
             overwrite: Replace a detector, or an unfinished fit, that ``folder`` holds; the detector stays until the
                 new one is whole.
             resume: Go on with the fit that did not finish in ``folder``, if it holds one; ``images`` and settings must
-                be the same. Images that are done are read again to compare them, and not encoded.
+                be the same. Images that are done are read again to compare them, and not encoded; rows of coresets
+                that are chosen stay chosen, and are not compared with the others again.
             held_out: So many images at most, and a quarter of all, are scored by the rows of those before them, which
                 gives ``normal_``; 0: none. Their rows are in the banks all the same.
             batch: As for :meth:`score_many`.
@@ -204,7 +206,9 @@ class MultiResolutionDetector:
             self._tell_empty(rows)
             banks, chosen = rows, None
             if self.index == "coreset":
-                chosen = coresets(rows, self.coreset, self.projection, coreset_progress)
+                of = {"projection": self.projection, "backend": backends.resolve(None, "cpu", rows[0].dtype)}
+                selection = functools.partial(growing.selection, **of)
+                chosen = coresets(rows, self.coreset, self.projection, coreset_progress, selection)
                 banks = [r[c] for r, c in zip(rows, chosen, strict=True)]
             self._check_rows([len(bank) for bank in banks[:: len(self.encoder.layers)]])
             held = held[-max(1, growing.done // 4) :] if growing.done > 1 else []

@@ -47,9 +47,15 @@ def fit(job: Job, layers: list[int], scales: list[float], options: dict, console
     files, damaged = readable(files, job.skip_broken, decode=True)
     broken |= damaged
     tell_cost(detector, grids(detector, files), job.out, console)
-    done = 0
+    done, coreset = 0, None
     with Progress(console=console) as bar:
         task = bar.add_task("images", total=len(files))
+
+        def chosen(count: int, wanted: int) -> None:
+            nonlocal coreset
+            if coreset is None:
+                coreset = bar.add_task("rows of the coreset", total=wanted)
+            bar.update(coreset, completed=count)
 
         def progress(count: int, _: int | None) -> None:
             nonlocal done
@@ -65,6 +71,7 @@ def fit(job: Job, layers: list[int], scales: list[float], options: dict, console
                 held_out=job.held_out,
                 batch=job.batch,
                 progress=progress,
+                coreset_progress=chosen,
             )
         except KeyboardInterrupt:
             if done:
