@@ -19,7 +19,8 @@ from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._fingerprint import fingerprint, rounded
 from murf_fast.anomaly._growing import GrowingBanks
-from murf_fast.anomaly._patches import WHAT, HeldOut, PatchEncoder, Patches
+from murf_fast.anomaly._overlap import encoded
+from murf_fast.anomaly._patches import WHAT, HeldOut, LookedAt, PatchEncoder, Patches
 from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.result import Anomaly
 from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score, rules_of
@@ -365,9 +366,11 @@ class MultiResolutionDetector:
     def score_many(self, images: Iterable, *, batch: int | None = None) -> Iterator[Anomaly]:
         """What :meth:`score` says of every image, one after another in their order.
 
-        Images that are small share passes of the encoder, and files are read while those before them are scored. The
-        results are those of :meth:`score`, bit by bit where the encoder's features of an image do not depend on what
-        shares its pass, as with ``batch=1``; else up to the rounding of its products.
+        Images that are small share passes of the encoder, and files are read while those before them are scored. On a
+        GPU the next images of a list, or files, are encoded on a stream of their own while those before them are
+        searched; a result belongs to the stream that is current when it is asked for. The results are those of
+        :meth:`score`, bit by bit where the encoder's features of an image do not depend on what shares its pass, as
+        with ``batch=1``; else up to the rounding of its products.
 
         Args:
             images: As for :meth:`fit`.
@@ -378,7 +381,8 @@ class MultiResolutionDetector:
             TypeError, ValueError: As for :meth:`score`, when the image's turn comes; images of a list as for
                 :meth:`fit`, before the first is encoded.
 
-        Memory: as for :meth:`score`, times the images that share a pass, and two images that are read ahead.
+        Memory: as for :meth:`score`, times the images that share a pass, and two images that are read ahead; on a GPU
+        the features of two passes.
         """
         self._fitted()
         if batch is not None:
@@ -535,8 +539,14 @@ class MultiResolutionDetector:
         return detector
 
     def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
-        for looked, of_image in self._patches.encode_each(self._patches.look_at_each(images), batch):
-            yield self._anomaly(looked.size, *self._searched(of_image))
+        patches = self._patches
+        groups = patches.groups(patches.look_at_each(images), batch)
+        for pairs in encoded(groups, patches.encode, patches.device):
+            while pairs:
+                yield self._scored_pair(*pairs.pop(0))
+
+    def _scored_pair(self, looked: LookedAt, of_image: list[Patches]) -> Anomaly:
+        return self._anomaly(looked.size, *self._searched(of_image))
 
     @torch.no_grad()
     def _searched(
