@@ -538,11 +538,13 @@ class MultiResolutionDetector:
         detector.images_, detector.normal_, detector._group = told["images"], told["normal"], group
         return detector
 
-    def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
+    def _encoded(self, images: Iterable, batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
         patches = self._patches
-        groups = patches.groups(patches.look_at_each(images), batch)
-        for pairs in encoded(groups, patches.encode, patches.device):
-            while pairs:
+        return encoded(patches.groups(patches.look_at_each(images), batch), patches.encode, patches.device)
+
+    def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
+        for pairs in self._encoded(images, batch):
+            while pairs:  # an image's features go when it is done
                 yield self._scored_pair(*pairs.pop(0))
 
     def _scored_pair(self, looked: LookedAt, of_image: list[Patches]) -> Anomaly:
