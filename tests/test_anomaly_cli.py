@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -244,6 +245,36 @@ def test_a_bank_is_not_lost(bank, photos, weights, tmp_path):
     )
     (bank / "detector.json").rename(bank / "unfinished.json")
     refused("holds a fit that did not finish; --resume goes on", "anomaly", "fit", photos, *options)
+
+
+def test_a_coreset_goes_on(photos, weights, tmp_path, monkeypatch):
+    """Stopped while its rows are chosen; the same command with --resume goes on, with the same bar."""
+    options = ("--weights", weights, "--scales", "1", "--layers", "1", "--index", "coreset")
+    module, done = importlib.import_module("murf_fast.anomaly._coreset"), []
+    select = module.k_center_greedy
+
+    def stopped(*arguments, progress, **others):
+        def told(count, wanted):
+            progress(count, wanted)
+            done.append(count)
+            if count >= 3:
+                raise KeyboardInterrupt
+
+        return select(*arguments, progress=told, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "k_center_greedy", stopped)
+        result = invoke("anomaly", "fit", photos, "--out", tmp_path / "bank", *options)
+    assert result.exit_code not in (0, 2)
+    assert "stopped after 3 of 3 images; the same command with --resume goes on" in " ".join(result.output.split())
+    monkeypatch.setattr(
+        module, "k_center_greedy", lambda *a, start, **k: done.append(len(start)) or select(*a, start=start, **k)
+    )
+    result = invoke("anomaly", "fit", photos, "--out", tmp_path / "bank", *options, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "rows of the coreset" in result.output
+    assert "3 images, 1 bank, 9 rows" in result.output
+    assert done[-1] == done[-2] >= 3  # it began with what there was
 
 
 def test_score_says_what_is_wrong(bank, photos, weights, tmp_path):

@@ -60,8 +60,9 @@ def test_files_are_read_ahead_in_order(fitted, several, tmp_path):
         pil.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
     mixed = [paths[0], several[1], paths[2], paths[3], several[4]]
     read = list(read_ahead(iter(mixed)))
-    assert [name for name, _ in read] == [f"`images[{i}]`" for i in range(5)]
-    for (_, tensor), image in zip(read, several, strict=True):
+    assert [name for name, _, _ in read] == [f"`images[{i}]`" for i in range(5)]
+    assert [is_file for _, _, is_file in read] == [True, False, True, True, False]
+    for (_, tensor, _), image in zip(read, several, strict=True):
         assert torch.equal(tensor[0], image)
     assert [a.score for a in fitted.score_many(mixed, batch=1)] == [fitted.score(image).score for image in several]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from murf_fast.anomaly import _files
 from murf_fast.anomaly._files import UNFINISHED, WHAT, RowFile
+from murf_fast.anomaly._selection import Selection
 
 FORMAT = "murf_fast unfinished fit"
 SECONDS = 1.0  # of work that the end of a process may cost
@@ -68,6 +69,8 @@ class GrowingBanks:
                 self._go_on()
             else:
                 (folder / UNFINISHED).unlink(missing_ok=True)
+                for i in range(len(places)):
+                    self._selection_path(i).unlink(missing_ok=True)
                 self.files = [_new(folder / f"{_files.bank_name(i)}.rows") for i in range(len(places))]
         except BaseException:
             self._unlock()
@@ -132,6 +135,15 @@ class GrowingBanks:
         if self.folder is not None:
             self._tell()
         return [file.mapped(place) for file, place in zip(self.files, self.places, strict=True)]
+
+    def selection(self, bank: int, rows: int, count: int, **of: object) -> Selection:
+        """How far the choice of ``count`` of a bank's rows came; in a folder it is kept. ``of``: what decides about it
+        besides the rows."""
+        of = {**self._settings, "seen": self._whole.seen, "rows": rows, "count": count, **of}
+        return Selection(None if self.folder is None else self._selection_path(bank), of, rows, count)
+
+    def _selection_path(self, bank: int) -> Path:
+        return self.folder / f"{_files.bank_name(bank)}.coreset"
 
     def put_in_place(self) -> list[dict]:
         """The files of a folder get their names. Returns their entries in the index."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import warnings
 from collections import deque
@@ -12,14 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from murf_fast import _arguments
+from murf_fast import _arguments, backends
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._fingerprint import fingerprint, rounded
 from murf_fast.anomaly._growing import GrowingBanks
 from murf_fast.anomaly._images import Size
-from murf_fast.anomaly._patches import WHAT, HeldOut, PatchEncoder, Patches
+from murf_fast.anomaly._overlap import encoded
+from murf_fast.anomaly._patches import WHAT, HeldOut, LookedAt, PatchEncoder, Patches
 from murf_fast.anomaly._references import references_of
 from murf_fast.anomaly.methods import configured
 from murf_fast.anomaly.normal_range import NormalRange
@@ -225,7 +227,8 @@ class MultiResolutionDetector:
             overwrite: Replace a detector, or an unfinished fit, that ``folder`` holds; the detector stays until the
                 new one is whole.
             resume: Go on with the fit that did not finish in ``folder``, if it holds one; ``images`` and settings must
-                be the same. Images that are done are read again to compare them, and not encoded.
+                be the same. Images that are done are read again to compare them, and not encoded; rows of coresets
+                that are chosen stay chosen, and are not compared with the others again.
             held_out: So many images at most, and a quarter of all, are scored by the rows of those before them, which
                 gives ``normal_``; 0: none. Their rows are in the banks all the same.
             batch: As for :meth:`score_many`.
@@ -266,7 +269,9 @@ class MultiResolutionDetector:
             self._tell_empty(rows)
             banks, chosen = rows, None
             if self.index == "coreset":
-                chosen = coresets(rows, self.coreset, self.projection, coreset_progress)
+                of = {"projection": self.projection, "backend": backends.resolve(None, "cpu", rows[0].dtype)}
+                selection = functools.partial(growing.selection, **of)
+                chosen = coresets(rows, self.coreset, self.projection, coreset_progress, selection)
                 banks = [r[c] for r, c in zip(rows, chosen, strict=True)]
             self._check_rows([len(bank) for bank in banks[:: len(self.encoder.layers)]])
             held = held[-max(1, growing.done // 4) :] if growing.done > 1 else []
@@ -460,9 +465,11 @@ class MultiResolutionDetector:
     def score_many(self, images: Iterable, *, batch: int | None = None) -> Iterator[Anomaly]:
         """What :meth:`score` says of every image, one after another in their order.
 
-        Images that are small share passes of the encoder, and files are read while those before them are scored. The
-        results are those of :meth:`score`, bit by bit where the encoder's features of an image do not depend on what
-        shares its pass, as with ``batch=1``; else up to the rounding of its products.
+        Images that are small share passes of the encoder, and files are read while those before them are scored. On a
+        GPU the next images of a list, or files, are encoded on a stream of their own while those before them are
+        searched; a result belongs to the stream that is current when it is asked for. The results are those of
+        :meth:`score`, bit by bit where the encoder's features of an image do not depend on what shares its pass, as
+        with ``batch=1``; else up to the rounding of its products.
 
         Args:
             images: As for :meth:`fit`.
@@ -473,7 +480,8 @@ class MultiResolutionDetector:
             TypeError, ValueError: As for :meth:`score`, when the image's turn comes; images of a list as for
                 :meth:`fit`, before the first is encoded.
 
-        Memory: as for :meth:`score`, times the images that share a pass, and two images that are read ahead.
+        Memory: as for :meth:`score`, times the images that share a pass, and two images that are read ahead; on a GPU
+        the features of two passes.
         """
         self._fitted()
         if batch is not None:
@@ -625,9 +633,17 @@ class MultiResolutionDetector:
         detector.method, detector._home = told["method"], home
         return detector
 
+    def _encoded(self, images: Iterable, batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
+        patches = self._patches
+        return encoded(patches.groups(patches.look_at_each(images), batch), patches.encode, patches.device)
+
     def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
-        for looked, of_image in self._patches.encode_each(self._patches.look_at_each(images), batch):
-            yield self._anomaly(looked.size, *self._searched(of_image))
+        for pairs in self._encoded(images, batch):
+            while pairs:  # an image's features go when it is done
+                yield self._scored_pair(*pairs.pop(0))
+
+    def _scored_pair(self, looked: LookedAt, of_image: list[Patches]) -> Anomaly:
+        return self._anomaly(looked.size, *self._searched(of_image))
 
     @torch.no_grad()
     def _searched(
