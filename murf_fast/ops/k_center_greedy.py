@@ -110,8 +110,7 @@ def k_center_greedy(
         _check_values(features, start)
         chosen = start[:total]
     elif backend == "reference":
-        _check_values(features, start)
-        chosen = reference.k_center_greedy(features, total, start)
+        chosen = _reference(features, start, total, backend)
     elif progress is None and out is None:
         chosen = _k_center_greedy(features, start, total, backend)
     else:
@@ -187,9 +186,15 @@ def _launch(features, start, count, backend, centers, progress=None) -> None:
     backends.launcher(backend).k_center_greedy(contiguous_rows(features), centers, len(start), progress)
 
 
+def _reference(features, start, count, backend) -> Tensor:
+    _check_values(features, start)
+    return reference.k_center_greedy(features, count, start)
+
+
 _k_center_greedy = register(
     "k_center_greedy(Tensor features, Tensor start, SymInt count, str backend) -> Tensor",
     _requires,
     _empty,
     _launch,
+    reference=_reference,
 )
