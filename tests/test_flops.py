@@ -56,6 +56,6 @@ assert not any(type(finder).__module__.startswith("murf_fast") for finder in sys
 with FlopCounterMode(display=False) as counter:
     murf_fast.linear_head([torch.randn(1, 4, 3, 3)], torch.randn(2, 4), size=6)
 by_op = counter.get_flop_counts()["Global"]
-assert by_op[torch.ops.aten.mm] == 2 * 9 * 4 * 2 and by_op[torch.ops.murf_fast.upsample_sum] > 0, by_op
+assert by_op.pop(torch.ops.murf_fast.upsample_sum) > 0 and sum(by_op.values()) == 2 * 9 * 4 * 2, by_op
 """
     subprocess.run([sys.executable, "-c", script], check=True)
