@@ -108,8 +108,8 @@ def frozen(
     except Exception as error:  # the loaders of damaged files raise anything
         if isinstance(error, OSError) and not is_local and local_files_only:
             raise FileNotFoundError(
-                f"murf_fast.{what}: {name} is no folder and not in the local Hugging Face cache; local_files_only=False "
-                "downloads it"
+                f"murf_fast.{what}: {name} is no folder and not in the local Hugging Face cache; "
+                "local_files_only=False downloads it"
             ) from error
         if isinstance(error, TypeError) and str(error).startswith("murf_fast."):  # it loads, and is of no known family
             raise
