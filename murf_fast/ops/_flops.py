@@ -10,12 +10,11 @@ a second and Triton: whoever imports it finds the formulas there.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import NamedTuple
 
 import numpy as np
@@ -335,19 +334,18 @@ def _register(register_flop_formula: Callable) -> None:
 
 
 class _OnImport(MetaPathFinder):
-    """Finds the counter's module once, as everybody else does, and registers when it has run."""
+    """Finds the counter's module as everybody else does, and registers when it has run."""
 
     def find_spec(self, name: str, path, target=None) -> ModuleSpec | None:
-        if name != COUNTER:
+        spec = PathFinder.find_spec(name, path, target) if name == COUNTER else None
+        if spec is None or spec.loader is None:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
+        run = spec.loader.exec_module
 
-            def exec_module(module) -> None:
-                run(module)
-                _register(module.register_flop_formula)
+        def exec_module(module) -> None:
+            run(module)
+            sys.meta_path.remove(self)
+            _register(module.register_flop_formula)
 
-            spec.loader.exec_module = exec_module
+        spec.loader.exec_module = exec_module
         return spec
