@@ -167,7 +167,7 @@ def test_on_the_disk_before_it_counts(vit, tmp_path, monkeypatch, what):
             detector(vit, **options).fit(images(2), folder=folder)
     own, above = folder.stat().st_ino, folder.parent.stat().st_ino
     names = [event[1] for event in events]  # of what is renamed, inodes of what is written to the disk
-    banks = [i for i, e in enumerate(events) if e[0] == "replace" and e[1].startswith("bank-")]
+    banks = [i for i, e in enumerate(events) if e[0] == "replace" and e[1].endswith(".safetensors")]
     at = names.index("detector.json")
     assert len(banks) == 4
     for i in (*banks, at):

@@ -245,9 +245,15 @@ def _select(features, centers, given, backend, nearest=None, met=0, progress=Non
     backends.launcher(backend).k_center_greedy(contiguous_rows(features), centers, given, nearest, met, progress)
 
 
+def _reference(features, start, count, backend) -> Tensor:
+    _check_values(features, start)
+    return reference.k_center_greedy(features, count, start)
+
+
 _k_center_greedy = register(
     "k_center_greedy(Tensor features, Tensor start, SymInt count, str backend) -> Tensor",
     _requires,
     _empty,
     _launch,
+    reference=_reference,
 )

@@ -399,12 +399,19 @@ def _launch_cells(query, bank, index, cells, k, metric, backend, results) -> Non
     backends.launcher(backend).nearest_distance_cells(query, bank, index, Cells(*cells), k, metric, *results)
 
 
+def _reference(query, bank, index, k, metric, precision, backend) -> tuple[Tensor, Tensor]:
+    for name, x in (("query", query), ("bank", bank)):
+        _check_rows(name, x, metric == "cosine")
+    return reference.nearest_distance(query, bank, k, metric)
+
+
 _nearest_distance = register(
     "nearest_distance(Tensor query, Tensor bank, Tensor[] index, SymInt k, str metric, str precision, "
     "str backend) -> (Tensor distances, Tensor indices)",
     _requires,
     _empty,
     _launch,
+    reference=_reference,
 )
 
 _nearest_distance_cells = register(

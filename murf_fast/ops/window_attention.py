@@ -78,8 +78,7 @@ def window_attention(
     _checks.flag(op, "return_lse", return_lse)
     backend = _checks.backend(backend, q)
     if backend == "reference":
-        result, lse = reference.window_attention(q, k, v, windows, num_heads, values, scale, bias, True)
-        result = result.to(q.dtype).contiguous(memory_format=layout_of(is_channels_last(q)))
+        result, lse = _by_definition(q, k, v, windows, num_heads, values, scale, bias)
     else:
         bias_y, bias_x = (None, None) if bias is None else bias
         result, lse = _window_attention(
@@ -215,6 +214,19 @@ def _launch(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, retu
     )  # fmt: skip
 
 
+def _by_definition(q, k, v, windows, num_heads, values, scale, bias) -> tuple[Tensor, Tensor]:
+    result, lse = reference.window_attention(q, k, v, windows, num_heads, values, scale, bias, True)
+    return result.to(q.dtype).contiguous(memory_format=layout_of(is_channels_last(q))), lse
+
+
+def _reference(
+    q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend
+) -> tuple[Tensor, Tensor]:
+    windows, bias = Windows(rows, columns), None if bias_y is None else (bias_y, bias_x)
+    result, lse = _by_definition(q, k, v, windows, num_heads, VALUES[0] if mean else VALUES[1], scale, bias)
+    return result, lse if return_lse else lse.new_empty((0,))
+
+
 def _backward(wanted, arguments, grad_out, grad_lse):
     *inputs, return_lse, backend = arguments
     wanted = list(wanted[:5])
@@ -293,6 +305,7 @@ _window_attention = register(
     _empty,
     _launch,
     _backward,
+    reference=_reference,
 )
 _gradient = register(
     "window_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor? bias_y, "
