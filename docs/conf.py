@@ -28,7 +28,7 @@ extensions = [
     "generated",
 ]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_ext"]
+exclude_patterns = ["_ext", "_static"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nitpicky = True  # a name in a docstring that leads nowhere is an error of `make docs`
@@ -47,6 +47,7 @@ doctest_test_doctest_blocks = ""  # only blocks that say so
 
 html_theme = "furo"
 html_title = "murf_fast"
-html_static_path = ["pictures"]
+html_static_path = ["_static"]
+html_css_files = ["murf_fast.css"]
 html_show_sourcelink = False
 html_copy_source = False

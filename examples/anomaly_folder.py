@@ -50,7 +50,7 @@ def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--normal", type=Path, help="folder of good images")
     asked.add_argument("--test", type=Path, help="folder of images to look at")
-    asked.add_argument("--layers", default="7,9,11", help="blocks, counted from 0")
+    asked.add_argument("--layers", default="4,6", help="blocks, counted from 0; MRF-AD takes 7,9,11")
     asked.add_argument("--scales", default="0.5,1.0", help="of the images' size")
     options = asked.parse_args()
     if (options.normal is None) != (options.test is None):
@@ -60,7 +60,8 @@ def main() -> None:
     layers, scales = [int(n) for n in options.layers.split(",")], [float(s) for s in options.scales.split(",")]
     detector = MultiResolutionDetector(vit(options.weights), layers=layers, scales=scales)
     detector.fit(listed(normal))
-    print(f"{detector.images_} images, {sum(len(bank) for bank in detector.banks_):,} rows in {len(detector.banks_)} banks")
+    rows = sum(len(bank) for bank in detector.banks_)
+    print(f"{detector.images_} images, {rows:,} rows in {len(detector.banks_)} banks")
 
     images, parts = listed(test), []
     found = list(detector.score_many(images))

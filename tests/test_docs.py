@@ -162,10 +162,15 @@ def test_the_readme_runs(tmp_path):
             names = {**given, **special}
             exec(block, names)
             labels = names.get("labels")
-            assert labels is None or not isinstance(labels, list) or [tuple(x.shape) for x in labels] == [
-                (90, 120),
-                (70, 120),
-            ]
+            assert (
+                labels is None
+                or not isinstance(labels, list)
+                or [tuple(x.shape) for x in labels]
+                == [
+                    (90, 120),
+                    (70, 120),
+                ]
+            )
             if "fused" in names and "murf" not in names:
                 assert tuple(names["fused"].shape) == (1, 48, 512, 512)
 
@@ -193,7 +198,16 @@ def test_the_link_check_sees_faults(tmp_path):
 def test_docstrings_are_read_as_they_are_written():
     pytest.importorskip("sphinx")
     hooks = module("docstrings")
-    lines = ["One line.", "", "Returns:", "    (B, C): a map.", "    Differentiable.", "", "Raises:", "    ValueError: No."]
+    lines = [
+        "One line.",
+        "",
+        "Returns:",
+        "    (B, C): a map.",
+        "    Differentiable.",
+        "",
+        "Raises:",
+        "    ValueError: No.",
+    ]
     hooks.plain_returns(None, "", "", None, None, lines)
     assert lines[2:4] == [":returns: (B, C): a map.", "    Differentiable."]
     lines = ["Memory: the result,", "and a row.", "", "Source: a paper.", "Memory of old."]

@@ -89,4 +89,8 @@ def test_wrong_options_end_in_one_line(arguments, says, tmp_path, monkeypatch, c
 
 def test_a_folder_without_images_is_named(weights, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=f"{tmp_path} holds no image"):
-        run("anomaly_folder", ["--weights", weights, "--layers", "0", "--normal", tmp_path, "--test", tmp_path], monkeypatch)
+        run(
+            "anomaly_folder",
+            ["--weights", weights, "--layers", "0", "--normal", tmp_path, "--test", tmp_path],
+            monkeypatch,
+        )

@@ -60,9 +60,7 @@ def resolve(app: Sphinx, env, node: nodes.Element, contnode: nodes.Element):
     for module in MODULES:
         for candidate in (f"{module}.{tail}", f"{module}.{tail.rpartition('.')[2]}"):
             if candidate in domain.objects:
-                return domain.resolve_xref(
-                    env, node["refdoc"], app.builder, node["reftype"], candidate, node, contnode
-                )
+                return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], candidate, node, contnode)
     return contnode if _exists(target) or hasattr(torch.nn.Module, tail) else None
 
 

@@ -73,7 +73,7 @@ def documented(*names: str) -> str:
     for name in names:
         module, _, attribute = name.rpartition(".")
         thing = getattr(importlib.import_module(module), attribute)
-        kind = "class" if inspect.isclass(thing) else "function" if inspect.isfunction(thing) else "data"
+        kind = "class" if inspect.isclass(thing) else "function" if callable(thing) else "data"
         if kind == "data":  # a dict's docstring is that of all dicts
             parts.append(f"```{{py:data}} {name}\nOne of {', '.join(f'`{key!r}`' for key in thing)}.\n```")
         else:
@@ -84,6 +84,9 @@ def documented(*names: str) -> str:
 def _documented(kind: str, name: str, members: bool = False) -> str:
     module = name.rpartition(".")[0]
     # Of methods those of the library itself: not torch's, not a tuple's.
-    options = "   :members:\n   :inherited-members: Module, tuple, object, RuntimeError\n" if members and kind == "class" else ""
+    options = (
+        "   :members:\n   :inherited-members: Module, tuple, object, RuntimeError\n"
+        if members and kind == "class"
+        else ""
+    )
     return f"```{{eval-rst}}\n.. py:currentmodule:: {module}\n\n.. auto{kind}:: {name}\n{options}```"
-
