@@ -35,9 +35,9 @@ lint: install  ## ruff's checks and format
 	$(BIN)/ruff format --check
 
 docs: install  ## the documentation in build/docs, its examples run and its links checked; needs no network
-	rm -rf build/docs build/doctest
-	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs build/docs
-	$(BIN)/python -m sphinx -b doctest -E -W -q docs build/doctest
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -b html -d build/doctrees -E -W --keep-going -q docs build/docs
+	$(BIN)/python -m sphinx -b doctest -d build/doctrees -W -q docs build/doctest
 	$(BIN)/python docs/check_links.py build/docs
 
 info: install  ## versions, and every backend with the reasons against it

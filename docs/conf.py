@@ -33,7 +33,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nitpicky = True  # a name in a docstring that leads nowhere is an error of `make docs`
 python_maximum_signature_line_length = 88
-toc_object_entries = False
+toc_object_entries_show_parents = "hide"
 
 autodoc_typehints = "none"  # signatures would not fit, and the docstrings say shapes and dtypes
 autodoc_member_order = "bysource"

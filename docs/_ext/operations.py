@@ -85,7 +85,7 @@ def _documented(kind: str, name: str, members: bool = False) -> str:
     module = name.rpartition(".")[0]
     # Of methods those of the library itself: not torch's, not a tuple's.
     options = (
-        "   :members:\n   :inherited-members: Module, tuple, object, RuntimeError\n"
+        "   :members:\n   :inherited-members: Module, tuple, object, RuntimeError\n   :exclude-members: extra_repr\n"
         if members and kind == "class"
         else ""
     )
