@@ -37,7 +37,6 @@ toc_object_entries_show_parents = "hide"
 
 autodoc_typehints = "none"  # signatures would not fit, and the docstrings say shapes and dtypes
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_param = False  # "mode, antialias: ..." is two arguments, which fields have no place for
