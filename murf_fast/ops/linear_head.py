@@ -66,7 +66,7 @@ def linear_head(
     Memory: the result, and K channels per low-resolution pixel. With the statistics of the batch also the
     low-resolution maps in float32, and twice the largest of them (of each of them, while their gradients are wanted).
 
-    Source: identities I1 to I6; MuRF's segmentation and depth heads, DINOv2's ``BNHead``, DINOv3's ``LinearHead``.
+    Source: MuRF's segmentation and depth heads, DINOv2's ``BNHead``, DINOv3's ``LinearHead``.
     """
     op = "linear_head"
     features = _checks.maps(op, features, same_channels=False)

@@ -19,7 +19,7 @@ def resize_gram(x: Tensor, how: Resize, backend: str) -> Tensor:
     ``<x, resize_gram(x)>`` is the squared norm of the resized map, and since the rows of ``U`` sum to one, the result
     for a map of ones holds the weight of every low-resolution pixel in the sum of the resized map.
 
-    Memory: the result. Symmetric: its own adjoint. Source: identity I6 (a batch norm's statistics at low resolution).
+    Memory: the result. Symmetric: its own adjoint. Source: a batch norm's statistics at low resolution.
     """
     if backend == "reference":
         return _reference(x, how, backend)

@@ -49,7 +49,7 @@ def upsample_mean(
     Memory: the result, and one low-resolution map in float32 per distinct grid; for half maps also the result in
     float32.
 
-    Source: the fused score of MRF-AD (section 4) and MuRF's anomaly detection; identity I10.
+    Source: the fused score of MRF-AD (section 4) and MuRF's anomaly detection.
     """
     op = "upsample_mean"
     maps = _checks.maps(op, maps, same_channels=True, name="maps")

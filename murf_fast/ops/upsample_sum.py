@@ -56,7 +56,7 @@ def upsample_sum(
     Memory: the result, and a few low-resolution rows per thread. On a GPU also copies of maps whose channels are no
     multiple of 16 or not side by side, where the result is four times as large.
 
-    Source: identity I1 of MuRF's head; ``logits = F.interpolate(...)`` of every linear segmentation head.
+    Source: MuRF's head, at low resolution; ``logits = F.interpolate(...)`` of every linear segmentation head.
     """
     op = "upsample_sum"
     features = _checks.maps(op, features, same_channels=True)

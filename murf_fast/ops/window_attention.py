@@ -68,8 +68,6 @@ def window_attention(
     as large as the largest tensor at most, on CPU a few MB per thread, too: what belongs to a block of at most 64
     queries, and its scores with a run of its keys, 512 KB; and on a GPU three float32 numbers per query and head. On a
     GPU, where heads share values and 8 x 8 queries read more than 64 keys, 128 MB of averaged weights at most.
-    Queries with similar windows are processed together, so a key or value that is not finite can also reach queries
-    whose windows end next to it.
 
     Source: AnyUp's and JAFAR's cross attention (heads averaged, raw values), NAF's (values split), FeatSharp's.
     """

@@ -44,7 +44,7 @@ class Options:
 
     @property
     def for_the_project(self) -> bool:
-        """Whether ``benchmarks/results`` and the README are to be updated, as only a full run of everything may."""
+        """Whether ``benchmarks/results`` is to be updated, as only a full run of everything may."""
         return self.out is None and not self.suites and self.against is None and not self.quick
 
 
@@ -216,6 +216,5 @@ def _report(options: Options, record: Record, console) -> int:
         show_times(console, record)
         return 0
     command = [sys.executable, str(SUITES / "report.py"), str(options.record)]
-    readme = ["--readme", str(SUITES.parent / "README.md")]
-    command += readme if options.for_the_project else ["--out", str(options.out or DEFAULT)]
+    command += [] if options.for_the_project else ["--out", str(options.out or DEFAULT)]
     return REFUSED if subprocess.run(command).returncode else 0
