@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 __all__ = ["BackendUnavailableError", "MuRF", "use_backend", "windows", *_ops]
 
 # Their libraries are optional: they come when they are first named.
-_PACKAGES = ("anomaly", "patch")
+_PACKAGES = ("anomaly", "data", "patch")
 
 
 def __getattr__(name: str):

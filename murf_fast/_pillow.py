@@ -1,14 +1,19 @@
-"""The one reader of image files, and what every Pillow mode means as RGB pixels."""
+"""The one reader of image files, and what every Pillow mode means as RGB pixels.
+
+Imports nothing of ours: the readers of `murf_fast.data` load it by itself, without torch.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import io
 import os
 import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -33,16 +38,17 @@ def read(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     with _opened(path) as image:
-        try:
-            frames = 1 if image.format in SHOWN_FRAME else getattr(image, "n_frames", 1)
-            image.load()
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{path} is damaged or cut: {error}") from error
-        if frames > 1:
-            warnings.warn(f"{path} has {frames} frames, the first is used", stacklevel=2)
-        return rgb(image, str(path))
+        return _decoded(image, str(path))
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """:func:`read` of the bytes of an image file, which messages call ``name``.
+
+    Raises:
+        ValueError: As for :func:`read`.
+    """
+    with _image(io.BytesIO(data), name) as image:
+        return _decoded(image, name)
 
 
 def nonzero(path: str | Path) -> np.ndarray:
@@ -87,18 +93,37 @@ def survey(paths: Iterable[str | Path], *, decode: bool = True) -> list[tuple[in
 def _opened(path: Path) -> Iterator[Image.Image]:
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is not a file")
-    with path.open("rb") as file:
-        try:
-            image = Image.open(file)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise _too_large(path) from None
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders of damaged headers raise anything
-            raise ValueError(f"{path} is not an image that Pillow {Image.__version__} can read") from error
-        if image.width * image.height > LARGEST_PIXELS:
-            raise _too_large(path)
+    with path.open("rb") as file, _image(file, str(path)) as image:
         yield image
+
+
+@contextlib.contextmanager
+def _image(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """The image by its header alone."""
+    try:
+        image = Image.open(file)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(name) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged headers raise anything
+        raise ValueError(f"{name} is not an image that Pillow {Image.__version__} can read") from error
+    if image.width * image.height > LARGEST_PIXELS:
+        raise _too_large(name)
+    yield image
+
+
+def _decoded(image: Image.Image, name: str) -> np.ndarray:
+    try:
+        frames = 1 if image.format in SHOWN_FRAME else getattr(image, "n_frames", 1)
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{name} is damaged or cut: {error}") from error
+    if frames > 1:
+        warnings.warn(f"{name} has {frames} frames, the first is used", stacklevel=3)
+    return rgb(image, name)
 
 
 def rgb(image: Image.Image, name: str = "the image") -> np.ndarray:
@@ -159,5 +184,5 @@ def _tag(image: Image.Image, number: int) -> int | None:
     return value if isinstance(value, int) and 0 <= value <= 16 else None
 
 
-def _too_large(path: Path) -> ValueError:
-    return ValueError(f"{path} has more than {LARGEST_PIXELS:,} pixels; make it smaller first")
+def _too_large(name: str) -> ValueError:
+    return ValueError(f"{name} has more than {LARGEST_PIXELS:,} pixels; make it smaller first")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from types import ModuleType
 
-PACKAGES = ("murf_fast", "murf_fast.anomaly", "murf_fast.nn", "murf_fast.patch", "murf_fast.windows")
+PACKAGES = ("murf_fast", "murf_fast.anomaly", "murf_fast.data", "murf_fast.nn", "murf_fast.patch", "murf_fast.windows")
 
 
 def public_api() -> Iterator[str]:

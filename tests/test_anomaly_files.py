@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_anomaly_detector import OPTIONS, images, model
 
+from murf_fast._files import sha256_of_json
 from murf_fast.anomaly import MultiResolutionDetector
-from murf_fast.anomaly._files import _checksum
 
 IMAGE = images(1, seed=5)[0]
 
@@ -42,7 +42,7 @@ def index_of(folder):
 def sign(folder, index):
     """Writes an index whose own checksum is right, as somebody would who means it."""
     index = {name: value for name, value in index.items() if name != "sha256"}
-    (folder / "detector.json").write_text(json.dumps({**index, "sha256": _checksum(index)}))
+    (folder / "detector.json").write_text(json.dumps({**index, "sha256": sha256_of_json(index)}))
 
 
 def resave(folder, position, change):

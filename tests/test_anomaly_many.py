@@ -11,8 +11,8 @@ import torch
 from test_anomaly_detector import OPTIONS, images, model
 from util import assert_within_budget
 
+from murf_fast._files import sha256_of_json
 from murf_fast.anomaly import Anomaly, MultiResolutionDetector, NormalRange
-from murf_fast.anomaly._files import _checksum
 from murf_fast.anomaly._images import Size, as_tensor
 from murf_fast.anomaly._reading import read_ahead
 from murf_fast.nn import MultiResolutionEncoder
@@ -176,7 +176,7 @@ def test_images_are_only_shrunk(vit, tmp_path):
     index = json.loads((tmp_path / "detector.json").read_text())
     index = {n: v for n, v in index.items() if n not in ("sha256", "enlarge", "rounded", "type", "normal")}
     index["version"] = 2
-    (tmp_path / "detector.json").write_text(json.dumps({**index, "sha256": _checksum(index)}))
+    (tmp_path / "detector.json").write_text(json.dumps({**index, "sha256": sha256_of_json(index)}))
     old = MultiResolutionDetector.load(tmp_path, vit)
     assert (old.enlarge, old.normal_) == (True, None)
     assert torch.equal(old.score(image).map, enlarged.score(image).map)
@@ -239,6 +239,6 @@ def test_the_range_is_kept(fitted, vit, tmp_path):
     index = json.loads((tmp_path / "detector.json").read_text())
     for wrong in (3, {}, {**dataclasses.asdict(fitted.normal_), "score": "high"}):
         changed = {n: v for n, v in {**index, "normal": wrong}.items() if n != "sha256"}
-        (tmp_path / "detector.json").write_text(json.dumps({**changed, "sha256": _checksum(changed)}))
+        (tmp_path / "detector.json").write_text(json.dumps({**changed, "sha256": sha256_of_json(changed)}))
         with pytest.raises(ValueError, match="`normal` must be the numbers of a range or null"):
             MultiResolutionDetector.load(tmp_path, vit)

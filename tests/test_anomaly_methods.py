@@ -122,13 +122,13 @@ def test_references_leave_out_images_without_foreground(vit):
 
 
 def test_banks_of_earlier_versions_have_no_method(vit, tmp_path):
-    from murf_fast.anomaly._files import _checksum
+    from murf_fast._files import sha256_of_json
 
     fitted = MultiResolutionDetector(vit, layers=(0, 2), scales=(1.0,), index="coreset").fit(images(3), folder=tmp_path)
     index = json.loads((tmp_path / "detector.json").read_text())
     later = ("sha256", "method", "model", "norm", "shorter_side", "projection", "references")
     index = {**{name: value for name, value in index.items() if name not in later}, "version": 3}
-    (tmp_path / "detector.json").write_text(json.dumps({**index, "sha256": _checksum(index)}))
+    (tmp_path / "detector.json").write_text(json.dumps({**index, "sha256": sha256_of_json(index)}))
     loaded = MultiResolutionDetector.load(tmp_path, vit)
     assert loaded.settings == fitted.settings
     loaded.add(images(1), in_place=True)

@@ -103,12 +103,37 @@ def test_info_without_extension_and_triton_says_how_to_get_them():
 
 def test_importing_needs_no_extra():
     run_without(
-        ["rich", "typer", "PIL", "matplotlib", "transformers", "safetensors", "timm", "psutil", "faiss", "scipy"],
-        "import murf_fast.cli.info, murf_fast.nn, murf_fast.anomaly; murf_fast.cli.info.collect()",
+        [
+            "rich",
+            "typer",
+            "PIL",
+            "matplotlib",
+            "transformers",
+            "safetensors",
+            "timm",
+            "psutil",
+            "faiss",
+            "scipy",
+            "zarr",
+            "pyarrow",
+            "ray",
+        ],
+        "import murf_fast.cli.info, murf_fast.nn, murf_fast.anomaly, murf_fast.data; murf_fast.cli.info.collect()",
     )
 
 
-HEAVY = ("torch._dynamo", "sympy", "triton", "transformers", "matplotlib", "scipy", "faiss", "torchvision")
+HEAVY = [
+    "torch._dynamo",
+    "sympy",
+    "triton",
+    "transformers",
+    "matplotlib",
+    "scipy",
+    "faiss",
+    "torchvision",
+    "pyarrow",
+    "ray",
+]
 
 
 @pytest.mark.parametrize("what", ["murf_fast", "murf_fast.cli.commands"])

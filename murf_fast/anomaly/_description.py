@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from murf_fast._files import is_name
 from murf_fast.anomaly import _files
 from murf_fast.anomaly._files import INDEX, WHAT, is_number
-from murf_fast.anomaly._fingerprint import rounded
 from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.scoring import ScoringRules
 from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.nn.vit._fingerprint import rounded
 
 if TYPE_CHECKING:
     from murf_fast.anomaly.detector import MultiResolutionDetector
@@ -110,7 +111,7 @@ def banks(
             if entry["place"] != place:
                 raise _damaged(folder, f"bank {entry['file']!r} is of {entry['place']}, expected {place}")
     for entry in entries:
-        if not _files.is_name(entry["file"]):
+        if not is_name(entry["file"]):
             raise _damaged(folder, f"{entry['file']!r} is not the name of a file in the folder")
     if len({entry["file"] for entry in entries}) < len(entries):
         raise _damaged(folder, "it names a bank twice")

@@ -17,16 +17,27 @@ import itertools
 import json
 import mmap
 import os
-import stat
 import struct
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from murf_fast._files import (
+    BLOCK,
+    LARGEST_JSON,
+    open_regular,
+    read_json,
+    sha256_of,
+    sha256_of_json,
+    sync,
+    sync_folder,
+    write_json,
+)
 
 FORMAT = "murf_fast anomaly detector"
 VERSION = 4  # 1 had no checksums, 2 enlarged every image to `pixels`, 3 knew no methods by name; they still load
@@ -35,9 +46,7 @@ UNFINISHED = "unfinished.json"
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 WHAT = "murf_fast.MultiResolutionDetector"
-BLOCK = 1 << 22
 HEAD = 512  # bytes in front of rows whose number is not known yet
-LARGEST_JSON = 1 << 24  # bytes of an index or a header
 
 
 class RowFile:
@@ -86,7 +95,7 @@ class RowFile:
     def digest(self) -> str:
         """The sha256 of the file, of which :meth:`mapped` wrote the header."""
         self._file.seek(0)
-        return _digest(self._file)
+        return sha256_of(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -104,7 +113,7 @@ class Home:
         """An empty digest where there is no index that can be read."""
         try:
             with open_regular(folder, INDEX) as file:
-                return cls(folder, _digest(file))
+                return cls(folder, sha256_of(file))
         except (OSError, ValueError):
             return cls(folder, "")
 
@@ -155,38 +164,7 @@ def read_rows(folder: Path, name: str, checksum: str | None) -> tuple[Tensor, di
 
 def write_description(folder: Path, description: dict) -> None:
     content = {"format": FORMAT, "version": VERSION, **description}
-    write_json(folder / INDEX, {**content, "sha256": _checksum(content)})
-
-
-def write_json(path: Path, content: dict) -> None:
-    """In place when it is whole, and on the disk with its name."""
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    with part.open("x") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        sync(file)
-    os.replace(part, path)
-    sync_folder(path.parent)
-
-
-def sync(file: BinaryIO) -> None:
-    """Returns when what was written is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Returns when the names in a folder are on the disk. Windows writes them by itself."""
-    if os.name == "nt":
-        return
-    entry = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    except OSError as error:  # file systems over a network may have no such call
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(entry)
+    write_json(folder / INDEX, {**content, "sha256": sha256_of_json(content)})
 
 
 def lock(folder: Path) -> int | None:
@@ -223,14 +201,6 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def read_json(folder: Path, name: str) -> object:
-    with open_regular(folder, name) as file:
-        text = file.read(LARGEST_JSON + 1)
-    if len(text) > LARGEST_JSON:
-        raise ValueError("it is too long")
-    return json.loads(text.decode())
-
-
 def read_description(folder: Path) -> dict:
     """The index of a folder, with ``"intact"``: whether it is as it was written. Its entries are not looked at."""
     path = folder / INDEX
@@ -255,7 +225,7 @@ def read_description(folder: Path) -> dict:
             stacklevel=3,
         )
     checksum = description.pop("sha256", None)
-    return {**description, "intact": description["version"] == 1 or checksum == _checksum(description)}
+    return {**description, "intact": description["version"] == 1 or checksum == sha256_of_json(description)}
 
 
 def folder_of(folder: object) -> Path:
@@ -316,44 +286,10 @@ def bank_name(i: int, n: int = 1) -> str:
     return f"bank-{i:03d}.safetensors" if n == 1 else f"bank-{i:03d}-{n}.safetensors"
 
 
-def is_name(name: object) -> bool:
-    """Whether it names a file of a folder, wherever the folder lies."""
-    if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-        return False
-    return not PureWindowsPath(name).drive
-
-
-def open_regular(folder: Path, name: str, *, write: bool = False) -> BinaryIO:
-    """A regular file that lies in the folder; nothing else is opened, no link followed. ``write``: for both ways."""
-    path = folder / name
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise ValueError("it is not a regular file")
-    # The flags say the same again, should it be another file by now.
-    flags = (
-        (os.O_RDWR if write else os.O_RDONLY)
-        | getattr(os, "O_NOFOLLOW", 0)
-        | getattr(os, "O_NONBLOCK", 0)
-        | getattr(os, "O_BINARY", 0)
-    )
-    file = os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "r+b" if write else "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ValueError("it is not a regular file")
-    return file
-
-
 def _compare(file: BinaryIO, checksum: object) -> None:
-    if _digest(file) != checksum:
+    if sha256_of(file) != checksum:
         raise ValueError("its checksum is not that of the index")
     file.seek(0)
-
-
-def _digest(file: BinaryIO) -> str:
-    """The sha256 from where the file stands to its end."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
-    while count := file.readinto(block):
-        digest.update(block[:count])
-    return digest.hexdigest()
 
 
 def _mapped(file: BinaryIO) -> tuple[Tensor, dict[str, str]]:
@@ -397,10 +333,6 @@ def _pieces(head: bytes, rows: Tensor) -> Iterator[bytes | memoryview]:
     for piece in rows.split(max(1, BLOCK // max(1, rows.shape[1] * rows.element_size()))):
         if len(piece):
             yield piece.contiguous().view(torch.uint8).numpy().data
-
-
-def _checksum(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def is_number(value: object) -> bool:

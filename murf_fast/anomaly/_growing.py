@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from murf_fast._files import open_regular, read_json, sync_folder, write_json
 from murf_fast.anomaly import _files
 from murf_fast.anomaly._files import UNFINISHED, WHAT, RowFile
 from murf_fast.anomaly._selection import Selection
@@ -126,7 +127,7 @@ class GrowingBanks:
             "dtype": _files.NAMES[like.dtype],
             **dataclasses.asdict(self._whole),
         }
-        _files.write_json(self.folder / UNFINISHED, content)
+        write_json(self.folder / UNFINISHED, content)
         now = time.monotonic()
         self._next = now + max(SECONDS, (now - start) / SHARE)
 
@@ -157,7 +158,7 @@ class GrowingBanks:
             file.sync()
         for file, path in zip(self.files, paths, strict=True):
             file.path.replace(path)
-        _files.sync_folder(self.folder)
+        sync_folder(self.folder)
         return entries
 
     def close(self) -> None:
@@ -206,7 +207,7 @@ class GrowingBanks:
             if not path.exists() and (self.folder / names[i]).exists():
                 (self.folder / names[i]).replace(path)  # it ended between the names of the rows and the index
             try:
-                file = _files.open_regular(self.folder, path.name, write=True)
+                file = open_regular(self.folder, path.name, write=True)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{WHAT}: {path} is damaged or missing: {error}; start anew") from error
             if file.seek(0, 2) < _files.HEAD + rows * width * dtype.itemsize:
@@ -219,7 +220,7 @@ def unfinished(folder: Path) -> dict:
     """What a folder tells of the fit in it that did not finish."""
     path = folder / UNFINISHED
     try:
-        told = _files.read_json(folder, UNFINISHED)
+        told = read_json(folder, UNFINISHED)
         good = told["format"] == FORMAT and told["dtype"] in _files.DTYPES and isinstance(told["settings"], dict)
         good = good and told["images"] != 0
         numbers = (told["images"], told["width"], *told["rows"])

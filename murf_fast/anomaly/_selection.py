@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from murf_fast._files import open_regular, sync
 from murf_fast.anomaly import _files
 
 SECONDS = 10.0  # of work that the end of a process may cost
@@ -65,7 +66,7 @@ class Selection:
         nearest = self.nearest[:0] if whole else self.nearest
         with part.open("xb") as file:
             np.savez(file, of=np.array(self._of), chosen=self.chosen.numpy(), nearest=nearest.numpy())
-            _files.sync(file)
+            sync(file)
         os.replace(part, self._path)
         self._told = time.monotonic()
 
@@ -76,7 +77,7 @@ class Selection:
 
     def _read(self) -> None:
         try:
-            with _files.open_regular(self._path.parent, self._path.name) as file, np.load(file) as content:
+            with open_regular(self._path.parent, self._path.name) as file, np.load(file) as content:
                 of, chosen, nearest = str(content["of"]), content["chosen"], content["nearest"]
             whole = chosen.size > 0 and chosen.min() >= 0
             rows = 0 if whole else len(self.nearest)

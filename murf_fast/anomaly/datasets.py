@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from murf_fast._image_paths import SUFFIXES
+
 WHAT = "murf_fast.anomaly.datasets"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 # Where a set does not say which normal images are tested, every fifth is, in the order of their names.
 TEST_EVERY = 5
 GOOD = ("good", "normal", "ok")

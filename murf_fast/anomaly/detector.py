@@ -17,7 +17,6 @@ from murf_fast import _arguments, backends
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
-from murf_fast.anomaly._fingerprint import fingerprint, rounded
 from murf_fast.anomaly._growing import GrowingBanks
 from murf_fast.anomaly._images import Size
 from murf_fast.anomaly._overlap import encoded
@@ -30,6 +29,7 @@ from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighte
 from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.nn.vit import _resolutions
+from murf_fast.nn.vit._fingerprint import fingerprint, rounded
 from murf_fast.nn.vit.families import resolved
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._random_projection import PROJECTIONS

@@ -15,6 +15,8 @@ from murf_fast.backends import BackendUnavailableError
 
 # An image a hundred times as large in each direction is a typing error.
 LARGEST_SCALE = 100
+# Libraries that come with an extra of their own, whatever the command.
+EXTRAS = {"timm": "timm", "zarr": "data", "pyarrow": "data", "ray": "ray", "pandas": "ray"}
 
 
 def numbers(text: str, kind: type, option: str) -> list:
@@ -41,7 +43,7 @@ def one_line(extras: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         needed = str(error.name).partition(".")[0]
-        _fail(f"this needs {needed}: pip install 'murf-fast[{'timm' if needed == 'timm' else extras}]'", 1)
+        _fail(f"this needs {needed}: pip install 'murf-fast[{EXTRAS.get(needed, extras)}]'", 1)
     except (OSError, ValueError, BackendUnavailableError) as error:
         # The class that a message of the library begins with is no word of a command.
         _fail(re.sub(r"^murf_fast(\.\w+)+: ", "", str(error)))

@@ -12,6 +12,7 @@ import typer
 
 from murf_fast.cli._terminal import console, one_line, parsed
 from murf_fast.cli.anomaly.commands import app as anomaly
+from murf_fast.cli.extract.command import extract
 
 app = typer.Typer(
     help="Fast, exact kernels for dense features of frozen vision transformers.",
@@ -67,6 +68,7 @@ def demo(
 
 
 app.add_typer(anomaly, name="anomaly")
+app.command()(extract)
 
 
 @app.command()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from murf_fast import _pillow
-from murf_fast.anomaly.datasets import SUFFIXES
+from murf_fast._image_paths import SUFFIXES, images_below, shown
 from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.cli.demo.run import MOST_PATCHES
 
@@ -45,9 +44,8 @@ def find(given: Sequence[Path], console: Console) -> list[ImageFile]:
         if not path.is_dir():
             found.append((path, Path(path.name), (path.resolve().parent.name,)))
             continue
-        inside = sorted(_files_below(path))
-        images = [p for p in inside if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(path))]
-        others += len(inside) - len(images)
+        images, other = images_below(path)
+        others += other
         # Of several folders each keeps its name, so that equal names in them stay apart.
         own = path.resolve().name
         above = Path(own) if len(given) > 1 else Path()
@@ -107,11 +105,6 @@ def grids(detector: MultiResolutionDetector, files: Iterable[ImageFile]) -> list
     return found
 
 
-def shown(path: object) -> str:
-    """A path or a message as text that every terminal prints: bytes of a name that are no text are escaped."""
-    return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
 def _named(found: list[tuple[Path, Path, tuple[str, ...]]]) -> list[ImageFile]:
     """Names without suffixes where these do not tell files apart. The same file given twice is one image."""
     found = list(dict.fromkeys(found))
@@ -121,23 +114,3 @@ def _named(found: list[tuple[Path, Path, tuple[str, ...]]]) -> list[ImageFile]:
     if twice:
         raise ValueError(f"two images have the name {shown(twice[0])}; give their folders instead")
     return files
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Files of a folder and of those in it, links to folders too, each folder once; raises where one cannot be read."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    seen = set()
-    for inside, folders, files in os.walk(folder, onerror=stop, followlinks=True):
-        here = os.stat(inside)
-        if (here.st_dev, here.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        yield from (Path(inside) / name for name in files)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

@@ -20,7 +20,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from murf_fast.anomaly._fingerprint import fingerprint
 from murf_fast.anomaly.datasets import Category, categories
 from murf_fast.anomaly.detector import HELD_OUT, MultiResolutionDetector
 from murf_fast.anomaly.evaluation import MEASURES, Scored, check_files
@@ -32,6 +31,7 @@ from murf_fast.cli.anomaly._images import ImageFile, grids, readable, shown, tel
 from murf_fast.cli.anomaly._inputs import device_of, encoder
 from murf_fast.cli.anomaly._settings import Settings
 from murf_fast.cli.anomaly.heat_maps import draw
+from murf_fast.nn.vit._fingerprint import fingerprint
 
 RESULTS, SETTINGS, CATEGORIES, BANKS, HEAT_MAPS = "results.json", "settings.json", "categories", "banks", "heat-maps"
 

@@ -1,4 +1,4 @@
-"""What makes two encoders the same for a bank: every weight, and how images become tokens."""
+"""What makes two encoders the same for a bank or a folder of features: every weight, and how images become tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from murf_fast.nn import MultiResolutionEncoder
+from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
 
 
 def fingerprint(encoder: MultiResolutionEncoder, dtype: torch.dtype | None = None) -> str:

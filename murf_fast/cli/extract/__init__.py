@@ -1,0 +1,1 @@
+"""``murf-fast extract``."""
