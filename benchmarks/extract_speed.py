@@ -1,6 +1,6 @@
 """Images per second of `murf-fast extract`: one process, two, and Ray's workers, which run the same code.
 
-``python benchmarks/extract_speed.py IMAGES --weights FOLDER [--write]`` prints the table of docs/guides/extract.md, or puts it
+``python benchmarks/extract_speed.py IMAGES --weights FOLDER [--write]`` prints docs/guides/extract.md's table, or puts it
 there. Time runs from the first shard of every worker to the last, so the start of processes is not in it. CPU seconds
 are those of all processes of a run, Ray's own among them: on a machine that others use they say more than the clock.
 """
@@ -26,7 +26,7 @@ from murf_fast.data.extraction import Machines, Progress, extract
 from murf_fast.data.settings import Options
 from murf_fast.data.sources import open_source
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "extract.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "extract.md"
 BEGIN, END = "<!-- benchmarks/extract_speed.py -->\n", "<!-- end of speed -->\n"
 BATCH = SHARD = 8
 
