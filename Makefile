@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.6.0
 # Tests run in so many processes of one thread each: small kernels gain nothing from more.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-EXTRAS := cli,models,anomaly,data,test,bench,dev
+EXTRAS := cli,models,anomaly,data,test,bench,docs,dev
 # Packages whose models the tests run. They ask for a torchvision, of which the index has a build for CUDA only; a vision
 # transformer needs none of it, and tests/stand_in_torchvision.py has its names.
 PEERS := timm open_clip_torch ftfy wcwidth
@@ -15,7 +15,7 @@ CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint info install clean
+.PHONY: help demo test bench lint docs info install clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -33,6 +33,12 @@ bench: install  ## the benchmarks
 lint: install  ## ruff's checks and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+docs: install  ## the documentation in build/docs, its examples run and its links checked; needs no network
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -b html -d build/doctrees -E -W --keep-going -q docs build/docs
+	$(BIN)/python -m sphinx -b doctest -d build/doctrees -W -q docs build/doctest
+	$(BIN)/python docs/check_links.py build/docs
 
 info: install  ## versions, and every backend with the reasons against it
 	$(BIN)/murf-fast info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -20,11 +19,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    import interruption
     import registry
     from measure import QUICK_SCALE
     from record import RECORD, Record
 
     if config.getoption("record"):
+        interruption.wait_for_calls()
         config.stash[RECORD] = Record(config)
     elif config.getoption("quick") or config.getoption("resume"):
         raise pytest.UsageError("--quick and --resume need --record")
@@ -32,9 +33,10 @@ def pytest_configure(config):
         registry.scale_down(QUICK_SCALE)
 
 
-def pytest_keyboard_interrupt(excinfo):
-    """A second signal of the same Ctrl-C must not end the summary of what was measured."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def pytest_runtest_setup(item):
+    import interruption
+
+    interruption.check()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The throughput model of docs/extract.md: operations and bytes of an image, by the library's own counters.
+"""The throughput model of docs/guides/extract.md: operations and bytes of an image, by the library's own counters.
 
 ``python benchmarks/extract_costs.py`` prints its table; ``--write`` puts it into the page.
 """
@@ -14,7 +14,7 @@ from murf_fast.cli.tables.case import Setting
 from murf_fast.cli.tables.counted import counted
 from murf_fast.cli.tables.vits import PATCH, SHAPES, vits
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "extract.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "extract.md"
 BEGIN, END = "<!-- benchmarks/extract_costs.py -->\n", "<!-- end -->\n"
 SETS = ((224,), (518,), (224, 448), (266, 518, 784))
 HEAD = (

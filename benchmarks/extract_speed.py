@@ -1,7 +1,7 @@
 """Images per second of `murf-fast extract`: one process, two, and Ray's workers, which run the same code.
 
-``python benchmarks/extract_speed.py IMAGES --weights FOLDER [--write]`` prints the table of docs/extract.md, or puts it
-there. Time runs from the first shard of every worker to the last, by when their records were written, so neither the
+``python benchmarks/extract_speed.py IMAGES --weights FOLDER [--write]`` prints docs/guides/extract.md's table, or puts
+it there. Time runs from the first shard of every worker to the last, by when their records were written, so neither the
 start of processes is in it nor how late the driver hears of them.
 """
 
@@ -25,7 +25,7 @@ from murf_fast.data.extraction import Machines, extract
 from murf_fast.data.settings import Options
 from murf_fast.data.sources import open_source
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "extract.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "extract.md"
 BEGIN, END = "<!-- benchmarks/extract_speed.py -->\n", "<!-- end of speed -->\n"
 BATCH = SHARD = 8
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+import interruption
 import torch
 from registry import Case, Contenders, Rows
 from torch import Tensor
@@ -112,10 +113,10 @@ def run(benchmark, case: Case, ceilings: dict, quick: bool = False) -> None:
     functions = {"murf_fast": contenders.ours, **contenders.others}
     memory, first = {}, {}
     for name, function in functions.items():
-        first[name] = seconds_of(function)  # compiles, fills caches
+        first[name] = _seconds(function)  # compiles, fills caches
         memory[name] = None if quick else observed(function)[1]
         if first[name] < SLOW or "compile" in name:
-            first[name] = seconds_of(function)
+            first[name] = _seconds(function)
     others = {n: [] for n in contenders.others}
     rounds = int(min(MOST, max(FEWEST, budget / sum(2 * seconds for seconds in first.values()))))
 
@@ -129,13 +130,13 @@ def run(benchmark, case: Case, ceilings: dict, quick: bool = False) -> None:
             fewest = 1 if first[name] > SLOW else FEWEST
             if len(others[name]) < max(fewest, budget / len(functions) / (2 * first[name])):
                 settle(name, function)
-                others[name].append(seconds_of(function))
+                others[name].append(_seconds(function))
         settle("murf_fast", contenders.ours)
 
     ours = []
 
     def timed():
-        ours.append(seconds_of(contenders.ours))
+        ours.append(_seconds(contenders.ours))
 
     benchmark.pedantic(timed, setup=others_first, rounds=rounds, warmup_rounds=1)
     times = {"murf_fast": ours[1:], **others}
@@ -159,6 +160,13 @@ def run(benchmark, case: Case, ceilings: dict, quick: bool = False) -> None:
         facts=case.facts,
         ceilings=ceilings,
     )
+
+
+def _seconds(function) -> float:
+    """Of a call; an interrupted run ends after it."""
+    seconds = seconds_of(function)
+    interruption.check()
+    return seconds
 
 
 def measured_ceilings() -> dict:

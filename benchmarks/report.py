@@ -1,10 +1,10 @@
 """Tables and plots from the JSON of a run. Nothing in a report is typed by hand.
 
-    python benchmarks/report.py RUN.json [--readme README.md] [--status STATUS.md]
+    python benchmarks/report.py RUN.json [--status STATUS.md]
     python benchmarks/report.py --status STATUS.md      # from what is in the repository
 
-writes results/<device>/{results.json, README.md, speedup.png} and, with --readme, the tables between the markers of
-that file: BENCH from all CPU results, GPU from all GPU results in the repository.
+writes results/<device>/{results.json, README.md, speedup.png}. The documentation makes its tables from all of them
+when it is built (docs/_ext/results.py).
 """
 
 from __future__ import annotations
@@ -267,30 +267,6 @@ def write(results: dict, folder: Path) -> None:
     plot(results, folder / "speedup.png")
 
 
-def update_readme(readme: Path, root: Path = RESULTS) -> None:
-    found = [json.loads(path.read_text()) for path in sorted(root.glob("*/results.json"))]
-    cpu = [r for r in found if not r["machine"]["driver"]]
-    gpu = [r for r in found if r["machine"]["driver"]]
-    replace_between(
-        readme, "BENCH", "\n\n".join(f"{describe(r)}\n\n{short_table(r)}" for r in cpu) or "No results yet."
-    )
-    replace_between(
-        readme, "GPU", "\n\n".join(gpu_section(r) for r in gpu) or "None yet: no results from a GPU are here."
-    )
-
-
-def gpu_section(results: dict) -> str:
-    ran = sorted({case["op"] for case in results["cases"]})
-    return "\n\n".join([describe(results), "Ran: " + ", ".join(f"`{op}`" for op in ran) + ".", short_table(results)])
-
-
-def replace_between(path: Path, marker: str, text: str) -> None:
-    begin, end = f"<!-- {marker}:BEGIN -->", f"<!-- {marker}:END -->"
-    before, rest = path.read_text().split(begin)
-    _, after = rest.split(end)
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
-
-
 def _family(name: str) -> str:
     for kind in ("compile", "images only"):
         if kind in name:
@@ -321,7 +297,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--readme", type=Path)
     parser.add_argument("--status", type=Path, help="what is known of the Triton kernels (status.py)")
     parser.add_argument("--merge", action="store_true", help="keep the operations of the folder that this run lacks")
     arguments = parser.parse_args()
@@ -345,8 +320,6 @@ def write_run(arguments: argparse.Namespace) -> None:
     if arguments.merge and (folder / "results.json").is_file():
         results = merged(json.loads((folder / "results.json").read_text()), results)
     write(results, folder)
-    if arguments.readme:
-        update_readme(arguments.readme)
     parts = [describe(results), short_table(results), model_table(results), f"written to {folder}"]
     print("\n\n".join(part for part in parts if part))
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from formulas import low_copy, operations_of
+from formulas import operations_of
 from registry import Case
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from weightless import OWN, Weightless, zeros
+
+from murf_fast.ops._flops import low_copy
 
 # What takes some rows of a tensor reads those alone.
 TAKES = ("aten::index", "aten::index_select", "aten::gather", "aten::embedding", "aten::take")

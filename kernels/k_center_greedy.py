@@ -147,14 +147,22 @@ def _k_center_select(nearest, order, pairs, centers, step, first, total, rows, c
     tl.store(step, done)
 
 
-def k_center_greedy(features: Tensor, centers: Tensor, given: int, progress: Callable[[int, int], None] | None) -> None:
-    """Waits for the device once per pool: how many centers a pool gives is not known before."""
+def k_center_greedy(
+    features: Tensor,
+    centers: Tensor,
+    given: int,
+    nearest: Tensor,
+    met: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Waits for the device once per pool: how many centers a pool gives is not known before. ``nearest`` (N,) float64
+    is of the first ``met`` centers, in the end of all but those of the last pool.
+    """
     rows, total, device = len(features), len(centers), features.device
     count = min(POOL, rows)
-    nearest = torch.full((rows,), torch.inf, dtype=torch.float64, device=device)
     pairs = torch.empty(count, count, dtype=torch.float64, device=device)
     step = torch.full((1,), total, dtype=torch.int64, device=device)
-    met, done = 0, given
+    done = given
     while done < total:
         _meet(features, nearest, centers, met, done)
         met = done

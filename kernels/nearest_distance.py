@@ -7,12 +7,12 @@ before the host looks, and those alone are searched again: by a product that lis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from murf_fast.kernels.nearest_candidates import Bounds, Candidates, candidates, rounded, width_of
+from murf_fast.kernels.nearest_candidates import Bounds, candidates, rounded, width_of
 from murf_fast.kernels.nearest_exact import (
     LARGEST_SQUARED_NORM,
     REFUSED,
@@ -22,14 +22,19 @@ from murf_fast.kernels.nearest_exact import (
     choose,
     score,
 )
+from murf_fast.kernels.nearest_in_cells import Search
+from murf_fast.kernels.nearest_lists import candidates_of, exist, merged, nearest_listed, smallest
 from murf_fast.kernels.nearest_search import launch_nearest
 from murf_fast.kernels.nearest_within import launch_within, limits_of
+from murf_fast.tables.nearest_cells import Cells
 
-__all__ = ["extended_index", "index_layout", "nearest_distance", "nearest_index"]
+__all__ = ["extended_index", "index_layout", "nearest_distance", "nearest_distance_cells", "nearest_index"]
 
 QUERIES = 8192
-# Candidates per query that are scored exactly.
-CANDIDATES = 32
+# Entries of the matrix of queries and cells: 32 MB in float64.
+CELL_ENTRIES = 1 << 22
+# For fewer queries, two tiles, a plain search takes no longer than it takes to choose cells.
+FEW_QUERIES = 256
 # Elements of temporary float64 matrices: 64 MB.
 ELEMENTS = 1 << 23
 # Bytes of a chunk of rounded rows from host memory, of which two are on the device.
@@ -38,12 +43,19 @@ CHUNK = 64 << 20
 LISTED = 1 << 21
 # Queries that share them, and those whose lists were too short for what they found.
 AGAIN, AT_LAST = 2048, 64
-# Neighbours up to which going through a list for each takes less time than sorting it.
-FEW_NEIGHBOURS = 64
 
 
-def nearest_index(bank: Tensor, metric: str, precision: str, device: torch.device) -> list[Tensor]:
-    """[mean, scales, rounded rows, their squared norms, (largest error, largest norm)]; the rows stay with the bank."""
+def nearest_index(
+    bank: Tensor,
+    metric: str,
+    precision: str,
+    device: torch.device,
+    arrange: Callable[[Tensor, Tensor], Cells] | None = None,
+) -> list[Tensor]:
+    """[mean, scales, rounded rows, their squared norms, (largest error, largest norm)]; the rows stay with the bank.
+
+    ``arrange`` makes cells of mean and scales; rounded rows and norms are in their order then, on the bank's device.
+    """
     cosine = metric == "cosine"
     dtype = torch.bfloat16 if precision == "auto" else getattr(torch, precision)
     rows, dim = bank.shape
@@ -63,12 +75,20 @@ def nearest_index(bank: Tensor, metric: str, precision: str, device: torch.devic
     scale = torch.empty(rows if cosine else 0, dtype=torch.float64, device=device)
     norms = torch.empty(rows, dtype=torch.float32, device=device)
     limits = torch.zeros(2, dtype=torch.float64, device=device)
+    cells = None
+    if arrange is not None:
+        if cosine:  # cells are of unit rows: those that will be searched
+            for begin in range(0, rows, step):
+                part = slice(begin, begin + step)
+                scale[part] = rounded(bank[part], mean, cosine, dtype).scales
+        cells = arrange(mean, scale)
     for begin in range(0, rows, step):
         part = slice(begin, begin + step)
-        made = rounded(bank[part].to(device), mean, cosine, dtype)
+        which = part if cells is None else cells.rows[part]
+        made = rounded(bank[which].to(device), mean, cosine, dtype)
         low[part], norms[part] = made.rows, made.squares.float()
         if cosine:
-            scale[part] = made.scales
+            scale[which] = made.scales
         limits = torch.maximum(limits, torch.stack([made.errors.max(), made.squares.max()]))
     if not bool(limits.isfinite().all()):
         raise ValueError(
@@ -78,7 +98,13 @@ def nearest_index(bank: Tensor, metric: str, precision: str, device: torch.devic
     return [mean, scale, low, norms, limits]
 
 
-def extended_index(bank: Tensor, index: list[Tensor], metric: str, begin: int) -> list[Tensor]:
+def extended_index(
+    bank: Tensor,
+    index: list[Tensor],
+    metric: str,
+    begin: int,
+    arrange: Callable[[Tensor, Tensor], Cells] | None = None,
+) -> list[Tensor]:
     """The index of ``bank``, whose rows from ``begin`` on are not in ``index`` yet. The mean stays."""
     mean, scale, low, norms, limits = index
     step = max(1, ELEMENTS // bank.shape[1])
@@ -94,11 +120,17 @@ def extended_index(bank: Tensor, index: list[Tensor], metric: str, begin: int) -
             'use precision="bfloat16" or "float32"'
         )
     scale, rows, norms = (torch.cat(x) for x in zip(*parts, strict=True))
+    if arrange is not None:
+        cells = arrange(mean, scale)
+        # Old rows keep their order, new ones come at the end of their cells: where each is in what lies there now.
+        place = cells.rows.masked_scatter(cells.rows < begin, torch.arange(begin, dtype=torch.int64, device=low.device))
+        rows, norms = rows[place], norms[place]
     return [mean, scale, rows.pin_memory() if low.is_pinned() else rows, norms, limits]
 
 
-def index_layout(rows: int, dim: int) -> tuple[list, list]:
-    """(dtype, shape) that the rounded rows of an index may have, and (shape, dtype) of what follows them."""
+def index_layout(rows: int, dim: int, cells: int | None = None) -> tuple[list, list]:
+    """(dtype, shape) that the rounded rows of an index may have, and (shape, dtype) of what follows them; with cells
+    and without."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     return [(d, (rows, width_of(dim))) for d in dtypes], [((rows,), torch.float32), ((2,), torch.float64)]
 
@@ -107,23 +139,76 @@ def nearest_distance(
     query: Tensor, bank: Tensor, index: list[Tensor], k: int, metric: str, distances: Tensor, indices: Tensor
 ) -> None:
     """Waits for the device once, and again where queries are searched again."""
-    last = torch.empty(len(query), dtype=torch.float64, device=query.device)
-    status = torch.empty(len(query), dtype=torch.int8, device=query.device)
+    last, status = _unknown(query)
     for begin in range(0, len(query), QUERIES):
         part = slice(begin, begin + QUERIES)
         _search(query[part], bank, index, k, metric, distances[part], indices[part], last[part], status[part])
+    _settle(query, bank, index, k, metric, distances, indices, last, status)
+
+
+def nearest_distance_cells(
+    query: Tensor,
+    bank: Tensor,
+    index: list[Tensor],
+    cells: Cells,
+    k: int,
+    metric: str,
+    distances: Tensor,
+    indices: Tensor,
+    searched: Tensor,
+) -> None:
+    """As ``nearest_distance``, of an index in cells; ``searched`` is the share of pairs whose product was made."""
+    last, status = _unknown(query)
+    pairs = torch.zeros((), dtype=torch.float64, device=query.device)
+    few = len(query) < FEW_QUERIES
+    step = QUERIES if few else max(1, min(QUERIES, CELL_ENTRIES // len(cells.centres)))
+    for begin in range(0, len(query), step):
+        part = slice(begin, begin + step)
+        own = distances[part], indices[part], last[part], status[part]
+        if few:
+            _search(query[part], bank, index, k, metric, *own, cells.rows)
+            pairs += len(query) * len(bank)
+        else:
+            pairs += Search(query[part], bank, index, cells, k, metric).run(*own)
+    again = _settle(query, bank, index, k, metric, distances, indices, last, status, cells.rows)
+    searched.copy_((pairs / max(1, len(query) * len(bank)) + again / max(1, len(query))).clamp_(max=1.0))
+
+
+def _unknown(query: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every query, written by a first pass: the k-th squared distance, and what is known of the answer."""
+    last = torch.empty(len(query), dtype=torch.float64, device=query.device)
+    return last, torch.empty(len(query), dtype=torch.int8, device=query.device)
+
+
+def _settle(
+    query: Tensor,
+    bank: Tensor,
+    index: list[Tensor],
+    k: int,
+    metric: str,
+    distances: Tensor,
+    indices: Tensor,
+    last: Tensor,
+    status: Tensor,
+    names: Tensor | None = None,
+) -> int:
+    """After a first pass over all queries: refuses what has no answer and searches again, in the whole bank, for those
+    whose answer is not proven, so many of which it returns. ``names`` (R,): which rows the rounded ones are, if they
+    are in another order."""
     status = status.cpu()
     if bool((status == REFUSED.value).any()):
         for begin in range(0, len(query), QUERIES):
             norms = rounded(query[begin : begin + QUERIES], index[0], False, index[2].dtype).norms
             _check("query", norms, begin, metric == "cosine")
     again = status.nonzero().flatten()
+    unproven = len(again)
     for queries, width in ((AGAIN, len(bank)), (AT_LAST, LISTED // AT_LAST)):
         missed = [again[:0]]
         for first in range(0, len(again), queries):
             some = again[first : first + queries]
-            missed.append(_search_again(query, some, last, bank, index, k, metric, width, distances, indices))
+            missed.append(_search_again(query, some, last, bank, index, k, metric, width, distances, indices, names))
         again = torch.cat(missed)
+    return unproven
 
 
 def _search(
@@ -136,18 +221,19 @@ def _search(
     indices: Tensor,
     last: Tensor,
     status: Tensor,
+    names: Tensor | None = None,
 ) -> None:
     """The first pass. Of every query, too: the k-th squared distance, and what is known of the answer."""
     mean, scale, low, norms, limits = index
     made = rounded(query, mean, metric == "cosine", low.dtype)
     bounds, squares = Bounds(made.errors, made.squares, limits), made.squares.float()
-    wanted = min(max(CANDIDATES, 2 * k), len(bank))
+    wanted = candidates_of(k, len(bank))
     found = None
     for begin, rows in _chunks(low, query.device, len(low)):
         searched = launch_nearest(made.rows, squares, rows, norms[begin : begin + len(rows)])
         more = candidates(searched, bounds, begin, bank.shape[1], k, wanted)
-        found = more if found is None else _merged(found, more)
-    where, listed = _listed(bank, scale, found.places, found.counts)
+        found = more if found is None else merged(found, more)
+    where, listed = _listed(bank, scale, _named(found.places, names), found.counts)
     exact = score(query, made.scales, where, listed)
     proof = Proof(found.dropped, made.norms, last, status)
     choose(exact, listed, metric, distances, indices, bank.shape[1], proof, bounds)
@@ -164,6 +250,7 @@ def _search_again(
     rows_at_once: int,
     distances: Tensor,
     indices: Tensor,
+    names: Tensor | None = None,
 ) -> Tensor:
     """Scores every row that may be as near as the k-th found so far. Returns those of ``some``, numbers on the host,
     whose lists were too short; there are none if a list holds as many rows as are looked at at once."""
@@ -181,38 +268,17 @@ def _search_again(
         found, counts = launch_within(made.rows, squares, within, rows, norms[begin : begin + len(rows)], begin, width)
         short |= width < len(rows)
         missed |= counts > width
-        more = _nearest_listed(query, made.scales, *_listed(bank, scale, found, counts), k)
+        more = nearest_listed(query, made.scales, *_listed(bank, scale, _named(found, names), counts), k)
         both = (torch.cat(pair, 1) for pair in zip((squared, places), more, strict=True))
-        squared, places = _smallest(*both, k)
+        squared, places = smallest(*both, k)
     distances[own] = {"l2": squared.sqrt(), "l2sq": squared, "cosine": squared / 2}[metric].float()
     indices[own] = places
     return some[missed.cpu()] if short else some[:0]
 
 
-def _nearest_listed(query: Tensor, scales: Tensor, bank: Bank, listed: Listed, k: int) -> tuple[Tensor, Tensor]:
-    """Squared distances in float64 and places; infinite ones where the list has fewer than k."""
-    exact = score(query, scales, bank, listed)
-    if k > FEW_NEIGHBOURS:
-        return _smallest(exact.masked_fill_(~_exist(listed.places, listed.counts), torch.inf), listed.places, k)
-    squared, places = exact.new_empty(len(query), k), listed.places.new_empty(len(query), k)
-    choose(exact, listed, "l2sq", squared, places, query.shape[1])
-    return squared, places
-
-
-def _merged(found: Candidates, more: Candidates) -> Candidates:
-    """The candidates of two chunks of a bank in host memory, whose way here takes longer than this."""
-    wanted = found.values.shape[1]
-    values = [x.values.masked_fill(~_exist(x.places, x.counts), torch.inf) for x in (found, more)]
-    values, order = torch.cat(values, 1).sort(dim=1)
-    places = torch.cat([found.places, more.places], 1).gather(1, order[:, :wanted])
-    dropped = torch.minimum(torch.minimum(found.dropped, more.dropped), values[:, wanted])
-    counts = (found.counts + more.counts).clamp(max=wanted)
-    return Candidates(values[:, :wanted].contiguous(), places, counts, dropped)
-
-
-def _exist(places: Tensor, counts: Tensor) -> Tensor:
-    n = torch.arange(places.shape[1], dtype=torch.int32, device=places.device)
-    return n < counts[:, None]
+def _named(places: Tensor, names: Tensor | None) -> Tensor:
+    """Rows of the bank, of places in what lies in another order; behind the counts of lists there may be anything."""
+    return places if names is None else names[places.clamp(0, len(names) - 1)]
 
 
 def _listed(bank: Tensor, scale: Tensor, places: Tensor, counts: Tensor) -> tuple[Bank, Listed]:
@@ -224,10 +290,10 @@ def _listed(bank: Tensor, scale: Tensor, places: Tensor, counts: Tensor) -> tupl
 
 def _brought(bank: Tensor, scale: Tensor, places: Tensor, counts: Tensor) -> tuple[Bank, Listed]:
     """From host memory, each row once."""
-    exist = _exist(places, counts)
-    wanted, slot = places[exist].unique(return_inverse=True)
+    exists = exist(places, counts)
+    wanted, slot = places[exists].unique(return_inverse=True)
     rows = bank.index_select(0, wanted.to(bank.device)).to(places.device)
-    slots = torch.zeros_like(places).masked_scatter_(exist, slot)
+    slots = torch.zeros_like(places).masked_scatter_(exists, slot)
     return Bank(rows, rows.stride(0), scale if scale.numel() else None), Listed(places, counts, slots)
 
 
@@ -264,14 +330,6 @@ def _chunks(low: Tensor, device: torch.device, step: int) -> Iterator[tuple[int,
     finally:
         # The buffers' memory goes to whoever is next on this stream.
         here.wait_stream(copies)
-
-
-def _smallest(squared: Tensor, places: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest, equal ones by rising place."""
-    by_place = places.argsort(1)
-    squared, places = squared.gather(1, by_place), places.gather(1, by_place)
-    squared, order = squared.sort(dim=1, stable=True)
-    return squared[:, :k], places.gather(1, order[:, :k])
 
 
 def _check(name: str, squares: Tensor, first: int, nonzero: bool) -> None:

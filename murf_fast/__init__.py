@@ -8,6 +8,9 @@ from murf_fast.ops import *  # noqa: F403
 from murf_fast.ops import __all__ as _ops  # isort: split
 
 from murf_fast.nn import MuRF
+from murf_fast.ops._flops import register as _register_flops  # isort: split
+
+_register_flops()  # of all ops, those of the modules too
 
 __version__ = "0.1.0"
 __all__ = ["BackendUnavailableError", "MuRF", "use_backend", "windows", *_ops]

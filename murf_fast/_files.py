@@ -6,6 +6,7 @@ What is written is in place when it is whole.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import stat
 import uuid
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 BLOCK = 1 << 22
 LARGEST_JSON = 1 << 24  # bytes of an index or a header
@@ -47,12 +48,34 @@ def open_regular(folder: Path, name: str, *, write: bool = False) -> BinaryIO:
 
 
 def write_json(path: Path, content: object) -> None:
-    """In place when it is whole."""
+    """In place when it is whole, and on the disk with its name."""
     part = path.with_name(f"{path.name}{PART}")
     part.unlink(missing_ok=True)
     with part.open("x") as file:
         file.write(json.dumps(content, indent=2) + "\n")
+        sync(file)
     os.replace(part, path)
+    sync_folder(path.parent)
+
+
+def sync(file: IO) -> None:
+    """Returns when what was written is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the names in a folder are on the disk. Windows writes them by itself."""
+    if os.name == "nt":
+        return
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    except OSError as error:  # file systems over a network may have no such call
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(entry)
 
 
 def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, object]:
@@ -67,8 +90,7 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, o
                 digest.update(piece)
                 file.write(piece)
                 count += len(piece)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):

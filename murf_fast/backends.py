@@ -1,7 +1,8 @@
 """Which backends exist here, why another does not, and which one a call takes.
 
 ``reference`` is plain PyTorch and always there; ``native`` is the C++ extension, for CPU tensors; ``triton`` is for
-CUDA tensors (and, with ``TRITON_INTERPRET=1``, for CPU tensors in Triton's interpreter, for tests).
+CUDA tensors (and, with ``TRITON_INTERPRET=1``, for CPU tensors in Triton's interpreter, for tests). What
+``torch.export`` captures holds ``auto``: the choice is that of the process, and of the tensors, that run it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from murf_fast._constant import constant_while_compiling
 VARIABLE = "MURF_FAST_BACKEND"
 NAMES = ("reference", "native", "triton")
 OLDEST_TRITON = (3, 6)
+AUTO = "auto"  # in exported graphs alone, see `resolve`
 
 _variables, _encoded = getattr(os.environ, "_data", os.environ), functools.cache(getattr(os.environ, "encodekey", str))
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("murf_fast_backend", default=None)
@@ -36,7 +38,7 @@ class BackendUnavailableError(RuntimeError):
 def use_backend(name: str) -> Iterator[None]:
     """Within the block every operation of this thread takes backend ``name`` or raises.
 
-    Under ``torch.compile`` the choice is made when the graph is traced.
+    Under ``torch.compile`` and ``torch.export`` the choice is made when the graph is traced.
     """
     token = _override.set(_known(name, "`use_backend`"))
     try:
@@ -108,9 +110,14 @@ def _environment(name: str) -> str | None:
 
 @constant_while_compiling
 def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
-    """The backend that a call on such tensors takes. ``request`` beats ``use_backend`` beats ``MURF_FAST_BACKEND``."""
+    """The backend that a call on such tensors takes. ``request`` beats ``use_backend`` beats ``MURF_FAST_BACKEND``.
+
+    Where nobody asks and ``torch.export`` looks on, it is ``"auto"``: a graph runs elsewhere, and later.
+    """
     _fork.keep_torch_to_calling_thread()  # every op comes by here before its work
     asked = asked_for(request)
+    if asked == AUTO and _is_exporting():  # what an op of this library passes on
+        return AUTO
     if asked is not None:
         _known(asked, _source(request))
         if device_type == "meta":
@@ -121,16 +128,22 @@ def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
                 f"murf_fast: backend {asked!r} was asked for by {_source(request)}, but: " + "; ".join(reasons)
             )
         return asked
+    if dtype == torch.float64 and device_type != "meta":
+        return "reference"
+    if _is_exporting() and device_type in ("cpu", "cuda", "meta"):
+        return AUTO
     if device_type == "meta":
         return "native"
-    if dtype == torch.float64:
-        return "reference"
     preferred = "native" if device_type == "cpu" else "triton"
     reasons = reasons_against(preferred, device_type, dtype)
     if not reasons:
         return preferred
     _warn_once(preferred, device_type, "; ".join(reasons))
     return "reference"
+
+
+# torch 2.6 has no such question: there a graph holds the backend of the process that captured it.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 @functools.cache
@@ -154,6 +167,8 @@ def launcher(name: str):
         from murf_fast import kernels
 
         return kernels
+    if name == AUTO:
+        raise ValueError("murf_fast: what is prepared for a backend cannot be made within an export; make it before")
     raise ValueError(f"murf_fast: no kernels behind backend {name!r}")
 
 

@@ -23,6 +23,9 @@ from murf_fast import _arguments
 
 Pair = tuple[int, int]
 
+# In the place of a neighborhood's dilation: outputs per key, whatever the sizes.
+_STEP = 0
+
 # Tables given by the user, by the digest that stands for them in a rule. A compiled graph may hold the digest for as
 # long as the process lives, so nothing is ever dropped.
 _given: dict[str, AxisWindow] = {}
@@ -172,7 +175,8 @@ def neighborhood(
     out, grid = _arguments.pair(op, "out", out), _arguments.pair(op, "grid", grid)
     kernel, stride = _arguments.pair(op, "kernel_size", kernel_size), _arguments.pair(op, "stride", stride)
     steps = tuple(max(1, o // n) for o, n in zip(out, grid, strict=True))
-    dilation = steps if dilation is None else _arguments.pair(op, "dilation", dilation)
+    given = dilation
+    dilation = steps if given is None else _arguments.pair(op, "dilation", given)
     specs = []
     for axis, o, k, s, d in zip(("height", "width"), out, kernel, stride, dilation, strict=True):
         if k * d > o:
@@ -181,6 +185,11 @@ def neighborhood(
             )
         if s > k:
             raise ValueError(f"murf_fast.{op}: `stride` must be at most `kernel_size`, {k}, got {s}")
+        # A rule is text, and part of a graph: where sizes are open, the step is found when they are known.
+        if given is None and isinstance(d, torch.SymInt):
+            d = _STEP
+        for name, value in (("kernel_size", k), ("stride", s), ("dilation", d)):
+            _known(op, name, value)
         specs.append(f"neighborhood {k} {s} {d}")
     return Windows(*specs, out, grid)
 
@@ -278,7 +287,17 @@ def axis_window(spec: str, out: int, size: int) -> AxisWindow:
     if kind == "clamped":
         at, radius = np.arange(out), int(arguments[0])
         return _from_ranges(np.maximum(at - radius, 0), np.minimum(at + radius + 1, size), size)
-    return _neighborhood_axis(out, size, *map(int, arguments))
+    kernel, stride, dilation = map(int, arguments)
+    return _neighborhood_axis(out, size, kernel, stride, max(1, out // size) if dilation == _STEP else dilation)
+
+
+def _known(what: str, name: str, value: int) -> None:
+    """Refuses a size that a graph leaves open where a rule's text would hold it."""
+    if isinstance(value, torch.SymInt):
+        raise ValueError(
+            f"murf_fast.{what}: `{name}` must be known when a graph is exported, as it is part of the rule, got "
+            f"{value}; export with static sizes"
+        )
 
 
 def _cropped_spec(spec: str, begin: int, whole: int) -> str:
@@ -286,6 +305,8 @@ def _cropped_spec(spec: str, begin: int, whole: int) -> str:
     kind = spec.split()[0]
     if kind == "full":
         return spec
+    for name, value in (("begin", begin), ("out", whole)):
+        _known("windows.Windows.crop", name, value)
     if kind == "crop":
         first, whole, spec = spec.split(maxsplit=3)[1:]
         begin += int(first)

@@ -13,7 +13,7 @@ from util import assert_within_budget
 
 from murf_fast import NearestIndex, k_center_greedy, nearest_distance, reference
 from murf_fast.anomaly import PRESETS, MultiResolutionDetector, ScoringRules, ShardedIndex, mean_top, reweighted_score
-from murf_fast.anomaly._images import prescaled
+from murf_fast.anomaly._images import Size
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.ops import _cells
 
@@ -215,12 +215,30 @@ def test_foreground():
 
 
 def test_prescaling():
-    assert prescaled(torch.rand(1, 3, 100, 50), None).shape == (1, 3, 100, 50)
-    assert prescaled(torch.rand(1, 3, 100, 50), 5200).shape == (1, 3, 100, 50)
-    assert prescaled(torch.rand(1, 3, 100, 50), 20000).shape == (1, 3, 200, 100)
-    small = prescaled(torch.full((1, 3, 100, 50), 51, dtype=torch.uint8), 1250)
+    image = torch.rand(1, 3, 100, 50)
+    assert Size(None, enlarge=True).prescaled(image) is image
+    assert Size(5200, enlarge=True).prescaled(image) is image
+    assert Size(20000, enlarge=True).prescaled(image).shape == (1, 3, 200, 100)
+    small = Size(1250).prescaled(torch.full((1, 3, 100, 50), 51, dtype=torch.uint8))
     assert small.shape == (1, 3, 50, 25)
     assert torch.allclose(small, torch.tensor(0.2))
+
+
+@pytest.mark.parametrize("shorter", [16, 56])
+def test_a_shorter_side_is_that_of_pillow(shorter):
+    """As torchvision's Resize with bicubic interpolation, which AnomalyDINO and SuperAD use; but for its rounding."""
+    pil = pytest.importorskip("PIL.Image")
+    # Pillow cuts off what overshoots between the axes: here nothing does.
+    pixels = np.random.default_rng(0).integers(90, 160, (31, 45, 3), dtype=np.uint8)
+    size = (shorter, 45 * shorter // 31)
+    assert Size(None, shorter_side=shorter).of(31, 45) == size
+    assert Size(None, shorter_side=shorter).of(45, 31) == size[::-1]
+    found = Size(None, shorter_side=shorter).prescaled(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    expected = np.asarray(pil.fromarray(pixels).resize(size[::-1], pil.Resampling.BICUBIC))
+    assert np.abs(255 * found[0].permute(1, 2, 0).numpy() - expected).max() <= 1.5  # two roundings of Pillow
+    edge = torch.arange(40).ge(20).float()[:, None].expand(1, 3, 40, 30)
+    steps = Size(None, shorter_side=shorter).prescaled(edge)
+    assert (steps.min(), steps.max()) == (0, 1)
 
 
 def test_progress_and_bank_folder(tmp_path):
@@ -307,7 +325,7 @@ def test_refuses_what_it_did_not_write(saved):
         MultiResolutionDetector.load(saved / "other", model())
     description = json.loads((saved / "detector.json").read_text())
     for change, words in (
-        ({"version": 99}, "has version 99, expected 1 to 3"),
+        ({"version": 99}, "has version 99, expected 1 to 4"),
         ({"format": "zip"}, "was not written by a detector"),
         ({"foreground": True}, "made with a `foreground` function"),
     ):

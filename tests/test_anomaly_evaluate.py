@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from data_sets import SIZE, image, mvtec, mvtec2
+from matplotlib.colors import to_rgb
 from test_cli import invoke
 
 from murf_fast._pillow import read
@@ -15,6 +16,7 @@ from murf_fast.anomaly.evaluation import Scored, _image_auroc
 from murf_fast.anomaly.subsets import ALL
 from murf_fast.cli.anomaly import evaluate as command
 from murf_fast.cli.anomaly._inputs import encoder
+from murf_fast.cli.anomaly._picture import LINE
 
 pil = pytest.importorskip("PIL.Image")
 pytest.importorskip("safetensors")
@@ -92,10 +94,16 @@ def test_heat_maps(evaluated):
     drawn = sorted(p.relative_to(out / "heat-maps").as_posix() for p in (out / "heat-maps").rglob("*.png"))
     assert drawn[:2] == ["can/bad/000_regular.png.png", "can/good/000_regular.png.png"]
     assert len(drawn) == 2 + 6
-    pixels = np.asarray(pil.open(out / "heat-maps" / "can" / "bad" / "000_regular.png.png"))
-    assert pixels.shape == (SIZE[0], 3 * SIZE[1] + 2 * 8, 3)
-    assert len(np.unique(pixels[:, SIZE[1] + 8 : 2 * SIZE[1] + 8].reshape(-1, 3), axis=0)) > 50
-    assert np.unique(pixels[:, -SIZE[1] :]).tolist() == [0, 255]
+    pixels = np.asarray(pil.open(out / "heat-maps" / "can" / "bad" / "000_regular.png.png").convert("RGB"))
+    line = np.asarray(to_rgb(LINE)) * 255
+    threshold = json.loads((out / "results.json").read_text())["categories"]["can"]["measures"][ALL]["F1 threshold"]
+    assert threshold is not None
+    # The line of the best F1 is on the third of four panels and on the colour bar at the right.
+    is_line = np.abs(pixels - line).max(2) < 40
+    columns = np.flatnonzero(is_line.any(0)) / pixels.shape[1]
+    assert ((columns > 0.48) & (columns < 0.7)).any()
+    assert (columns > 0.9).any()
+    assert not (columns < 0.46).any()
 
 
 def test_what_is_done_is_not_done_again(nuts, weights, evaluated, monkeypatch):

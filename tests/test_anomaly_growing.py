@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 from test_anomaly_detector import OPTIONS, images, model
 
-from murf_fast.anomaly import MultiResolutionDetector, _growing
+from murf_fast.anomaly import MultiResolutionDetector, _growing, _selection
 from murf_fast.anomaly._files import RowFile
 from murf_fast.nn import MultiResolutionEncoder
 
@@ -77,6 +78,92 @@ def test_an_ended_fit_goes_on(vit, tmp_path, options, error, monkeypatch):
     assert loaded.normal_ == again.normal_
     assert loaded.normal_.score == pytest.approx(whole.normal_.score, rel=1e-4)
     assert files(tmp_path) == [*(f"bank-{i:03d}.safetensors" for i in range(4)), "detector.json"]
+
+
+def centers_met(monkeypatch):
+    """How many centers the rows of banks meet from here on."""
+    module, found = importlib.import_module("murf_fast.native.k_center_greedy"), []
+    steps = module._steps
+    monkeypatch.setattr(module, "_steps", lambda *a: found.append(a[6] - a[5]) or steps(*a))
+    return found
+
+
+@pytest.mark.parametrize("projection", [None, "linear"])
+@pytest.mark.parametrize("after", [2, 30, 119])
+def test_an_ended_selection_goes_on(vit, tmp_path, after, projection, monkeypatch):
+    """In the first, a later and the last bank: rows that are chosen stay, and meet no center again but the last."""
+    options = {"index": "coreset", "coreset": 0.3, "projection": projection}
+    several, told, ended = images(2), [], []
+    whole = detector(vit, **options).fit(several, batch=1)
+
+    def end(done, _):
+        ended.append(done)
+        if done >= after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        detector(vit, **options).fit(several, folder=tmp_path, batch=1, coreset_progress=end)
+    met = centers_met(monkeypatch)
+    again = detector(vit, **options).fit(
+        several, folder=tmp_path, resume=True, batch=1, coreset_progress=lambda *pair: told.append(pair)
+    )
+    for bank, expected in zip(again.banks_, whole.banks_, strict=True):
+        assert torch.equal(bank, expected)
+    assert told == sorted(set(told))
+    assert {wanted for _, wanted in told} == {120}
+    assert told[-1][0] == 120
+    assert sum(met) <= 120 - ended[-1] + 1
+    assert files(tmp_path) == [*(f"bank-{i:03d}.safetensors" for i in range(4)), "detector.json"]
+
+
+def test_a_selection_is_of_its_rows_and_settings(vit, tmp_path, monkeypatch):
+    options, several = {"index": "coreset", "coreset": 0.3}, images(2)
+
+    def ended(folder, **more):
+        with pytest.raises(KeyboardInterrupt):
+            detector(vit, **{**options, **more}).fit(
+                several, folder=folder, resume=True, batch=1, coreset_progress=lambda done, _: stopping(1)(1, 1)
+            )
+
+    ended(tmp_path)
+    kept = sorted(tmp_path.glob("*.coreset"))
+    assert [path.name for path in kept] == ["bank-000.safetensors.coreset"]
+    # Of another share or projection it begins anew, and replaces what was there.
+    met = centers_met(monkeypatch)
+    for more in ({"coreset": 0.5}, {"projection": "sparse"}):
+        before = kept[0].read_bytes()
+        ended(tmp_path, **more)
+        assert met.pop() == 1
+        assert kept[0].read_bytes() != before
+    damaged = kept[0].read_bytes()[:-30]
+    kept[0].write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"bank-000\.safetensors\.coreset is damaged: .*; start anew"):
+        detector(vit, **options).fit(several, folder=tmp_path, resume=True)
+    kept[0].unlink()
+    kept[0].symlink_to(tmp_path / "unfinished.json")
+    with pytest.raises(ValueError, match="is damaged: it is not a regular file"):
+        detector(vit, **options).fit(several, folder=tmp_path, resume=True)
+    assert len(detector(vit, **options).fit(several, folder=tmp_path, overwrite=True).banks_[0]) == 12
+
+
+def test_a_selection_is_told_while_it_is_made(vit, tmp_path, monkeypatch):
+    """What is on disk then is what a kill leaves."""
+    monkeypatch.setattr(_selection, "SECONDS", 0.0)
+    several, left = images(2), tmp_path / "left"
+
+    def killed(done, _):
+        if done > 40 and not left.exists():
+            shutil.copytree(tmp_path / "bank", left)
+
+    options = {"index": "coreset", "coreset": 0.3}
+    whole = detector(vit, **options).fit(several, folder=tmp_path / "bank", batch=1, coreset_progress=killed)
+    told = []
+    again = detector(vit, **options).fit(
+        several, folder=left, resume=True, batch=1, coreset_progress=lambda done, _: told.append(done)
+    )
+    assert told[0] >= 12
+    for bank, expected in zip(again.banks_, whole.banks_, strict=True):
+        assert torch.equal(bank, expected)
 
 
 def test_interrupted_between_two_banks(vit, tmp_path, monkeypatch):
@@ -158,7 +245,8 @@ def test_a_detector_is_not_overwritten_unasked(vit, tmp_path):
         detector(vit).fit(images(3), folder=tmp_path, overwrite=True, batch=1, progress=stopping(2))
     assert MultiResolutionDetector.load(tmp_path, vit).images_ == 2
     detector(vit, scales=(0.5,)).fit(images(3), folder=tmp_path, overwrite=True)
-    assert files(tmp_path) == ["bank-000.safetensors", "bank-001.safetensors", "detector.json"]
+    # Other names than those of the old one, which was whole until then.
+    assert files(tmp_path) == ["bank-000-2.safetensors", "bank-001-2.safetensors", "detector.json"]
     assert MultiResolutionDetector.load(tmp_path, vit).images_ == 3
 
 

@@ -13,7 +13,7 @@ from util import assert_within_budget
 
 from murf_fast._files import sha256_of_json
 from murf_fast.anomaly import Anomaly, MultiResolutionDetector, NormalRange
-from murf_fast.anomaly._images import as_tensor, wanted_pixels
+from murf_fast.anomaly._images import Size, as_tensor
 from murf_fast.anomaly._reading import read_ahead
 from murf_fast.nn import MultiResolutionEncoder
 
@@ -60,8 +60,9 @@ def test_files_are_read_ahead_in_order(fitted, several, tmp_path):
         pil.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
     mixed = [paths[0], several[1], paths[2], paths[3], several[4]]
     read = list(read_ahead(iter(mixed)))
-    assert [name for name, _ in read] == [f"`images[{i}]`" for i in range(5)]
-    for (_, tensor), image in zip(read, several, strict=True):
+    assert [name for name, _, _ in read] == [f"`images[{i}]`" for i in range(5)]
+    assert [is_file for _, _, is_file in read] == [True, False, True, True, False]
+    for (_, tensor, _), image in zip(read, several, strict=True):
         assert torch.equal(tensor[0], image)
     assert [a.score for a in fitted.score_many(mixed, batch=1)] == [fitted.score(image).score for image in several]
 
@@ -167,9 +168,8 @@ def test_images_are_only_shrunk(vit, tmp_path):
     assert kept.grids((128, 160)) == enlarged.grids((128, 160)) == [(16, 20)]
     assert len(kept.fit([image]).banks_[0]) == 80
     assert len(enlarged.fit([image]).banks_[0]) == 320
-    assert [wanted_pixels((10, 10), p, e) for p, e in ((None, True), (99, False), (100, False), (101, False))] == [
-        None, 99, None, None,
-    ]  # fmt: skip
+    sizes = [Size(*given).of(10, 10) for given in ((None, True), (25, False), (100, False), (401, False), (401, True))]
+    assert sizes == [(10, 10), (5, 5), (10, 10), (10, 10), (20, 20)]
     enlarged.save(tmp_path)
     assert MultiResolutionDetector.load(tmp_path, vit).enlarge is True
     # Banks of earlier versions were made by enlarging, whatever the default is now.

@@ -8,6 +8,7 @@ every kernel that there is.
 from __future__ import annotations
 
 import contextlib
+from unittest import mock
 
 import offline
 import pytest
@@ -27,7 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16) if HAS_GPU else (torch.float32,)
 LAYOUTS = ("channels_last", "sliced") if HAS_GPU else ("sliced",)
 SIDE, BATCH = (9, 2) if HAS_GPU else (2, 1)
 # The host looks at what they found: how many centers a pool gives; what must be refused, and what bounds do not prove.
-WAITS = ("k_center_greedy", "nearest_distance")
+WAITS = ("k_center_greedy", "nearest_distance", "nearest_distance[cells]")
 
 # Sums of more rows than a kernel keeps.
 MANY_TAPS = Op(
@@ -58,7 +59,27 @@ MANY_KEYS_ARGMAX = Op(
     ("q", "k", "v"),
     differentiable=False,
 )
-QUICK = (*OPS, MANY_TAPS, UNBIASED, MANY_KEYS, MANY_KEYS_ARGMAX)
+
+
+def in_cells(t: Tensors, backend: str | None = None) -> Tensor:
+    # Cells are made of what a search finds, which is nothing where launches are only noted.
+    with mock.patch.object(
+        murf_fast.NearestIndex, "_nearest", lambda _, q, c: torch.cdist(q, c).topk(1, largest=False)
+    ):
+        index = murf_fast.NearestIndex(t["bank"], cells=3, precision="float32", backend=backend)
+    return murf_fast.nearest_distance(t["query"], index)[0]
+
+
+# As many queries as it takes for cells to be chosen.
+CELLS = Op(
+    "nearest_distance[cells]",
+    lambda n, b: {"query": torch.randn(256, 3), "bank": torch.randn(70, 3)},
+    in_cells,
+    ("query",),
+    ("bank",),
+    differentiable=False,
+)
+QUICK = (*OPS, MANY_TAPS, UNBIASED, MANY_KEYS, MANY_KEYS_ARGMAX, CELLS)
 
 over_ops = pytest.mark.parametrize("op", QUICK, ids=str)
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -50,7 +50,7 @@ def whole(model, image, features, size=None):
     with torch.no_grad():
         oracle = copy.deepcopy(model).double()(image.double(), features.double(), size)
         with murf_fast.use_backend("reference"):
-            draws = [(image, features), *((nudged(image, i), nudged(features, i)) for i in range(3))]
+            draws = [(image, features), *((nudged(image, i), nudged(features, i)) for i in range(6))]
             return oracle, worst([model(*one, size) for one in draws], oracle)
 
 
@@ -317,7 +317,9 @@ def test_attention_maps(name, size):
     shared = features[:, None] if not isinstance(model, NAF) else features.unflatten(1, (model.num_heads, -1))
     by_head = weights[:, :, None] if isinstance(model, NAF) else weights.mean(1, keepdim=True)[:, :, None]
     pixel = (by_head * shared).sum((3, 4)).flatten(1)
-    assert_within_budget(pixel, *(x[..., row, column] for x in whole(model, image, features, size)))
+    oracle, same = whole(model, image, features, size)
+    allowed = (same.double() - oracle).abs().max()  # of one pixel chance makes less
+    assert_within_budget(pixel, oracle[..., row, column], oracle[..., row, column] + allowed)
     encoded = model.encode_image(image, size)
     torch.testing.assert_close(model.attention_map(encoded, features, (row, column)), weights)
     if name == "AnyUp":  # a window is a part of the map

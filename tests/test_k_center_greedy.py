@@ -154,6 +154,94 @@ def test_goes_on_after_an_interruption(backend, device, monkeypatch):
         assert torch.equal(out, whole)
 
 
+def met_by(backend, monkeypatch):
+    """Centers that all rows meet from here on, one entry for each time."""
+    found = []
+    if backend == "native":
+        module = importlib.import_module("murf_fast.native.k_center_greedy")
+        steps = module._steps
+        monkeypatch.setattr(module, "_steps", lambda *a: found.extend(range(a[5], a[6])) or steps(*a))
+    else:
+        module = importlib.import_module("murf_fast.kernels.k_center_greedy")
+        meet = module._meet
+        monkeypatch.setattr(module, "_meet", lambda *a: found.extend(range(a[3], a[4])) or meet(*a))
+    return found
+
+
+@every_kernel
+@pytest.mark.parametrize("projection", [None, "linear"])
+@pytest.mark.parametrize("stops", [(1,), (3, 4, 9)])
+def test_goes_on_from_distances(backend, device, stops, projection, monkeypatch):
+    """Interrupted, again and again: no row meets a center twice but for the last, and the result is the same."""
+    features, options = rows(60, 5).to(device), {"count": 30, "backend": backend, "projection": projection}
+    if backend == "triton":
+        monkeypatch.setattr(pytest.importorskip("murf_fast.kernels.k_center_greedy"), "POOL", 4)
+    whole = k_center_greedy(features, start=3, **options)
+    met = met_by(backend, monkeypatch)
+    out = torch.full((30,), -1, device=device)
+    nearest = torch.full((60,), torch.inf, dtype=torch.float64, device=device)
+    start = torch.tensor([3], device=device)
+    for after in stops:
+
+        def stop(done, _, after=after):
+            if done >= after:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            k_center_greedy(features, start=start, out=out, nearest=nearest, progress=stop, **options)
+        start = out[out >= 0].clone()
+        assert torch.equal(start, whole[: len(start)])
+    told, before = [], len(start)
+    again = k_center_greedy(
+        features, start=start, out=out, nearest=nearest, progress=lambda done, _: told.append(done), **options
+    )
+    assert again is out
+    assert torch.equal(out, whole)
+    assert told == sorted(told)
+    assert told[-1] == 30
+    assert min(told) >= before
+    assert met == sorted(met)
+    assert len(met) <= 29 + len(stops)  # what one call takes, and the last of each other once more
+
+
+@every_kernel
+def test_more_rows_from_distances(backend, device, monkeypatch):
+    """After a call that finished: a longer selection begins with a shorter one."""
+    features = rows(60, 5).to(device)
+    nearest = torch.full((60,), torch.inf, dtype=torch.float64, device=device)
+    part = k_center_greedy(features, count=12, nearest=nearest, backend=backend)
+    exact = (features.double()[:, None] - features[part].double()).square().sum(2)
+    met = {"native": 11, "triton": int((nearest[part] == 0).long().cumprod(0).sum())}[backend]
+    torch.testing.assert_close(nearest, exact[:, :met].amin(1), rtol=1e-12, atol=0)
+    found = met_by(backend, monkeypatch)
+    more = k_center_greedy(features, count=20, start=part, nearest=nearest, backend=backend)
+    assert torch.equal(more, plain(features, 20))
+    assert min(found) == met
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_reference_goes_on_from_distances(dtype, monkeypatch):
+    features = rows(40, 5).to(dtype)
+    nearest = torch.full((40,), torch.inf, dtype=torch.float64)
+    part = k_center_greedy(features, count=7, nearest=nearest, backend="reference")
+    compared, minimum = [], torch.minimum
+    monkeypatch.setattr(torch, "minimum", lambda *a, **k: compared.append(len(a[0])) or minimum(*a, **k))
+    more = k_center_greedy(features, count=12, start=part, nearest=nearest, backend="reference")
+    assert sum(compared) == 40 * 5
+    assert torch.equal(more, k_center_greedy(features, count=12, backend="reference"))
+
+
+@every_kernel
+def test_equal_rows_from_distances(backend, device):
+    """Everything is at 0 before the end, and so is who has not been met."""
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).repeat(20, 1).to(device)
+    nearest = torch.full((80,), torch.inf, dtype=torch.float64, device=device)
+    part = k_center_greedy(corners, count=5, nearest=nearest, backend=backend)
+    assert part.tolist() == [0, 3, 1, 2, 0]
+    more = k_center_greedy(corners, count=8, start=part, nearest=nearest, backend=backend)
+    assert more.tolist() == [0, 3, 1, 2, 0, 0, 0, 0]
+
+
 @pytest.mark.parametrize(("backend", "start"), [("reference", 3), ("native", 3), ("native", torch.arange(4))])
 def test_out_is_the_result(backend, start):
     """Also of a call that has nothing to do."""
@@ -298,6 +386,11 @@ def test_registration_and_compile():
         ({"out": torch.empty(2)}, TypeError, "`out` must have the dtype of `start`, torch.int64"),
         ({"out": torch.empty(3, dtype=torch.int64)}, ValueError, r"`out` must have shape \(2,\)"),
         ({"out": torch.empty(2, dtype=torch.int64), "include_start": False}, ValueError, "include_start=True"),
+        ({"nearest": [0.0]}, TypeError, "`nearest` must be a tensor, got list"),
+        ({"nearest": torch.ones(6)}, TypeError, r"`nearest` must be torch\.float64"),
+        ({"nearest": torch.ones(5, dtype=torch.float64)}, ValueError, r"`nearest` must be contiguous \(6,\) on cpu"),
+        ({"nearest": torch.full((6,), torch.nan, dtype=torch.float64)}, ValueError, "not below 0 and no NaN"),
+        ({"nearest": torch.ones(6, dtype=torch.float64)}, ValueError, "`nearest` must be infinite or of `start`"),
         ({"projection": torch.ones(2, 5)}, ValueError, r"`projection` must be \(P, 4\)"),
         ({"features": torch.ones(6, 4, requires_grad=True)}, ValueError, "has no gradient"),
     ],

@@ -15,12 +15,9 @@ from murf_fast._discovery import exports
 # What only one of the two has, and why.
 NATIVE_ONLY = {
     "dense_attention": "on a GPU torch's own attention does it",
-    "nearest_distance_cells": "cells of a bank are searched on CPUs",
     "has_bf16_products": "a GPU's tensor cores always multiply in bfloat16",
     "stream_fill": "a GPU's write rate is measured with torch's own fill",
 }
-# Arguments that only the native one has.
-OF_CELLS = {"nearest_index": "arrange", "extended_index": "arrange", "index_layout": "cells"}
 NATIVE, TRITON = (exports(package.__name__, package.__path__) for package in (native, kernels))
 
 
@@ -34,12 +31,7 @@ def test_the_same_arguments(name):
     def parameters(launcher) -> list[tuple]:
         return [(p.name, p.kind, p.default) for p in inspect.signature(launcher).parameters.values()]
 
-    *native_parameters, last = parameters(NATIVE[name])
-    if name in OF_CELLS:
-        assert (last[0], last[2]) == (OF_CELLS[name], None)
-        assert native_parameters == parameters(TRITON[name])
-    else:
-        assert [*native_parameters, last] == parameters(TRITON[name])
+    assert parameters(NATIVE[name]) == parameters(TRITON[name])
 
 
 @pytest.mark.parametrize("name", sorted(TRITON))

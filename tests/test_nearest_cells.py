@@ -8,13 +8,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from fake_cuda import Operations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from murf_fast import NearestIndex, nearest_distance, reference
+from murf_fast.anomaly import ShardedIndex
 from murf_fast.tables import nearest_cells
 
 native = importlib.import_module("murf_fast.native.nearest_distance")
+# What a host waits for a device with.
+LOOKS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "repeat_interleave.Tensor")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -160,13 +164,161 @@ def test_rows_added_to_a_triton_index(cosine, device):
     index.add(x[40:])
     expected = nearest_distance(x[::9], NearestIndex(x, cosine=cosine, precision="float32", backend="triton"), k=3)
     assert_equal(nearest_distance(x[::9], index, k=3), expected)
-    with pytest.raises(ValueError, match="`cells` are searched by the native backend"):
-        NearestIndex(x, cells=3, backend="triton")
     assert NearestIndex(x, cells="auto", backend="triton").cells is None
     values, indices = products(x[::9].cpu(), x.cpu(), 3)
     found = nearest_distance(x[::9], x, k=3, metric="ip", backend="triton")
     assert torch.equal(found[1].cpu(), indices)
     assert torch.allclose(found[0].cpu().double(), values, rtol=1e-6)
+
+
+@pytest.fixture(params=[1, 3], ids=["one program for a list", "three programs for a list"])
+def small_tiles(request, device, monkeypatch):
+    """Tiles of 16 queries and blocks of 16 rows, and every call is searched in cells. In the interpreter, whose
+    searches take seconds, cells are made by native ones.
+    """
+    engine = pytest.importorskip("murf_fast.kernels.nearest_cells")
+    tile = engine.ProductTile(16, 16, 16, 32, 4, 2, 255)
+    monkeypatch.setattr(engine, "cells_tile", lambda *_: tile)
+    monkeypatch.setattr(engine, "splits_of", lambda *_: request.param)
+    monkeypatch.setattr(importlib.import_module("murf_fast.kernels.nearest_distance"), "FEW_QUERIES", 0)
+    if device == "cpu":
+        monkeypatch.setattr(NearestIndex, "_nearest", lambda _, *pair: nearest_distance(*pair, backend="native"))
+    return device
+
+
+@pytest.mark.parametrize(("cosine", "precision", "k"), [(False, "float32", 1), (True, "float16", 3)])
+def test_cells_on_a_gpu_change_no_answer(cosine, precision, k, small_tiles):
+    """Of queries in several blocks, whose last tile is partly there, and of rows that are added."""
+    x = clustered(230, 9).to(small_tiles)
+    query, options = x[:30], {"cosine": cosine, "precision": precision, "backend": "triton"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("murf_fast.kernels.nearest_distance"), "CELL_ENTRIES", 9 * 20)
+        index = assert_same(query, x[30:200], k=k, cells=9, **options)
+    assert 0 < index.searched < 0.9
+    index.add(x[200:])
+    expected = nearest_distance(query, NearestIndex(x[30:], **options), k=k)
+    assert_equal(nearest_distance(query, index, k=k), expected)
+
+
+def test_ties_across_cells_on_a_gpu(small_tiles):
+    grid = torch.cartesian_prod(torch.arange(12.0), torch.arange(8.0)).flip(0).to(small_tiles)
+    query = (torch.cartesian_prod(torch.arange(11.0), torch.arange(3.0)) + 0.5).to(small_tiles)
+    index = NearestIndex(grid, cells=12, precision="float32", backend="triton")
+    distances, indices = nearest_distance(query, index, k=4)
+    assert torch.equal(indices, reference.nearest_distance(query, grid, 4)[1])
+    assert torch.equal(distances, torch.full_like(distances, 0.5**0.5))
+    assert index.searched < 0.8
+
+
+def test_no_pair_is_looked_at_twice_on_a_gpu(small_tiles):
+    """Not even where no cell can be skipped."""
+    x = torch.rand(130, 40, generator=torch.Generator().manual_seed(0)).to(small_tiles)
+    index = assert_same(x[:30], x[30:], cells=5, precision="float32", backend="triton")
+    assert index.searched == 1
+
+
+def test_unproven_answers_of_cells(small_tiles, monkeypatch):
+    """Rows that half precision cannot tell apart are all scored, by the numbers that they have in the bank."""
+    module = importlib.import_module("murf_fast.kernels.nearest_distance")
+    again, search = [], module._search_again
+    monkeypatch.setattr(module, "_search_again", lambda *a: again.append(len(a[1])) or search(*a))
+    g = torch.Generator().manual_seed(0)
+    bank = torch.cat([1 + 1e-4 * torch.randn(90, 16, generator=g), torch.randn(40, 16, generator=g)])
+    bank = bank[torch.randperm(130, generator=g)].to(small_tiles)
+    query = torch.cat([1 + 1e-4 * torch.randn(8, 16, generator=g), torch.randn(9, 16, generator=g)]).to(small_tiles)
+    index = NearestIndex(bank, cells=6, precision="float16", backend="triton")
+    found = nearest_distance(query, index, k=2)
+    assert torch.equal(found[1], reference.nearest_distance(query.double(), bank.double(), 2)[1])
+    assert sum(again) >= 8
+
+
+def test_neighbours_in_other_cells_on_a_gpu(small_tiles):
+    """On a line, where the nearest rows of most queries lie in two or three cells."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.rand(150, 1, generator=g), torch.linspace(0, 1, 40)[:, None]]).to(small_tiles)
+    query, bank = x[150:], x[:150]
+    index = NearestIndex(bank, cells=12, precision="float32", backend="triton")
+    found = nearest_distance(query, index, k=9)
+    assert torch.equal(found[1], reference.nearest_distance(query.double(), bank.double(), 9)[1])
+
+
+def test_the_host_waits_for_nothing_while_cells_are_chosen(small_tiles):
+    """No operation whose result, or its size, the host would have to look at."""
+    in_cells = importlib.import_module("murf_fast.kernels.nearest_in_cells")
+    x = clustered(80, 5).to(small_tiles)
+    index = NearestIndex(x[20:], cells=4, precision="float32", backend="triton")
+    own = torch.empty(20, 1), torch.empty(20, 1, dtype=torch.int64), torch.empty(20, dtype=torch.float64)
+    own = [t.to(small_tiles) for t in (*own, torch.empty(20, dtype=torch.int8))]
+    with Operations() as operations:
+        search = in_cells.Search(x[:20], index.bank, index.tensors, index.cells, 1, "l2")
+        pairs = search.run(*own)
+    assert "aten::topk" in operations.counts
+    assert not {f"aten::{name}" for name in LOOKS} & operations.counts.keys()
+    assert 0 < float(pairs) <= 20 * 60
+    assert torch.equal(own[1], nearest_distance(x[:20], x[20:], backend="triton")[1])
+
+
+def test_refused_queries_of_cells_are_named(small_tiles):
+    x = clustered(60, 5).to(small_tiles)
+    index = NearestIndex(x, cells=4, precision="float32", backend="triton")
+    query = x[:20].clone()
+    query[17, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"`query` must be finite with norms up to 1e18, rows \[17\] are not"):
+        nearest_distance(query, index)
+    assert nearest_distance(query[:0], index)[0].shape == (0, 1)
+
+
+def test_few_queries_scan_cells_on_a_gpu(small_tiles, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("murf_fast.kernels.nearest_distance"), "FEW_QUERIES", 8)
+    x = clustered(90, 7).to(small_tiles)
+    assert assert_same(x[:7], x[10:], cells=6, precision="float32", backend="triton").searched == 1
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 70])
+def test_blocks_of_tiles(rows, monkeypatch):
+    """Every row of a wanted cell lies in a listed block, and every listed block has one; each is listed once."""
+    engine = pytest.importorskip("murf_fast.kernels.nearest_cells")
+    generator = torch.Generator().manual_seed(rows)
+    owner = torch.randint(max(1, rows // 6), (rows,), generator=generator).unique(return_inverse=True)[1].sort().values
+    count = int(owner.max()) + 1
+    begins = torch.nn.functional.pad(torch.bincount(owner).cumsum(0), (1, 0))
+    cells = nearest_cells.Cells(torch.arange(rows), begins, *[torch.zeros(0)] * 5)
+    tile = engine.ProductTile(128, 16, 16, 64, 4, 2, 255)
+    monkeypatch.setattr(engine, "cells_tile", lambda *_: tile)
+    launcher = engine.Launcher(torch.zeros(rows, 64, dtype=torch.float16), 300)
+    lanes, queries = tile.lanes, tile.queries
+    wanted = torch.rand(300, count, generator=generator) < 0.002
+    active = launcher.active(wanted, cells)
+    blocks = launcher.listed(active)
+    pairs = 0
+    for t in range(3):
+        of_tile = wanted[t * queries : (t + 1) * queries]
+        mine = (torch.arange(rows)[of_tile.any(0)[owner]] // lanes).unique()
+        assert torch.equal(blocks.numbers[t, : blocks.counts[t]].long(), mine)
+        pairs += sum(len(of_tile) * (min(rows, (b + 1) * lanes) - b * lanes) for b in mine.tolist())
+    assert float(launcher.looked_at(active)) == pairs
+    counts = blocks.counts[blocks.order.long()]
+    assert torch.equal(counts, blocks.counts.sort(descending=True).values)
+
+
+def test_centres_follow_near_ones():
+    x = clustered(900, 24, clusters=30, spread=0.5)
+    centres = NearestIndex(x, cells=30).cells.centres
+    steps = (centres[1:] - centres[:-1]).norm(dim=1).mean()
+    assert float(steps) < 0.8 * float(torch.pdist(centres).mean())
+
+
+def test_a_sharded_index_in_cells(tmp_path):
+    import torch.distributed as dist
+
+    x = clustered(400, 9)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        index = ShardedIndex(x[40:], cells=9)
+        assert_equal(index.search(x[:40], k=3), nearest_distance(x[:40], x[40:], k=3))
+        assert index.local.searched < 0.6
+    finally:
+        dist.destroy_process_group()
 
 
 def test_auto_and_few_rows():
@@ -229,6 +381,7 @@ def test_added_rows_are_checked():
         ({"cells": 2.5}, TypeError, "`cells` must be an integer"),
         ({"cells": 3, "ip": True}, ValueError, "`cells` bound distances; they exclude `ip`"),
         ({"cosine": True, "ip": True}, ValueError, "`cosine` and `ip` exclude each other"),
+        ({"cells": 3, "device": "cuda:0"}, ValueError, "`cells` need the bank where the search runs, on cuda:0, got"),
     ],
 )
 def test_bad_options(options, error, words):

@@ -282,6 +282,7 @@ def detector_calls() -> list:
         fitted(rules="patchcore"),
         fitted(rules="anomaly-dino"),
         fitted(index="coreset"),
+        fitted(references=0.5, shorter_side=12, norm=True),
         fitted(foreground=lambda _: foreground),
         lambda: au_pro([draw(16, 20), draw(16, 20)], masks),
     ]

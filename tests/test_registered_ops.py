@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,20 @@ pytestmark = pytest.mark.skipif(bool(native_problems()), reason="needs the C++ e
 REFUSED = (TypeError, ValueError, BackendUnavailableError)
 ANY, FLOATS, LABELS = "any floating dtype", "one of the floating dtypes", "one of the dtypes of labels"
 B, C, H, W = 2, 6, 9, 11
+
+
+SCHEMAS = Path(__file__).parent / "golden" / "schemas.txt"
+
+
+def test_schemas_are_those_that_saved_programs_hold():
+    """A change is a new minor version; the file is then made by ``python tests/test_registered_ops.py``."""
+    assert list(schemas()) == SCHEMAS.read_text().splitlines()
+
+
+def schemas() -> Iterator[str]:
+    for name in dir(torch.ops.murf_fast):
+        if hasattr(packet := getattr(torch.ops.murf_fast, name), "overloads"):
+            yield str(packet.default._schema)
 
 
 @dataclass
@@ -682,3 +697,7 @@ def test_meta_tensors_give_meta_results(name):
 
     results = call(name, {key: to_meta(x) for key, x in made(name).items()})
     assert all(r.is_meta for r in ([results] if isinstance(results, Tensor) else results))
+
+
+if __name__ == "__main__":
+    SCHEMAS.write_text("".join(f"{schema}\n" for schema in schemas()))

@@ -151,6 +151,7 @@ def test_bench_is_a_table_of_another_name(bench, table, monkeypatch, tmp_path):
         (["mrfad", "--sizes", "14", *VIT], "has no patch of 14 pixels"),
         (["mrfad", "--batch", "2", *VIT], "--batch: mrfad scores images one by one"),
         (["mrfad", "--data", "/nowhere", *VIT], "/nowhere is not a folder"),
+        (["anyup10", "--model", "os:getcwd"], "must return a model to call, it returned a str"),
         (["anyup10", "--data", "."], "--data: the table anyup10 takes none"),
         (["anyup10", "--weights", "a.pth"], "--weights are of one method"),
         (["anyup10", "--weights", "/nowhere.pth", "--models", "naf"], "/nowhere.pth"),
@@ -341,7 +342,7 @@ def test_formats_say_what_the_file_holds(tmp_path):
     assert [row["forward_ratio"] for row in rows] == ["", "3.0", ""]
     assert [row["forward_peak_bytes"] for row in rows[:2]] == [str(3 * 2**20)] * 2
     assert [row["error"] for row in rows] == ["", "", "out of memory"]
-    assert rows[0]["parameters"] == "5000000.0"
+    assert rows[0]["parameters"] == "5000000"
     markdown = [line for line in found["md"].stdout.splitlines() if line.startswith("| ")]
     assert len(markdown) == 2 + 3
     # A bar in a name is not a column.

@@ -17,7 +17,7 @@ SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 
 # For one chip, in whose shared memory its weights stay.
 ONLY_ON = {"_pixel_linear_resident": 90}
 # Its answers are proven by a bound for the sum of three products of TF32, whatever torch allows.
-ALWAYS_SPLIT = ("_nearest_distance", "_nearest_within")
+ALWAYS_SPLIT = ("_nearest_cells", "_nearest_distance", "_nearest_within")
 # Their float32 products are three of TF32 parts, which have the same digits (kernels/products.py).
 IN_PARTS = {
     "_adaptive_conv",

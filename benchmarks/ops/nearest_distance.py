@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from unittest import mock
 
 import torch
 from inputs import features
@@ -126,3 +127,8 @@ def shapes(device: str, dtype: torch.dtype) -> None:
         rows = torch.ones(300, width, device=device, dtype=dtype)
         index = murf_fast.NearestIndex(rows, cosine=metric == "cosine", precision=str(dtype).removeprefix("torch."))
         murf_fast.nearest_distance(rows[:200], index, k=3, metric=metric)
+    if index.backend == "triton":
+        # Cells are made of what a search finds, which is nothing where kernels are not launched.
+        with mock.patch.object(murf_fast.NearestIndex, "_nearest", lambda _, q, c: torch.cdist(q, c).topk(1)):
+            index = murf_fast.NearestIndex(rows, cosine=True, precision=index.precision, cells=2)
+        murf_fast.nearest_distance(rows[:256], index, k=3)

@@ -2,6 +2,7 @@
 
 from murf_fast.anomaly.datasets import Category, Sample, categories
 from murf_fast.anomaly.detector import MultiResolutionDetector
+from murf_fast.anomaly.methods import METHODS, Method
 from murf_fast.anomaly.metrics import au_pro, au_roc, best_f1
 from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.pixel_curves import PixelCurves
@@ -11,9 +12,11 @@ from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.anomaly.subsets import Subset, subset_scores, subsets_of
 
 __all__ = [
+    "METHODS",
     "PRESETS",
     "Anomaly",
     "Category",
+    "Method",
     "MultiResolutionDetector",
     "NormalRange",
     "PixelCurves",

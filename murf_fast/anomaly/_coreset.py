@@ -7,22 +7,58 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.anomaly._selection import Selection
 from murf_fast.ops.k_center_greedy import k_center_greedy
+
+Select = Callable[[int, int, int], Selection]
 
 
 def coresets(
-    banks: Sequence[Tensor], share: float, projection: str | None, progress: Callable[[int, int], None] | None
+    banks: Sequence[Tensor],
+    share: float,
+    projection: str | None,
+    progress: Callable[[int, int], None] | None,
+    selection: Select,
 ) -> list[Tensor]:
     """The chosen rows' numbers, a share of every bank that has some; ``progress`` is told (rows selected, rows wanted)
-    of all banks together.
+    of all banks together. ``selection``: of a bank's number, rows and wanted rows, how far an earlier call came.
+
+    Memory: 8 bytes per row of one bank, beside what :func:`k_center_greedy` takes.
     """
     counts = [max(1, int(share * len(bank))) if len(bank) else 0 for bank in banks]
-    found = []
+    found, before, wanted = [], 0, sum(counts)
     for i, (bank, count) in enumerate(zip(banks, counts, strict=True)):
         if not count:
             found.append(torch.zeros(0, dtype=torch.int64, device=bank.device))
             continue
-        before = sum(counts[:i])
-        told = None if progress is None else lambda done, _, before=before: progress(before + done, sum(counts))
-        found.append(k_center_greedy(bank, count=count, projection=projection, progress=told))
+        own = selection(i, len(bank), count)
+        if own.done and progress is not None:
+            progress(before + own.done, wanted)
+        if own.done < count:
+            told = None if progress is None else lambda done, before=before: progress(before + done, wanted)
+            _select(bank, own, projection, told)
+        found.append(own.chosen)
+        before += count
     return found
+
+
+def _select(bank: Tensor, own: Selection, projection: str | None, progress: Callable[[int], None] | None) -> None:
+    def told(done: int, _: int) -> None:
+        own.tell()
+        if progress is not None:
+            progress(done)
+
+    try:
+        k_center_greedy(
+            bank,
+            count=len(own.chosen),
+            start=own.start,
+            projection=projection,
+            progress=told,
+            out=own.chosen,
+            nearest=own.nearest,
+        )
+    except BaseException:
+        own.stop()
+        raise
+    own.save()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from murf_fast.anomaly.scoring import ScoringRules
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.nn.vit._fingerprint import rounded
 
+if TYPE_CHECKING:
+    from murf_fast.anomaly.detector import MultiResolutionDetector
+
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -25,6 +29,39 @@ def places(encoder: MultiResolutionEncoder) -> list[dict[str, str]]:
     kind, resolutions = ("scale", encoder.scales) if encoder.sizes is None else ("size", encoder.sizes)
     texts = [f"{r[0]} x {r[1]}" if kind == "size" else repr(r) for r in resolutions]
     return [{"layer": str(layer), kind: text} for text in texts for layer in encoder.layers]
+
+
+def model_of(encoder: MultiResolutionEncoder) -> str:
+    """A model in words, so that people find it again; what tells it from every other is its fingerprint."""
+    family = encoder.family
+    return (
+        f"{type(encoder.model).__name__}, {len(family.blocks)} blocks, {family.width} channels, patch "
+        f"{family.patch_size}"
+    )
+
+
+def settings_of(detector: MultiResolutionDetector) -> dict:
+    """All that a detector was made with, as JSON holds it."""
+    encoder = detector.encoder
+    return {
+        "method": detector.method,
+        "model": model_of(encoder),
+        "layers": encoder.layers,
+        "norm": encoder.norm,
+        "scales": encoder.scales,
+        "pixels": detector.pixels,
+        "enlarge": detector.enlarge,
+        "shorter_side": detector.shorter_side,
+        "index": detector.index,
+        "coreset": detector.coreset,
+        "projection": detector.projection,
+        "references": detector.references,
+        "rules": dataclasses.asdict(detector.rules),
+        "background": detector.background,
+        "precision": detector.precision,
+        "on_empty": detector.on_empty,
+        "foreground": detector.foreground is not None,
+    }
 
 
 def told(folder: Path) -> dict:
@@ -153,8 +190,23 @@ _ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "rounded": (lambda v: isinstance(v, dict) and all(map(_is_text, v.values())), "an object of texts"),
     "type": (_is_text, "text"),
     "normal": (lambda v: v is None or _is_range(v), "the numbers of a range or null"),
+    "model": (_is_text, "text"),
+    "method": (lambda v: v is None or _is_text(v), "text or null"),
+    "norm": (_is_flag, "true or false"),
+    "shorter_side": (lambda v: v is None or type(v) is int, "an integer or null"),
+    "projection": (lambda v: v is None or _is_text(v), "text or null"),
+    "references": (lambda v: v is None or is_number(v), "a number or null"),
     "banks": (_list_of(lambda v: isinstance(v, dict)), "a list of objects"),
 }
 # The version that an entry came with, and what banks without it were made with.
-_LATER = {"on_empty": (2, "skip"), "enlarge": (3, True), "rounded": (3, {}), "type": (3, ""), "normal": (3, None)}
-_BANK_ENTRIES = {1: ("file", "shape"), **dict.fromkeys((2, 3), ("file", "shape", "place", "sha256"))}
+_LATER = {
+    "on_empty": (2, "skip"),
+    "enlarge": (3, True),
+    "rounded": (3, {}),
+    "type": (3, ""),
+    "normal": (3, None),
+    "norm": (4, False),
+    "model": (4, ""),
+    **dict.fromkeys(("method", "shorter_side", "projection", "references"), (4, None)),
+}
+_BANK_ENTRIES = {1: ("file", "shape"), **dict.fromkeys((2, 3, 4), ("file", "shape", "place", "sha256"))}

@@ -1,12 +1,19 @@
 """Banks on disk: rows appended to a file, saved as safetensors, mapped into memory again.
 
+A detector is its index: banks get names that no index in the folder uses, and the new index takes the place of the old
+one in a single step, when all that it names is on the disk. So a folder holds the old detector or the new one, whatever
+ends the process or the machine.
+
 A folder may come from anywhere: only regular files that lie in it are opened, links are not followed, and what its
 index says is held against what the files hold.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -20,10 +27,20 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from murf_fast._files import BLOCK, LARGEST_JSON, open_regular, read_json, sha256_of, sha256_of_json, write_json
+from murf_fast._files import (
+    BLOCK,
+    LARGEST_JSON,
+    open_regular,
+    read_json,
+    sha256_of,
+    sha256_of_json,
+    sync,
+    sync_folder,
+    write_json,
+)
 
 FORMAT = "murf_fast anomaly detector"
-VERSION = 3  # 1 had no checksums, 2 enlarged every image to `pixels`; they still load
+VERSION = 4  # 1 had no checksums, 2 enlarged every image to `pixels`, 3 knew no methods by name; they still load
 INDEX = "detector.json"
 UNFINISHED = "unfinished.json"
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
@@ -61,8 +78,9 @@ class RowFile:
         if len(rows):
             self._file.write(rows.view(torch.uint8).numpy().data)
 
-    def flush(self) -> None:
-        self._file.flush()
+    def sync(self) -> None:
+        """Returns when the rows are on the disk."""
+        sync(self._file)
 
     def mapped(self, place: dict[str, str]) -> Tensor:
         """The rows, mapped, behind the header that they now have."""
@@ -83,29 +101,50 @@ class RowFile:
         self._file.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class Home:
+    """The folder of a detector, and the sha256 of its index, which tells it from every other."""
+
+    folder: Path
+    digest: str
+
+    @classmethod
+    def of(cls, folder: Path) -> Home:
+        """An empty digest where there is no index that can be read."""
+        try:
+            with open_regular(folder, INDEX) as file:
+                return cls(folder, sha256_of(file))
+        except (OSError, ValueError):
+            return cls(folder, "")
+
+    def check(self) -> None:
+        """Raises where another detector is in the folder by now."""
+        if not self.digest or Home.of(self.folder) != self:
+            raise ValueError(f"{WHAT}: {self.folder} holds another detector by now, or none; load() it again")
+
+
 def write_banks(folder: Path, banks: list[Tensor], places: list[dict[str, str]]) -> list[dict]:
-    """All banks of a folder, put in place when all are whole. Returns their entries in the index."""
+    """All banks of a folder, beside those of the detector that it holds. Returns their entries in an index."""
     entries = []
-    for i, (bank, place) in enumerate(zip(banks, places, strict=True)):
-        digest = write_rows(folder / f"{bank_name(i)}.whole", bank, place)
-        entries.append({"file": bank_name(i), "shape": list(bank.shape), "place": place, "sha256": digest})
-    (folder / INDEX).unlink(missing_ok=True)  # what it names is replaced from here on
-    for entry in entries:
-        os.replace(folder / f"{entry['file']}.whole", folder / entry["file"])
+    for name, bank, place in zip(free_names(folder, len(banks)), banks, places, strict=True):
+        digest = write_rows(folder / name, bank, place)
+        entries.append({"file": name, "shape": list(bank.shape), "place": place, "sha256": digest})
+    sync_folder(folder)
     return entries
 
 
 def write_rows(path: Path, rows: Tensor, place: dict[str, str]) -> str:
-    """A safetensors file with one tensor, ``rows``, written in pieces and put in place when it is whole.
+    """A safetensors file with one tensor, ``rows``, written in pieces; in place when it is whole, and on the disk.
 
     ``place`` is kept with it and says which bank it is. Returns the file's sha256.
     """
-    part, digest = path.with_suffix(".part"), hashlib.sha256()
+    part, digest = path.with_name(f"{path.name}.part"), hashlib.sha256()
     part.unlink(missing_ok=True)
     with part.open("xb") as file:
         for piece in _pieces(_header(len(rows), rows.shape[1], rows.dtype, place), rows):
             digest.update(piece)
             file.write(piece)
+        sync(file)
     os.replace(part, path)
     return digest.hexdigest()
 
@@ -126,6 +165,40 @@ def read_rows(folder: Path, name: str, checksum: str | None) -> tuple[Tensor, di
 def write_description(folder: Path, description: dict) -> None:
     content = {"format": FORMAT, "version": VERSION, **description}
     write_json(folder / INDEX, {**content, "sha256": sha256_of_json(content)})
+
+
+def lock(folder: Path) -> int | None:
+    """A descriptor that keeps others from writing detectors to a folder until it is closed; None: there is no such.
+
+    Raises:
+        ValueError: Another fit, addition or save writes to it, in whatever process.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return None
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(entry)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise ValueError(f"{WHAT}: {folder} is written to by another fit, addition or save") from error
+        return None  # file systems over a network may have no locks
+    return entry
+
+
+def unlock(entry: int | None) -> None:
+    if entry is not None:
+        os.close(entry)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder and those above it, on the disk with their names."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def read_description(folder: Path) -> dict:
@@ -167,15 +240,27 @@ def folder_of(folder: object) -> Path:
 
 def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
     """Refuses to write a bank where one is, or where a fit did not finish, unless that is meant."""
-    if overwrite:
-        return
-    if (folder / INDEX).exists():
+    if (folder / INDEX).exists() and not overwrite:
         raise ValueError(f"{WHAT}: {folder} holds a detector; overwrite=True replaces it")
-    if (folder / UNFINISHED).exists() and not resume:
+    check_finished(folder, overwrite, resume)
+
+
+def check_finished(folder: Path, overwrite: bool, resume: bool) -> None:
+    """Refuses to write banks where a fit or an addition did not finish, unless that is meant."""
+    if (folder / UNFINISHED).exists() and not overwrite and not resume:
+        what, call = ("an addition", "add") if (folder / INDEX).exists() else ("a fit", "fit")
         raise ValueError(
-            f"{WHAT}: {folder} holds a fit that did not finish; fit(resume=True) goes on with it, overwrite=True "
+            f"{WHAT}: {folder} holds {what} that did not finish; {call}(resume=True) goes on with it, overwrite=True "
             "starts anew"
         )
+
+
+def commit(folder: Path, description: dict) -> Home:
+    """Makes banks that are in place a detector, and removes those of the one before."""
+    write_description(folder, description)
+    home = Home.of(folder)
+    remove_leftovers(folder, [entry["file"] for entry in description["banks"]])
+    return home
 
 
 def remove_leftovers(folder: Path, names: list[str]) -> None:
@@ -186,8 +271,19 @@ def remove_leftovers(folder: Path, names: list[str]) -> None:
             path.unlink()
 
 
-def bank_name(i: int) -> str:
-    return f"bank-{i:03d}.safetensors"
+def free_names(folder: Path, count: int) -> list[str]:
+    """Names for banks that the index of a folder, if there is one, does not use."""
+    try:
+        used = {str(bank["file"]) for bank in read_json(folder, INDEX)["banks"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        used = set()  # none, or one that no detector is loaded by
+    sets = ([bank_name(i, n) for i in range(count)] for n in itertools.count(1))
+    return next(names for names in sets if used.isdisjoint(names))
+
+
+def bank_name(i: int, n: int = 1) -> str:
+    """That of bank ``i`` in the ``n``-th set of names."""
+    return f"bank-{i:03d}.safetensors" if n == 1 else f"bank-{i:03d}-{n}.safetensors"
 
 
 def _compare(file: BinaryIO, checksum: object) -> None:

@@ -17,12 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from murf_fast._files import open_regular, read_json, write_json
+from murf_fast._files import open_regular, read_json, sync_folder, write_json
 from murf_fast.anomaly import _files
 from murf_fast.anomaly._files import UNFINISHED, WHAT, RowFile
+from murf_fast.anomaly._selection import Selection
 
 FORMAT = "murf_fast unfinished fit"
 SECONDS = 1.0  # of work that the end of a process may cost
+SHARE = 0.05  # of the time that writing to the disk what is done may take, where that would take longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,34 +44,50 @@ class GrowingBanks:
 
     Args:
         places: Which layer and resolution each is of.
-        folder: Where they stay; None: in files without a name, which vanish with the process however it ends.
+        folder: Where they stay, beside the detector that it may hold; None: in files without a name, which vanish with
+            the process however it ends.
         settings: What decides about the rows; a fit goes on with the same alone.
         resume: Go on with the unfinished fit of the folder, if it holds one.
 
     Raises:
-        ValueError: The unfinished fit is damaged or was made with other settings.
+        ValueError: The unfinished fit is damaged or was made with other settings; another one writes to the folder.
         OSError: The folder cannot be made or written to.
     """
 
     def __init__(self, places: list[dict[str, str]], folder: Path | None, settings: dict, resume: bool) -> None:
         self.places, self.folder, self._settings = places, folder, settings
         self._whole, self._chain = _Whole(0, "", [0] * len(places)), ""
+        self._lock: int | None = None
         if folder is None:
-            self._told = math.inf
+            self._next = math.inf
             self.files = [RowFile(tempfile.TemporaryFile(prefix="murf_fast-")) for _ in places]  # noqa: SIM115
             return
-        self._told, self._is_new = 0.0, not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume and (folder / UNFINISHED).exists():
-            self._go_on()
-        else:
-            (folder / UNFINISHED).unlink(missing_ok=True)
-            self.files = [_new(folder / f"{_files.bank_name(i)}.rows") for i in range(len(places))]
+        self._next, self._is_new = 0.0, not folder.exists()
+        _files.make_folder(folder)
+        self._lock, self._home = _files.lock(folder), _files.Home.of(folder)
+        try:
+            if resume and (folder / UNFINISHED).exists():
+                self._go_on()
+            else:
+                (folder / UNFINISHED).unlink(missing_ok=True)
+                for i in range(len(places)):
+                    self._selection_path(i).unlink(missing_ok=True)
+                self.files = [_new(folder / f"{_files.bank_name(i)}.rows") for i in range(len(places))]
+        except BaseException:
+            self._unlock()
+            raise
 
     @property
     def done(self) -> int:
         """Images whose rows are in the files."""
         return self._whole.images
+
+    def begin_with(self, banks: list[Tensor]) -> None:
+        """Copies the rows of banks that grow, before the first image."""
+        for file, bank in zip(self.files, banks, strict=True):
+            for block in bank.split(max(1, _files.BLOCK // bank[:1].nbytes if len(bank) else 1)):
+                file.append(block)
+        self._whole = _Whole(0, "", [file.rows for file in self.files])
 
     def append(self, rows: list[Tensor | None], seen: str) -> None:
         """The rows of one image, per bank, None where it has none; and what :meth:`see` said of it."""
@@ -77,7 +95,7 @@ class GrowingBanks:
             if of_bank is not None:
                 file.append(of_bank)
         self._whole = _Whole(self.done + 1, seen, [file.rows for file in self.files])
-        if time.monotonic() > self._told + SECONDS:
+        if time.monotonic() > self._next:
             self._tell()
 
     def see(self, image: Tensor) -> str:
@@ -97,9 +115,10 @@ class GrowingBanks:
             )
 
     def _tell(self) -> None:
-        """Notes that what was appended is whole."""
+        """Notes that what was appended is whole, when it is on the disk."""
+        start = time.monotonic()
         for file in self.files:
-            file.flush()
+            file.sync()
         like = self.files[0]
         content = {
             "format": FORMAT,
@@ -109,7 +128,8 @@ class GrowingBanks:
             **dataclasses.asdict(self._whole),
         }
         write_json(self.folder / UNFINISHED, content)
-        self._told = time.monotonic()
+        now = time.monotonic()
+        self._next = now + max(SECONDS, (now - start) / SHARE)
 
     def mapped(self) -> list[Tensor]:
         """The rows of all images, when they are complete."""
@@ -117,40 +137,62 @@ class GrowingBanks:
             self._tell()
         return [file.mapped(place) for file, place in zip(self.files, self.places, strict=True)]
 
+    def selection(self, bank: int, rows: int, count: int, **of: object) -> Selection:
+        """How far the choice of ``count`` of a bank's rows came; in a folder it is kept. ``of``: what decides about it
+        besides the rows."""
+        of = {**self._settings, "seen": self._whole.seen, "rows": rows, "count": count, **of}
+        return Selection(None if self.folder is None else self._selection_path(bank), of, rows, count)
+
+    def _selection_path(self, bank: int) -> Path:
+        return self.folder / f"{_files.bank_name(bank)}.coreset"
+
     def put_in_place(self) -> list[dict]:
         """The files of a folder get their names. Returns their entries in the index."""
-        paths = [self.folder / _files.bank_name(i) for i in range(len(self.files))]
+        paths = [self.folder / name for name in _files.free_names(self.folder, len(self.files))]
         # Read for their checksums while the fit can still go on, and renamed at once.
         entries = [
             {"file": path.name, "shape": [file.rows, file.width], "place": place, "sha256": file.digest()}
             for path, file, place in zip(paths, self.files, self.places, strict=True)
         ]
-        (self.folder / _files.INDEX).unlink(missing_ok=True)  # what it names is replaced from here on
+        for file in self.files:
+            file.sync()
         for file, path in zip(self.files, paths, strict=True):
             file.path.replace(path)
+        sync_folder(self.folder)
         return entries
 
     def close(self) -> None:
         for file in self.files:
             file.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        _files.unlock(self._lock)
+        self._lock = None
 
     def stop(self) -> None:
         """After an error or an interruption: images that are done stay in the folder; without one nothing does."""
         with contextlib.suppress(OSError):  # of a full disk; what was told before holds
-            if self.folder is not None and self.done:
+            if self.folder is not None and _files.Home.of(self.folder) != self._home:
+                # It came when the detector was there already.
+                (self.folder / UNFINISHED).unlink(missing_ok=True)
+            elif self.folder is not None and self.done:
                 self._tell()
-            self.close()
+            for file in self.files:
+                file.close()
         if self.folder is not None and not self.done:
             for file in self.files:
                 file.path.unlink(missing_ok=True)
             if self._is_new:
                 with contextlib.suppress(OSError):  # it is no longer empty
                     self.folder.rmdir()
+        self._unlock()
 
     def _go_on(self) -> None:
         told = unfinished(self.folder)
         if told["settings"] != self._settings:
-            names = [n for n, v in self._settings.items() if told["settings"].get(n) != v]
+            theirs = told["settings"]
+            names = [n for n in {**self._settings, **theirs} if theirs.get(n) != self._settings.get(n)]
             raise ValueError(
                 f"{WHAT}: {self.folder} holds a fit that did not finish, of another {', '.join(names)}; give the same, "
                 "or start anew"
@@ -159,8 +201,11 @@ class GrowingBanks:
             raise ValueError(f"{WHAT}: {self.folder / UNFINISHED} is damaged: it has {len(told['rows'])} banks")
         dtype, width = _files.DTYPES[told["dtype"]], told["width"]
         self.files = []
+        names = _files.free_names(self.folder, len(self.places))
         for i, rows in enumerate(told["rows"]):
             path = self.folder / f"{_files.bank_name(i)}.rows"
+            if not path.exists() and (self.folder / names[i]).exists():
+                (self.folder / names[i]).replace(path)  # it ended between the names of the rows and the index
             try:
                 file = open_regular(self.folder, path.name, write=True)
             except (OSError, ValueError) as error:
@@ -177,6 +222,7 @@ def unfinished(folder: Path) -> dict:
     try:
         told = read_json(folder, UNFINISHED)
         good = told["format"] == FORMAT and told["dtype"] in _files.DTYPES and isinstance(told["settings"], dict)
+        good = good and told["images"] != 0
         numbers = (told["images"], told["width"], *told["rows"])
         if not good or not isinstance(told["seen"], str) or not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError("it was not written by a fit")

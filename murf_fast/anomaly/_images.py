@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -115,9 +116,35 @@ def many(images: object) -> object:
     return images
 
 
-def wanted_pixels(size: tuple[int, int], pixels: float | None, enlarge: bool) -> float | None:
-    """``pixels``, or None for an image (height, width) that stays as it is because it has no more of them."""
-    return None if pixels is not None and not enlarge and size[0] * size[1] <= pixels else pixels
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The size that images are looked at in; the attributes are those of :class:`MultiResolutionDetector`."""
+
+    pixels: float | None
+    enlarge: bool = False
+    shorter_side: int | None = None
+
+    def of(self, height: int, width: int) -> tuple[int, int]:
+        """That of an image of (height, width)."""
+        if self.shorter_side is not None:
+            shorter = min(height, width)
+            return tuple(max(1, n * self.shorter_side // shorter) for n in (height, width))
+        keeps = self.pixels is not None and not self.enlarge and height * width <= self.pixels
+        return (height, width) if keeps else prescaled_size(height, width, self.pixels)
+
+    def prescaled(self, image: Tensor) -> Tensor:
+        """The image (1, 3, H, W) at it. Of another size it is floating point, in [0, 1]."""
+        height, width = image.shape[2:]
+        size = self.of(height, width)
+        if size == (height, width):
+            return image
+        if image.dtype == torch.uint8:
+            image = image.float() / 255
+        if self.shorter_side is not None:
+            # Where the cubic overshoots it leaves the range of pixels, as no image does.
+            least, most = min(0.0, float(image.min())), max(1.0, float(image.max()))
+            return resize(image, size, mode="bicubic", antialias=True).clamp(least, most)
+        return resize(image, size, mode="bilinear", antialias=self.pixels < height * width)
 
 
 def prescaled_size(height: int, width: int, pixels: float | None) -> tuple[int, int]:
@@ -141,17 +168,6 @@ def _round_factor(share: float) -> tuple[int, int]:
         numerator = math.ceil(low * denominator)
         if numerator <= high * denominator:
             return numerator, denominator
-
-
-def prescaled(image: Tensor, pixels: float | None) -> Tensor:
-    """The image at :func:`prescaled_size`."""
-    height, width = image.shape[2:]
-    size = prescaled_size(height, width, pixels)
-    if size == (height, width):
-        return image
-    if image.dtype == torch.uint8:
-        image = image.float() / 255
-    return resize(image, size, mode="bilinear", antialias=pixels < height * width)
 
 
 def _is_pil(image: object) -> bool:

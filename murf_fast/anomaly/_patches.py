@@ -19,8 +19,8 @@ WHAT = "MultiResolutionDetector"
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """The features (n, D) of the patches that count of one bank's layer and scale, which of the grid's they are (N,),
-    and the grid.
+    """The features (n, D) of the patches that count of one bank's layer and scale, the numbers (n,) int64 that they
+    have in the grid (None: all), and the grid.
 
     ``rows`` is None where an image has no patch that counts at any scale: it is not encoded then.
     """
@@ -32,10 +32,11 @@ class Patches:
 
 @dataclasses.dataclass(frozen=True)
 class LookedAt:
-    """An image (1, 3, H, W) at the size it is encoded in, and of every scale the mask of patches and their grid.
+    """An image (1, 3, H, W) at the size it is encoded in, and of every scale the numbers of the patches that count
+    (None: all) and their grid.
 
     ``pixels`` is None where no patch counts at any scale. ``size`` is the image's own; ``seen`` what a fit into a
-    folder keeps of it and of those before it.
+    folder keeps of it and of those before it; ``ahead`` whether the image after it is there without waiting for it.
     """
 
     pixels: Tensor | None
@@ -43,6 +44,7 @@ class LookedAt:
     grids: list[tuple[int, int]]
     size: tuple[int, int]
     seen: str = ""
+    ahead: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +59,7 @@ class HeldOut:
     @classmethod
     def of(cls, looked: LookedAt) -> HeldOut:
         counts = [
-            math.prod(grid) if kept is None else int(kept.sum())
-            for kept, grid in zip(looked.kept, looked.grids, strict=True)
+            math.prod(grid) if kept is None else len(kept) for kept, grid in zip(looked.kept, looked.grids, strict=True)
         ]
         return cls(looked.kept, looked.grids, looked.size, counts)
 
@@ -69,8 +70,7 @@ class PatchEncoder:
 
     encoder: MultiResolutionEncoder
     foreground: Callable[[Tensor], Tensor] | None
-    pixels: float | None
-    enlarge: bool
+    size: _images.Size
     background: str
     on_empty: str
 
@@ -78,7 +78,7 @@ class PatchEncoder:
         """Patches (rows, columns) per resolution of an image of ``size`` (height, width); a ValueError where none."""
         patch = self.encoder.family.patch_size
         try:
-            scaled = self.encoder.sizes_for(*_images.prescaled_size(*size, self._wanted(size)))
+            scaled = self.encoder.sizes_for(*self.size.of(*size))
         except ValueError as error:
             small = min(range(len(self.encoder.scales)), key=lambda i: self.encoder.scales[i])
             raise ValueError(
@@ -112,13 +112,19 @@ class PatchEncoder:
         return looked, self.encode([looked])[0]
 
     def look_at_each(self, images: Iterable, see: Callable[[Tensor], str] = lambda image: "") -> Iterator[LookedAt]:
-        for name, image in read_ahead(images):
-            yield dataclasses.replace(self.look_at(image, name), seen=see(image))
+        listed = isinstance(images, (list, tuple))
+        for name, image, is_file in read_ahead(images):
+            yield dataclasses.replace(self.look_at(image, name), seen=see(image), ahead=listed or is_file)
 
     def encode_each(
         self, images: Iterable[LookedAt], batch: int | None = None
     ) -> Iterator[tuple[LookedAt, list[Patches]]]:
-        """The patches of every image per bank, in order. Neighbours share a pass as far as it takes them.
+        """The patches of every image per bank, in order."""
+        for group in self.groups(images, batch):
+            yield from zip(group, self.encode(group), strict=True)
+
+    def groups(self, images: Iterable[LookedAt], batch: int | None = None) -> Iterator[list[LookedAt]]:
+        """Neighbours that share a pass, as far as it takes them.
 
         Images of up to some 250 pixels gain from it; large ones go alone.
         """
@@ -127,16 +133,16 @@ class PatchEncoder:
         for looked in images:
             count = 0 if looked.pixels is None else sum(rows * columns for rows, columns in looked.grids)
             if group and patches + count > self.encoder.tokens_per_pass:
-                yield from zip(group, self.encode(group), strict=True)
+                yield group
                 group, patches = [], 0
             group.append(looked)
             patches += count
             # A large image does not wait while the next one is read.
             if patches >= self.encoder.tokens_per_pass or len(group) >= most:
-                yield from zip(group, self.encode(group), strict=True)
+                yield group
                 group, patches = [], 0
         if group:
-            yield from zip(group, self.encode(group), strict=True)
+            yield group
 
     @torch.no_grad()
     def look_at(self, image: Tensor, name: str) -> LookedAt:
@@ -148,7 +154,7 @@ class PatchEncoder:
         mask = self._mask(image)
         kept = [None if mask is None else _covered(mask, grid) for grid in grids]
         if mask is not None:
-            covered = [bool(k.any()) for k in kept]
+            covered = [len(k) > 0 for k in kept]
             if self.on_empty == "raise" and not all(covered):
                 raise ValueError(
                     f"murf_fast.{WHAT}: `foreground` covers no patch of {name} at "
@@ -158,7 +164,7 @@ class PatchEncoder:
                 return LookedAt(None, kept, grids, size)
             if self.background == "black":
                 image = image * mask.to(image.dtype)
-        return LookedAt(_images.prescaled(image, self._wanted(size)), kept, grids, size)
+        return LookedAt(self.size.prescaled(image), kept, grids, size)
 
     @torch.no_grad()
     def encode(self, group: Sequence[LookedAt]) -> list[list[Patches]]:
@@ -208,14 +214,14 @@ class PatchEncoder:
         """How many resolutions there are."""
         return len(self.encoder.sizes or self.encoder.scales)
 
-    def _wanted(self, size: tuple[int, int]) -> float | None:
-        return _images.wanted_pixels(size, self.pixels, self.enlarge)
-
     @property
     def device(self) -> torch.device:
         return next(self.encoder.model.parameters()).device
 
 
 def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(N,): the patches that a mask (1, 1, H, W) covers by half or more."""
-    return F.interpolate(mask.float(), grid, mode="area").flatten() >= 0.5
+    """(n,) int64: the patches that a mask (1, 1, H, W) covers by half or more.
+
+    Numbers, of which the host knows how many there are: to index by a mask it would wait for whatever made the indexed.
+    """
+    return (F.interpolate(mask.float(), grid, mode="area").flatten() >= 0.5).nonzero().flatten()

@@ -14,8 +14,8 @@ from murf_fast.anomaly import _images
 AHEAD = 2  # images that are read, or being read, while one is worked on
 
 
-def read_ahead(images: Iterable) -> Iterator[tuple[str, Tensor]]:
-    """What to call each image in messages, and the image (1, 3, H, W).
+def read_ahead(images: Iterable) -> Iterator[tuple[str, Tensor, bool]]:
+    """What to call each image in messages, the image (1, 3, H, W), and whether it was a file.
 
     Files are decoded in a thread. ``images`` itself is gone through in the caller's, and an image in memory is not
     waited with for the next.
@@ -31,11 +31,11 @@ def read_ahead(images: Iterable) -> Iterator[tuple[str, Tensor]]:
                 continue
             while waiting:
                 yield _read(waiting)
-            yield name, _images.as_tensor(image, name)
+            yield name, _images.as_tensor(image, name), False
         while waiting:
             yield _read(waiting)
 
 
-def _read(waiting: deque) -> tuple[str, Tensor]:
+def _read(waiting: deque) -> tuple[str, Tensor, bool]:
     name, image = waiting.popleft()
-    return name, image.result()
+    return name, image.result(), True

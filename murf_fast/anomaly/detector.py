@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import warnings
 from collections import deque
@@ -12,12 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from murf_fast import _arguments
+from murf_fast import _arguments, backends
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._growing import GrowingBanks
-from murf_fast.anomaly._patches import WHAT, HeldOut, PatchEncoder, Patches
+from murf_fast.anomaly._images import Size
+from murf_fast.anomaly._overlap import encoded
+from murf_fast.anomaly._patches import WHAT, HeldOut, LookedAt, PatchEncoder, Patches
+from murf_fast.anomaly._references import references_of
+from murf_fast.anomaly.methods import configured
 from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.result import Anomaly
 from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score, rules_of
@@ -25,6 +30,7 @@ from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.nn.vit import _resolutions
 from murf_fast.nn.vit._fingerprint import fingerprint, rounded
+from murf_fast.nn.vit.families import resolved
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._random_projection import PROJECTIONS
 from murf_fast.ops.gaussian_blur import gaussian_blur
@@ -48,7 +54,7 @@ class MultiResolutionDetector:
     Args:
         encoder: A frozen ViT that :class:`MultiResolutionEncoder` takes, in eval mode, whose images are normalized as
             its family's are; or such an encoder, which then decides about layers, scales and normalization.
-        layers: 0-based blocks whose outputs are used, without the final norm.
+        layers: 0-based blocks whose outputs are used.
         scales: Factors of the (prescaled) image's size.
         index: ``"exact"``: all rows. ``"cells"``: the same answers, by ``NearestIndex(cells="auto")``. ``"coreset"``: a
             share of the rows of every bank, chosen by :func:`k_center_greedy`, searched exactly. ``"ivf"``: all rows,
@@ -59,11 +65,16 @@ class MultiResolutionDetector:
             as in the paper's Table 5. None: never.
         enlarge: Images of fewer are enlarged to about ``pixels``, too: the paper's protocol. Work, rows and memory
             grow as the pixels do: an image of 0.05 megapixels has a hundred times as many patches at 5.
+        norm: Apply the model's final norm to the chosen layers; of an ``encoder`` that is none, its own counts.
+        shorter_side: Instead of ``pixels``: images are brought to so many pixels of their shorter side, smaller or
+            larger, as by AnomalyDINO and SuperAD (bicubic with antialiasing).
         rules: A name in ``PRESETS`` (``"mrf-ad"``, ``"mrf-max"``, ``"patchcore"``, ``"anomaly-dino"``, ``"superad"``)
             or :class:`ScoringRules`.
         coreset: Share of the rows that a coreset keeps.
         projection: ``"sparse"`` or ``"linear"``: rows of coresets are chosen by distances of random projections, see
-            :func:`k_center_greedy`. Not saved: coresets are.
+            :func:`k_center_greedy`.
+        references: Share of the images of :meth:`fit` whose patches fill the banks: those that :func:`k_center_greedy`
+            chooses by the CLS tokens of the last of ``layers`` at the first scale, as in SuperAD. None: all of them.
         background: ``"black"`` blackens the background before encoding, as in MRF-AD; ``"keep"`` leaves it.
         precision: As for :class:`NearestIndex`.
         on_empty: Where an image has no patch at a scale, as the image is smaller than a patch there, or no patch is
@@ -74,6 +85,7 @@ class MultiResolutionDetector:
     Attributes:
         banks_: (rows, D) per scale and layer (layers fastest), mapped from disk; no rows where a scale is left out.
         images_: Number of images they come from.
+        method: The name that :meth:`by_name` was given; None without one.
         normal_: :class:`NormalRange`, what normal images score that are not in the banks; None where it is not known,
             as for banks of one image or of earlier versions.
 
@@ -95,9 +107,12 @@ class MultiResolutionDetector:
         pixels: float | None = 5e6,
         *,
         enlarge: bool = False,
+        norm: bool = False,
+        shorter_side: int | None = None,
         rules: str | ScoringRules = "mrf-ad",
         coreset: float = 0.1,
         projection: str | None = None,
+        references: float | None = None,
         background: str = "black",
         precision: str = "auto",
         on_empty: str = "skip",
@@ -111,9 +126,13 @@ class MultiResolutionDetector:
             pixels = _arguments.number(WHAT, "pixels", pixels)
             if pixels <= 0:
                 raise ValueError(f"murf_fast.{WHAT}: `pixels` must be positive or None, got {pixels!r}")
-        coreset = _arguments.number(WHAT, "coreset", coreset)
-        if not 0 < coreset <= 1:
-            raise ValueError(f"murf_fast.{WHAT}: `coreset` must be in (0, 1], got {coreset!r}")
+        if shorter_side is not None:
+            shorter_side = _arguments.integer(WHAT, "shorter_side", shorter_side, 1)
+            if enlarge:
+                raise ValueError(f"murf_fast.{WHAT}: `enlarge` is of `pixels`, which `shorter_side` stands in for")
+            pixels = None
+        coreset = _share("coreset", coreset)
+        references = None if references is None else _share("references", references)
         if projection is not None:
             _arguments.choice(WHAT, "projection", projection, PROJECTIONS)
         if foreground is not None and not callable(foreground):
@@ -126,16 +145,43 @@ class MultiResolutionDetector:
         if not isinstance(encoder, MultiResolutionEncoder):
             _resolutions.checked_scales(WHAT, scales)
             kind = PatchAtLeast if on_empty == "skip" else MultiResolutionEncoder
-            encoder = kind(encoder, scales=scales, layers=layers, norm=False, **normalization_of(encoder))
+            _arguments.flag(WHAT, "norm", norm)
+            encoder = kind(encoder, scales=scales, layers=layers, norm=norm, **normalization_of(encoder))
+        if references is not None and encoder.family.prefix() is None:
+            raise ValueError(f"murf_fast.{WHAT}: `references` are chosen by CLS tokens, which `encoder` has none of")
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
         self.on_empty, self.enlarge, self.projection = on_empty, enlarge, projection
+        self.shorter_side, self.references = shorter_side, references
+        self.method: str | None = None
         self._weights = rules.bank_weights(self._patches.scales, len(encoder.layers))
         self.banks_: list[Tensor] = []
         self.images_ = 0
         self.normal_: NormalRange | None = None
         self._indices: list[Index | None] = []
         self._group = None
+        self._home: _files.Home | None = None
+
+    @classmethod
+    def by_name(cls, method: str, encoder: nn.Module, **options) -> MultiResolutionDetector:
+        """A detector as a published method says: layers, norm, sizes, coreset and rules are those of ``METHODS``.
+
+        Args:
+            method: A name in ``METHODS``: ``"mrf-ad"``, ``"patchcore"``, ``"anomaly-dino"`` or ``"superad"``.
+            encoder: The model. Layers are given as shares of its depth.
+            options: Arguments of the class that are to be other than the method's; ``pixels`` and ``shorter_side``
+                stand in for each other.
+
+        Raises:
+            TypeError, ValueError: As the class; there is no such method; ``encoder`` is a MultiResolutionEncoder, which
+                has layers and scales already.
+        """
+        if isinstance(encoder, MultiResolutionEncoder):
+            raise TypeError(f"murf_fast.{WHAT}.by_name: `encoder` must be a model, which the method chooses layers of")
+        model, family = resolved(encoder)
+        detector = cls(encoder, **configured(method, len(family(model).blocks), **options))
+        detector.method = method
+        return detector
 
     def __repr__(self) -> str:
         rules = next((repr(name) for name, preset in PRESETS.items() if preset == self.rules), repr(self.rules))
@@ -143,8 +189,19 @@ class MultiResolutionDetector:
         fitted = f"{rows} rows of {self.images_} images in {len(self.banks_)} banks" if self.banks_ else "not fitted"
         return (
             f"MultiResolutionDetector({type(self.encoder.model).__name__}, layers={self.encoder.layers}, "
-            f"scales={self.encoder.scales}, index={self.index!r}, pixels={self.pixels}, rules={rules}, {fitted})"
+            f"scales={self.encoder.scales}, index={self.index!r}, pixels={self.pixels}, "
+            f"rules={rules}, {''.join(self._particulars())}{fitted})"
         )
+
+    def _particulars(self) -> Iterator[str]:
+        """What is not as it is by default."""
+        if self.index == "coreset":
+            yield f"coreset={self.coreset}, projection={self.projection!r}, "
+        for name in ("references", "shorter_side"):
+            if getattr(self, name) is not None:
+                yield f"{name}={getattr(self, name)}, "
+        if self.encoder.norm:
+            yield "norm=True, "
 
     def fit(
         self,
@@ -156,23 +213,27 @@ class MultiResolutionDetector:
         held_out: int = HELD_OUT,
         batch: int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
+        references_progress: Callable[[int, int], None] | None = None,
         coreset_progress: Callable[[int, int], None] | None = None,
     ) -> MultiResolutionDetector:
         """Fills the banks with the patches of normal images.
 
         Args:
-            images: Several, of any sizes, as a list or any iterable: tensors (3, H, W), arrays (H, W, 3), gray ones of
+            images: Several, of any sizes, as a list or any iterable (with ``references`` a list, they are gone through
+                twice): tensors (3, H, W), arrays (H, W, 3), gray ones of
                 either, PIL images or paths of image files; uint8, uint16 or in [0, 1]. An alpha channel is dropped.
             folder: Where the banks are written while they grow, and stay as :meth:`save` writes them. It is tried
                 before the first image. None: files without a name, which vanish with the process however it ends.
             overwrite: Replace a detector, or an unfinished fit, that ``folder`` holds; the detector stays until the
                 new one is whole.
             resume: Go on with the fit that did not finish in ``folder``, if it holds one; ``images`` and settings must
-                be the same. Images that are done are read again to compare them, and not encoded.
+                be the same. Images that are done are read again to compare them, and not encoded; rows of coresets
+                that are chosen stay chosen, and are not compared with the others again.
             held_out: So many images at most, and a quarter of all, are scored by the rows of those before them, which
                 gives ``normal_``; 0: none. Their rows are in the banks all the same.
             batch: As for :meth:`score_many`.
             progress: Called with (images done, images in all or None) after every image.
+            references_progress: With ``references``, called with (images done, images in all) while they are chosen.
             coreset_progress: With ``index="coreset"``, called with (rows selected, rows wanted) of all banks together.
 
         Returns:
@@ -196,15 +257,21 @@ class MultiResolutionDetector:
                 raise ValueError(f"murf_fast.{WHAT}: `{name}` needs a `folder`")
         if place is not None:
             _files.check_free(place, overwrite, resume)
-        images = self._patches.checked(_several(images, held_out, batch, progress, coreset_progress), self._check_rows)
+        told = {"references_progress": references_progress, "coreset_progress": coreset_progress}
+        images = self._patches.checked(_several(images, held_out, batch, progress=progress, **told), self._check_rows)
         growing = GrowingBanks(_description.places(self.encoder), place, self._settings(place), resume)
+        home = None
         try:
+            if self.references is not None:
+                images = references_of(self._patches, images, self.references, references_progress)
             held = self._fill(growing, images, held_out, batch, progress)
             rows = growing.mapped()
             self._tell_empty(rows)
             banks, chosen = rows, None
             if self.index == "coreset":
-                chosen = coresets(rows, self.coreset, self.projection, coreset_progress)
+                of = {"projection": self.projection, "backend": backends.resolve(None, "cpu", rows[0].dtype)}
+                selection = functools.partial(growing.selection, **of)
+                chosen = coresets(rows, self.coreset, self.projection, coreset_progress, selection)
                 banks = [r[c] for r, c in zip(rows, chosen, strict=True)]
             self._check_rows([len(bank) for bank in banks[:: len(self.encoder.layers)]])
             held = held[-max(1, growing.done // 4) :] if growing.done > 1 else []
@@ -217,21 +284,25 @@ class MultiResolutionDetector:
                 others = [r[c[c < n]] for r, c, n in zip(rows, chosen, before, strict=True)]
                 normal = self._normal_range(held, rows, others)
             if place is not None:
+                description = self._entries(growing.done, normal)
                 whole = chosen is None
                 entries = growing.put_in_place() if whole else _files.write_banks(place, banks, growing.places)
-                self._describe(place, entries, growing.done, normal)
+                home = _files.commit(place, {**description, "banks": entries})
         except BaseException:
             growing.stop()
             raise
         growing.close()
         self.banks_, self.images_, self.normal_ = banks, growing.done, normal
-        self._group, self._indices = None, []
+        self._group, self._home, self._indices = None, home, []
         return self
 
     def add(
         self,
         images: Iterable,
         *,
+        in_place: bool = False,
+        overwrite: bool = False,
+        resume: bool = False,
         held_out: int = HELD_OUT,
         batch: int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
@@ -240,13 +311,25 @@ class MultiResolutionDetector:
 
         Exact and approximate banks are those that :meth:`fit` makes of the old images and the new ones. A coreset is
         chosen anew, from the rows it had and all rows of the new images, and grows by its share of these: rows that
-        it once left out are not looked at again. A folder that the detector was loaded from stays as it is;
-        :meth:`save` writes the larger banks.
+        it once left out are not looked at again. ``references`` are of a fit: of the new images all count.
 
-        Args, returns and errors: as for :meth:`fit`; ``normal_`` is joined with what up to ``held_out`` of the new
-        images score by the old banks. Banks of which ranks hold parts (``load(..., group=...)``) are refused.
+        Args:
+            images, held_out, batch, progress: As for :meth:`fit`. ``normal_`` is joined with what up to ``held_out`` of
+                the new images score by the old banks.
+            in_place: Write the larger banks to the folder that the detector was loaded from, fitted into or saved to.
+                It holds the old detector until the new one is whole, and then that, whatever ends this. False: the
+                folder stays as it is; :meth:`save` writes the larger banks.
+            overwrite: Start anew where the folder has an addition, or a fit, that did not finish.
+            resume: Go on with the addition that did not finish in the folder, as for :meth:`fit`.
 
-        Memory: as for :meth:`fit`; old and new rows are written to files without a name.
+        Returns:
+            The detector itself.
+
+        Raises:
+            TypeError, ValueError: As for :meth:`fit`; ranks hold parts of the banks (``load(..., group=...)``);
+                ``in_place`` without a folder, or another detector is in it by now.
+
+        Memory: as for :meth:`fit`; old and new rows are written to the folder, or to files without a name.
         """
         self._fitted()
         if self._group is not None:
@@ -259,31 +342,52 @@ class MultiResolutionDetector:
             raise ValueError(
                 f"murf_fast.{WHAT}: banks in {other} take no rows of an encoder in {dtype}, as `any_precision` allows"
             )
+        place, settings = self._place_of_addition(in_place, overwrite, resume)
         n, coreset = len(self.encoder.layers), self.index == "coreset"
         images = self._patches.checked(
-            _several(images, held_out, batch, progress), self._check_rows, [len(bank) for bank in self.banks_[::n]]
+            _several(images, held_out, batch, progress=progress),
+            self._check_rows,
+            [len(bank) for bank in self.banks_[::n]],
         )
-        growing = GrowingBanks(_description.places(self.encoder), None, {}, False)
+        growing, home = GrowingBanks(_description.places(self.encoder), place, settings, resume), self._home
         try:
-            if not coreset:
-                for file, bank in zip(growing.files, self.banks_, strict=True):
-                    for block in bank.split(max(1, _files.BLOCK // bank[:1].nbytes if len(bank) else 1)):
-                        file.append(block)
+            if not coreset and not growing.done:
+                growing.begin_with(self.banks_)
             held = self._fill(growing, images, held_out, batch, progress)
             rows = growing.mapped()
             normal = self._normal_range(held, rows, None) if held else None
+            if normal is None or self.normal_ is not None:
+                normal = self.normal_ if normal is None else self.normal_.joined(normal)
             banks = rows
             if coreset:
                 banks = [self._chosen_anew(*pair) for pair in zip(self.banks_, rows, strict=True)]
             self._check_rows([len(bank) for bank in banks[::n]])
+            count = self.images_ + growing.done
+            if place is not None:
+                description = self._entries(count, normal)
+                home.check()
+                entries = _files.write_banks(place, banks, growing.places) if coreset else growing.put_in_place()
+                home = _files.commit(place, {**description, "banks": entries})
         except BaseException:
             growing.stop()
             raise
         growing.close()
-        if normal is not None:
-            self.normal_ = normal if self.normal_ is None else self.normal_.joined(normal)
-        self.banks_, self.images_, self._indices = banks, self.images_ + growing.done, []
+        self.banks_, self.images_, self.normal_, self._home, self._indices = banks, count, normal, home, []
         return self
+
+    def _place_of_addition(self, in_place: bool, overwrite: bool, resume: bool) -> tuple[Path | None, dict]:
+        """The folder that grows, and what must be the same for an addition to go on."""
+        for name, value in (("overwrite", overwrite), ("resume", resume)):
+            if _arguments.flag(WHAT, name, value) and not in_place:
+                raise ValueError(f"murf_fast.{WHAT}: `{name}` needs `in_place`")
+        if not _arguments.flag(WHAT, "in_place", in_place):
+            return None, {}
+        if self._home is None:
+            raise ValueError(f"murf_fast.{WHAT}: `in_place` needs a folder: load() the detector, or save() it first")
+        self._home.check()
+        _files.check_finished(self._home.folder, overwrite, resume)
+        settings = {**self._settings(self._home.folder), "detector": self._home.digest}
+        return self._home.folder, settings
 
     def _fill(
         self, growing: GrowingBanks, images: Iterable, held_out: int, batch: int | None, progress: Callable | None
@@ -361,9 +465,11 @@ class MultiResolutionDetector:
     def score_many(self, images: Iterable, *, batch: int | None = None) -> Iterator[Anomaly]:
         """What :meth:`score` says of every image, one after another in their order.
 
-        Images that are small share passes of the encoder, and files are read while those before them are scored. The
-        results are those of :meth:`score`, bit by bit where the encoder's features of an image do not depend on what
-        shares its pass, as with ``batch=1``; else up to the rounding of its products.
+        Images that are small share passes of the encoder, and files are read while those before them are scored. On a
+        GPU the next images of a list, or files, are encoded on a stream of their own while those before them are
+        searched; a result belongs to the stream that is current when it is asked for. The results are those of
+        :meth:`score`, bit by bit where the encoder's features of an image do not depend on what shares its pass, as
+        with ``batch=1``; else up to the rounding of its products.
 
         Args:
             images: As for :meth:`fit`.
@@ -374,7 +480,8 @@ class MultiResolutionDetector:
             TypeError, ValueError: As for :meth:`score`, when the image's turn comes; images of a list as for
                 :meth:`fit`, before the first is encoded.
 
-        Memory: as for :meth:`score`, times the images that share a pass, and two images that are read ahead.
+        Memory: as for :meth:`score`, times the images that share a pass, and two images that are read ahead; on a GPU
+        the features of two passes.
         """
         self._fitted()
         if batch is not None:
@@ -407,7 +514,8 @@ class MultiResolutionDetector:
             overwrite: Replace the detector, or the unfinished fit, that it holds.
 
         Raises:
-            TypeError, ValueError: ``folder`` is no path or no folder, or holds a detector; or there is nothing to save.
+            TypeError, ValueError: ``folder`` is no path or no folder, holds a detector, or is written to by another
+                call; or there is nothing to save.
 
         Memory: a few megabytes.
         """
@@ -415,48 +523,37 @@ class MultiResolutionDetector:
         _arguments.flag(WHAT, "overwrite", overwrite)
         folder = _files.folder_of(folder)
         _files.check_free(folder, overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
-        entries = _files.write_banks(folder, self.banks_, _description.places(self.encoder))
-        self._describe(folder, entries, self.images_, self.normal_)
+        _files.make_folder(folder)
+        description = self._entries(self.images_, self.normal_)
+        lock = _files.lock(folder)
+        try:
+            entries = _files.write_banks(folder, self.banks_, _description.places(self.encoder))
+            self._home = _files.commit(folder, {**description, "banks": entries})
+        finally:
+            _files.unlock(lock)
 
-    def _describe(self, folder: Path, entries: list[dict], images: int, normal: NormalRange | None) -> None:
-        """Writes the index of banks that are in place."""
-        _files.write_description(
-            folder,
-            {
-                "fingerprint": fingerprint(self.encoder),
-                "type": _description.type_of(self.encoder),
-                "rounded": rounded(self.encoder),
-                "images": images,
-                "layers": self.encoder.layers,
-                "scales": self.encoder.scales,
-                "index": self.index,
-                "pixels": self.pixels,
-                "enlarge": self.enlarge,
-                "rules": dataclasses.asdict(self.rules),
-                "coreset": self.coreset,
-                "background": self.background,
-                "precision": self.precision,
-                "on_empty": self.on_empty,
-                "foreground": self.foreground is not None,
-                "normal": normal and dataclasses.asdict(normal),
-                "banks": entries,
-            },
-        )
-        _files.remove_leftovers(folder, [entry["file"] for entry in entries])
+    @property
+    def settings(self) -> dict:
+        """All that the detector was made with but encoder and functions, as an index of a saved one holds it."""
+        return _description.settings_of(self)
+
+    def _entries(self, images: int, normal: NormalRange | None) -> dict:
+        """What the index says, but for the banks."""
+        return {
+            "fingerprint": fingerprint(self.encoder),
+            "type": _description.type_of(self.encoder),
+            "rounded": rounded(self.encoder),
+            "images": images,
+            **self.settings,
+            "normal": normal and dataclasses.asdict(normal),
+        }
 
     def _settings(self, place: Path | None) -> dict:
         """What decides about the rows of a fit into a folder."""
         if place is None:
             return {}
-        return {
-            "encoder": fingerprint(self.encoder),
-            "pixels": self.pixels,
-            "enlarge": self.enlarge,
-            "background": self.background,
-            "on_empty": self.on_empty,
-            "foreground": self.foreground is not None,
-        }
+        names = ("pixels", "enlarge", "shorter_side", "references", "background", "on_empty", "foreground")
+        return {"encoder": fingerprint(self.encoder), **{name: self.settings[name] for name in names}}
 
     @classmethod
     def load(
@@ -494,7 +591,7 @@ class MultiResolutionDetector:
         Memory: the banks are mapped; a block of 4 MB while they are verified.
         """
         folder = _files.folder_of(folder)
-        told = _description.told(folder)
+        home, told = _files.Home.of(folder), _description.told(folder)
         detector = cls(
             encoder,
             told["layers"],
@@ -503,8 +600,12 @@ class MultiResolutionDetector:
             foreground,
             told["pixels"],
             enlarge=told["enlarge"],
+            norm=told["norm"],
+            shorter_side=told["shorter_side"],
             rules=told["rules"],
             coreset=told["coreset"],
+            projection=told["projection"],
+            references=told["references"],
             background=told["background"],
             precision=told["precision"],
             on_empty=told["on_empty"],
@@ -518,8 +619,9 @@ class MultiResolutionDetector:
                 "features are off by the rounding with any_precision=True"
             )
         if found != expected and theirs is None:
+            model = f" ({told['model']})" if told["model"] else ""
             raise ValueError(
-                f"murf_fast.{WHAT}: {folder} was made with another encoder: its fingerprint is {expected[:12]}, "
+                f"murf_fast.{WHAT}: {folder} was made with another encoder{model}: its fingerprint is {expected[:12]}, "
                 f"that of `encoder` {found[:12]}"
             )
         if told["foreground"] and foreground is None:
@@ -528,11 +630,20 @@ class MultiResolutionDetector:
         detector._check_rows([len(bank) for bank in banks[:: len(detector.encoder.layers)]])
         detector.banks_ = banks
         detector.images_, detector.normal_, detector._group = told["images"], told["normal"], group
+        detector.method, detector._home = told["method"], home
         return detector
 
+    def _encoded(self, images: Iterable, batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
+        patches = self._patches
+        return encoded(patches.groups(patches.look_at_each(images), batch), patches.encode, patches.device)
+
     def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
-        for looked, of_image in self._patches.encode_each(self._patches.look_at_each(images), batch):
-            yield self._anomaly(looked.size, *self._searched(of_image))
+        for pairs in self._encoded(images, batch):
+            while pairs:  # an image's features go when it is done
+                yield self._scored_pair(*pairs.pop(0))
+
+    def _scored_pair(self, looked: LookedAt, of_image: list[Patches]) -> Anomaly:
+        return self._anomaly(looked.size, *self._searched(of_image))
 
     @torch.no_grad()
     def _searched(
@@ -585,7 +696,8 @@ class MultiResolutionDetector:
     @property
     def _patches(self) -> PatchEncoder:
         """By the attributes as they are now."""
-        return PatchEncoder(self.encoder, self.foreground, self.pixels, self.enlarge, self.background, self.on_empty)
+        size = Size(self.pixels, self.enlarge, self.shorter_side)
+        return PatchEncoder(self.encoder, self.foreground, size, self.background, self.on_empty)
 
     def _fitted(self) -> None:
         if not self.banks_:
@@ -644,14 +756,19 @@ class MultiResolutionDetector:
         return ShardedIndex(part, group=group, **options)
 
 
-def _several(
-    images: object, held_out: object, batch: object, progress: object, coreset_progress: object = None
-) -> Iterable:
+def _share(name: str, value: object) -> float:
+    share = _arguments.number(WHAT, name, value)
+    if not 0 < share <= 1:
+        raise ValueError(f"murf_fast.{WHAT}: `{name}` must be in (0, 1], got {share!r}")
+    return share
+
+
+def _several(images: object, held_out: object, batch: object, **functions: object) -> Iterable:
     """The images of a fit, with its other arguments checked."""
     _arguments.integer(WHAT, "held_out", held_out, 0)
     if batch is not None:
         _arguments.integer(WHAT, "batch", batch, 1)
-    for name, function in (("progress", progress), ("coreset_progress", coreset_progress)):
+    for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"murf_fast.{WHAT}: `{name}` must be callable, got {type(function).__name__}")
     return _images.many(images)

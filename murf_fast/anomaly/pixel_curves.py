@@ -12,7 +12,7 @@ from murf_fast.anomaly._defects import Defects
 
 
 class PixelCurves:
-    """Takes score maps one by one, and gives AU-PRO, AU-ROC and the best F1 of all so far, exactly.
+    """Takes score maps one by one, and gives AU-PRO, AU-ROC and the best F1 of all so far, exactly::
 
         curves = PixelCurves()
         for image, mask in images:

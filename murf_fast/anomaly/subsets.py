@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.anomaly._patches import LookedAt, Patches
 from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.anomaly.result import Anomaly
 
@@ -89,8 +90,13 @@ def bank_distances(
 ) -> Iterator[BankDistances]:
     """Of every image in order, each searched in every bank once; else as ``detector.score_many``."""
     detector._fitted()
-    for looked, of_image in detector._patches.encode_each(detector._patches.look_at_each(images), batch):
-        yield BankDistances(looked.size, *detector._searched(of_image))
+    for pairs in detector._encoded(images, batch):
+        while pairs:
+            yield _distances(detector, *pairs.pop(0))
+
+
+def _distances(detector: MultiResolutionDetector, looked: LookedAt, of_image: list[Patches]) -> BankDistances:
+    return BankDistances(looked.size, *detector._searched(of_image))
 
 
 def anomaly_of(detector: MultiResolutionDetector, distances: BankDistances, subset: Subset) -> Anomaly:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
 
 import torch
@@ -44,7 +45,8 @@ def one_line(extras: str) -> Iterator[None]:
         needed = str(error.name).partition(".")[0]
         _fail(f"this needs {needed}: pip install 'murf-fast[{EXTRAS.get(needed, extras)}]'", 1)
     except (OSError, ValueError, BackendUnavailableError) as error:
-        _fail(str(error))
+        # The class that a message of the library begins with is no word of a command.
+        _fail(re.sub(r"^murf_fast(\.\w+)+: ", "", str(error)))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

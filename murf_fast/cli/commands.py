@@ -141,7 +141,7 @@ def bench(
 ) -> None:
     """Run the benchmark suites of a source checkout, keep every case as it is measured, write their report.
 
-    A full run of all of them updates benchmarks/results and the project's README.
+    A full run of all of them updates benchmarks/results.
 
     `bench jbu`, `bench anyup` and `bench featsharp` are `tables jbu`, `anyup10` and `featsharp14`, and need no
     checkout.

@@ -17,16 +17,30 @@ __all__ = ["k_center_greedy"]
 SECONDS = 0.2
 
 
-def k_center_greedy(features: Tensor, centers: Tensor, given: int, progress: Callable[[int, int], None] | None) -> None:
-    """Fills ``centers`` (K,) int64 from ``given`` on with rows of ``features`` (N, D)."""
+def k_center_greedy(
+    features: Tensor,
+    centers: Tensor,
+    given: int,
+    nearest: Tensor,
+    met: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Fills ``centers`` (K,) int64 from ``given`` on with rows of ``features`` (N, D), and updates ``nearest`` (N,)
+    float64, the squared distances to the nearest of the first ``met`` centers, fewer than ``given``."""
     with _fork.calling_thread_only():
-        _select(features, centers, given, progress)
+        _select(features, centers, given, nearest, met, progress)
 
 
-def _select(features: Tensor, centers: Tensor, given: int, progress: Callable[[int, int], None] | None) -> None:
+def _select(
+    features: Tensor,
+    centers: Tensor,
+    given: int,
+    nearest: Tensor,
+    met: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     codes = _Codes(features)
-    nearest = empty((len(features),), torch.float64).fill_(torch.inf)
-    done, piece, wanted = 0, 1, len(centers) - 1
+    done, piece, wanted = met, 1, len(centers) - 1
     while done < wanted:
         until = min(wanted, done + piece)
         begin = time.monotonic()
@@ -35,7 +49,7 @@ def _select(features: Tensor, centers: Tensor, given: int, progress: Callable[[i
         piece = max(1, min(2 * piece, int(piece * SECONDS / max(seconds, 1e-6))))
         done = until
         if progress is not None:
-            progress(done + 1, wanted + 1)
+            progress(max(given, done + 1), wanted + 1)
 
 
 class _Codes:

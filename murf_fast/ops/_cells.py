@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,9 +41,24 @@ def partition(bank: Tensor, mean: Tensor, scale: Tensor, count: int, nearest: Ne
     rows = Rows(bank, mean, scale)
     centres = _centres(rows, len(bank), count, nearest)
     owner = assigned(rows, len(bank), centres, nearest)
-    held = torch.bincount(owner, minlength=len(centres)) > 0
-    centres = centres[held].double()
-    return arranged(rows, (held.cumsum(0) - 1)[owner], centres)
+    held = (torch.bincount(owner, minlength=len(centres)) > 0).nonzero().flatten()
+    tour = held[_tour(centres[held])]
+    place = torch.empty(len(centres), dtype=torch.int64, device=tour.device)
+    place[tour] = torch.arange(len(tour), dtype=torch.int64, device=tour.device)
+    return arranged(rows, place[owner], centres[tour].double())
+
+
+def _tour(centres: Tensor) -> Tensor:
+    """An order in which centres follow near ones: always the nearest of those that are left.
+
+    Queries of neighbouring cells share tiles, and cells that lie beside one another share blocks.
+    """
+    gaps = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+    order, left = [0], np.ones(len(gaps), dtype=bool)
+    for _ in range(len(gaps) - 1):
+        left[order[-1]] = False
+        order.append(int(np.where(left, gaps[order[-1]], np.inf).argmin()))
+    return torch.tensor(order, dtype=torch.int64, device=centres.device)
 
 
 def grown(bank: Tensor, mean: Tensor, scale: Tensor, cells: Cells, nearest: Nearest) -> Cells:

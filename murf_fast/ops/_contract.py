@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from murf_fast.backends import BackendUnavailableError
+from murf_fast.backends import AUTO, BackendUnavailableError
 from murf_fast.ops import _checks
 from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import ANTIALIASED, MODES, scaled_size
@@ -38,8 +38,8 @@ def backend(op: str, backend: str, like: Tensor) -> None:
                 f"murf_fast.{op}: backend 'triton' takes CUDA tensors (and CPU tensors with TRITON_INTERPRET=1), these "
                 f"are on {like.device}"
             )
-    else:
-        raise ValueError(f"murf_fast.{op}: `backend` must be 'native' or 'triton', got {backend!r}")
+    elif backend != AUTO:
+        raise ValueError(f"murf_fast.{op}: `backend` must be 'native', 'triton' or 'auto', got {backend!r}")
 
 
 def tensor(op: str, name: str, x: Tensor, like: Tensor, shape: Sequence[int | None], dtypes: Sequence) -> None:

@@ -30,6 +30,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 def pays(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether :func:`dense_attention` may take the place of torch's for these, and is faster."""
+    if torch.compiler.is_compiling():  # before a graph is made for some numbers of tokens
+        return False
     if not q.is_cpu or q.shape[1] < LEAST_TOKENS or q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         return False
     if writes_nothing((q, k, v)) or is_watched() or backends.resolve(None, "cpu", q.dtype) != "native":

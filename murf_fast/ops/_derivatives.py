@@ -20,6 +20,8 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._device import DeviceContext
 
+from murf_fast.backends import AUTO
+
 # Dispatch keys of a plain call (see murf_fast.ops._plain) that the dispatcher has been asked to make all the same.
 _PLAIN = {
     DispatchKeySet(device).add(autograd).raw_repr()
@@ -81,6 +83,7 @@ def autograd_kernel(
     backward: Callable | None,
     setup_context: Callable | None,
     forward_mode: Callable | None,
+    settled: Callable,
 ) -> Callable:
     """The op's kernel for the ``Autograd`` key, with the key set first.
 
@@ -91,6 +94,7 @@ def autograd_kernel(
             arguments, which may be left out where there are none. None: a backward raises.
         forward_mode: ``(args, tangents)`` to the tangent of the result, one for each result if there are several; None:
             tangents raise. ``tangents`` are nested as the arguments are, with None where there is none.
+        settled: What becomes of a call of an exported graph: its arguments and nothing, or nothing and its result.
     """
     name = f"murf_fast.{op._opname}"
     writes = any(a.alias_info is not None and a.alias_info.is_write for a in op._schema.arguments)
@@ -102,6 +106,10 @@ def autograd_kernel(
     def kernel(keyset: DispatchKeySet, *args: Any) -> Any:
         # What is traced into a graph may have entered its dual level behind Python's back, and transforms have theirs.
         plain = keyset.raw_repr() in _PLAIN
+        if args[-1] == AUTO:
+            args, result = settled(args, plain)
+            if args is None:
+                return result
         if forward_ad._current_level >= 0 or not plain:
             primals, tangents = _split_duals(args, positions)
             if tangents is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from murf_fast.ops import _checks, _contract
-from murf_fast.ops._library import empty_map, register
+from murf_fast.ops._library import LAUNCHED, empty_map, register
 from murf_fast.ops._pixel_conv import columns_read, pixel_conv, pixel_conv_weight
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.ops._pixels import (
@@ -307,4 +307,5 @@ _image_queries = register(
     _requires,
     _empty,
     _launch,
+    reference=LAUNCHED,
 )

@@ -39,7 +39,7 @@ from murf_fast.ops._image_encoders import (
     rotation_of,
     rows_of_a_band,
 )
-from murf_fast.ops._library import axes_of, register
+from murf_fast.ops._library import LAUNCHED, axes_of, register
 from murf_fast.ops._pixel_conv import columns_read, pixel_conv
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.ops._pixels import as_map, in_arithmetic_of, norm_of, normalized, pairs, pixels_of, requires_grids
@@ -359,6 +359,7 @@ _statistics = register(
     _statistics_requires,
     _statistics_empty,
     _statistics_launch,
+    reference=LAUNCHED,
 )
 _rectangle = register(
     "image_rectangle(Tensor image, Tensor norms, Tensor[] parameters, SymInt[] size, SymInt[] region, bool normalize, "
@@ -366,4 +367,5 @@ _rectangle = register(
     _rectangle_requires,
     _rectangle_empty,
     _rectangle_launch,
+    reference=LAUNCHED,
 )

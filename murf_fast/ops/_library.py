@@ -3,6 +3,9 @@
 An op is one schema with one Python implementation for CPU and CUDA, which allocates the result and hands it to the
 launcher of the backend named by its last argument ("native" or "triton"). The reference does not come this way: it is
 plain PyTorch, called by the op's function directly, with PyTorch's own gradients.
+
+Only graphs that ``torch.export`` captured have "auto" there, which is a backend, or the op's reference, once they run;
+and which ONNX, where an op has a form in it, gets as the reference's standard nodes.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from murf_fast import _fork
+from murf_fast import _fork, backends
 from murf_fast._layout import is_channels_last
+from murf_fast.backends import AUTO, BackendUnavailableError
 from murf_fast.ops._derivatives import autograd_kernel, one_by_one
 from murf_fast.ops._plain import is_plain
 from murf_fast.ops._resize import Resize
@@ -43,6 +47,8 @@ def register(
     keeps: bool = True,
     keeps_result: int | None = None,
     forward_mode: Callable | None = None,
+    reference: Callable | None = None,
+    onnx: bool = False,
     checked: bool = False,
 ) -> Callable:
     """Defines ``murf_fast::<schema>`` with its CPU and CUDA implementation, fake implementation and derivatives.
@@ -67,6 +73,9 @@ def register(
         keeps_result: Of several results one without a gradient, which ``backward`` finds behind the arguments.
         forward_mode: The result's tangent, see :func:`murf_fast.ops._derivatives.autograd_kernel`. None: tangents
             raise, naming the op.
+        reference: The results of the arguments by plain PyTorch, in the layouts of ``empty``'s: for exported graphs.
+            None: they need the kernels. :data:`LAUNCHED`: ``launch`` takes the backend "reference", too.
+        onnx: Whether the reference is made of operations that are standard nodes of ONNX.
         checked: Whether whoever calls the returned function has checked all that the contract asks for, and chosen a
             backend, which keeps torch to one thread in a process made by fork.
 
@@ -85,11 +94,17 @@ def register(
     else:
         written = [a.alias_info is not None and a.alias_info.is_write for a in arguments].index(True)
         work = _writing(launch, places.index(written))
+    exported = _Exported(op, contract, reference, onnx, work)
 
     def implementation(*arguments: Any) -> Any:
         return checking(*joined(arguments))
 
     def checking(*arguments: Any) -> Any:
+        if arguments[-1] == AUTO:
+            backend = exported.backend(arguments)
+            if backend == "reference":
+                return exported.by_reference(arguments)
+            arguments = (*arguments[:-1], backend)
         contract(op, *arguments)
         if _fork.is_child():
             with _fork.calling_thread_only():
@@ -105,8 +120,9 @@ def register(
     torch.library.register_fake(name, fake, lib=_library)
     setup_context = None
     if backward is not None:
-        setup_context, backward = _keeping(joined, backward, keeps, keeps_result)
-    kernel = autograd_kernel(overload, implementation, backward, setup_context, forward_mode)
+        setup_context, backward = _keeping(joined, backward, keeps, keeps_result, exported.kernels_of)
+    settled = exported.settled_by(joined, is_differentiable=backward is not None)
+    kernel = autograd_kernel(overload, implementation, backward, setup_context, forward_mode, settled)
     _library.impl(name, kernel, "Autograd", with_keyset=True)
     torch.library.register_vmap(name, one_by_one(overload), lib=_library)
     plain = work if checked else checking
@@ -122,6 +138,72 @@ def register(
         return plain(*arguments) if is_plain(tensors) else overload(*flat(arguments))
 
     return call
+
+
+LAUNCHED = object()
+
+
+class _Exported:
+    """What a call in an exported graph comes to, whose backend is "auto"."""
+
+    def __init__(self, op: str, contract: Callable, reference: Any, onnx: bool, work: Callable) -> None:
+        self.op, self._contract, self._reference, self._onnx, self._work = op, contract, reference, onnx, work
+
+    def backend(self, arguments: Sequence) -> str:
+        """That of this process for these tensors."""
+        like = _first_tensor(arguments)
+        if self._reference is None:
+            return self.kernels_of(like)
+        return backends.resolve(None, like.device.type, like.dtype)
+
+    def kernels_of(self, like: Tensor) -> str:
+        """The backend of what has kernels alone: gradients, too."""
+        backend = backends.resolve(None, like.device.type, like.dtype)
+        if backend != "reference":
+            return backend
+        preferred = "triton" if like.is_cuda else "native"
+        reasons = backends.reasons_against(preferred, like.device.type, like.dtype)
+        raise BackendUnavailableError(
+            f"murf_fast.{self.op}: this part of an exported graph needs the kernels of backend {preferred!r}: "
+            + ("; ".join(reasons) or "the reference was asked for, and it has none")
+        )
+
+    def by_reference(self, arguments: Sequence) -> Any:
+        """The results of arguments of the op's functions, with a :class:`Resize`."""
+        self._contract(self.op, *arguments)
+        like = _first_tensor(arguments)
+        if self._reference is LAUNCHED or not like.shape[0]:
+            return self._work(*arguments[:-1], "reference")
+        return self._reference(*arguments)
+
+    def settled_by(self, joined: Callable, is_differentiable: bool) -> Callable:
+        """``(flat arguments, plain)`` to (flat arguments, None), or to (None, results) where gradients are those of
+        plain PyTorch, or nodes of ONNX are wanted.
+
+        ``plain``: nobody traces, so that the choice can be made.
+        """
+
+        def settled(arguments: tuple, plain: bool) -> tuple[tuple | None, Any]:
+            if torch.onnx.is_in_onnx_export():
+                if not self._onnx:
+                    raise NotImplementedError(
+                        f"murf_fast.{self.op}: this operation has no form in ONNX; export with torch.export or "
+                        "AOTInductor, or everything but it"
+                    )
+                return None, self.by_reference(joined(arguments))
+            if not plain or not is_differentiable or self._reference in (None, LAUNCHED):
+                return arguments, None
+            backend = self.backend(arguments)
+            if backend == "reference":
+                return None, self.by_reference(joined(arguments))
+            return (*arguments[:-1], backend), None
+
+        return settled
+
+
+def _first_tensor(arguments: Sequence) -> Tensor:
+    first = arguments[0]
+    return first[0] if isinstance(first, (list, tuple)) else first
 
 
 def _packing(names: Sequence[str]) -> tuple[Callable, Callable, list[int | None]]:
@@ -155,7 +237,9 @@ class _Saved(int):
     """Which of a context's saved tensors."""
 
 
-def _keeping(joined: Callable, backward: Callable, keeps: bool, result: int | None) -> tuple[Callable, Callable]:
+def _keeping(
+    joined: Callable, backward: Callable, keeps: bool, result: int | None, kernels_of: Callable[[Tensor], str]
+) -> tuple[Callable, Callable]:
     """What an ``autograd.Function`` does around ``backward``: keeps the arguments and brings them back."""
 
     def setup_context(ctx, inputs, output) -> None:
@@ -185,7 +269,11 @@ def _keeping(joined: Callable, backward: Callable, keeps: bool, result: int | No
 
     def with_arguments(ctx, *grads: Any) -> Sequence:
         saved = ctx.saved_tensors
-        return backward(ctx.needs_input_grad, [restored(value, saved) for value in ctx.arguments], *grads)
+        arguments = [restored(value, saved) for value in ctx.arguments]
+        place = -1 if result is None else -2  # of the backend
+        if arguments[place] == AUTO and is_plain([g for g in grads if g is not None]):
+            arguments[place] = kernels_of(next(g for g in grads if g is not None))
+        return backward(ctx.needs_input_grad, arguments, *grads)
 
     return setup_context, with_arguments
 
@@ -193,8 +281,7 @@ def _keeping(joined: Callable, backward: Callable, keeps: bool, result: int | No
 def _allocating(empty: Callable, launch: Callable) -> Callable:
     def work(*arguments: Any) -> Any:
         results = empty(*arguments)
-        first = arguments[0]
-        if (first[0] if isinstance(first, list) else first).shape[0]:
+        if _first_tensor(arguments).shape[0]:
             launch(*arguments, results)
         else:
             for result in [results] if isinstance(results, Tensor) else results:
@@ -279,6 +366,12 @@ def empty_map(like: Tensor, shape: Sequence[int], channels_last: bool, dtype: to
 def as_float32(x: Tensor | None) -> Tensor | None:
     """A small companion as kernels take it: float32, contiguous."""
     return None if x is None else x.to(torch.float32).contiguous()
+
+
+def written(out: Tensor, result: Tensor) -> None:
+    """``out.copy_(result)`` for the reference of an op that writes: whoever saved ``out`` must notice."""
+    torch.autograd.graph.increment_version(out)
+    out.copy_(result)
 
 
 def bias_gradient(gradient: Tensor, bias: Tensor | Outline) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from murf_fast.ops import _checks, _contract
-from murf_fast.ops._library import empty_map, register
+from murf_fast.ops._library import LAUNCHED, empty_map, register
 from murf_fast.ops._pixel_conv import pixel_conv, pixel_conv_weight
 from murf_fast.ops._pixel_linear import pixel_linear
 from murf_fast.ops._pixels import (
@@ -227,4 +227,5 @@ _naf_queries = register(
     requires,
     _empty,
     _launch,
+    reference=LAUNCHED,
 )

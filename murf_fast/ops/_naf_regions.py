@@ -15,7 +15,7 @@ from torch import Tensor
 from murf_fast.ops import _contract
 from murf_fast.ops._image_encoders import requires_region, rows_of_a_band
 from murf_fast.ops._image_regions import add_pooled, walk
-from murf_fast.ops._library import axes_of, empty_map, register
+from murf_fast.ops._library import LAUNCHED, axes_of, empty_map, register
 from murf_fast.ops._naf_encoder import BLOCK, Encoder, encode, finish_pointwise, networks, requires, rotation_of
 from murf_fast.ops._pixel_conv import columns_read, pixel_conv
 from murf_fast.ops._pixel_linear import pixel_linear
@@ -230,6 +230,7 @@ _statistics = register(
     _statistics_requires,
     _statistics_empty,
     _statistics_launch,
+    reference=LAUNCHED,
 )
 _rectangle = register(
     "naf_rectangle(Tensor image, Tensor norms, Tensor[] parameters, Tensor rows, Tensor columns, int num_heads, "
@@ -237,4 +238,5 @@ _rectangle = register(
     _rectangle_requires,
     _rectangle_empty,
     _rectangle_launch,
+    reference=LAUNCHED,
 )

@@ -18,3 +18,15 @@ class Resize(NamedTuple):
     def options(self) -> dict:
         """Everything but the size, as ops and references take it by keyword."""
         return {"mode": self.mode, "antialias": self.antialias, "via": self.via}
+
+
+def place(grids: list[tuple[int, int]], grid: tuple[int, int]) -> int:
+    """Where a grid is in the list, to whose end it comes if it is new.
+
+    By comparisons, which a compiler of dynamic sizes notes as such; to look it up by its hash would fix its size.
+    """
+    for i, known in enumerate(grids):
+        if known == grid:
+            return i
+    grids.append(grid)
+    return len(grids) - 1

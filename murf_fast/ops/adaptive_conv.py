@@ -90,8 +90,7 @@ def adaptive_conv(
     channels_last = wants_channels_last(op, memory_format, source)
     backend = _checks.backend(backend, source)
     if backend == "reference":
-        result = reference.adaptive_conv(source, kernels, grid, bias, mode, padding)
-        return result.contiguous(memory_format=layout_of(channels_last))
+        return _reference(source, kernels, bias, mode, padding, channels_last, backend)
     return _adaptive_conv(source, kernels, bias, mode, padding, channels_last, backend)
 
 
@@ -142,6 +141,11 @@ def _empty(source, kernels, bias, mode, padding, channels_last, backend) -> Tens
 def _launch(source, kernels, bias, mode, padding, channels_last, backend, out) -> None:
     axes = _axes(source.shape[2:], kernels.shape[2:], kernels.shape[1], mode, padding)
     backends.launcher(backend).adaptive_conv(source, kernels, as_float32(bias), axes, out)
+
+
+def _reference(source, kernels, bias, mode, padding, channels_last, backend) -> Tensor:
+    result = reference.adaptive_conv(source, kernels, tuple(kernels.shape[2:]), bias, mode, padding)
+    return result.contiguous(memory_format=layout_of(channels_last))
 
 
 def _source_requires(op, grad, kernels, in_size, mode, padding, channels_last, backend) -> None:
@@ -229,6 +233,7 @@ _adaptive_conv = register(
     _empty,
     _launch,
     **_derivatives("adaptive_conv", "grad", "source", "kernels"),
+    reference=_reference,
     checked=True,
 )
 _grad_source = register(

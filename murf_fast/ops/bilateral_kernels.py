@@ -62,8 +62,7 @@ def bilateral_kernels(
     dtype = dtype or guidance.dtype
     backend = _checks.backend(backend, guidance)
     if backend == "reference":
-        result = reference.bilateral_kernels(guidance, tensors, radius, range_mask, fixup_mask).to(dtype)
-        return result.contiguous(memory_format=torch.channels_last)
+        return _reference(guidance, tensors, range_mask, fixup_mask, radius, dtype, backend)
     return _bilateral_kernels(guidance, tensors, range_mask, fixup_mask, radius, dtype, backend)
 
 
@@ -83,6 +82,11 @@ def _shape(guidance, radius) -> tuple[int, ...]:
 
 def _launch(guidance, params, range_mask, fixup_mask, radius, dtype, backend, out) -> None:
     backends.launcher(backend).bilateral_kernels(guidance, params, range_mask, fixup_mask, radius, out)
+
+
+def _reference(guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> Tensor:
+    result = reference.bilateral_kernels(guidance, params, radius, range_mask, fixup_mask).to(dtype)
+    return result.contiguous(memory_format=torch.channels_last)
 
 
 def _backward(wanted, arguments, grad):
@@ -134,6 +138,7 @@ _bilateral_kernels = register(
     _empty,
     _launch,
     _backward,
+    reference=_reference,
     checked=True,
 )
 _gradient = register(

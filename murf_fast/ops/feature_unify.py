@@ -49,8 +49,7 @@ def feature_unify(features: Tensor, basis: Tensor, variant: str = "released", *,
     _checks.choice(op, "variant", variant, VARIANTS)
     backend = _checks.backend(backend, features)
     if backend == "reference":
-        result = reference.feature_unify(features, basis, variant).to(features.dtype)
-        return result.contiguous(memory_format=layout_of(is_channels_last(features)))
+        return _reference(features, basis, variant == "released", backend)
     return _feature_unify(features, basis, variant == "released", backend)
 
 
@@ -67,11 +66,16 @@ def _requires(op, features, basis, released, backend) -> None:
 
 
 def _empty(features, basis, released, backend) -> Tensor:
-    return empty_map(features, (len(features), len(basis), *features.shape[2:]), is_channels_last(features))
+    return empty_map(features, (features.shape[0], basis.shape[0], *features.shape[2:]), is_channels_last(features))
 
 
 def _launch(features, basis, released, backend, out) -> None:
     backends.launcher(backend).feature_unify(features, as_float32(basis), released, out)
+
+
+def _reference(features, basis, released, backend) -> Tensor:
+    result = reference.feature_unify(features, basis, VARIANTS[0] if released else VARIANTS[1])
+    return result.to(features.dtype).contiguous(memory_format=layout_of(is_channels_last(features)))
 
 
 def _backward(wanted, arguments, grad):
@@ -115,6 +119,7 @@ _feature_unify = register(
     _empty,
     _launch,
     _backward,
+    reference=_reference,
     checked=True,
 )
 _gradient = register(

@@ -100,8 +100,7 @@ def gaussian_bilateral_upsample(
         radii = reference.gaussian_bilateral_radii(sigma_x, sigma_y, (height, width), radius, reach)
     tensors = (features, guidance, low_guidance, *maps)
     if chosen == "reference":
-        result = reference.gaussian_bilateral_upsample(*tensors, radius, radii).to(features.dtype)
-        return result.contiguous(memory_format=layout_of(channels_last))
+        return _reference(*tensors, radii, radius, channels_last, chosen)
     return _gaussian_bilateral_upsample(*tensors, radii, radius, channels_last, chosen)
 
 
@@ -142,6 +141,12 @@ def _launch(
     backends.launcher(backend).gaussian_bilateral_upsample(
         features, guidance.float(), cells, _dense(radii), radius, out
     )
+
+
+def _reference(features, *rest) -> Tensor:
+    *tensors, radii, radius, channels_last, _ = rest
+    result = reference.gaussian_bilateral_upsample(features, *tensors, radius, radii).to(features.dtype)
+    return result.contiguous(memory_format=layout_of(channels_last))
 
 
 def _cells(low_guidance: Tensor, *maps: Tensor) -> Tensor:
@@ -236,6 +241,7 @@ _gaussian_bilateral_upsample = register(
     _empty,
     _launch,
     _backward,
+    reference=_reference,
     checked=True,
 )
 _gradient = register(

@@ -46,7 +46,7 @@ def gaussian_blur(x: Tensor, sigma: float, *, border: str = "symmetric", backend
     _checks.no_gradients(op, "smoothing of scores", [x], forward_mode=True)
     backend, channels_last = _checks.backend(backend, x), is_channels_last(x)
     if backend == "reference":
-        return reference.gaussian_blur(x, sigma, border).contiguous(memory_format=layout_of(channels_last))
+        return _reference(x, sigma, border, channels_last, backend)
     return _gaussian_blur(x, sigma, border, channels_last, backend)
 
 
@@ -69,11 +69,16 @@ def _launch(x, sigma, border, channels_last, backend, out) -> None:
     backends.launcher(backend).gaussian_blur(x, sigma, border, out)
 
 
+def _reference(x, sigma, border, channels_last, backend) -> Tensor:
+    return reference.gaussian_blur(x, sigma, border).contiguous(memory_format=layout_of(channels_last))
+
+
 _gaussian_blur = register(
     "gaussian_blur(Tensor x, float sigma, str border, bool channels_last, str backend) -> Tensor",
     _requires,
     _empty,
     _launch,
     forward_mode=linear("gaussian_blur", 0),
+    reference=_reference,
     checked=True,
 )

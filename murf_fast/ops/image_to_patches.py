@@ -95,16 +95,10 @@ def padded_patches(
         raise TypeError(f"murf_fast.{op}: `dtype` must be float32, bfloat16 or float16, got {dtype}")
     backend = _checks.backend(backend, images, torch.float64 if double else dtype)
     row_size = -(-3 * patch_size**2 // multiple) * multiple
-    if backend == "reference":
-        # Arithmetic in the dtype of the result, but never below float32, as for every other backend.
-        pixels = images.to(torch.promote_types(dtype, torch.float32))
-        rows = [
-            reference.image_to_patches(pixels, size, patch_size, gain, offset, mode, antialias, layout).to(dtype)
-            for size in grids
-        ]
-        return rows if row_size == rows[0].shape[2] else [F.pad(r, (0, row_size - r.shape[2])) for r in rows]
     ways = [Resize(size, mode, antialias) for size in grids]
     options = (gain, offset, layout == "cyx", row_size, dtype, backend)
+    if backend == "reference":
+        return [_reference(images, patch_size, how, *options) for how in ways]
     return [_image_to_patches(images, patch_size, how, *options) for how in ways]
 
 
@@ -159,6 +153,13 @@ def _launch(images, patch_size, how, gain, offset, channels_first, row_size, dty
     )
 
 
+def _reference(images, patch_size, how, gain, offset, channels_first, row_size, dtype, backend) -> Tensor:
+    # Arithmetic in the dtype of the result, but never below float32, as for every other backend.
+    pixels, layout = images.to(torch.promote_types(dtype, torch.float32)), LAYOUTS[0] if channels_first else LAYOUTS[1]
+    rows = reference.image_to_patches(pixels, how.size, patch_size, gain, offset, how.mode, how.antialias, layout)
+    return F.pad(rows.to(dtype), (0, row_size - rows.shape[2])) if row_size > rows.shape[2] else rows.to(dtype)
+
+
 def _forward_mode(args, tangents) -> Tensor:
     """The op on the tangent, without the offset."""
     return torch.ops.murf_fast.image_to_patches(tangents[0], *args[1:6], [0.0] * 3, *args[7:])
@@ -171,5 +172,7 @@ _image_to_patches = register(
     _empty,
     _launch,
     forward_mode=_forward_mode,
+    reference=_reference,
+    onnx=True,
     checked=True,
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from murf_fast import backends
+from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params, require_network
 from murf_fast.ops._derivatives import derivatives_wanted
@@ -136,6 +136,15 @@ def _launch(
     )
 
 
+def _reference(
+    sources, guidance, params, range_mask, fixup_mask, bias, rows, radius, mode, channels_last, backend
+) -> list[Tensor]:
+    kernels = reference.bilateral_kernels(guidance, params, radius, range_mask, fixup_mask)
+    size, (begin, end) = tuple(guidance.shape[2:]), rows
+    maps = [reference.adaptive_conv(s, kernels, size, bias, mode)[:, :, begin:end] for s in sources]
+    return [m.contiguous(memory_format=layout_of(last)) for m, last in zip(maps, channels_last, strict=True)]
+
+
 _joint_bilateral_upsample = register(
     "joint_bilateral_upsample(Tensor[] sources, Tensor guidance, Tensor[] params, Tensor? range_mask, "
     "Tensor? fixup_mask, Tensor? bias, SymInt[] span, int radius, str interpolation, bool[] channels_last, "
@@ -143,5 +152,6 @@ _joint_bilateral_upsample = register(
     _requires,
     _empty,
     _launch,
+    reference=_reference,
     checked=True,
 )

@@ -29,6 +29,7 @@ def k_center_greedy(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     out: Tensor | None = None,
+    nearest: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Select rows one by one, always the one farthest from all rows selected before: greedy k-center, a coreset.
@@ -55,8 +56,14 @@ def k_center_greedy(
             the shape of ``features``.
         progress: Called with (rows selected, rows wanted) now and then; the backend ``"reference"`` does not.
         out: (count,) int64 on the device of ``features``, which the result is written to row by row, beginning with -1
-            everywhere. What is there after Ctrl-C, which ends a call within a second, may be given as ``start``:
-            ``start=out[out >= 0]``. Needs ``include_start=True``. The backend ``"reference"`` writes at the end.
+            everywhere else than in ``start``. What is there after Ctrl-C, which ends a call within a second, may be
+            given as ``start``: ``start=out[out >= 0]``. Needs ``include_start=True``. The backend ``"reference"``
+            writes at the end.
+        nearest: (N,) float64 on the device of ``features``, updated in place: every row's squared distance to the
+            nearest of the selected rows that it has met, infinite everywhere before the first call. With what an
+            earlier call of the same backend and processor left here and in ``out``, finished or not, no row meets one
+            again, and the result is, bit for bit, that of one uninterrupted call. It must be of these ``features``, of
+            this ``projection`` and of the rows in ``start``, which is not found out where it is not so.
         backend: ``"reference"``, ``"native"`` or ``"triton"``; None chooses by device.
 
     Returns:
@@ -99,28 +106,73 @@ def k_center_greedy(
         _checks.out(OP, out, (count,), [start], name="start")
         if not include_start:
             raise ValueError(f"murf_fast.{OP}: `out` needs include_start=True")
+    if nearest is not None:
+        _check_nearest(nearest, features)
     total = count + (0 if include_start else len(start))
     if total > rows:
         raise ValueError(f"murf_fast.{OP}: `count` must leave a row for `start`, got {count} of {rows}")
     if projection is not None and total > len(start):
         features = _projected(features, projection.to(promoted))
-    if out is not None:
-        out.fill_(-1)
-    if total <= len(start):
-        _check_values(features, start)
-        chosen = start[:total]
-    elif backend == "reference":
-        _check_values(features, start)
-        chosen = reference.k_center_greedy(features, total, start)
-    elif progress is None and out is None:
+    if progress is None and out is None and nearest is None and total > len(start) and backend != "reference":
         chosen = _k_center_greedy(features, start, total, backend)
     else:
-        chosen = _empty(features, start, total, backend) if out is None else out
-        with _fork.calling_thread_only():
-            _launch(features, start, total, backend, chosen, progress)
-    if out is not None and chosen is not out:
-        out.copy_(chosen)
-    return (chosen if out is None else out) if include_start else chosen[len(start) :]
+        chosen = _selected(features, start, total, backend, out, nearest, progress)
+    return chosen if include_start else chosen[len(start) :]
+
+
+def _selected(
+    features: Tensor,
+    start: Tensor,
+    total: int,
+    backend: str,
+    out: Tensor | None,
+    nearest: Tensor | None,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    _check_values(features, start)
+    met = 0 if nearest is None else _met(nearest, start)
+    chosen = _empty(features, start, total, backend) if out is None else out
+    # `start` first: whatever ends the call, `out` has no fewer rows than `nearest` has met.
+    chosen[: len(start)] = start[:total]
+    chosen[len(start) :] = -1
+    if total <= len(start):
+        return chosen
+    if backend == "reference":
+        known = None if nearest is None else nearest.clone()
+        chosen.copy_(reference.k_center_greedy(features, total, start, known, met))
+        if known is not None:
+            nearest.copy_(known)
+        return chosen
+    with _fork.calling_thread_only():
+        _select(features, chosen, len(start), backend, nearest, met, progress)
+    return chosen
+
+
+def _check_nearest(nearest: object, features: Tensor) -> None:
+    if not isinstance(nearest, Tensor):
+        raise TypeError(f"murf_fast.{OP}: `nearest` must be a tensor, got {type(nearest).__name__}")
+    _checks.dense(OP, "nearest", nearest)
+    if nearest.dtype != torch.float64:
+        raise TypeError(f"murf_fast.{OP}: `nearest` must be torch.float64, got {nearest.dtype}")
+    if nearest.shape != features.shape[:1] or nearest.device != features.device or not nearest.is_contiguous():
+        raise ValueError(
+            f"murf_fast.{OP}: `nearest` must be contiguous ({len(features)},) on {features.device}, got "
+            f"{tuple(nearest.shape)} on {nearest.device}"
+        )
+    if not bool((nearest >= 0).all()):
+        raise ValueError(f"murf_fast.{OP}: `nearest` must be squared distances, not below 0 and no NaN")
+
+
+def _met(nearest: Tensor, start: Tensor) -> int:
+    """How many of ``start``, counted from its first, all rows have met; the last one is met again.
+
+    At 0 from those met is who has been met himself, or equals one of them, so that meeting him changes nothing.
+    """
+    others = (nearest[start] != 0).nonzero().flatten().tolist()
+    met = others[0] if others else len(start)
+    if met == 0 and not bool(nearest.isinf().all()):
+        raise ValueError(f"murf_fast.{OP}: `nearest` must be infinite or of `start`, whose first row it has not met")
+    return min(met, len(start) - 1)
 
 
 def _projected(features: Tensor, projection: Tensor) -> Tensor:
@@ -181,10 +233,21 @@ def _empty(features, start, count, backend) -> Tensor:
     return start.new_empty(count)
 
 
-def _launch(features, start, count, backend, centers, progress=None) -> None:
+def _launch(features, start, count, backend, centers) -> None:
     _check_values(features, start)
     centers[: len(start)] = start
-    backends.launcher(backend).k_center_greedy(contiguous_rows(features), centers, len(start), progress)
+    _select(features, centers, len(start), backend)
+
+
+def _select(features, centers, given, backend, nearest=None, met=0, progress=None) -> None:
+    if nearest is None:
+        nearest = torch.full((len(features),), torch.inf, dtype=torch.float64, device=features.device)
+    backends.launcher(backend).k_center_greedy(contiguous_rows(features), centers, given, nearest, met, progress)
+
+
+def _reference(features, start, count, backend) -> Tensor:
+    _check_values(features, start)
+    return reference.k_center_greedy(features, count, start)
 
 
 _k_center_greedy = register(
@@ -192,4 +255,5 @@ _k_center_greedy = register(
     _requires,
     _empty,
     _launch,
+    reference=_reference,
 )

@@ -13,7 +13,7 @@ from murf_fast import reference
 from murf_fast.ops import _checks
 from murf_fast.ops._batch_norm import batch_statistics, running_statistics, uses_batch_statistics
 from murf_fast.ops._library import layout_of, wants_channels_last
-from murf_fast.ops._resize import Resize
+from murf_fast.ops._resize import Resize, place
 from murf_fast.ops.upsample_sum import upsample_sum
 
 Tokens = Sequence[Tensor | None]
@@ -66,7 +66,7 @@ def linear_head(
     Memory: the result, and K channels per low-resolution pixel. With the statistics of the batch also the
     low-resolution maps in float32, and twice the largest of them (of each of them, while their gradients are wanted).
 
-    Source: identities I1 to I6; MuRF's segmentation and depth heads, DINOv2's ``BNHead``, DINOv3's ``LinearHead``.
+    Source: MuRF's segmentation and depth heads, DINOv2's ``BNHead``, DINOv3's ``LinearHead``.
     """
     op = "linear_head"
     features = _checks.maps(op, features, same_channels=False)
@@ -155,7 +155,7 @@ def _logits(
         for x in columns:
             end = begin + x.shape[1]
             if x.ndim == 4:
-                at, folded = _place(grids, tuple(x.shape[2:])), weight[:, begin:end].to(product)
+                at, folded = place(grids, tuple(x.shape[2:])), weight[:, begin:end].to(product)
                 if at == len(groups):
                     groups.append([])
                     shifts.append(None)
@@ -179,18 +179,6 @@ def _logits(
                 total = _project(x, folded, channels_last, total)
             maps.append((total.mT if channels_last else total).to(dtype).unflatten(2, grid))
     return maps, offset
-
-
-def _place(grids: list[tuple[int, int]], grid: tuple[int, int]) -> int:
-    """Where a grid is in the list, to whose end it comes if it is new.
-
-    By comparisons, which a compiler of dynamic sizes notes as such; to look it up by its hash would fix its size.
-    """
-    for i, known in enumerate(grids):
-        if known == grid:
-            return i
-    grids.append(grid)
-    return len(grids) - 1
 
 
 def _added(total: Tensor | None, term: Tensor) -> Tensor:

@@ -33,12 +33,13 @@ class NearestIndex:
         ip: Prepare for ``metric="ip"``. The mean stays then, as it would change the products.
         cells: Partition the bank into so many cells of near rows (k-means), of which a search skips those that the
             triangle inequality proves too far, rounding included. ``"auto"``: one per 512 rows, at most 1024, and none
-            for banks below 8192 rows or on GPUs, where a number is refused. The answers are those without cells, bit
-            for bit. Some evenly spaced queries of a call, 4 to 32, go first: where they would look at more than a third
-            of the rows, as random rows in many dimensions do, the call scans them all. So do calls of fewer than 256
-            queries, which would not make up for that (with a copy in bfloat16 or float16 rows are met cell by cell
-            then, and the fewer queries, the longer it takes beside an index without cells), float64 searches and the
-            reference.
+            for banks below 8192 rows or on GPUs, where it has not been measured yet. The answers are those without
+            cells, bit for bit. On a CPU some evenly spaced queries of a call, 4 to 32, go first: where they would look
+            at more than a third of the rows, as random rows in many dimensions do, the call scans them all. On a GPU
+            tiles of 128 queries share cells, no pair is looked at twice, and nobody has to go first; the bank must be
+            on the GPU. Calls of fewer than 256 queries scan all rows, as choosing would take as long (with a copy in
+            bfloat16 or float16 the CPU meets rows cell by cell then, and the fewer queries, the longer it takes beside
+            an index without cells), and so do float64 searches and the reference.
         precision: Dtype of the copy that candidates are found with. ``"float32"`` makes no copy; ``"auto"`` takes
             bfloat16 on GPUs and on processors with bfloat16 instructions, else float32. No choice changes the answers.
         device: Where the search runs; None: where the bank is. With a bank in host memory and a CUDA device, blocks of
@@ -86,6 +87,11 @@ class NearestIndex:
         self.device = self.bank.device if device is None else _device(device)
         if self.device != self.bank.device and self.bank.device.type != "cpu":
             raise ValueError(f"murf_fast.{OP}: `bank` must be on the CPU or on {self.device}, got {self.bank.device}")
+        if isinstance(cells, int) and self.device != self.bank.device:
+            raise ValueError(
+                f"murf_fast.{OP}: `cells` need the bank where the search runs, on {self.device}, got it on "
+                f"{self.bank.device}; move it there, or leave `cells` out"
+            )
         self.asked_for = backends.asked_for(backend)
         self.backend = backends.resolve(backend, self.device.type, self.bank.dtype)
         self.tensors: list[Tensor] = []
@@ -94,9 +100,9 @@ class NearestIndex:
         if self.backend == "reference":
             _check_rows("bank", self.bank, self.cosine)
             return
-        if self.backend != "native" and cells not in (None, "auto"):
-            raise ValueError(f"murf_fast.{OP}: `cells` are searched by the native backend, not by {self.backend!r}")
-        count = _cells.count_of(cells, len(self.bank)) if cells and self.backend == "native" else 0
+        if cells == "auto" and self.backend != "native":
+            cells = None
+        count = _cells.count_of(cells, len(self.bank)) if cells else 0
         self.tensors = backends.launcher(self.backend).nearest_index(
             self.bank.detach(), self.metrics[0], precision, self.device, *([self._partition(count)] if count else [])
         )
@@ -215,7 +221,7 @@ def nearest_distance(
     Memory: independent of Q x M: a prepared copy of at most 8192 queries with their candidates and one block of
     products, under 64 MB up to D = 1024 beside the index. float64, of queries or bank, takes the same way in blocks of
     PyTorch's products on every device, in under 128 MB and without a copy of the bank; on GPUs ``"ip"`` does, too. An
-    index with cells: 64 MB more.
+    index with cells: 64 MB more, on a GPU 128 MB.
 
     Source: MuRF 3.2 and MRF-AD section 4 (faiss IndexFlatL2, IndexFlatIP and IndexIVFFlat); PatchCore; AnomalyDINO.
     """
@@ -332,8 +338,6 @@ def _requires_cells(op, query, bank, index, cells, k, metric, backend) -> None:
     _contract.tensor(op, "query", query, query, (None, None), _contract.DTYPES)
     _contract.tensor(op, "bank", bank, bank, (None, None), _contract.DTYPES)
     _contract.one_of(op, "metric", metric, METRICS[:3])
-    if backend != "native":
-        raise ValueError(f"murf_fast.{op}: cells are searched by backend 'native', got {backend!r}")
     _contract.count(op, "index", index, 5)
     _contract.count(op, "cells", cells, len(Cells._fields))
     _contract.tensor(op, "begins", cells[1], query, (None,), (torch.int64,))
@@ -395,12 +399,19 @@ def _launch_cells(query, bank, index, cells, k, metric, backend, results) -> Non
     backends.launcher(backend).nearest_distance_cells(query, bank, index, Cells(*cells), k, metric, *results)
 
 
+def _reference(query, bank, index, k, metric, precision, backend) -> tuple[Tensor, Tensor]:
+    for name, x in (("query", query), ("bank", bank)):
+        _check_rows(name, x, metric == "cosine")
+    return reference.nearest_distance(query, bank, k, metric)
+
+
 _nearest_distance = register(
     "nearest_distance(Tensor query, Tensor bank, Tensor[] index, SymInt k, str metric, str precision, "
     "str backend) -> (Tensor distances, Tensor indices)",
     _requires,
     _empty,
     _launch,
+    reference=_reference,
 )
 
 _nearest_distance_cells = register(

@@ -212,7 +212,7 @@ def patch_embed(
             added = _added(bias, positions, weight.dtype)
             tokens = tokens if added is None else tokens + added
             if head is not None:
-                tokens = torch.cat([head.to(weight.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+                tokens = torch.cat([head.to(weight.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
             pieces.append(tokens.flatten(0, 1))
             continue
         out = packed.block(i)
@@ -262,7 +262,7 @@ def _blocks(batches, grids, tiles: Sequence[tuple[int, int]] | None, patch_size:
     for batch, its_sizes in zip(batches, grids, strict=True):
         for s, (rows, columns) in enumerate(its_sizes):
             t = (1, 1) if tiles is None else tiles[s]
-            block = Block(start, len(batch), (rows // patch_size // t[0], columns // patch_size // t[1]), t)
+            block = Block(start, batch.shape[0], (rows // patch_size // t[0], columns // patch_size // t[1]), t)
             start += block.sequences * block.length(prefix)
             blocks.append(block)
     return blocks

@@ -213,7 +213,9 @@ def _keep(kept: Kept, key: tuple, resampled: Callable[[], Tensor]) -> Tensor:
 def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: Flavor, backend: str) -> Tensor:
     """Rows (P + h * w, D) of one grid, from a table (1, D, M_h, M_w)."""
     source = tuple(table.shape[2:])
-    if grid == source and (source[0] == source[1] or not flavor.offset):
+    # Without an offset a table at its own grid is itself: no case for a graph of any size.
+    is_open = not flavor.offset and any(isinstance(n, torch.SymInt) for n in grid)
+    if not is_open and grid == source and (source[0] == source[1] or not flavor.offset):
         return torch.cat([prefix, _rows(table)])
     factors = [(g + flavor.offset) / m for g, m in zip(grid, source, strict=True)] if flavor.offset else None
     if backend == "reference":

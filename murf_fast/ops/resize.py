@@ -8,7 +8,7 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
-from murf_fast.ops._library import axes_of, empty_map, layout_of, register, wants_channels_last
+from murf_fast.ops._library import axes_of, empty_map, layout_of, register, wants_channels_last, written
 from murf_fast.tables.resize import MAX_PIXELS, scaled_size
 
 
@@ -65,7 +65,7 @@ def resize(
     channels_last = wants_channels_last(op, memory_format, x)
     backend = _checks.backend(backend, x)
     if backend == "reference":
-        return reference.resize(x, *how, factors).contiguous(memory_format=layout_of(channels_last))
+        return _reference(x, how, factors, channels_last, backend)
     return _resize(x, how, factors, channels_last, backend)
 
 
@@ -104,6 +104,10 @@ def _empty(x, how, factors, channels_last, backend) -> Tensor:
 
 def _launch(x, how, factors, channels_last, backend, out) -> None:
     backends.launcher(backend).upsample_sum([x], [_axes(x.shape[2:], how, factors)], None, out)
+
+
+def _reference(x, how, factors, channels_last, backend) -> Tensor:
+    return reference.resize(x, *how, factors).contiguous(memory_format=layout_of(channels_last))
 
 
 def _axes(in_size, how, factors):
@@ -145,6 +149,8 @@ _resize = register(
     _backward,
     keeps=False,
     forward_mode=linear("resize", 0),
+    reference=_reference,
+    onnx=True,
     checked=True,
 )
 resize_adjoint = register(
@@ -168,6 +174,10 @@ def _out_launch(x, how, factors, out, backend) -> None:
     _launch(x, how._replace(size=tuple(out.shape[2:])), factors, None, backend, out)
 
 
+def _out_reference(x, how, factors, out, backend) -> None:
+    written(out, reference.resize(x, *how._replace(size=tuple(out.shape[2:])), factors))
+
+
 # Into a part of a larger buffer; for callers within the library, where no gradients are needed.
 resize_out = register(
     "resize_out(Tensor x, str interpolation, bool antialias, SymInt[]? via, float[]? scale_factor, Tensor(a!) out, "
@@ -175,4 +185,5 @@ resize_out = register(
     _out_requires,
     None,
     _out_launch,
+    reference=_out_reference,
 )

@@ -8,7 +8,7 @@ from murf_fast import backends, reference
 from murf_fast._layout import is_channels_last
 from murf_fast.ops import _contract
 from murf_fast.ops._derivatives import linear
-from murf_fast.ops._library import empty_map, register
+from murf_fast.ops._library import empty_map, layout_of, register
 from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import gram_axis, is_large
 
@@ -19,10 +19,10 @@ def resize_gram(x: Tensor, how: Resize, backend: str) -> Tensor:
     ``<x, resize_gram(x)>`` is the squared norm of the resized map, and since the rows of ``U`` sum to one, the result
     for a map of ones holds the weight of every low-resolution pixel in the sum of the resized map.
 
-    Memory: the result. Symmetric: its own adjoint. Source: identity I6 (a batch norm's statistics at low resolution).
+    Memory: the result. Symmetric: its own adjoint. Source: a batch norm's statistics at low resolution.
     """
     if backend == "reference":
-        return reference.resize_gram(x, how.size, how.mode, how.antialias)
+        return _reference(x, how, backend)
     return _resize_gram(x, how, backend)
 
 
@@ -42,6 +42,11 @@ def _launch(x, how, backend, out) -> None:
     backends.launcher(backend).upsample_sum([x], [axes], None, out)
 
 
+def _reference(x, how, backend) -> Tensor:
+    result = reference.resize_gram(x, how.size, how.mode, how.antialias)
+    return result.contiguous(memory_format=layout_of(is_channels_last(x)))
+
+
 def _backward(wanted, arguments, grad):
     _, how, backend = arguments
     return (_resize_gram(grad, how, backend),)
@@ -55,4 +60,5 @@ _resize_gram = register(
     _backward,
     keeps=False,
     forward_mode=linear("resize_gram", 0),
+    reference=_reference,
 )

@@ -57,8 +57,7 @@ def upsample_argmax(
         _checks.no_gradients(op, "`return_values=True`", [*features, bias])
     backend = _checks.backend(backend, features[0])
     if backend == "reference":
-        labels, values = reference.upsample_argmax(features, how.size, bias, **how.options)
-        labels = labels.to(label_dtype(features[0].shape[1]))
+        labels, values = _reference(features, bias, how, True, backend)
     else:
         # Labels have no gradient, and an op without an autograd formula must not see inputs that want one.
         features, bias = [f.detach() for f in features], None if bias is None else bias.detach()
@@ -87,11 +86,18 @@ def _launch(features, bias, how, return_values, backend, results) -> None:
     )
 
 
+def _reference(features, bias, how, return_values, backend) -> tuple[Tensor, Tensor]:
+    labels, values = reference.upsample_argmax(features, how.size, bias, **how.options)
+    return labels.to(label_dtype(features[0].shape[1])), values if return_values else values.new_empty((0,))
+
+
 _upsample_argmax = register(
     "upsample_argmax(Tensor[] features, Tensor? bias, SymInt[] size, str interpolation, bool antialias, SymInt[]? via, "
     "bool return_values, str backend) -> (Tensor, Tensor)",
     _requires,
     _empty,
     _launch,
+    reference=_reference,
+    onnx=True,
     checked=True,
 )

@@ -16,6 +16,7 @@ from murf_fast.ops._library import (
     layout_of,
     register,
     wants_channels_last,
+    written,
 )
 from murf_fast.ops.resize import resize_adjoint
 
@@ -67,8 +68,8 @@ def upsample_concat(
     if out is not None:
         _checks.out(op, out, _shape(features, how), features, memory_format)
     if backend == "reference":
-        result = reference.upsample_concat(features, **how._asdict())
-        return out.copy_(result) if out is not None else result.contiguous(memory_format=layout_of(channels_last))
+        result = _reference(features, how, channels_last, backend)
+        return result if out is None else out.copy_(result)
     if out is not None:
         _upsample_concat_out(features, how, out, backend)
         return out
@@ -91,6 +92,10 @@ def _empty(features, how, channels_last, backend) -> Tensor:
 
 def _launch(features, how, channels_last, backend, out) -> None:
     backends.launcher(backend).upsample_concat(features, axes_of_maps(features, *how), out)
+
+
+def _reference(features, how, channels_last, backend) -> Tensor:
+    return reference.upsample_concat(features, **how._asdict()).contiguous(memory_format=layout_of(channels_last))
 
 
 def _backward(wanted, arguments, grad):
@@ -117,6 +122,8 @@ _upsample_concat = register(
     _backward,
     keeps=False,
     forward_mode=linear("upsample_concat", 0),
+    reference=_reference,
+    onnx=True,
     checked=True,
 )
 _upsample_concat_out = register(
@@ -125,5 +132,6 @@ _upsample_concat_out = register(
     _out_requires,
     None,
     lambda features, how, out, backend: _launch(features, how, None, backend, out),
+    reference=lambda features, how, out, _: written(out, reference.upsample_concat(features, **how._asdict())),
     checked=True,
 )

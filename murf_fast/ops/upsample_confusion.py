@@ -63,10 +63,7 @@ def upsample_confusion(
     # Counts have no gradient, and an op without an autograd formula must not see inputs that want one.
     features, bias = [f.detach() for f in features], None if bias is None else bias.detach()
     if backend == "reference":
-        # Small label types do not hold every ignore_index.
-        target = target.long()
-        check_labels(OP, target, features[0].shape[1], ignore_index)
-        return reference.upsample_confusion(features, target, bias, **how.options, ignore_index=ignore_index)
+        return _reference(features, bias, target, how, ignore_index, backend)
     target = target.short() if target.dtype == torch.int8 else target
     return _upsample_confusion(features, bias, target, how, ignore_index, backend)
 
@@ -91,11 +88,19 @@ def _launch(features, bias, target, how, ignore_index, backend, counts) -> None:
     )
 
 
+def _reference(features, bias, target, how, ignore_index, backend) -> Tensor:
+    # Small label types do not hold every ignore_index.
+    target = target.long()
+    check_labels(OP, target, features[0].shape[1], ignore_index)
+    return reference.upsample_confusion(features, target, bias, **how.options, ignore_index=ignore_index)
+
+
 _upsample_confusion = register(
     "upsample_confusion(Tensor[] features, Tensor? bias, Tensor target, str interpolation, bool antialias, "
     "SymInt[]? via, int ignore_index, str backend) -> Tensor",
     _requires,
     _empty,
     _launch,
+    reference=_reference,
     checked=True,
 )

@@ -189,6 +189,16 @@ def _gradient_backward(_, arguments, directions):
     return of_grad, of_features, of_bias
 
 
+def _reference(features, bias, target, weight, how, ignore_index, label_smoothing, backend) -> tuple[Tensor, Tensor]:
+    check_labels("upsample_cross_entropy", target, features[0].shape[1], ignore_index)
+    features, size = [f.float() for f in features], tuple(target.shape[1:])
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": "none"}
+    loss = reference.upsample_cross_entropy(features, target, bias, **how.options, weight=weight, **options)
+    logits = reference.upsample_sum(features, size, bias, **how.options).detach()
+    largest = logits.amax(1)
+    return loss, torch.stack([largest, (logits - largest[:, None]).exp().sum(1).log()])
+
+
 _upsample_cross_entropy = register(
     "upsample_cross_entropy(Tensor[] features, Tensor? bias, Tensor target, Tensor? weight, str interpolation, "
     "bool antialias, SymInt[]? via, int ignore_index, float label_smoothing, str backend) -> (Tensor, Tensor)",
@@ -197,6 +207,7 @@ _upsample_cross_entropy = register(
     _launch,
     _backward,
     keeps_result=1,
+    reference=_reference,
     checked=True,
 )
 _gradient = register(

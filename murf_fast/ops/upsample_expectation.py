@@ -63,8 +63,7 @@ def upsample_expectation(
     dtype = torch.promote_types(features[0].dtype, values.dtype)
     backend = _checks.backend(backend, features[0], dtype)
     if backend == "reference":
-        wide = [f.to(torch.promote_types(dtype, torch.float32)) for f in features]
-        return reference.upsample_expectation(wide, how.size, values, bias, norm, **how.options).to(dtype)
+        return _reference(features, bias, values, norm == "softmax", how, backend).to(dtype)
     return _upsample_expectation(features, bias, values, norm == "softmax", how, backend).to(dtype)
 
 
@@ -81,6 +80,12 @@ def _launch(features, bias, values, softmax, how, backend, out) -> None:
     backends.launcher(backend).upsample_expectation(
         features, axes_of_maps(features, *how), float32_rows(bias), as_float32(values), softmax, out
     )
+
+
+def _reference(features, bias, values, softmax, how, backend) -> Tensor:
+    dtype = torch.promote_types(torch.promote_types(features[0].dtype, values.dtype), torch.float32)
+    norm = NORMS[0] if softmax else NORMS[1]
+    return reference.upsample_expectation([f.to(dtype) for f in features], how.size, values, bias, norm, **how.options)
 
 
 def _backward(wanted, arguments, grad):
@@ -146,6 +151,8 @@ _upsample_expectation = register(
     _empty,
     _launch,
     _backward,
+    reference=_reference,
+    onnx=True,
     checked=True,
 )
 _gradient = register(

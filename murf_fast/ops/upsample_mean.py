@@ -11,6 +11,7 @@ from torch import Tensor
 from murf_fast import reference
 from murf_fast.ops import _checks
 from murf_fast.ops._library import layout_of, wants_channels_last
+from murf_fast.ops._resize import place
 from murf_fast.ops.upsample_sum import upsample_sum
 
 
@@ -48,7 +49,7 @@ def upsample_mean(
     Memory: the result, and one low-resolution map in float32 per distinct grid; for half maps also the result in
     float32.
 
-    Source: the fused score of MRF-AD (section 4) and MuRF's anomaly detection; identity I10.
+    Source: the fused score of MRF-AD (section 4) and MuRF's anomaly detection.
     """
     op = "upsample_mean"
     maps = _checks.maps(op, maps, same_channels=True, name="maps")
@@ -64,10 +65,14 @@ def upsample_mean(
         if out is not None:
             return out.copy_(result)
         return result.to(maps[0].dtype).contiguous(memory_format=layout_of(channels_last))
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, m in enumerate(maps):
-        groups.setdefault((m.shape[2], m.shape[3]), []).append(i)
-    averaged = [sum(maps[i].to(dtype) * shares[i] for i in members) for members in groups.values()]
+    grids: list[tuple[int, int]] = []
+    averaged: list[Tensor] = []
+    for m, share in zip(maps, shares, strict=True):
+        weighed, at = m.to(dtype) * share, place(grids, (m.shape[2], m.shape[3]))
+        if at == len(averaged):
+            averaged.append(weighed)
+        else:
+            averaged[at] = averaged[at] + weighed
     options = {**how.options, "memory_format": memory_format, "backend": backend}
     if dtype == maps[0].dtype:
         return upsample_sum(averaged, how.size, out=out, **options)

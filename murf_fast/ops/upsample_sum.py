@@ -18,6 +18,7 @@ from murf_fast.ops._library import (
     layout_of,
     register,
     wants_channels_last,
+    written,
 )
 from murf_fast.ops.resize import resize_adjoint
 
@@ -55,7 +56,7 @@ def upsample_sum(
     Memory: the result, and a few low-resolution rows per thread. On a GPU also copies of maps whose channels are no
     multiple of 16 or not side by side, where the result is four times as large.
 
-    Source: identity I1 of MuRF's head; ``logits = F.interpolate(...)`` of every linear segmentation head.
+    Source: MuRF's head, at low resolution; ``logits = F.interpolate(...)`` of every linear segmentation head.
     """
     op = "upsample_sum"
     features = _checks.maps(op, features, same_channels=True)
@@ -66,8 +67,8 @@ def upsample_sum(
     if out is not None:
         _checks.out(op, out, (*features[0].shape[:2], *how.size), [*features, bias], memory_format)
     if backend == "reference":
-        result = reference.upsample_sum(features, how.size, bias, **how.options)
-        return out.copy_(result) if out is not None else result.contiguous(memory_format=layout_of(channels_last))
+        result = _reference(features, bias, how, channels_last, backend)
+        return result if out is None else out.copy_(result)
     if out is not None:
         _upsample_sum_out(features, bias, how, out, backend)
         return out
@@ -84,6 +85,11 @@ def _empty(features, bias, how, channels_last, backend) -> Tensor:
 
 def _launch(features, bias, how, channels_last, backend, out) -> None:
     backends.launcher(backend).upsample_sum(features, axes_of_maps(features, *how), float32_rows(bias), out)
+
+
+def _reference(features, bias, how, channels_last, backend) -> Tensor:
+    result = reference.upsample_sum(features, how.size, bias, **how.options)
+    return result.contiguous(memory_format=layout_of(channels_last))
 
 
 def _backward(wanted, arguments, grad):
@@ -109,6 +115,8 @@ _upsample_sum = register(
     _backward,
     keeps=False,
     forward_mode=linear("upsample_sum", 0, 1),
+    reference=_reference,
+    onnx=True,
     checked=True,
 )
 _upsample_sum_out = register(
@@ -117,5 +125,8 @@ _upsample_sum_out = register(
     _out_requires,
     None,
     lambda features, bias, how, out, backend: _launch(features, bias, how, None, backend, out),
+    reference=lambda features, bias, how, out, _: written(
+        out, reference.upsample_sum(features, how.size, bias, **how.options)
+    ),
     checked=True,
 )

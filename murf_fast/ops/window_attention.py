@@ -68,8 +68,6 @@ def window_attention(
     as large as the largest tensor at most, on CPU a few MB per thread, too: what belongs to a block of at most 64
     queries, and its scores with a run of its keys, 512 KB; and on a GPU three float32 numbers per query and head. On a
     GPU, where heads share values and 8 x 8 queries read more than 64 keys, 128 MB of averaged weights at most.
-    Queries with similar windows are processed together, so a key or value that is not finite can also reach queries
-    whose windows end next to it.
 
     Source: AnyUp's and JAFAR's cross attention (heads averaged, raw values), NAF's (values split), FeatSharp's.
     """
@@ -78,8 +76,7 @@ def window_attention(
     _checks.flag(op, "return_lse", return_lse)
     backend = _checks.backend(backend, q)
     if backend == "reference":
-        result, lse = reference.window_attention(q, k, v, windows, num_heads, values, scale, bias, True)
-        result = result.to(q.dtype).contiguous(memory_format=layout_of(is_channels_last(q)))
+        result, lse = _by_definition(q, k, v, windows, num_heads, values, scale, bias)
     else:
         bias_y, bias_x = (None, None) if bias is None else bias
         result, lse = _window_attention(
@@ -215,6 +212,19 @@ def _launch(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, retu
     )  # fmt: skip
 
 
+def _by_definition(q, k, v, windows, num_heads, values, scale, bias) -> tuple[Tensor, Tensor]:
+    result, lse = reference.window_attention(q, k, v, windows, num_heads, values, scale, bias, True)
+    return result.to(q.dtype).contiguous(memory_format=layout_of(is_channels_last(q))), lse
+
+
+def _reference(
+    q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend
+) -> tuple[Tensor, Tensor]:
+    windows, bias = Windows(rows, columns), None if bias_y is None else (bias_y, bias_x)
+    result, lse = _by_definition(q, k, v, windows, num_heads, VALUES[0] if mean else VALUES[1], scale, bias)
+    return result, lse if return_lse else lse.new_empty((0,))
+
+
 def _backward(wanted, arguments, grad_out, grad_lse):
     *inputs, return_lse, backend = arguments
     wanted = list(wanted[:5])
@@ -293,6 +303,7 @@ _window_attention = register(
     _empty,
     _launch,
     _backward,
+    reference=_reference,
 )
 _gradient = register(
     "window_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor? bias_y, "

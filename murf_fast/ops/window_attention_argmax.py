@@ -107,10 +107,18 @@ def _launch(q, k, v, bias_y, bias_x, class_bias, rows, columns, num_heads, mean,
     )  # fmt: skip
 
 
+def _reference(q, k, v, bias_y, bias_x, class_bias, rows, columns, num_heads, mean, scale, backend) -> Tensor:
+    windows, bias = Windows(rows, columns), None if bias_y is None else (bias_y, bias_x)
+    values = VALUES[0] if mean else VALUES[1]
+    labels, _ = reference.window_attention_argmax(q, k, v, windows, num_heads, values, scale, bias, class_bias)
+    return labels.to(label_dtype(_classes(v, num_heads, mean)))
+
+
 _window_attention_argmax = register(
     "window_attention_argmax(Tensor q, Tensor k, Tensor v, Tensor? bias_y, Tensor? bias_x, Tensor? class_bias, "
     "str rows, str columns, int num_heads, bool mean, float scale, str backend) -> Tensor",
     _requires,
     _empty,
     _launch,
+    reference=_reference,
 )

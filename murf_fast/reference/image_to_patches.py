@@ -21,9 +21,8 @@ def image_to_patches(
     layout: str = "cyx",
 ) -> Tensor:
     """Normalize ``images * gain + offset``, resize, cut: rows (B, N, 3 p p) of a (B, 3, H, W) floating-point batch."""
-    scale = torch.tensor(gain, dtype=images.dtype, device=images.device).view(3, 1, 1)
-    shift = torch.tensor(offset, dtype=images.dtype, device=images.device).view(3, 1, 1)
-    resized = resize_map(images * scale + shift, size, mode, antialias)
+    normalized = torch.stack([images[:, c] * gain[c] + offset[c] for c in range(3)], 1)
+    resized = resize_map(normalized, size, mode, antialias)
     height, width = size[0] // patch_size, size[1] // patch_size
     cut = resized[:, :, : height * patch_size, : width * patch_size]
     cut = cut.reshape(-1, 3, height, patch_size, width, patch_size)

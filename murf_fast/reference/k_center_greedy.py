@@ -10,13 +10,17 @@ __all__ = ["k_center_greedy"]
 VALUES_CPU, VALUES = 1 << 16, 1 << 22
 
 
-def k_center_greedy(features: Tensor, count: int, start: Tensor) -> Tensor:
-    """``start``, then always the row that is farthest from the nearest of those before; the lowest among equals."""
+def k_center_greedy(features: Tensor, count: int, start: Tensor, nearest: Tensor | None = None, met: int = 0) -> Tensor:
+    """``start``, then always the row that is farthest from the nearest of those before; the lowest among equals.
+
+    ``nearest`` (N,), updated: squared distances to the nearest of the first ``met``; None: of none.
+    """
     features = features if features.dtype == torch.float64 else features.float()
     centers = start.tolist()
     step_rows = max(1, (VALUES_CPU if features.is_cpu else VALUES) // max(1, features.shape[1]))
-    nearest = torch.full((len(features),), torch.inf, dtype=features.dtype, device=features.device)
-    for step in range(count - 1):
+    if nearest is None:
+        nearest = torch.full((len(features),), torch.inf, dtype=features.dtype, device=features.device)
+    for step in range(met, count - 1):
         center = features[centers[step]]
         for some, rows in zip(nearest.split(step_rows), features.split(step_rows), strict=True):
             torch.minimum(some, (rows - center).square().sum(1), out=some)

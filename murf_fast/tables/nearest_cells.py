@@ -72,9 +72,7 @@ def lower_bounds(squared: Tensor, norms: Tensor, cells: Cells) -> Tensor:
 
 def first_cells(squared: Tensor, cells: Cells, k: int) -> Tensor:
     """(Q, N) bool: of every query the cells of the nearest centres that hold k rows together."""
-    counts = cells.begins.diff()
-    if k <= int(counts.min()):
-        return torch.zeros_like(squared, dtype=torch.bool).scatter_(1, squared.argmin(1, keepdim=True), True)
-    order = squared.argsort(1)
-    counts = counts[order]
-    return torch.zeros_like(squared, dtype=torch.bool).scatter_(1, order, counts.cumsum(1) - counts < k)
+    # No cell is empty.
+    nearest = squared.topk(min(k, squared.shape[1]), dim=1, largest=False).indices
+    counts = cells.begins.diff()[nearest]
+    return torch.zeros_like(squared, dtype=torch.bool).scatter_(1, nearest, counts.cumsum(1) - counts < k)

@@ -36,10 +36,12 @@ def find(given: Sequence[Path], console: Console) -> list[ImageFile]:
     Raises:
         ValueError: A path is not there, or none of them is or holds an image.
     """
+    missing = [path for path in given if not path.exists()]
+    if missing:
+        raise ValueError(f"no such file or folder: {', '.join(map(shown, missing))}")
     found, others = [], 0
     for path in given:
         if not path.is_dir():
-            path.stat()
             found.append((path, Path(path.name), (path.resolve().parent.name,)))
             continue
         images, other = images_below(path)

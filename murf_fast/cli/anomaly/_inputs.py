@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.cli.anomaly.weights import Weights, load
 
 
 def encoder(weights: str | None, *, as_stored: bool = False) -> Weights:
     """In float32, unless wanted in the dtype of the file."""
     return load(weights, as_stored)
+
+
+def loaded(
+    bank: Path, weights: str | None, device: torch.device, *, any_precision: bool = False
+) -> tuple[Weights, MultiResolutionDetector]:
+    """The detector in a folder, and the weights that it is loaded with: in float32, else in the dtype of their file."""
+    vit = encoder(weights)
+    try:
+        return vit, _loaded(bank, vit, device, any_precision)
+    except ValueError:
+        vit = encoder(weights, as_stored=True)  # halves were rounded before they became float32
+        if next(vit.model.parameters()).dtype == torch.float32:
+            raise
+        return vit, _loaded(bank, vit, device, any_precision)
+
+
+def _loaded(bank: Path, vit: Weights, device: torch.device, any_precision: bool) -> MultiResolutionDetector:
+    vit.model.to(device)
+    return MultiResolutionDetector.load(bank, vit.encoder_of(bank), any_precision=any_precision)
 
 
 def device_of(name: str) -> torch.device:

@@ -21,6 +21,27 @@ class Separation:
     threshold: float
 
 
+@dataclass(frozen=True)
+class Mistakes:
+    """What a threshold gets wrong: defective images that pass, of all of them, and good ones that fail."""
+
+    missed: int
+    defective: int
+    rejected: int
+    good: int
+
+    @classmethod
+    def of(cls, scores: Sequence[float], defective: Sequence[bool], threshold: float) -> Mistakes:
+        fails = [score >= threshold for score in scores]
+        pairs = list(zip(fails, defective, strict=True))
+        return cls(
+            sum(label and not failed for failed, label in pairs),
+            sum(defective),
+            sum(failed and not label for failed, label in pairs),
+            len(pairs) - sum(defective),
+        )
+
+
 def is_defective(file: ImageFile) -> bool:
     """By the folders that a file lies in: ``good``, ``normal`` and ``ok`` hold good ones, all others defects."""
     return not any(folder.lower() in GOOD for folder in file.folders)

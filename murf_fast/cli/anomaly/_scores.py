@@ -7,7 +7,9 @@ import csv
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from PIL import Image
@@ -18,7 +20,8 @@ SUFFIXES = (".csv", ".json")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is written of an image. ``is_defect``: its score is at the threshold or above; None without a threshold.
+    """What is written of an image. ``verdict``: "fail" where its score is at the threshold or above, else "pass"; None
+    without a threshold.
 
     ``label``: whether it is defective by the name of its folder; None where images are not labelled.
     """
@@ -28,7 +31,7 @@ class Row:
     highest: float
     height: int
     width: int
-    is_defect: bool | None
+    verdict: str | None
     label: bool | None
 
 
@@ -47,24 +50,32 @@ class ScoreFiles:
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix.lower() == ".json":
-                part = path.with_name(f"{path.name}.part")
+                part = _part(path)
                 part.write_text("")
                 self._json.append((part, path))
                 continue
-            # Names that are no text are written as the bytes that they are.
-            file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-            table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
-            table.writeheader()
-            self._tables.append((file, table))
+            self._tables.append((*_table(path), path))
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
-        for file, table in self._tables:
-            table.writerow({name: int(v) if isinstance(v, bool) else v for name, v in dataclasses.asdict(row).items()})
+        for file, table, _ in self._tables:
+            _write(table, row)
             file.flush()
 
+    def judge(self, verdict: Callable[[float], str | None]) -> None:
+        """Replaces the verdicts of all rows, where these are known last."""
+        self.rows = [dataclasses.replace(row, verdict=verdict(row.score)) for row in self.rows]
+        tables, self._tables = self._tables, []
+        for old, _, path in tables:
+            old.close()
+            file, table = _table(_part(path))
+            for row in self.rows:
+                _write(table, row)
+            file.close()
+            os.replace(_part(path), path)
+
     def finish(self, about: dict, skipped: dict[Path, str]) -> None:
-        for file, _ in self._tables:
+        for file, *_ in self._tables:
             file.close()
         images = [dataclasses.asdict(row) for row in self.rows]
         content = {**about, "images": images, "skipped": {str(path): reason for path, reason in skipped.items()}}
@@ -76,11 +87,27 @@ class ScoreFiles:
         return self
 
     def __exit__(self, kind, *_: object) -> None:
-        for file, _table in self._tables:
+        for file, *_ in self._tables:
             file.close()
         for part, _path in self._json:
             with contextlib.suppress(FileNotFoundError):
                 part.unlink()
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+def _table(path: Path) -> tuple[TextIO, csv.DictWriter]:
+    # Names that are no text are written as the bytes that they are.
+    file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+    table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
+    table.writeheader()
+    return file, table
+
+
+def _write(table: csv.DictWriter, row: Row) -> None:
+    table.writerow({name: int(v) if isinstance(v, bool) else v for name, v in dataclasses.asdict(row).items()})
 
 
 def write_map(heat: np.ndarray, name: Path, kind: str) -> None:

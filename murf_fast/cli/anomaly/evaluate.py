@@ -23,12 +23,13 @@ from rich.table import Table
 from murf_fast.anomaly.datasets import Category, categories
 from murf_fast.anomaly.detector import HELD_OUT, MultiResolutionDetector
 from murf_fast.anomaly.evaluation import MEASURES, Scored, check_files
-from murf_fast.anomaly.scoring import rules_of
 from murf_fast.anomaly.subsets import ALL, Subset, subsets_of
 from murf_fast.cli import meter
+from murf_fast.cli.anomaly._configuration import described
 from murf_fast.cli.anomaly._cost import tell_cost
 from murf_fast.cli.anomaly._images import ImageFile, grids, readable, shown, tell_skipped
 from murf_fast.cli.anomaly._inputs import device_of, encoder
+from murf_fast.cli.anomaly._settings import Settings
 from murf_fast.cli.anomaly.heat_maps import draw
 from murf_fast.nn.vit._fingerprint import fingerprint
 
@@ -44,11 +45,7 @@ class Plan:
     weights: str | None
     device: str
     batch: int | None
-    layers: list[int]
-    scales: list[float]
-    rules: str
-    fusion: dict[str, tuple[float, ...]]
-    options: dict
+    settings: Settings
     subsets: str
     heat_maps: bool
     keep_banks: bool
@@ -58,19 +55,20 @@ class Plan:
 def run(plan: Plan, console: Console) -> dict:
     """Evaluates what is not done yet, writes results.json and prints it."""
     found = categories(plan.data)
-    rules = dataclasses.replace(rules_of(plan.rules), **plan.fusion)
     _writable(plan.out)
     device = device_of(plan.device)
     vit = encoder(plan.weights)
     vit.model.to(device)
-    vision = vit.encoder(plan.layers, plan.scales)
-    detector = MultiResolutionDetector(vision, rules=rules, **plan.options)
+    made = plan.settings.detectors(vit)
+    detector = made()
     subsets = subsets_of(detector, plan.subsets)
     console.print(
         f"{vit.description}; {len(found)} {'category' if len(found) == 1 else 'categories'} in {shown(plan.data)}",
         markup=False,
         soft_wrap=True,
     )
+    for line in described(detector.settings):
+        console.print(line, markup=False, soft_wrap=True)
     _settle(plan.out, detector, vit.description)
     todo = [c for c in found if not _is_done(_done(plan, c), c, subsets, plan)]
     whole, broken = {}, {}
@@ -92,7 +90,7 @@ def run(plan: Plan, console: Console) -> dict:
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         for category in todo:
             # A detector of its own, so that the last one's banks go before these come.
-            detector = MultiResolutionDetector(vision, rules=rules, **plan.options)
+            detector = made()
             result, peak = meter.observed(
                 lambda c=whole[category.name], d=detector: _category(plan, c, d, subsets, bar), device.type
             )
@@ -124,7 +122,8 @@ def _category(
             made_of.unlink(missing_ok=True)
             # Held out are images for the colours of `score`, which takes banks that are kept.
             held_out = HELD_OUT if plan.keep_banks else 0
-            detector.fit(iter(category.train), folder=kept, overwrite=True, held_out=held_out, **advance)
+            images = list(category.train) if detector.references is not None else iter(category.train)
+            detector.fit(images, folder=kept, overwrite=True, held_out=held_out, **advance)
             if plan.keep_banks:
                 _write(made_of, {"images": _identity(category.train)})
         fitted = time.perf_counter()
@@ -174,12 +173,7 @@ def _writable(out: Path) -> None:
 def _settle(out: Path, detector: MultiResolutionDetector, weights: str) -> None:
     """Notes what an output folder is made with; refuses one that was made with something else."""
     settings = {
-        "layers": list(detector.encoder.layers),
-        "scales": list(detector.encoder.scales),
-        "index": detector.index,
-        "pixels": detector.pixels,
-        "enlarge": detector.enlarge,
-        "rules": json.loads(json.dumps(dataclasses.asdict(detector.rules))),
+        **json.loads(json.dumps(detector.settings)),
         "weights": weights,
         # Of the layers, scales and normalization, too: a difference that is left is one of the weights.
         "fingerprint": fingerprint(detector.encoder),
@@ -189,7 +183,11 @@ def _settle(out: Path, detector: MultiResolutionDetector, weights: str) -> None:
         _write(path, settings)
         return
     there = _read(path)
-    other = [name for name in settings if name != "weights" and there.get(name) != settings[name]]
+    # What folders of earlier versions do not say was always so.
+    there = {"norm": False, "shorter_side": None, "references": None, "coreset": 0.1, "projection": None, **there}
+    # Words that change no number, and what the commands leave as it is.
+    words = ("weights", "method", "model", "on_empty", "background", "precision", "foreground")
+    other = [name for name in settings if name not in words and there.get(name) != settings[name]]
     if other:
         name = other[0]
         raise ValueError(

@@ -6,21 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 from murf_fast.anomaly import _files
-from murf_fast.anomaly.detector import MultiResolutionDetector
+from murf_fast.anomaly.normal_range import NormalRange
+from murf_fast.cli.anomaly._configuration import described
 from murf_fast.cli.anomaly._cost import tell_cost
 from murf_fast.cli.anomaly._images import counted, find, grids, readable, shown, tell_skipped
 from murf_fast.cli.anomaly._inputs import device_of, encoder
+from murf_fast.cli.anomaly._settings import Settings
+from murf_fast.cli.anomaly._steps import Steps
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the command was given, but for the detector's own options."""
+    """What the command was given."""
 
     images: list[Path]
     out: Path
+    settings: Settings
     weights: str | None
     device: str
     batch: int | None
@@ -30,10 +33,7 @@ class Job:
     held_out: int
 
 
-def fit(job: Job, layers: list[int], scales: list[float], options: dict, console: Console) -> None:
-    for path in job.images:
-        if not path.exists():
-            raise ValueError(f"{shown(path)} is not a folder, nor an image")
+def fit(job: Job, console: Console) -> None:
     if job.out.exists() and not job.out.is_dir():
         raise ValueError(f"--out must be a folder, {shown(job.out)} is a file")
     _check_free(job)
@@ -42,46 +42,50 @@ def fit(job: Job, layers: list[int], scales: list[float], options: dict, console
     vit = encoder(job.weights)
     console.print(vit.description, markup=False)
     vit.model.to(device)
-    detector = MultiResolutionDetector(vit.encoder(layers, scales), **options)
+    detector = job.settings.detectors(vit)()
+    for line in described(detector.settings):
+        console.print(line, markup=False, soft_wrap=True)
     grids(detector, files)  # before large ones are decoded
     files, damaged = readable(files, job.skip_broken, decode=True)
     broken |= damaged
     tell_cost(detector, grids(detector, files), job.out, console)
-    done = 0
-    with Progress(console=console) as bar:
-        task = bar.add_task("images", total=len(files))
-
-        def progress(count: int, _: int | None) -> None:
-            nonlocal done
-            done = count
-            bar.update(task, completed=count)
-
+    paths = [file.path for file in files]
+    with Steps(console) as steps:
         try:
             detector.fit(
-                iter(file.path for file in files),
+                # A list is decoded once more; where references are chosen it is gone through twice.
+                paths if detector.references is not None else iter(paths),
                 folder=job.out,
                 overwrite=job.force,
                 resume=job.resume,
                 held_out=job.held_out,
                 batch=job.batch,
-                progress=progress,
+                progress=steps.of("images", len(paths)),
+                references_progress=steps.of("references"),
+                coreset_progress=steps.of("coreset"),
             )
         except KeyboardInterrupt:
-            if done:
-                console.print(f"stopped after {done} of {len(files)} images; the same command with --resume goes on")
+            if steps.done("images"):
+                console.print(f"stopped after {steps.done('images')} images; the same command with --resume goes on")
             raise
     rows = sum(len(bank) for bank in detector.banks_)
     console.print(
-        f"{counted(len(files), 'image')}, {counted(len(detector.banks_), 'bank')}, {rows} rows in {shown(job.out)}",
+        f"{counted(detector.images_, 'image')}, {counted(len(detector.banks_), 'bank')}, {rows} rows in "
+        f"{shown(job.out)}",
         markup=False,
         soft_wrap=True,
     )
-    if detector.normal_ is not None:
-        normal = detector.normal_
-        console.print(
-            f"{normal.images} held-out images score up to {normal.score:.4g}, their pixels up to {normal.highest:.4g}"
-        )
+    tell_range(detector.normal_, console)
     tell_skipped(broken, console)
+
+
+def tell_range(normal: NormalRange | None, console: Console) -> None:
+    """The colours and the threshold of ``score``."""
+    if normal is not None:
+        console.print(
+            f"{counted(normal.images, 'held-out image')} scored up to {normal.score:.4g}, their pixels up to "
+            f"{normal.highest:.4g}"
+        )
 
 
 def _check_free(job: Job) -> None:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from murf_fast import _pillow
 from murf_fast.anomaly.detector import MultiResolutionDetector
-from murf_fast.anomaly.normal_range import NormalRange
-from murf_fast.cli.anomaly._images import ImageFile, find, grids, readable, shown, tell_skipped
-from murf_fast.cli.anomaly._inputs import device_of, encoder
-from murf_fast.cli.anomaly._labels import labels, separation
-from murf_fast.cli.anomaly._picture import Scale, draw
+from murf_fast.cli.anomaly._images import ImageFile, counted, find, grids, readable, shown, tell_skipped
+from murf_fast.cli.anomaly._inputs import device_of, loaded
+from murf_fast.cli.anomaly._labels import Mistakes, Separation, labels, separation
+from murf_fast.cli.anomaly._pictures import Pictures
 from murf_fast.cli.anomaly._scores import MAP_TYPES, SUFFIXES, Row, ScoreFiles, write_map
-from murf_fast.cli.anomaly.weights import Weights
+from murf_fast.cli.anomaly._threshold import FAIL, LABELLED, Threshold, check
 
 PICTURE = Path("map.png")  # of one image
 LISTED = 10  # scores that are printed; files hold all
+DEFECT = 10  # exit status
 
 
 @dataclass(frozen=True)
@@ -38,75 +38,120 @@ class Job:
     scores: list[Path]
     maps: Path | None
     map_type: str
+    threshold: str | None
+    pixel_threshold: float | None
+    vmax: float | None
+    labelled: bool
+    fail_on_defect: bool
     weights: str | None
     device: str
     batch: int | None
-    vmax: float | None
-    threshold: float | None
-    labelled: bool
     skip_broken: bool
     any_precision: bool
 
 
-def score(job: Job, console: Console) -> None:
+def score(job: Job, console: Console) -> int:
+    """The exit status: 0, or with ``fail_on_defect`` that of a defect where an image fails or was not looked at."""
     is_one = len(job.images) == 1 and not job.images[0].is_dir()
     out = PICTURE if is_one and job.out is None else job.out
     _check_outputs(job, is_one, out)
     files, broken = readable(find(job.images, console), job.skip_broken, decode=False)
-    if job.labelled:
+    if job.labelled or job.threshold == LABELLED:
         labels(files)
-    device = device_of(job.device)
-    vit = encoder(job.weights)
-    try:
-        detector = _loaded(job, vit, device)
-    except ValueError:
-        vit = encoder(job.weights, as_stored=True)  # halves were rounded before they became float32
-        if next(vit.model.parameters()).dtype == torch.float32:
-            raise
-        detector = _loaded(job, vit, device)
+    vit, detector = loaded(job.bank, job.weights, device_of(job.device), any_precision=job.any_precision)
+    threshold = Threshold.of(job.threshold, detector.normal_)
+    if job.fail_on_defect and threshold.score is None and threshold.source != LABELLED:
+        raise ValueError("--fail-on-defect needs a --threshold: the bank has no range of normal images")
     grids(detector, files)  # before large ones are decoded
     files, damaged = readable(files, job.skip_broken, decode=True)
     broken |= damaged
-    defective = labels(files) if job.labelled else [None] * len(files)
-    normal = detector.normal_
-    threshold = job.threshold if job.threshold is not None or normal is None else normal.score
-    line = "" if normal is None else f"; line: highest pixel of {normal.images} held-out"
-    note = f"{len(detector.banks_)} banks of {detector.images_} images{line}; {vit.description}"
-    with ScoreFiles(job.scores) as written, Progress(console=console, disable=is_one) as bar:
-        task = bar.add_task("images", total=len(files))
-        results = detector.score_many((file.path for file in files), batch=job.batch)
-        for file, anomaly, label in zip(files, results, defective, strict=True):
-            heat = anomaly.map.cpu().numpy()
-            written.add(_row(file, anomaly.score, heat, threshold, label))
-            if job.maps is not None:
-                write_map(heat, job.maps / file.name, job.map_type)
-            if out is not None:
-                picture = out if is_one else out / file.name.with_name(f"{file.name.name}.png")
-                picture.parent.mkdir(parents=True, exist_ok=True)
-                title = f"{shown(file.path.name)}: image score {anomaly.score:.4g}"
-                draw(_pillow.read(file.path), heat, _scale(normal, heat, job.vmax), title, note, picture)
-            bar.update(task, advance=1)
-        apart = separation([row.score for row in written.rows], defective) if job.labelled else None
-        about = {"bank": str(job.bank), "weights": vit.description, "threshold": threshold}
-        written.finish({**about, "labelled": apart and dataclasses.asdict(apart)}, broken)
-    _tell(written.rows, console)
-    if threshold is not None:
-        whose = "--threshold" if job.threshold is not None else "the largest of the bank's held-out normal images"
-        taken = sum(row.is_defect for row in written.rows)
-        console.print(f"{taken} of {len(files)} at or above {threshold:.6g}, {whose}")
+    pictures = Pictures(detector, vit.description, job.vmax, job.pixel_threshold)
+    places = [out if is_one or out is None else out / f.name.with_name(f"{f.name.name}.png") for f in files]
+    with ScoreFiles(job.scores) as written:
+        found = _found(job, files, detector, threshold, written, pictures, places, console)
+        about = {
+            "bank": str(job.bank),
+            "weights": vit.description,
+            "threshold": found.threshold.score,
+            "threshold_from": None if found.threshold.score is None else found.threshold.source,
+            "pixel_threshold": found.threshold.line(job.pixel_threshold, detector.rules, detector.normal_)[0],
+            "labelled": found.labelled(),
+        }
+        written.finish(about, broken)
+    _tell(found, console)
     if is_one:
-        low, high = float(heat.min()), float(heat.max())
+        low, high = found.range_of_last
         console.print(f"map {low:.6g} to {high:.6g}; picture in {shown(out)}", markup=False, soft_wrap=True)
-    if apart is not None:
-        console.print(f"image AUROC {apart.auroc:.4f}; F1 {apart.f1:.4f} with --threshold {apart.threshold:.9g}")
-    if normal is None and out is not None:
+    if detector.normal_ is None and out is not None:
         console.print("the bank has no range of normal images, so every map has colours of its own; fit it again")
     tell_skipped(broken, console)
+    return DEFECT if job.fail_on_defect and (found.failed or broken) else 0
 
 
-def _loaded(job: Job, vit: Weights, device: torch.device) -> MultiResolutionDetector:
-    vit.model.to(device)
-    return MultiResolutionDetector.load(job.bank, vit.encoder_of(job.bank), any_precision=job.any_precision)
+@dataclass(frozen=True)
+class Found:
+    """What the images score, and how well that tells labelled ones apart."""
+
+    rows: list[Row]
+    threshold: Threshold
+    apart: Separation | None
+    mistakes: Mistakes | None
+    range_of_last: tuple[float, float]
+
+    @property
+    def failed(self) -> int:
+        return sum(row.verdict == FAIL for row in self.rows)
+
+    def labelled(self) -> dict | None:
+        parts = [dataclasses.asdict(part) for part in (self.apart, self.mistakes) if part is not None]
+        return {name: value for part in parts for name, value in part.items()} or None
+
+
+def _found(
+    job: Job,
+    files: Sequence[ImageFile],
+    detector: MultiResolutionDetector,
+    threshold: Threshold,
+    written: ScoreFiles,
+    pictures: Pictures,
+    places: Sequence[Path | None],
+    console: Console,
+) -> Found:
+    """Scores the images, and writes rows, maps and pictures; these last where the threshold is known last."""
+    is_labelled = job.labelled or threshold.source == LABELLED
+    defective = labels(files) if is_labelled else [None] * len(files)
+    draws = places[0] is not None
+    waits = draws and threshold.source == LABELLED
+    with contextlib.ExitStack() as opened:
+        bar = opened.enter_context(Progress(console=console, disable=len(files) == 1))
+        waiting = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="murf_fast-"))) if waits else None
+        task = bar.add_task("images", total=len(files))
+        results = detector.score_many((file.path for file in files), batch=job.batch)
+        for i, (file, anomaly, label) in enumerate(zip(files, results, defective, strict=True)):
+            heat = anomaly.map.cpu().numpy()
+            verdict = threshold.verdict(anomaly.score)
+            row = Row(str(file.path), anomaly.score, float(heat.max()), *heat.shape, verdict, label)
+            written.add(row)
+            if job.maps is not None:
+                write_map(heat, job.maps / file.name, job.map_type)
+            if waits:
+                np.save(waiting / f"{i}.npy", heat)
+            elif draws:
+                pictures.draw(file, heat, row, threshold, places[i])
+            bar.update(task, advance=1)
+        scores = [row.score for row in written.rows]
+        apart = separation(scores, defective) if is_labelled else None
+        if threshold.source == LABELLED:
+            threshold = Threshold(apart.threshold, LABELLED)
+            written.judge(threshold.verdict)
+        if waits:
+            task = bar.add_task("pictures", total=len(files))
+            for i, (file, row) in enumerate(zip(files, written.rows, strict=True)):
+                pictures.draw(file, np.load(waiting / f"{i}.npy"), row, threshold, places[i])
+                bar.update(task, advance=1)
+    knows = is_labelled and threshold.score is not None
+    mistakes = Mistakes.of(scores, defective, threshold.score) if knows else None
+    return Found(written.rows, threshold, apart, mistakes, (float(heat.min()), float(heat.max())))
 
 
 def _check_outputs(job: Job, is_one: bool, out: Path | None) -> None:
@@ -115,7 +160,8 @@ def _check_outputs(job: Job, is_one: bool, out: Path | None) -> None:
     for option, folder in (("--maps", job.maps), ("--out", None if is_one else out)):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ValueError(f"{option} must be a folder, {shown(folder)} is a file")
-    for option, number in (("--threshold", job.threshold), ("--vmax", job.vmax)):
+    check(job.threshold)
+    for option, number in (("--pixel-threshold", job.pixel_threshold), ("--vmax", job.vmax)):
         if number is not None and not math.isfinite(number):
             raise ValueError(f"{option} must be a number, got {number}")
     if job.map_type not in MAP_TYPES:
@@ -132,24 +178,28 @@ def _check_outputs(job: Job, is_one: bool, out: Path | None) -> None:
             raise ValueError(f"--scores must end in {' or '.join(SUFFIXES)}, got {shown(path)}")
 
 
-def _scale(normal: NormalRange | None, heat: np.ndarray, vmax: float | None) -> Scale:
-    """The bank's, so that maps can be compared; the map's own where the bank has none."""
-    low, high = normal.limits if normal is not None else (float(heat.min()), float(heat.max()))
-    return Scale(low, high if vmax is None else vmax, None if normal is None else normal.highest)
-
-
-def _row(file: ImageFile, score: float, heat: np.ndarray, threshold: float | None, label: bool | None) -> Row:
-    is_defect = None if threshold is None else score >= threshold
-    return Row(str(file.path), score, float(heat.max()), *heat.shape, is_defect, label)
-
-
-def _tell(rows: list[Row], console: Console) -> None:
-    """The image score of one; of many the highest, where to look first."""
-    if len(rows) == 1:
-        console.print(f"image score {rows[0].score:.6g}")
-        return
-    ranked = sorted(rows, key=lambda row: -row.score)
-    for row in ranked[:LISTED]:
-        console.print(f"{row.score:12.6g}  {shown(row.image)}", markup=False, highlight=False, soft_wrap=True)
-    if len(ranked) > LISTED:
-        console.print(f"and {len(ranked) - LISTED} images of lower scores")
+def _tell(found: Found, console: Console) -> None:
+    """The image score of one, of many the highest, where to look first; and what the threshold makes of them."""
+    ranked = sorted(found.rows, key=lambda row: -row.score)
+    if len(ranked) == 1:
+        verdict = "" if ranked[0].verdict is None else f": {ranked[0].verdict.upper()}"
+        console.print(f"image score {ranked[0].score:.6g}{verdict}")
+    else:
+        for row in ranked[:LISTED]:
+            verdict = "" if row.verdict is None else f"{row.verdict.upper()}  "
+            text = f"{row.score:12.6g}  {verdict}{shown(row.image)}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if len(ranked) > LISTED:
+            console.print(f"and {counted(len(ranked) - LISTED, 'image')} of lower scores")
+    if found.threshold.score is not None:
+        text = f"{found.failed} of {len(ranked)} fail, at or above {found.threshold}"
+        console.print(text, markup=False, soft_wrap=True)
+    if found.apart is not None:
+        apart = found.apart
+        console.print(f"image AUROC {apart.auroc:.4f}; F1 {apart.f1:.4f} with --threshold {apart.threshold:.9g}")
+    if found.mistakes is not None:
+        wrong = found.mistakes
+        console.print(
+            f"{wrong.missed} of {counted(wrong.defective, 'defective image')} pass, {wrong.rejected} of "
+            f"{counted(wrong.good, 'good image')} fail"
+        )

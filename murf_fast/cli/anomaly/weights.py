@@ -5,23 +5,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModel
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from murf_fast.anomaly import _description
-from murf_fast.anomaly._encoder import NONE, PatchAtLeast, normalization_of
+from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.cli.demo import backbone
+from murf_fast.nn.vit._pretrained import pretrained as _pretrained
 from murf_fast.nn.vit.families import resolved
 
 LONGEST_REASON = 300  # characters: loaders list every weight that is amiss
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second since transformers 5
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,20 @@ class Weights:
     description: str
     normalization: dict[str, tuple[float, float, float] | None]
 
-    def encoder(self, layers: Sequence[int], scales: Sequence[float]) -> PatchAtLeast:
-        """What a detector encodes with."""
-        return PatchAtLeast(self.model, scales=scales, layers=layers, norm=False, **self.normalization)
+    @property
+    def blocks(self) -> int:
+        """How many the model has."""
+        inner, family = resolved(self.model)
+        return len(family(inner).blocks)
+
+    def encoder(self, layers: Sequence[int], scales: Sequence[float], norm: bool = False) -> PatchAtLeast:
+        """What a detector encodes with; ``norm``: the final norm is applied to the layers."""
+        return PatchAtLeast(self.model, scales=scales, layers=layers, norm=norm, **self.normalization)
 
     def encoder_of(self, bank: Path) -> PatchAtLeast:
         """What the detector in a folder encodes with."""
         told = _description.told(bank)
-        return self.encoder(told["layers"], told["scales"] or (1.0,))
+        return self.encoder(told["layers"], told["scales"] or (1.0,), told["norm"])
 
 
 def load(named: str | Path | None, as_stored: bool = False) -> Weights:
@@ -100,37 +104,6 @@ def _transformers(named: str, source: str, dtype: torch.dtype | str) -> tuple[to
             ) from None
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
     return _pretrained(named, dtype, local_files_only=False)
-
-
-def _pretrained(name: str, dtype: torch.dtype | str, **options) -> tuple[torch.nn.Module, dict | None]:
-    """A model, and mean and deviation by the processor that lies beside it, if one does."""
-    model, info = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
-    inner, family = resolved(model)
-    parts = [*family(inner).embedders, *family(inner).blocks, family(inner).final_norm]
-    used = {id(p) for part in parts if part is not None for p in part.parameters()}
-    unused = {"mask_token"}  # of training
-    names = [n for n, p in model.named_parameters() if id(p) in used and n.rpartition(".")[2] not in unused]
-    missing = sorted(set(names) & set(info["missing_keys"]))
-    if missing:
-        raise ValueError(f"it lacks {missing[0]} and {len(missing) - 1} other weights of a {type(inner).__name__}")
-    return model, _processor(name, **options)
-
-
-def _processor(name: str, **options) -> dict | None:
-    for file in PROCESSORS:
-        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
-        if path is None:
-            continue
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-        settings = settings.get("image_processor", settings) if isinstance(settings, dict) else {}
-        if settings.get("do_normalize") is False:
-            return dict(NONE)
-        if "image_mean" in settings and "image_std" in settings:
-            for name in ("image_mean", "image_std"):
-                if not isinstance(settings[name], list) or len(settings[name]) != 3:
-                    raise ValueError(f"`{name}` of {file} must be three numbers, got {settings[name]!r}")
-            return {"mean": tuple(settings["image_mean"]), "std": tuple(settings["image_std"])}
-    return None
 
 
 def _timm(named: str) -> torch.nn.Module:

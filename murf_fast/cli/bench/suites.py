@@ -44,7 +44,7 @@ class Options:
 
     @property
     def for_the_project(self) -> bool:
-        """Whether ``benchmarks/results`` and the README are to be updated, as only a full run of everything may."""
+        """Whether ``benchmarks/results`` is to be updated, as only a full run of everything may."""
         return self.out is None and not self.suites and self.against is None and not self.quick
 
 
@@ -179,7 +179,7 @@ def _measure(options: Options, asked: dict, console) -> int:
     command += [f"--suite={name}" for name in asked["suites"]] + [f"--case={name}" for name in asked["cases"]]
     # What another run of pytest left there, or options for all of them, can turn benchmarks off.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    with subprocess.Popen(command, cwd=SUITES.parent, env=environment) as process:
+    with _started(command, environment) as process:
         try:
             status = process.wait()
         except KeyboardInterrupt:
@@ -188,15 +188,24 @@ def _measure(options: Options, asked: dict, console) -> int:
     return {0: 0, PYTEST_INTERRUPTED: INTERRUPTED}.get(status, REFUSED)
 
 
+def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    """With SIGINT blocked until benchmarks/interruption.py takes it: imports would end in a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return subprocess.Popen(command, cwd=SUITES.parent, env=environment)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(command, cwd=SUITES.parent, env=environment)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _stopped(process: subprocess.Popen, console) -> None:
-    """Waits for the end of an interrupted process. A terminal's Ctrl-C reached it, too; another is passed on."""
+    """Waits for the end of an interrupted process. A terminal's Ctrl-C reached it, too, which does no harm twice."""
     try:
         console.print("stopping after the call that runs; Ctrl-C again stops at once", highlight=False)
-        try:
-            process.wait(1)
-        except subprocess.TimeoutExpired:
+        if hasattr(signal, "pthread_sigmask"):
             process.send_signal(signal.SIGINT)
-            process.wait()
+        process.wait()
     except KeyboardInterrupt:
         process.kill()
 
@@ -207,6 +216,5 @@ def _report(options: Options, record: Record, console) -> int:
         show_times(console, record)
         return 0
     command = [sys.executable, str(SUITES / "report.py"), str(options.record)]
-    readme = ["--readme", str(SUITES.parent / "README.md")]
-    command += readme if options.for_the_project else ["--out", str(options.out or DEFAULT)]
+    command += [] if options.for_the_project else ["--out", str(options.out or DEFAULT)]
     return REFUSED if subprocess.run(command).returncode else 0

@@ -97,7 +97,12 @@ def _label(name: str) -> Column:
 
 
 def _fact(name: str, title: str, factor: float) -> Column:
-    return Column(title, name, lambda row: row["facts"].get(name), lambda x: _short(x * factor))
+    return Column(title, name, lambda row: _count(row["facts"].get(name)), lambda x: _short(x * factor))
+
+
+def _count(value: float | None) -> float | None:
+    """Without a decimal point, which readers of integers refuse."""
+    return int(value) if value is not None and value == int(value) else value
 
 
 def _part(name: str, number: str) -> Callable[[dict], float | None]:

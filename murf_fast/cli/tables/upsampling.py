@@ -42,7 +42,7 @@ def cases(setting: Setting, known: Sequence[str]) -> list[Case]:
         if size % PATCH or size < least:
             raise ValueError(f"--sizes: {size} must be a multiple of the patch of {PATCH} pixels, at least {least}")
     loaded = _loaded(setting, methods)
-    own = None if setting.model is None else imported(setting.model)
+    own = None if setting.model is None else _own(setting.model)
     found = []
     for size in setting.sizes:
         for name in methods:
@@ -52,6 +52,15 @@ def cases(setting: Setting, known: Sequence[str]) -> list[Case]:
             channels = CHANNELS if loaded is None else loaded[1]
             found.append(Case(labels, _build(setting, own, _called, size, channels), dict.fromkeys(FACTS)))
     return found
+
+
+def _own(name: str) -> Callable[[], object]:
+    """Makes the user's upsampler anew; once before anything is measured, so that what is none is refused then."""
+    make = imported(name)
+    made = make()
+    if not callable(made):
+        raise ValueError(f"--model: {name} must return a model to call, it returned a {type(made).__name__}")
+    return make
 
 
 def imported(name: str) -> Callable[[], object]:

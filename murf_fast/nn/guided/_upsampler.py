@@ -12,6 +12,7 @@ from murf_fast._layout import is_channels_last
 from murf_fast.nn.guided._attend import REDUCTIONS, Attention, predicted
 from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Region, Size, check_region
 from murf_fast.ops import _checks
+from murf_fast.ops._resize import place
 from murf_fast.ops.linear_head import check_head
 from murf_fast.windows import Windows
 
@@ -396,7 +397,10 @@ def check_grids(what: str, grids: Grids) -> list[Size]:
         else tuple(_checks.grid(what, f"grids[{i}]", g))
         for i, g in enumerate(grids)
     ]
-    return list(dict.fromkeys(sizes))
+    found: list[Size] = []
+    for size in sizes:
+        place(found, size)
+    return found
 
 
 def _one_map(what: str, features: Maps) -> list[Tensor]:

@@ -47,6 +47,7 @@ class AnyUp(GuidedUpsampler):
             weights are trained for one of them.
         image_range: (low, high) of images that are not normalized; the model then does it, with ImageNet's mean and
             deviation, as Falcon Perception's does with (-1, 1). None: images are normalized.
+
     The output projection has no influence and is kept because state dicts have it; it is frozen, as a parameter that
     never gets a gradient stops ``DistributedDataParallel``. (So do the values' rows of ``in_proj``, whose gradient is
     zero.)
@@ -181,7 +182,7 @@ class AnyUp(GuidedUpsampler):
             q_chunk_size: The original's; there is nothing to cut here, and a value is warned about once.
 
         Returns:
-            (B, C, *output_size) in the dtype of the features (or the values, with their channels), channels_last in
+            ``(B, C, *output_size)`` in the dtype of the features (or the values, with their channels), channels_last in
             memory; a list if ``features`` is one. Differentiable with respect to image, features, values and
             parameters. Autocast changes nothing.
 

@@ -230,7 +230,8 @@ def _rotate_all(x: Tensor, all_runs: Sequence[Run]) -> Tensor:
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool, rounds: bool) -> Tensor:
     """Rotary positions on the patches, which come last, rounded to the dtype of ``x``."""
     dtype, x = x.dtype, x.to(cos.dtype) if rounds else x
-    prefix, patches = x.split((x.shape[-2] - len(cos), len(cos)), dim=-2)
+    rotated = cos.shape[0]
+    prefix, patches = x.split((x.shape[-2] - rotated, rotated), dim=-2)
     if is_interleaved:
         turned = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
     else:

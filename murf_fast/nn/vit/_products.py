@@ -35,7 +35,7 @@ class Products:
     """The products of one pass over ``x``."""
 
     def __init__(self, x: Tensor) -> None:
-        self._packs = len(x) >= LEAST_ROWS and _can_pack(x)
+        self._packs = _can_pack(x) and x.shape[0] >= LEAST_ROWS
         self._dtype = x.dtype
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._mlps: list[Mlp | None] = []
@@ -111,7 +111,7 @@ def _linear_of(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
 
 def _can_pack(x: Tensor) -> bool:
     """Whether packed products are there and were measured to be faster: processors with matrix units for bfloat16."""
-    if not x.is_cpu or x.dtype not in (torch.float32, torch.bfloat16) or is_watched():
+    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype not in (torch.float32, torch.bfloat16) or is_watched():
         return False
     if torch.is_autocast_enabled("cpu") or not torch._C._get_mkldnn_enabled():
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit import _images
 from murf_fast.nn.vit._inputs import Images, Sizes, images_of
+from murf_fast.nn.vit._pretrained import frozen
 from murf_fast.nn.vit.graphed import GraphedCall, check_capturable
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
 from murf_fast.nn.vit.principal import common_projection, fused_projection
@@ -63,6 +65,46 @@ class MuRF(nn.Module):
                 f"murf_fast.MuRF: `head` must be a SegmentationHead or a DepthHead, got {type(head).__name__}"
             )
         self.head = head
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | PathLike,
+        sizes: Sequence[int | tuple[int, int]] | None = None,
+        head: SegmentationHead | DepthHead | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        local_files_only: bool = True,
+        **options,
+    ) -> MuRF:
+        """A model of transformers with its weights, its family found and its images normalized as it was trained.
+
+        ``mean`` and ``std`` are the ``image_mean`` and ``image_std`` of the processor's configuration that lies beside
+        the weights; where none does, or it says nothing of them, those of the family's pretrained models; and where
+        given as ``options``, those.
+
+        Args:
+            name_or_folder: A folder as ``save_pretrained`` writes it, of which nothing else is needed; or the name of
+                a model of the Hugging Face hub.
+            sizes, head, options: As for the class.
+            dtype: Of the model, whatever that of the file.
+            local_files_only: Take a name from the local cache alone, so that no call waits for a network or brings
+                other weights than yesterday's; ``False`` downloads what the cache lacks, as transformers does.
+
+        Returns:
+            The model in eval mode on the CPU, its backbone without gradients.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, the model is of no known family, weights are missing or
+                damaged, or the processor's ``patch_size`` is not the model's; the message says which.
+            FileNotFoundError: There is no such folder, or no such name in the cache.
+            ModuleNotFoundError: transformers is missing.
+
+        Memory: the weights.
+        """
+        _checks.flag("MuRF.from_pretrained", "local_files_only", local_files_only)
+        model, normalization = frozen("MuRF.from_pretrained", name_or_folder, dtype, local_files_only)
+        return cls(model, sizes, head, **(normalization | options)).eval()
 
     def forward(self, images: Images, grid: int | tuple[int, int] | None = None, **options) -> Tensor | list[Tensor]:
         """:meth:`features`."""

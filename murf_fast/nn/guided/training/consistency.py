@@ -28,7 +28,7 @@ def downsampled_views(
         recompute: Make a view once more in the backward instead of keeping it.
 
     Returns:
-        (B count, C, *size), image by image. Differentiable.
+        ``(B count, C, *size)``, image by image. Differentiable.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. And what the downsampler raises.

@@ -34,7 +34,7 @@ class LocalCrops:
         """Every crop's part of the features of the whole images.
 
         Args:
-            upsampled: (B, C, *grid).
+            upsampled: ``(B, C, *grid)``.
 
         Returns:
             (B K, C, h / patch_size, w / patch_size), in the order and on the grid of the backbone's maps of ``crops``.

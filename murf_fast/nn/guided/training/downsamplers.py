@@ -41,7 +41,7 @@ class SimpleDownsampler(nn.Module):
             size: (height, width) of the result, one integer for a square; divides that of the features.
 
         Returns:
-            (B, C, *size) in the dtype of the features; computed in float32 at least. Differentiable.
+            ``(B, C, *size)`` in the dtype of the features; computed in float32 at least. Differentiable.
 
         Raises:
             TypeError, ValueError: An argument is wrong, or a window is larger than the mirrored map; the message names

@@ -177,7 +177,7 @@ class Hub(Family):
             if prefix is not None:
                 prefix = torch.cat([prefix[:rows] + table[:rows], prefix[rows:]])
         if prefix is not None:
-            x = torch.cat([prefix.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([prefix.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         for embedder in self.embedders[1:]:
             x = tokens_in(embedder(x))
         return x
