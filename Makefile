@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.6.0
 # Tests run in so many processes of one thread each: small kernels gain nothing from more.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-EXTRAS := cli,models,anomaly,data,test,bench,docs,dev
+EXTRAS := cli,models,anomaly,data,onnx,test,bench,docs,dev
 # Packages whose models the tests run. They ask for a torchvision, of which the index has a build for CUDA only; a vision
 # transformer needs none of it, and tests/stand_in_torchvision.py has its names.
 PEERS := timm open_clip_torch ftfy wcwidth
