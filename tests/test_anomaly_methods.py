@@ -209,6 +209,7 @@ def test_adding_says_what_is_wrong(photos, weights, tmp_path):
     transformers.Dinov2Model(config).save_pretrained(tmp_path / "other")
     words = "made with another encoder (Dinov2Model, 2 blocks, 24 channels, patch 14)"
     refused(words, "add", bank, photos, "--weights", tmp_path / "other")
+    refused("no addition that did not finish", "add", bank, photos, "--weights", weights, "--resume")
     (bank / "unfinished.json").write_text("{}")
     refused("an addition that did not finish; --resume goes on", "add", bank, photos, "--weights", weights)
     refused("is damaged", "add", bank, photos, "--weights", weights, "--resume")

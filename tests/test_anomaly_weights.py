@@ -225,6 +225,23 @@ def test_a_half_copy_of_a_folder_is_told_from_another_encoder(tmp_path):
     assert taken.exit_code == 0, taken.output
 
 
+def test_damage_is_not_taken_for_another_type(tmp_path):
+    """Weights that are stored in halves are tried as they are where the encoder is another, and there alone."""
+    saved("dinov2", tmp_path / "half")
+    transformers.Dinov2Model.from_pretrained(tmp_path / "half", dtype=torch.float16).save_pretrained(tmp_path / "half")
+    pil.new("RGB", (24, 24), (90, 100, 110)).save(tmp_path / "x.png")
+    bank, given = tmp_path / "bank", ("--weights", tmp_path / "half")
+    fitted = invoke("anomaly", "fit", tmp_path / "x.png", "--out", bank, *given, "--scales", 1, "--layers", 0)
+    assert fitted.exit_code == 0, fitted.output
+    (rows,) = bank.glob("*.safetensors")
+    content = bytearray(rows.read_bytes())
+    content[-1] ^= 1
+    rows.write_bytes(content)
+    refused = invoke("anomaly", "score", bank, tmp_path / "x.png", "--out", tmp_path / "map.png", *given)
+    assert refused.exit_code == 2
+    assert f"{rows.name} is damaged or missing: its checksum is not" in " ".join(refused.output.split())
+
+
 def test_a_processor_whose_mean_is_one_number(tmp_path):
     saved("dinov2", tmp_path)
     settings = {"image_mean": 0.5, "image_std": [0.5, 0.5, 0.5]}

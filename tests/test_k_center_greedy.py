@@ -398,3 +398,19 @@ def test_registration_and_compile():
 def test_bad_input(change, error, words):
     with pytest.raises(error, match=words):
         k_center_greedy(**{"features": torch.rand(6, 4), "count": 2, **change})
+
+
+@pytest.mark.parametrize("name", ["out", "nearest", "progress"])
+def test_what_is_written_by_the_way_has_no_graph(name):
+    given = {
+        "out": torch.empty(2, dtype=torch.int64),
+        "nearest": torch.full((6,), torch.inf).double(),
+        "progress": print,
+    }
+
+    class Selection(torch.nn.Module):
+        def forward(self, features):
+            return k_center_greedy(features, count=2, **{name: given[name]})
+
+    with pytest.raises(ValueError, match="`out`, `nearest` and `progress` are of eager calls, no graph holds them"):
+        torch.export.export(Selection(), (torch.rand(6, 4),), strict=False)

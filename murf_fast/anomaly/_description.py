@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 HALVES = (torch.bfloat16, torch.float16)
 
 
+class OtherEncoderError(ValueError):
+    """Banks were made with another encoder, or with the same weights in another type."""
+
+
 def places(encoder: MultiResolutionEncoder) -> list[dict[str, str]]:
     """Which layer and resolution each bank is of, in the order of the banks: layers fastest."""
     kind, resolutions = ("scale", encoder.scales) if encoder.sizes is None else ("size", encoder.sizes)

@@ -320,7 +320,7 @@ class MultiResolutionDetector:
                 It holds the old detector until the new one is whole, and then that, whatever ends this. False: the
                 folder stays as it is; :meth:`save` writes the larger banks.
             overwrite: Start anew where the folder has an addition, or a fit, that did not finish.
-            resume: Go on with the addition that did not finish in the folder, as for :meth:`fit`.
+            resume: Go on with the addition that did not finish in the folder, as for :meth:`fit`; there must be one.
 
         Returns:
             The detector itself.
@@ -386,6 +386,11 @@ class MultiResolutionDetector:
             raise ValueError(f"murf_fast.{WHAT}: `in_place` needs a folder: load() the detector, or save() it first")
         self._home.check()
         _files.check_finished(self._home.folder, overwrite, resume)
+        if resume and not (self._home.folder / _files.UNFINISHED).exists():
+            raise ValueError(
+                f"murf_fast.{WHAT}: {self._home.folder} holds no addition that did not finish, so `resume` would add "
+                "images that may be in it already"
+            )
         settings = {**self._settings(self._home.folder), "detector": self._home.digest}
         return self._home.folder, settings
 
@@ -613,14 +618,14 @@ class MultiResolutionDetector:
         expected, found = told["fingerprint"], fingerprint(detector.encoder)
         theirs = None if found == expected else _description.same_weights(told, found, detector.encoder)
         if theirs is not None and not any_precision:
-            raise ValueError(
+            raise _description.OtherEncoderError(
                 f"murf_fast.{WHAT}: {folder} was made with the same weights in {theirs}, `encoder` has them in "
                 f"{_description.type_of(detector.encoder)}; convert it (model.to(torch.{theirs})), or accept that "
                 "features are off by the rounding with any_precision=True"
             )
         if found != expected and theirs is None:
             model = f" ({told['model']})" if told["model"] else ""
-            raise ValueError(
+            raise _description.OtherEncoderError(
                 f"murf_fast.{WHAT}: {folder} was made with another encoder{model}: its fingerprint is {expected[:12]}, "
                 f"that of `encoder` {found[:12]}"
             )

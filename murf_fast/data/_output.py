@@ -90,10 +90,15 @@ class Output:
         """The shards that are there, with files of the lengths that their records say."""
         done, files = [], ShardFiles(self.folder, form)
         for shard in range(layout.shards):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 record = _records.read_record(self.folder, shard, layout)
                 files.check(record, checksums=False)
-                done.append(record)
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                path = self.folder / _records.RECORDS / _records.record_name(shard)
+                raise ValueError(f"{error}; remove {shown(path)} and the same command makes its shard again") from error
+            done.append(record)
         return done
 
     def _check_room(self, layout: Layout, images: int) -> None:

@@ -102,6 +102,8 @@ def k_center_greedy(
             f"murf_fast.{OP}: `projection` must be (P, {features.shape[1]}) on {features.device}, got "
             f"{tuple(projection.shape)} on {projection.device}"
         )
+    if torch.compiler.is_compiling() and any(x is not None for x in (out, nearest, progress)):
+        raise ValueError(f"murf_fast.{OP}: `out`, `nearest` and `progress` are of eager calls, no graph holds them")
     if out is not None:
         _checks.out(OP, out, (count,), [start], name="start")
         if not include_start:

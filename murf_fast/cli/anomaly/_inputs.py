@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from murf_fast.anomaly._description import OtherEncoderError
 from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.cli.anomaly.weights import Weights, load
 
@@ -22,7 +23,7 @@ def loaded(
     vit = encoder(weights)
     try:
         return vit, _loaded(bank, vit, device, any_precision)
-    except ValueError:
+    except OtherEncoderError:
         vit = encoder(weights, as_stored=True)  # halves were rounded before they became float32
         if next(vit.model.parameters()).dtype == torch.float32:
             raise

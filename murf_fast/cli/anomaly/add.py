@@ -76,7 +76,13 @@ def _check_finished(job: Job) -> None:
     """Before the weights are loaded, in the command's words."""
     if not (job.bank / _files.INDEX).exists():
         raise ValueError(f"{shown(job.bank)} holds no bank; `murf-fast anomaly fit` makes one")
-    if (job.bank / _files.UNFINISHED).exists() and not job.resume and not job.force:
+    unfinished = (job.bank / _files.UNFINISHED).exists()
+    if job.resume and not unfinished:
+        raise ValueError(
+            f"{shown(job.bank)} holds no addition that did not finish, so --resume would add images that may be in it "
+            "already"
+        )
+    if unfinished and not job.resume and not job.force:
         raise ValueError(
             f"{shown(job.bank)} holds an addition that did not finish; --resume goes on, --force starts it anew"
         )
