@@ -199,9 +199,7 @@ def test_an_addition_that_ended_goes_on(vit, tmp_path):
     grown.add(new[:1], in_place=True, overwrite=True, batch=1)
     assert load(tmp_path, vit).images_ == 7
     # A retry of what came to its end adds nothing twice.
-    with pytest.raises(
-        ValueError, match="holds no addition that did not finish, so `resume`"
-    ):
+    with pytest.raises(ValueError, match="holds no addition that did not finish, so `resume`"):
         load(tmp_path, vit).add(new, in_place=True, resume=True)
 
 

@@ -13,15 +13,20 @@ from murf_fast.ops.k_center_greedy import k_center_greedy
 Select = Callable[[int, int, int], Selection]
 
 
+def _unkept(bank: int, rows: int, count: int) -> Selection:
+    return Selection(None, {}, rows, count)
+
+
 def coresets(
     banks: Sequence[Tensor],
     share: float,
     projection: str | None,
     progress: Callable[[int, int], None] | None,
-    selection: Select,
+    selection: Select = _unkept,
 ) -> list[Tensor]:
     """The chosen rows' numbers, a share of every bank that has some; ``progress`` is told (rows selected, rows wanted)
-    of all banks together. ``selection``: of a bank's number, rows and wanted rows, how far an earlier call came.
+    of all banks together. ``selection``: of a bank's number, rows and wanted rows, how far an earlier call came; by
+    default nothing is kept of one.
 
     Memory: 8 bytes per row of one bank, beside what :func:`k_center_greedy` takes.
     """
