@@ -266,13 +266,13 @@ def test_a_coreset_goes_on(photos, weights, tmp_path, monkeypatch):
         patch.setattr(module, "k_center_greedy", stopped)
         result = invoke("anomaly", "fit", photos, "--out", tmp_path / "bank", *options)
     assert result.exit_code not in (0, 2)
-    assert "stopped after 3 of 3 images; the same command with --resume goes on" in " ".join(result.output.split())
+    assert "stopped after 3 images; the same command with --resume goes on" in " ".join(result.output.split())
     monkeypatch.setattr(
         module, "k_center_greedy", lambda *a, start, **k: done.append(len(start)) or select(*a, start=start, **k)
     )
     result = invoke("anomaly", "fit", photos, "--out", tmp_path / "bank", *options, "--resume")
     assert result.exit_code == 0, result.output
-    assert "rows of the coreset" in result.output
+    assert "coreset" in result.output.split()
     assert "3 images, 1 bank, 9 rows" in result.output
     assert done[-1] == done[-2] >= 3  # it began with what there was
 
