@@ -18,7 +18,18 @@ import torch
 
 pytest.importorskip("transformers")
 
-from extracting import CRASHES, SIZES, WAITS, contents, make_images, make_tar, put_patched_decoder, recipe, run
+from extracting import (  # noqa: F401
+    CRASHES,
+    SIZES,
+    WAITS,
+    contents,
+    make_images,
+    make_tar,
+    one_thread,
+    put_patched_decoder,
+    recipe,
+    run,
+)
 
 from murf_fast.data import Features, _records
 from murf_fast.data._reading import BrokenImageError
@@ -210,7 +221,12 @@ def test_a_process_that_ends_leaves_whole_shards(by, make, weights, tmp_path, mo
     gate.unlink()
     options = ["--weights", weights, "--sizes", "28,42x28", "--batch", "1", "--shard", "1", "--readers", "1"]
     command = list(map(str, [sys.executable, "-m", "murf_fast", "extract", images, "--out", out, *options]))
-    with subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*command, "--threads", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+    ) as process:
         while not (out / "records" / "000001.json").exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(by)

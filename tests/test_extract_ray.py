@@ -19,7 +19,7 @@ pytest.importorskip("psutil")
 
 import psutil
 import ray
-from extracting import CRASHES, WAITS, contents, make_images, put_patched_decoder, recipe, run
+from extracting import CRASHES, WAITS, contents, make_images, one_thread, put_patched_decoder, recipe, run  # noqa: F401
 
 from murf_fast.data._reading import BrokenImageError
 
@@ -78,7 +78,12 @@ def test_ctrl_c_and_a_second_run(scene, weights, tmp_path):
     options += ["--readers", "1", "--workers", "1", "--address", ray.get_runtime_context().gcs_address]
     command = [sys.executable, "-m", "murf_fast", "extract", images, "--out", out, "--weights", weights, *options]
     gate.unlink()  # an image in the middle waits
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+    ) as process:
         while not (out / "extraction.json").exists() and process.poll() is None:
             time.sleep(0.01)
         with pytest.raises(ValueError, match="another run is writing to"):
