@@ -152,3 +152,12 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "tiny"
     transformers.Dinov2Model(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For bits that are compared between processes, or between batches: two threads may sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -42,15 +42,6 @@ if any("_reader_process" in word for word in sys.orig_argv):
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the processes that are compared: products of two threads may be rounded otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_images(folder: Path, count: int) -> list[np.ndarray]:
     """PNG files of several sizes; their pixels in the order of their names."""
     folder.mkdir(parents=True, exist_ok=True)

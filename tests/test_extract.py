@@ -18,14 +18,13 @@ import torch
 
 pytest.importorskip("transformers")
 
-from extracting import (  # noqa: F401
+from extracting import (
     CRASHES,
     SIZES,
     WAITS,
     contents,
     make_images,
     make_tar,
-    one_thread,
     put_patched_decoder,
     recipe,
     run,
@@ -36,6 +35,7 @@ from murf_fast.data._reading import BrokenImageError
 from murf_fast.data.formats import FORMATS
 from murf_fast.nn import DepthHead, SegmentationHead
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LIBRARIES = {"zarr": ("zarr", "3"), "parquet": ("pyarrow", None), "arrow": ("pyarrow", None)}
 
 

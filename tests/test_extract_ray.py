@@ -19,12 +19,12 @@ pytest.importorskip("psutil")
 
 import psutil
 import ray
-from extracting import CRASHES, WAITS, contents, make_images, one_thread, put_patched_decoder, recipe, run  # noqa: F401
+from extracting import CRASHES, WAITS, contents, make_images, put_patched_decoder, recipe, run
 
 from murf_fast.data._reading import BrokenImageError
 
 # Workers start in seconds each, and there are few cores: one cluster and one run without Ray for all of them.
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 IMAGES, SHARD = 24, 1
 
 
