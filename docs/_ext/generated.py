@@ -20,6 +20,7 @@ MARK = re.compile(r"<!-- generated: ([a-z-]+)(?: (.*?))? -->")
 PARTS = {
     "operations": operations.table,
     "api": operations.api,
+    "api-table": operations.api_table,
     "documented": operations.documented,
     "measured": results.everything,
     "measured-of": results.of,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
+import sys
 from pathlib import Path
 
 import results
@@ -55,16 +57,52 @@ def table() -> str:
     """Every operation with the first line of its docstring."""
     lines = ["| operation | what it does |", "|---|---|"]
     for name in sorted(names()):
-        first = inspect.getdoc(getattr(ops, name)).partition("\n")[0].replace("``", "`")
-        lines.append(f"| [`{name}`]({name}.md) | {first} |")
+        lines.append(f"| [`{name}`]({name}.md) | {_first_line(getattr(ops, name))} |")
     return "\n".join(lines)
 
 
-def api(module: str) -> str:
-    """Every public name of a module: of its ``__all__``, or else what it defines, in the order of its source."""
+def api(module: str, *rooms: str) -> str:
+    """Every public name of a module: of its ``__all__``, or else what it defines, in the order of its source.
+
+    With ``rooms``, packages below the module, those that are defined in the first of them, but for those in the others.
+    """
+    return documented(*_public(module, *rooms))
+
+
+def api_table(module: str, *rooms: str) -> str:
+    """Names with the first lines of their docstrings; arguments as of ``api``."""
+    lines = ["| name | what it is |", "|---|---|"]
+    for full in _public(module, *rooms):
+        thing = getattr(importlib.import_module(module), full.rpartition(".")[2])
+        lines.append(f"| {{py:obj}}`~{full}` | {_first_line(thing) if callable(thing) else ''} |")
+    return "\n".join(lines)
+
+
+def _first_line(thing) -> str:
+    """Of a docstring, whose roles of Sphinx become names, as Markdown has none of them."""
+    return re.sub(r":\w+:`", "`", inspect.getdoc(thing).partition("\n")[0].replace("``", "`"))
+
+
+def _public(module: str, *rooms: str) -> list[str]:
     found = importlib.import_module(module)
     own = [n for n, t in vars(found).items() if not n.startswith("_") and getattr(t, "__module__", None) == module]
-    return documented(*(f"{module}.{name}" for name in getattr(found, "__all__", None) or own))
+    names = getattr(found, "__all__", None) or own
+    if rooms:
+        names = [name for name in names if _lies_in(_home(found, name), *rooms)]
+    return [f"{module}.{name}" for name in names]
+
+
+def _home(module, name: str) -> str:
+    """The module that defines a public name."""
+    thing = getattr(module, name)
+    if hasattr(thing, "__module__"):
+        return thing.__module__
+    below = (other for other in sys.modules if other.startswith(f"{module.__name__}."))
+    return max((other for other in below if getattr(sys.modules[other], name, None) is thing), key=len)
+
+
+def _lies_in(home: str, room: str, *others: str) -> bool:
+    return f"{home}.".startswith(f"{room}.") and not any(f"{home}.".startswith(f"{other}.") for other in others)
 
 
 def documented(*names: str) -> str:
@@ -83,10 +121,15 @@ def documented(*names: str) -> str:
 
 def _documented(kind: str, name: str, members: bool = False) -> str:
     module = name.rpartition(".")[0]
-    # Of methods those of the library itself: not torch's, not a tuple's.
-    options = (
-        "   :members:\n   :inherited-members: Module, tuple, object, RuntimeError\n   :exclude-members: extra_repr\n"
-        if members and kind == "class"
-        else ""
-    )
+    options = ""
+    if members and kind == "class":
+        # Of methods those of the library itself: not torch's, not a tuple's; fields are in the docstring.
+        skipped = ", ".join(("extra_repr", "add_note", "with_traceback", *_fields(name)))
+        bases = "Module, tuple, object, RuntimeError, BaseException"
+        options = f"   :members:\n   :inherited-members: {bases}\n   :exclude-members: {skipped}\n"
     return f"```{{eval-rst}}\n.. py:currentmodule:: {module}\n\n.. auto{kind}:: {name}\n{options}```"
+
+
+def _fields(name: str) -> tuple[str, ...]:
+    module, _, attribute = name.rpartition(".")
+    return getattr(getattr(importlib.import_module(module), attribute), "_fields", ())
