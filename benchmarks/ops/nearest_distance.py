@@ -116,7 +116,7 @@ def uniform(device, dtype):
     return by_cells(device, dtype, None)
 
 
-# "auto" makes no cells on a GPU until these have been measured there. The bank is larger, as a scan of 60k rows is over in
+# "auto" makes no cells on a GPU until these have been measured there. The bank is larger, as a scan of 60k rows takes
 # a fraction of a millisecond. Predictions count what preparing the index launches, too; measurements do not.
 @case(
     "nearest_distance",
