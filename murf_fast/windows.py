@@ -14,12 +14,14 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.typing import Size
 
 Pair = tuple[int, int]
 
@@ -91,7 +93,7 @@ class Windows:
             raise ValueError("murf_fast.windows: this rule fits any size: `out` and `grid` must be given")
         return axis_window(self.rows, out[0], grid[0]), axis_window(self.columns, out[1], grid[1])
 
-    def crop(self, top: int, left: int, height: int, width: int, *, out: int | Pair | None = None) -> Windows:
+    def crop(self, top: int, left: int, height: int, width: int, *, out: Size | None = None) -> Windows:
         """The rule of the outputs ``top .. top + height - 1`` by ``left .. left + width - 1``: each reads what it read.
 
         Args:
@@ -124,13 +126,13 @@ class Windows:
         grid = whole if self.grid is None and any("clamped" in spec for spec in specs) else self.grid
         return Windows(*specs, (height, width), grid)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         """For pickling and copying: tables that the user gave travel with the rule."""
         given = [_given[spec.split()[-1]] for spec in (self.rows, self.columns) if "given" in spec.split()]
         return _restored, (self.rows, self.columns, self.out, self.grid, given)
 
 
-def ratio(out: int | Pair, grid: int | Pair, ratio: float = 0.1) -> Windows:
+def ratio(out: Size, grid: Size, ratio: float = 0.1) -> Windows:
     """AnyUp's dense rule: keys within ``ratio`` of the map's size around the query; borders shrink the window.
 
     With ``p = (i + 0.5) / out``: keys ``floor(clamp(p - ratio, 0, 1) n) .. ceil(clamp(p + ratio, 0, 1) n) - 1``, in
@@ -146,12 +148,12 @@ def ratio(out: int | Pair, grid: int | Pair, ratio: float = 0.1) -> Windows:
 
 
 def neighborhood(
-    out: int | Pair,
-    grid: int | Pair,
-    kernel_size: int | Pair,
+    out: Size,
+    grid: Size,
+    kernel_size: Size,
     *,
-    stride: int | Pair = 1,
-    dilation: int | Pair | None = None,
+    stride: Size = 1,
+    dilation: Size | None = None,
 ) -> Windows:
     """NATTEN's rule: windows of a constant number of keys around the query, shifted at the borders.
 
@@ -194,7 +196,7 @@ def neighborhood(
     return Windows(*specs, out, grid)
 
 
-def clamped(radius: int | Pair) -> Windows:
+def clamped(radius: Size) -> Windows:
     """Keys at most ``radius`` rows and columns from the query, fewer at the borders; one grid for both (FeatSharp)."""
     return Windows(*(f"clamped {r}" for r in _arguments.pair("windows.clamped", "radius", radius, 0)))
 
@@ -204,7 +206,7 @@ def full() -> Windows:
     return Windows("full", "full")
 
 
-def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: int | Pair) -> Windows:
+def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: Size) -> Windows:
     """Windows given by their first key and their end, which is excluded.
 
     Args:
@@ -231,7 +233,7 @@ def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: in
     return _custom(axes, grid)
 
 
-def tables(rows: Tensor, columns: Tensor, grid: int | Pair) -> Windows:
+def tables(rows: Tensor, columns: Tensor, grid: Size) -> Windows:
     """Windows given key by key; a key that repeats counts as often.
 
     Args:

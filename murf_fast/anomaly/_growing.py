@@ -13,6 +13,7 @@ import math
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,9 @@ class GrowingBanks:
         OSError: The folder cannot be made or written to.
     """
 
-    def __init__(self, places: list[dict[str, str]], folder: Path | None, settings: dict, resume: bool) -> None:
+    def __init__(
+        self, places: list[dict[str, str]], folder: Path | None, settings: dict[str, Any], resume: bool
+    ) -> None:
         self.places, self.folder, self._settings = places, folder, settings
         self._whole, self._chain = _Whole(0, "", [0] * len(places)), ""
         self._lock: int | None = None
@@ -146,7 +149,7 @@ class GrowingBanks:
     def _selection_path(self, bank: int) -> Path:
         return self.folder / f"{_files.bank_name(bank)}.coreset"
 
-    def put_in_place(self) -> list[dict]:
+    def put_in_place(self) -> list[dict[str, Any]]:
         """The files of a folder get their names. Returns their entries in the index."""
         paths = [self.folder / name for name in _files.free_names(self.folder, len(self.files))]
         # Read for their checksums while the fit can still go on, and renamed at once.
@@ -216,7 +219,7 @@ class GrowingBanks:
         self._whole = _Whole(told["images"], told["seen"], told["rows"])
 
 
-def unfinished(folder: Path) -> dict:
+def unfinished(folder: Path) -> dict[str, Any]:
     """What a folder tells of the fit in it that did not finish."""
     path = folder / UNFINISHED
     try:

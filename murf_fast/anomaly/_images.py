@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ NEAR_ENOUGH = 1 / 8
 ARRAYS = (np.uint8, np.uint16, np.float16, np.float32, np.float64)
 
 
-def as_tensor(image: object, name: str = "an image") -> Tensor:
+def as_tensor(image: Any, name: str = "an image") -> Tensor:
     """(1, 3, H, W), uint8 or floating point in [0, 1], of any of ``KINDS``; a path is read."""
     if isinstance(image, (str, os.PathLike)):
         from murf_fast import _pillow
@@ -50,7 +51,7 @@ def as_tensor(image: object, name: str = "an image") -> Tensor:
     return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image[:, :3]
 
 
-def check_values(image: object, encoder: MultiResolutionEncoder, name: str = "an image") -> None:
+def check_values(image: Any, encoder: MultiResolutionEncoder, name: str = "an image") -> None:
     """Refuses values that are in no image which ``encoder`` takes, by a sample of the pixels in memory."""
     if isinstance(image, (str, os.PathLike)) or _is_pil(image):
         return
@@ -61,7 +62,7 @@ def check_values(image: object, encoder: MultiResolutionEncoder, name: str = "an
     _images.check_values("MultiResolutionDetector", as_tensor(sample, name), encoder.model, **options)
 
 
-def size_of(image: object, name: str = "an image") -> tuple[int, int] | None:
+def size_of(image: Any, name: str = "an image") -> tuple[int, int] | None:
     """(height, width) of an image in memory, checked without a look at its pixels; None for a path."""
     if isinstance(image, (str, os.PathLike)):
         return None
@@ -87,7 +88,7 @@ def size_of(image: object, name: str = "an image") -> tuple[int, int] | None:
     return tuple(image.shape[-2:])
 
 
-def sizes_of_files(images: list, sizes: list[tuple[int, int] | None]) -> list[tuple[int, int]]:
+def sizes_of_files(images: list[Any], sizes: list[tuple[int, int] | None]) -> list[tuple[int, int]]:
     """``sizes``, with those of the files among ``images``, each of which is decoded; a ValueError names what is not."""
     paths = [image for image, size in zip(images, sizes, strict=True) if size is None]
     if not paths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,8 +89,8 @@ class PatchEncoder:
         return [(h // patch, w // patch) for h, w in scaled]
 
     def checked(
-        self, images: Iterable, check_rows: Callable[[Sequence[int]], None], before: Sequence[int] = ()
-    ) -> Iterable:
+        self, images: Iterable[Any], check_rows: Callable[[Sequence[int]], None], before: Sequence[int] = ()
+    ) -> Iterable[Any]:
         """``images``; what can be known of a list is checked before the first is encoded: of those in memory by their
         sizes and a sample of their pixels, of files by decoding them. ``check_rows`` is told how many rows every scale
         will have with those ``before``.
@@ -111,7 +112,9 @@ class PatchEncoder:
         looked = self.look_at(_images.as_tensor(image), "the image")
         return looked, self.encode([looked])[0]
 
-    def look_at_each(self, images: Iterable, see: Callable[[Tensor], str] = lambda image: "") -> Iterator[LookedAt]:
+    def look_at_each(
+        self, images: Iterable[Any], see: Callable[[Tensor], str] = lambda image: ""
+    ) -> Iterator[LookedAt]:
         listed = isinstance(images, (list, tuple))
         for name, image, is_file in read_ahead(images):
             yield dataclasses.replace(self.look_at(image, name), seen=see(image), ahead=listed or is_file)

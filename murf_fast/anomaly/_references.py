@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -13,8 +14,8 @@ from murf_fast.ops.k_center_greedy import k_center_greedy
 
 @torch.no_grad()
 def references_of(
-    patches: PatchEncoder, images: Iterable, share: float, progress: Callable[[int, int], None] | None
-) -> list:
+    patches: PatchEncoder, images: Iterable[Any], share: float, progress: Callable[[int, int], None] | None
+) -> list[Any]:
     """A share of the images, at least one, in their order: those that :func:`k_center_greedy` selects by CLS tokens.
 
     The tokens are those of the last of the encoder's layers at its first resolution. Of images without foreground none

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -205,7 +206,7 @@ class MultiResolutionDetector:
 
     def fit(
         self,
-        images: Iterable,
+        images: Iterable[Any],
         *,
         folder: str | Path | None = None,
         overwrite: bool = False,
@@ -298,7 +299,7 @@ class MultiResolutionDetector:
 
     def add(
         self,
-        images: Iterable,
+        images: Iterable[Any],
         *,
         in_place: bool = False,
         overwrite: bool = False,
@@ -375,7 +376,7 @@ class MultiResolutionDetector:
         self.banks_, self.images_, self.normal_, self._home, self._indices = banks, count, normal, home, []
         return self
 
-    def _place_of_addition(self, in_place: bool, overwrite: bool, resume: bool) -> tuple[Path | None, dict]:
+    def _place_of_addition(self, in_place: bool, overwrite: bool, resume: bool) -> tuple[Path | None, dict[str, Any]]:
         """The folder that grows, and what must be the same for an addition to go on."""
         for name, value in (("overwrite", overwrite), ("resume", resume)):
             if _arguments.flag(WHAT, name, value) and not in_place:
@@ -395,7 +396,12 @@ class MultiResolutionDetector:
         return self._home.folder, settings
 
     def _fill(
-        self, growing: GrowingBanks, images: Iterable, held_out: int, batch: int | None, progress: Callable | None
+        self,
+        growing: GrowingBanks,
+        images: Iterable[Any],
+        held_out: int,
+        batch: int | None,
+        progress: Callable[..., Any] | None,
     ) -> list[HeldOut]:
         """Writes the rows of all images. Returns the last ``held_out`` of them."""
         total = len(images) if hasattr(images, "__len__") else None
@@ -467,7 +473,7 @@ class MultiResolutionDetector:
         looked, of_image = self._patches.encode_one(image)
         return self._anomaly(looked.size, *self._searched(of_image))
 
-    def score_many(self, images: Iterable, *, batch: int | None = None) -> Iterator[Anomaly]:
+    def score_many(self, images: Iterable[Any], *, batch: int | None = None) -> Iterator[Anomaly]:
         """What :meth:`score` says of every image, one after another in their order.
 
         Images that are small share passes of the encoder, and files are read while those before them are scored. On a
@@ -538,11 +544,11 @@ class MultiResolutionDetector:
             _files.unlock(lock)
 
     @property
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """All that the detector was made with but encoder and functions, as an index of a saved one holds it."""
         return _description.settings_of(self)
 
-    def _entries(self, images: int, normal: NormalRange | None) -> dict:
+    def _entries(self, images: int, normal: NormalRange | None) -> dict[str, Any]:
         """What the index says, but for the banks."""
         return {
             "fingerprint": fingerprint(self.encoder),
@@ -553,7 +559,7 @@ class MultiResolutionDetector:
             "normal": normal and dataclasses.asdict(normal),
         }
 
-    def _settings(self, place: Path | None) -> dict:
+    def _settings(self, place: Path | None) -> dict[str, Any]:
         """What decides about the rows of a fit into a folder."""
         if place is None:
             return {}
@@ -638,11 +644,11 @@ class MultiResolutionDetector:
         detector.method, detector._home = told["method"], home
         return detector
 
-    def _encoded(self, images: Iterable, batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
+    def _encoded(self, images: Iterable[Any], batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
         patches = self._patches
         return encoded(patches.groups(patches.look_at_each(images), batch), patches.encode, patches.device)
 
-    def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
+    def _scored(self, images: Iterable[Any], batch: int | None) -> Iterator[Anomaly]:
         for pairs in self._encoded(images, batch):
             while pairs:  # an image's features go when it is done
                 yield self._scored_pair(*pairs.pop(0))
@@ -768,7 +774,7 @@ def _share(name: str, value: object) -> float:
     return share
 
 
-def _several(images: object, held_out: object, batch: object, **functions: object) -> Iterable:
+def _several(images: Any, held_out: Any, batch: Any, **functions: Any) -> Iterable[Any]:
     """The images of a fit, with its other arguments checked."""
     _arguments.integer(WHAT, "held_out", held_out, 0)
     if batch is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from murf_fast import _arguments
 
@@ -73,7 +74,7 @@ METHODS = {
 }
 
 
-def configured(method: str, blocks: int, **others: object) -> dict:
+def configured(method: str, blocks: int, **others: object) -> dict[str, Any]:
     """The arguments of a detector for a model of so many blocks, ``others`` in place of the method's.
 
     Raises:

@@ -14,6 +14,7 @@ from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.tables.resize import MODES
+from murf_fast.typing import Mode
 
 METRICS = ("l2", "l2sq", "cosine")  # distances: a larger inner product is no larger score
 IMAGE_SCORES = ("max", "top1%", "reweighted")
@@ -47,7 +48,7 @@ class ScoringRules:
 
     metric: str = "l2"
     k: int = 1
-    mode: str = "bilinear"
+    mode: Mode = "bilinear"
     sigma: float = 0.0
     border: str = "symmetric"
     image_score: str = "max"

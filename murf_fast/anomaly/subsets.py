@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ class Subset(NamedTuple):
     """Some of a detector's layers and scales (sizes, of an encoder at sizes), whose banks count, each with each."""
 
     layers: tuple[int, ...]
-    scales: tuple
+    scales: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def banks_of(detector: MultiResolutionDetector, subset: Subset) -> list[int]:
 
 
 def bank_distances(
-    detector: MultiResolutionDetector, images: Iterable, *, batch: int | None = None
+    detector: MultiResolutionDetector, images: Iterable[Any], *, batch: int | None = None
 ) -> Iterator[BankDistances]:
     """Of every image in order, each searched in every bank once; else as ``detector.score_many``."""
     detector._fitted()
@@ -137,11 +137,11 @@ def subset_scores(
     return {name: anomaly_of(detector, distances, subset) for name, subset in chosen.items()}
 
 
-def _scales(detector: MultiResolutionDetector) -> tuple:
+def _scales(detector: MultiResolutionDetector) -> tuple[Any, ...]:
     return tuple(detector.encoder.scales or detector.encoder.sizes)
 
 
-def _choices(items: Sequence) -> list[tuple]:
+def _choices(items: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Every choice of at least one, small choices first."""
     return [c for n in range(1, len(items) + 1) for c in itertools.combinations(items, n)]
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ def collect() -> Report:
     )
 
 
-def as_json(report: Report) -> dict:
+def as_json(report: Report) -> dict[str, Any]:
     """``report`` as JSON holds it: one entry per backend and device type, and null for what is not installed or set."""
     found = asdict(report)
     found["backends"] = [

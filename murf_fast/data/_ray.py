@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import ray
 import ray.data
@@ -64,7 +65,7 @@ class _Actor:
         torch.set_num_threads(threads)
         self._task, self._worker = task, Worker(task, make, device)
 
-    def __call__(self, batch: dict) -> dict:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What a user can put right goes back as text: an exception would be tried again."""
         (number,), (items,) = batch["shard"], batch["items"]
         shard = Shard(int(number), [Item(*item) for item in json.loads(str(items))])
@@ -83,11 +84,11 @@ class _Actor:
             list(self._worker.records([shard]))
 
 
-def _answer(number: int, error: str, reason: str) -> dict:
+def _answer(number: int, error: str, reason: str) -> dict[str, Any]:
     return {"shard": [number], "error": [error], "reason": [reason]}
 
 
-def _received(task: Task, row: dict) -> Record:
+def _received(task: Task, row: dict[str, Any]) -> Record:
     if row["error"] == "broken":
         raise BrokenImageError(row["reason"])
     if row["error"]:

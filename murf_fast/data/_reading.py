@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Readers:
 
         Memory: ``ahead`` images beside the one at hand.
         """
-        waiting: deque = deque()
+        waiting: deque[Any] = deque()
         for item in items:
             waiting.append(self._threads.submit(self._read, item))
             if len(waiting) > ahead:
@@ -98,7 +98,7 @@ class _Process:
     """A process that decodes, started when it is first needed, and again when it was taken down."""
 
     def __init__(self) -> None:
-        self._popen: subprocess.Popen | None = None
+        self._popen: subprocess.Popen[bytes] | None = None
 
     def decoded(self, name: str, data: bytes) -> np.ndarray:
         """The pixels. Raises a :class:`BrokenImageError`."""
@@ -120,7 +120,7 @@ class _Process:
             self._popen.wait()
             self._popen = None
 
-    def _asked(self, name: str, data: bytes) -> tuple[dict, bytearray]:
+    def _asked(self, name: str, data: bytes) -> tuple[dict[str, Any], bytearray]:
         if self._popen is None:
             self._popen = subprocess.Popen(
                 [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,7 +168,7 @@ def _taken(bank: Tensor, scale: Tensor, part: slice, cells: Cells | None) -> tup
     return bank[which], _part(scale, which)
 
 
-def index_layout(rows: int, dim: int, cells: int | None = None) -> tuple[list, list]:
+def index_layout(rows: int, dim: int, cells: int | None = None) -> tuple[list[Any], list[Any]]:
     """(dtype, shape) that the low-precision rows of an index may have, and (shape, dtype) of the errors and norms."""
     half = (torch.bfloat16, torch.float16)
     lows = [(torch.float32, (0, 0)), (torch.bfloat16, (rows, _width(dim))), *((d, (rows, dim)) for d in half)]

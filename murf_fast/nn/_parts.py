@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from murf_fast.nn._signatures import has_global_hooks, is_customized
 
-Form = tuple[type, tuple]
+Form = tuple[type, tuple[Any, ...]]
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

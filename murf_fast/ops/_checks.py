@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def companion(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> No
         )
 
 
-def grid(op: str, name: str, size: object) -> tuple[int, int]:
+def grid(op: str, name: str, size: Any) -> tuple[int, int]:
     """A (height, width) of positive integers; one integer means a square."""
     height, width = (size, size) if not is_sequence(size) else size if len(size) == 2 else (None, None)
     if type(height) is not int or type(width) is not int:
@@ -153,7 +154,7 @@ def backend(request: str | None, like: Tensor, dtype: torch.dtype | None = None)
     return backends.resolve(request, "cpu" if like.is_cpu else like.device.type, dtype or like.dtype)
 
 
-def vector(op: str, name: str, x: object, length: int, like: Tensor, *, what: str) -> Tensor:
+def vector(op: str, name: str, x: Any, length: int, like: Tensor, *, what: str) -> Tensor:
     """A floating-point tensor (length,) on the device of `like`."""
     tensor(op, name, x)
     if tuple(x.shape) != (length,):
@@ -163,7 +164,7 @@ def vector(op: str, name: str, x: object, length: int, like: Tensor, *, what: st
     return x
 
 
-def bias(op: str, bias: object, features: list[Tensor]) -> None:
+def bias(op: str, bias: Any, features: list[Tensor]) -> None:
     """None, (C,) or one row per image (B, C)."""
     if bias is None:
         return

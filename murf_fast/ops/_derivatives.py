@@ -79,12 +79,12 @@ def differentiable_gradients(
 
 def autograd_kernel(
     op: torch._ops.OpOverload,
-    implementation: Callable,
-    backward: Callable | None,
-    setup_context: Callable | None,
-    forward_mode: Callable | None,
-    settled: Callable,
-) -> Callable:
+    implementation: Callable[..., Any],
+    backward: Callable[..., Any] | None,
+    setup_context: Callable[..., Any] | None,
+    forward_mode: Callable[..., Any] | None,
+    settled: Callable[..., Any],
+) -> Callable[..., Any]:
     """The op's kernel for the ``Autograd`` key, with the key set first.
 
     Args:
@@ -128,13 +128,13 @@ def autograd_kernel(
     return kernel
 
 
-def linear(op: str, *positions: int) -> Callable:
+def linear(op: str, *positions: int) -> Callable[..., Any]:
     """``forward_mode`` of an op that is linear in its arguments at ``positions`` together: the op, on the tangents.
 
     An optional argument without a tangent is left out; another is zeros.
     """
 
-    def forward_mode(args: Sequence, tangents: Sequence) -> Any:
+    def forward_mode(args: Sequence[Any], tangents: Sequence[Any]) -> Any:
         args = list(args)
         for i in positions:
             args[i] = filled(args[i], tangents[i])
@@ -150,7 +150,7 @@ def filled(values: list[Tensor] | Tensor | None, tangents: list[Tensor | None] |
     return tangents
 
 
-def one_by_one(op: torch._ops.OpOverload) -> Callable:
+def one_by_one(op: torch._ops.OpOverload) -> Callable[..., Any]:
     """What ``torch.vmap`` makes of the op: one call for every entry of the batch dimension."""
 
     def entry(value: Any, dim: Any, i: int) -> Any:
@@ -158,7 +158,7 @@ def one_by_one(op: torch._ops.OpOverload) -> Callable:
             return [entry(v, d, i) for v, d in zip(value, dim, strict=True)]
         return value if dim is None else value.select(dim, i)
 
-    def batched(info: Any, in_dims: Sequence, *args: Any) -> tuple[Any, Any]:
+    def batched(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
         if info.batch_size == 0:
             raise ValueError(f"murf_fast.{op._opname}: torch.vmap over an empty dimension")
         results = [op(*[entry(a, d, i) for a, d in zip(args, in_dims, strict=True)]) for i in range(info.batch_size)]
@@ -216,7 +216,7 @@ def reference_second_derivative(
     return of_grads, of_inputs
 
 
-def _split_duals(args: Sequence, positions: Sequence[int]) -> tuple[list, list | None]:
+def _split_duals(args: Sequence[Any], positions: Sequence[int]) -> tuple[list[Any], list[Any] | None]:
     """Arguments without their tangents, and the tangents, or None if there are none."""
     primals, tangents, found = list(args), [None] * len(args), False
     for i in positions:
@@ -240,7 +240,7 @@ def _tensor_positions(op: torch._ops.OpOverload) -> list[int]:
     return [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type)]
 
 
-def _apply(function: type, keyset: DispatchKeySet, args: Sequence, positions: Sequence[int]) -> Any:
+def _apply(function: type, keyset: DispatchKeySet, args: Sequence[Any], positions: Sequence[int]) -> Any:
     tensors: list[Tensor | None] = []
     for i in positions:
         if isinstance(args[i], (list, tuple)):
@@ -252,7 +252,7 @@ def _apply(function: type, keyset: DispatchKeySet, args: Sequence, positions: Se
     return list(result) if function.returns_list else result
 
 
-def _one_level(context: Callable[[], contextlib.AbstractContextManager]) -> contextlib.AbstractContextManager:
+def _one_level(context: Callable[[], contextlib.AbstractContextManager[Any]]) -> contextlib.AbstractContextManager[Any]:
     """``context`` under a transform of torch.func, at one level of which an op's kernel runs."""
     return context() if torch._C._are_functorch_transforms_active() else contextlib.nullcontext()
 
@@ -264,7 +264,9 @@ def _other_levels() -> Iterator[None]:
         yield
 
 
-def _function(op: torch._ops.OpOverload, name: str, backward: Callable | None, setup_context: Callable | None) -> type:
+def _function(
+    op: torch._ops.OpOverload, name: str, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None
+) -> type:
     """The op as an ``autograd.Function`` of (key set, arguments, tensors of the arguments in order)."""
     positions = _tensor_positions(op)
     arguments = op._schema.arguments
@@ -284,7 +286,7 @@ def _function(op: torch._ops.OpOverload, name: str, backward: Callable | None, s
         if backward is None:
             raise NotImplementedError(f"{name}: a derivative is not implemented")
         needed = ctx.needs_input_grad
-        by_argument: list = [False] * len(arguments)
+        by_argument: list[Any] = [False] * len(arguments)
         flat = iter(needed[2:])
         for i, length in zip(positions, ctx.lengths, strict=True):
             by_argument[i] = next(flat) if length is None else [next(flat) for _ in range(length)]
@@ -304,7 +306,7 @@ def _function(op: torch._ops.OpOverload, name: str, backward: Callable | None, s
     return type(f"{op._opname}_", (_SingleLevelFunction,), attributes)
 
 
-def _flat(gradients: Sequence, positions: Sequence[int], lengths: Sequence[int | None]) -> Iterator[Tensor | None]:
+def _flat(gradients: Sequence[Any], positions: Sequence[int], lengths: Sequence[int | None]) -> Iterator[Tensor | None]:
     for i, length in zip(positions, lengths, strict=True):
         if length is None:
             yield gradients[i]

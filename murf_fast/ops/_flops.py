@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,11 +33,11 @@ ELEMENTWISE = "float32"  # what is no product is computed in float32, whatever t
 class Call(NamedTuple):
     """An operation's arguments by name, and its result."""
 
-    a: dict
+    a: dict[str, Any]
     result: object
 
 
-def operations_of(name: str, args: tuple, kwargs: dict, result: object) -> dict[str, float]:
+def operations_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> dict[str, float]:
     """Operations of a registered op by the dtype of their operands."""
     names = [a.name for a in getattr(torch.ops.murf_fast, name).default._schema.arguments]
     return FORMULAS[name](Call(dict(zip(names, args, strict=False)) | kwargs, result))
@@ -59,7 +59,7 @@ def on_taps(y: AxisTable, x: AxisTable, planes: int) -> int:
     return 2 * planes * min(y_first, x_first)
 
 
-def resized(shape: torch.Size, size, a: dict) -> int:
+def resized(shape: torch.Size, size, a: dict[str, Any]) -> int:
     """Of a map of this shape, by the arguments of a resize."""
     via, factor = a.get("via"), a.get("scale_factor")
     axes = axes_of(
@@ -229,7 +229,7 @@ def _naf_network(c: Call) -> dict[str, int]:
     return {dtype_of(image): 2 * image.shape[0] * pixels * sum(p.numel() for p in c.a["parameters"] if p.ndim >= 2)}
 
 
-def _pairs(a: dict) -> int:
+def _pairs(a: dict[str, Any]) -> int:
     """Of queries and the keys of their windows."""
     of_axes = (
         int((axis_window(a[name], out, size).multiplicity() > 0).sum())
@@ -322,8 +322,8 @@ def register() -> None:
         sys.meta_path.insert(0, _OnImport())
 
 
-def _register(register_flop_formula: Callable) -> None:
-    def formula_of(name: str) -> Callable:
+def _register(register_flop_formula: Callable[..., Any]) -> None:
+    def formula_of(name: str) -> Callable[..., Any]:
         def total(*args, out_val=None, **kwargs) -> int:
             return int(sum(operations_of(name, args, kwargs, out_val).values()))
 

@@ -9,7 +9,7 @@ rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -181,7 +181,7 @@ def _run(image, net, size, region, normalize, backend, queries, keys) -> None:
 
 
 def encode(
-    x, encoder: Encoder, main, spare, backend, size=None, rotation=None, *, stop=False, found: list | None = None
+    x, encoder: Encoder, main, spare, backend, size=None, rotation=None, *, stop=False, found: list[Any] | None = None
 ):
     """Runs an encoder from ``x`` to ``main``; with ``stop`` all but its last layer, whose norm is returned: its input
     is in ``spare``, its residual in ``main``. ``size`` is that of the map, for a first layer that sees it. Gain and
@@ -206,7 +206,7 @@ def encode(
     return main
 
 
-def finish_pooled(main, spare, last: Half, size, maps: Sequence[Tensor], backend, *, statistics=False) -> list:
+def finish_pooled(main, spare, last: Half, size, maps: Sequence[Tensor], backend, *, statistics=False) -> list[Any]:
     """The encoder's last layer of averages over the cells of every map (C, h, w): both are linear. Returns what the
     layer does, for each.
     """

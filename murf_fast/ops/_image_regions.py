@@ -16,7 +16,7 @@ within the error of a run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ def _in_bands(image: Tensor, net: Network, keys: Sequence[Tensor], output, backe
     angles, of_columns = rotation_of(net, (height, width))
     rows = min(height, rows_of_a_band(net.bias[None].to(image.dtype), (0, width)))
     buffers = [image.new_empty((rows * width, len(net.bias))) for _ in range(3)]
-    found: list[list] = [[], [], []]
+    found: list[list[Any]] = [[], [], []]
 
     def bands() -> Iterator[tuple[int, int, list[Tensor]]]:
         """First row, end, and the buffers; the first holds the encoded image once all of its norms are known."""
@@ -174,7 +174,7 @@ def _in_bands(image: Tensor, net: Network, keys: Sequence[Tensor], output, backe
     return found
 
 
-def _of_queries(image: Tensor, norms: Sequence, net: Network, output, backend: str) -> tuple[Tensor, Tensor]:
+def _of_queries(image: Tensor, norms: Sequence[Any], net: Network, output, backend: str) -> tuple[Tensor, Tensor]:
     """The norm of the queries, over bands of rows of the output."""
     (height, width), parts = output, []
     rows = min(height, _rows_of_a_band(net, image, output, (0, width)))
@@ -248,7 +248,7 @@ def _layers(
     return statistics
 
 
-def _joined(parts: list, encoder: Encoder, at: int, size: int, total: int, backend: str) -> tuple[Tensor, Tensor]:
+def _joined(parts: list[Any], encoder: Encoder, at: int, size: int, total: int, backend: str) -> tuple[Tensor, Tensor]:
     """Norm number ``at`` of an encoder, from the statistics of bands of ``size`` pixels (the last of what is left)."""
     statistics = join(torch.stack([torch.stack(p) for p in parts]), size, total)
     return normalized(statistics, encoder.blocks[at // 2][at % 2], total, backend)[:2]

@@ -10,7 +10,7 @@ kept beside them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,7 +124,7 @@ def encode(
     backend: str,
     final: Tensor,
     keys: Sequence[Tensor],
-    found: list | None = None,
+    found: list[Any] | None = None,
 ) -> None:
     """Fills the queries (pixels, D) of an image (3, H, W), and its keys (D, h, w). Gain and offset of every norm are
     appended to ``found``.
@@ -151,7 +151,7 @@ def encode(
         pixels_of(k).copy_(pool(final, size, k.shape[1:], backend))
 
 
-def _encode_pointwise(x, encoder: Encoder, to, spare, backend, found: list) -> tuple[Tensor, Half]:
+def _encode_pointwise(x, encoder: Encoder, to, spare, backend, found: list[Any]) -> tuple[Tensor, Half]:
     """What all layers but the last make, and that layer with its norm.
 
     In ``to`` on a CPU, which has the pixels in its caches. A GPU's programs share the channels of a pixel: it goes to
@@ -186,7 +186,7 @@ def finish_pointwise(x, last: Half, pooled: Callable[[Tensor], Tensor], same: bo
         out.copy_(pooled(x))
 
 
-def _encode_wide(x, size, encoder: Encoder, to, spare, backend, found: list) -> Tensor:
+def _encode_wide(x, size, encoder: Encoder, to, spare, backend, found: list[Any]) -> Tensor:
     """All layers; an odd number of them, so that the first and the last one write to ``to``, which is returned."""
     options = {"reflect": True, "backend": backend}
     statistics = pixel_conv(x, size, to, weight=encoder.first, bias=encoder.bias, statistics=True, **options)

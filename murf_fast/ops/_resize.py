@@ -5,17 +5,19 @@ The schema of an op cannot hold it; :func:`murf_fast.ops._library.register` take
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from murf_fast.typing import Mode
 
 
 class Resize(NamedTuple):
     size: tuple[int, int] | None  # None where another argument of the op says it
-    mode: str = "bilinear"
+    mode: Mode = "bilinear"
     antialias: bool = False
     via: tuple[int, int] | None = None
 
     @property
-    def options(self) -> dict:
+    def options(self) -> dict[str, Any]:
         """Everything but the size, as ops and references take it by keyword."""
         return {"mode": self.mode, "antialias": self.antialias, "via": self.via}
 

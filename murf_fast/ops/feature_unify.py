@@ -9,11 +9,14 @@ from murf_fast._layout import is_channels_last
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, empty_map, layout_of, register
+from murf_fast.typing import Backend
 
 VARIANTS = ("released", "paper")
 
 
-def feature_unify(features: Tensor, basis: Tensor, variant: str = "released", *, backend: str | None = None) -> Tensor:
+def feature_unify(
+    features: Tensor, basis: Tensor, variant: str = "released", *, backend: Backend | None = None
+) -> Tensor:
     """Correlate every channel with a basis of filters, softmax and average: M channels, whatever came in.
 
     ``x[c, m] = (features[c] * basis[m])(p) / n(p)`` (zero padding, n taps inside the image). ``"paper"``:

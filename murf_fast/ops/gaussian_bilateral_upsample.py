@@ -11,6 +11,7 @@ from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, layout_of, register, wants_channels_last
 from murf_fast.ops.resize import resize
 from murf_fast.tables.disk import MAX_RADIUS
+from murf_fast.typing import Backend
 
 _MAPS = ("sigma_x", "sigma_y", "theta", "sigma_r")
 _LEAST, _EPS = 1e-6, 1e-8  # of a sigma, and what is added to twice its square
@@ -28,7 +29,7 @@ def gaussian_bilateral_upsample(
     reach: float | None = 2.0,
     low_guidance: Tensor | None = None,
     memory_format: torch.memory_format | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Average the features around every pixel, weighed by the Gaussians of their cells in position and in guidance.
 

@@ -12,22 +12,23 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import axes_of, register
 from murf_fast.ops._resize import Resize
+from murf_fast.typing import Backend, Mode, Size
 
 LAYOUTS = ("cyx", "yxc")
 
 
 def image_to_patches(
     images: Tensor,
-    sizes: Sequence[int | tuple[int, int]],
+    sizes: Sequence[Size],
     patch_size: int,
     *,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     layout: str = "cyx",
     dtype: torch.dtype | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> list[Tensor]:
     """Resize, normalize and cut a batch of images into patches, once per size, in one pass each.
 
@@ -63,7 +64,7 @@ def image_to_patches(
 
 def padded_patches(
     images: Tensor,
-    sizes: Sequence[int | tuple[int, int]],
+    sizes: Sequence[Size],
     patch_size: int,
     multiple: int,
     *,

@@ -15,6 +15,7 @@ from murf_fast.ops._library import as_float32, empty_map, layout_of, register, w
 from murf_fast.ops.adaptive_conv import MODES, adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
 from murf_fast.tables.folded import folded_axis, part
+from murf_fast.typing import Backend
 
 
 def joint_bilateral_upsample(
@@ -29,7 +30,7 @@ def joint_bilateral_upsample(
     fixup_mask: Tensor | None = None,
     rows: tuple[int, int] | None = None,
     memory_format: torch.memory_format | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | list[Tensor]:
     """Upsample ``source`` to the grid of ``guidance`` with kernels that follow the guidance's edges.
 

@@ -11,6 +11,7 @@ from murf_fast import _fork, backends, reference
 from murf_fast.ops import _checks, _contract, _random_projection
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
+from murf_fast.typing import Backend
 
 OP = "k_center_greedy"
 STARTS = ("random",)
@@ -30,7 +31,7 @@ def k_center_greedy(
     progress: Callable[[int, int], None] | None = None,
     out: Tensor | None = None,
     nearest: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Select rows one by one, always the one farthest from all rows selected before: greedy k-center, a coreset.
 

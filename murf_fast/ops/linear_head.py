@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from murf_fast.ops._batch_norm import batch_statistics, running_statistics, uses
 from murf_fast.ops._library import layout_of, wants_channels_last
 from murf_fast.ops._resize import Resize, place
 from murf_fast.ops.upsample_sum import upsample_sum
+from murf_fast.typing import Backend, Mode, Size
 
 Tokens = Sequence[Tensor | None]
 
@@ -24,14 +26,14 @@ def linear_head(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    size: int | tuple[int, int],
-    via: int | tuple[int, int] | None = None,
+    size: Size,
+    via: Size | None = None,
     norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None,
     cls: Tokens | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     memory_format: torch.memory_format | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """1x1 convolution over resized, concatenated maps, without resizing or concatenating them.
 
@@ -88,12 +90,12 @@ def low_resolution_logits(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    grid: int | tuple[int, int],
+    grid: Size,
     norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None,
     cls: Tokens | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """The part of :func:`linear_head` before the resize, for the fused ops that take logits at low resolution.
 
@@ -308,7 +310,7 @@ def _arithmetic_dtype(x: Tensor) -> torch.dtype:
     return _autocast_dtype(x) or x.dtype
 
 
-def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     if device not in ("cpu", "cuda"):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
 from murf_fast.tables._table import is_capturing
 from murf_fast.tables.nearest_cells import Cells
+from murf_fast.typing import Backend
 
 METRICS = ("l2", "l2sq", "cosine", "ip")
 INDICES = ("exact", "ivf")
@@ -68,7 +70,7 @@ class NearestIndex:
         cells: int | str | None = None,
         precision: str = "auto",
         device: torch.device | str | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         bank = matrix(OP, "bank", bank)
         _checks.no_gradients(OP, "a nearest distance", [bank])
@@ -189,7 +191,7 @@ def nearest_distance(
     metric: str | None = None,
     precision: str = "auto",
     index: str = "exact",
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of a bank for every query, exactly, without the (Q, M) matrix of distances.
 
@@ -292,7 +294,7 @@ def _asked_for(backend: str | None) -> str | None:
     return backends.asked_for(backend)
 
 
-def _device(device: object) -> torch.device:
+def _device(device: Any) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):

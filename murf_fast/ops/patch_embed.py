@@ -15,6 +15,7 @@ from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.image_to_patches import image_to_patches, padded_patches
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
+from murf_fast.typing import Backend, Mode, Size
 
 REMAINDERS = ("raise", "drop")
 
@@ -111,7 +112,7 @@ class PackedTokens:
 
 def patch_embed(
     images: Tensor | Sequence[Tensor],
-    sizes: Sequence[int | tuple[int, int]] | Sequence[Sequence[int | tuple[int, int]]],
+    sizes: Sequence[Size] | Sequence[Sequence[Size]],
     weight: Tensor,
     bias: Tensor | None = None,
     pos_embed: Tensor | None = None,
@@ -121,15 +122,15 @@ def patch_embed(
     num_prefix_tokens: int = 0,
     source_grid: tuple[int, int] | None = None,
     prefix: Tensor | None = None,
-    tiles: Sequence[int | tuple[int, int]] | None = None,
+    tiles: Sequence[Size] | None = None,
     remainder: str = "raise",
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     layout: str = "cyx",
     keep: bool | str = "checked",
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> PackedTokens:
     """Resize, normalize, cut and project images at several resolutions, with positions, into one packed buffer.
 
@@ -234,12 +235,12 @@ def patch_embed(
 
 def cut_sequences(
     images: Tensor,
-    sizes: Sequence[int | tuple[int, int]],
+    sizes: Sequence[Size],
     *,
     patch_size: int,
     prefix: int,
     dtype: torch.dtype,
-    tiles: Sequence[int | tuple[int, int]] | None = None,
+    tiles: Sequence[Size] | None = None,
     remainder: str = "raise",
     **options,
 ) -> Iterator[tuple[Block, Tensor]]:

@@ -7,6 +7,7 @@ import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from murf_fast.ops._resize import Resize
 from murf_fast.ops.resize import resize, resize_out
 from murf_fast.tables._table import is_capturing
 from murf_fast.tables.resize import pseudo_inverse
+from murf_fast.typing import Backend, Size
 
 # What is kept of one table beyond the results of its latest call, which are kept whatever they take.
 KEPT_TABLES = 24
@@ -31,15 +33,15 @@ KEEPS = (False, True, "checked")
 class Kept:
     """What ``keep`` holds of one table, as long as the table is in ``state``: the results of its latest calls."""
 
-    state: tuple
+    state: tuple[Any, ...]
     content: Tensor | None  # a copy to compare with, for `keep="checked"`
-    tables: dict[tuple, Tensor] = field(default_factory=dict)  # by how they were made
+    tables: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # by how they were made
     # By the arguments as given, so that they are found before any check: keys of the above and results; the latest
     # comes last.
-    calls: dict[tuple, tuple[list[tuple], list[Tensor]]] = field(default_factory=dict)
+    calls: dict[tuple[Any, ...], tuple[list[tuple[Any, ...]], list[Tensor]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def find(self, call: tuple) -> list[Tensor] | None:
+    def find(self, call: tuple[Any, ...]) -> list[Tensor] | None:
         """The results of a call, which is the latest from now on."""
         found = self.calls.pop(call, None)
         if found is None:
@@ -47,7 +49,7 @@ class Kept:
         self.calls[call] = found
         return found[1]
 
-    def add(self, call: tuple, keys: list[tuple], results: list[Tensor]) -> None:
+    def add(self, call: tuple[Any, ...], keys: list[tuple[Any, ...]], results: list[Tensor]) -> None:
         """Keep the results of a call, and let go of those that were used longest ago."""
         with self.lock:
             self.calls[call] = (keys, results)
@@ -92,7 +94,7 @@ def resample_pos_embed(
     num_prefix_tokens: int = 0,
     source_grid: tuple[int, int] | None = None,
     keep: bool | str = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | list[Tensor]:
     """Resize a learned table of positions to another grid, as a named code base does.
 
@@ -178,7 +180,7 @@ def resample_pos_embed(
     return results[0] if single else list(results)
 
 
-def _is_single(grid: object) -> bool:
+def _is_single(grid: Any) -> bool:
     """Whether this is one grid, not a list of them."""
     return not _checks.is_sequence(grid) or (len(grid) == 2 and not any(_checks.is_sequence(n) for n in grid))
 
@@ -201,7 +203,7 @@ def _kept_of(pos_embed: object, is_checked: bool) -> Kept | None:
     return kept
 
 
-def _keep(kept: Kept, key: tuple, resampled: Callable[[], Tensor]) -> Tensor:
+def _keep(kept: Kept, key: tuple[Any, ...], resampled: Callable[[], Tensor]) -> Tensor:
     table = kept.tables.get(key)
     if table is not None:
         return table
@@ -254,7 +256,7 @@ def _source_grid(op: str, source_grid: object, patches: int) -> tuple[int, int]:
 
 def resample_patch_embed(
     weight: Tensor,
-    patch_size: int | tuple[int, int],
+    patch_size: Size,
     *,
     mode: str = "bicubic",
     antialias: bool = True,

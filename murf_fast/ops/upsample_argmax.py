@@ -10,18 +10,19 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import axes_of_maps, float32_rows, register
+from murf_fast.typing import Backend, Mode, Size
 
 
 def upsample_argmax(
     features: Sequence[Tensor],
-    size: int | tuple[int, int],
+    size: Size,
     *,
     bias: Tensor | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
+    via: Size | None = None,
     return_values: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The class of the largest summed, resized logit of every pixel; full-resolution logits never exist.
 

@@ -11,21 +11,22 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, axes_of_maps, bias_gradient, empty_map, float32_rows, register
+from murf_fast.typing import Backend, Mode, Size
 
 NORMS = ("softmax", "linear")
 
 
 def upsample_expectation(
     features: Sequence[Tensor],
-    size: int | tuple[int, int],
+    size: Size,
     values: Tensor,
     *,
     bias: Tensor | None = None,
     norm: str = "softmax",
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
-    backend: str | None = None,
+    via: Size | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Make a distribution over channels from the summed, resized logits of every pixel and take its expectation.
 

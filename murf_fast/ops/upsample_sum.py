@@ -21,19 +21,20 @@ from murf_fast.ops._library import (
     written,
 )
 from murf_fast.ops.resize import resize_adjoint
+from murf_fast.typing import Backend, Mode, Size
 
 
 def upsample_sum(
     features: Sequence[Tensor],
-    size: int | tuple[int, int],
+    size: Size,
     *,
     bias: Tensor | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
+    via: Size | None = None,
     memory_format: torch.memory_format | None = None,
     out: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Resize every map to one grid and add them up, in one write of the result.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, empty_map, layout_of, register
 from murf_fast.tables.query_blocks import blocks_of
+from murf_fast.typing import Backend
 from murf_fast.windows import Windows, axis_window
 
 VALUES = ("mean", "split")
@@ -30,7 +32,7 @@ def window_attention(
     scale: float | None = None,
     bias: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Let every query attend to the keys of its window, without a mask, upsampled keys or a tensor of scores.
 
@@ -198,7 +200,7 @@ def requires_attention(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, me
         raise ValueError(f"murf_fast.{op}: `bias_y` and `bias_x` must be given together")
 
 
-def _empty(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend) -> tuple:
+def _empty(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend) -> tuple[Any, ...]:
     batch, _, height, width = q.shape
     out = empty_map(q, (batch, v.shape[1], height, width), is_channels_last(q))
     return out, q.new_empty((batch, num_heads, height, width) if return_lse else (0,), dtype=torch.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from murf_fast import backends, reference
@@ -9,6 +11,7 @@ from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import as_float32, float32_rows, register
 from murf_fast.ops.upsample_argmax import label_dtype
 from murf_fast.ops.window_attention import VALUES, check_attention, requires_attention
+from murf_fast.typing import Backend
 from murf_fast.windows import Windows
 
 
@@ -23,7 +26,7 @@ def window_attention_argmax(
     scale: float | None = None,
     bias: tuple[Tensor, Tensor] | None = None,
     class_bias: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """The class of the largest logit that every query attends to; logits of the queries' grid never exist.
 
@@ -70,7 +73,7 @@ def window_attention_argmax(
     )
 
 
-def _check_class_bias(op: str, bias: object, classes: int, q: Tensor) -> None:
+def _check_class_bias(op: str, bias: Any, classes: int, q: Tensor) -> None:
     if bias is None:
         return
     _checks.tensor(op, "class_bias", bias)

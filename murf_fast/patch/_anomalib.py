@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import types
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +133,9 @@ def _nearest_of_many(
 
 
 # Per model, its bank as it was, and the indices of that or, of SuperADD, of the parts of that which are layers.
-_indices: weakref.WeakKeyDictionary[nn.Module, tuple[State, dict[tuple, NearestIndex]]] = weakref.WeakKeyDictionary()
+_indices: weakref.WeakKeyDictionary[nn.Module, tuple[State, dict[tuple[Any, ...], NearestIndex]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _prepared(model: nn.Module, rows: Tensor) -> Tensor | NearestIndex:

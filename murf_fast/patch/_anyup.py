@@ -7,6 +7,7 @@ import importlib.util
 import types
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def _checked(module: object) -> types.ModuleType:
     return module
 
 
-def _forward(packages: tuple[str, ...]) -> Callable:
+def _forward(packages: tuple[str, ...]) -> Callable[..., Any]:
     def forward(
         self,
         image: Tensor,
@@ -107,7 +108,7 @@ def _forward(packages: tuple[str, ...]) -> Callable:
     return forward
 
 
-def _split_forward(packages: tuple[str, ...]) -> Callable:
+def _split_forward(packages: tuple[str, ...]) -> Callable[..., Any]:
     def forward(
         self,
         images: Tensor,

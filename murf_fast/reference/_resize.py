@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast.tables.resize import NEAREST, scaled_size
+from murf_fast.typing import Mode
 
 
 def resize_map(
     x: Tensor,
     size: Sequence[int],
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: Sequence[int] | None = None,
     scale_factor: Sequence[float] | None = None,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from murf_fast.reference._resize import resize_map
+from murf_fast.typing import Mode
 
 __all__ = ["linear_head"]
 
@@ -20,7 +21,7 @@ def linear_head(
     via: Sequence[int] | None = None,
     norm: nn.Module | None = None,
     cls: Sequence[Tensor | None] | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
 ) -> Tensor:
     """``conv1x1(norm(cat(resize(f), cls, ...)))`` at ``via`` and then resized to ``size``, or all of it at ``size``."""

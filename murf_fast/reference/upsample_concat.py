@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast.reference._resize import resize_map
+from murf_fast.typing import Mode
 
 __all__ = ["upsample_concat"]
 
@@ -13,7 +14,7 @@ __all__ = ["upsample_concat"]
 def upsample_concat(
     features: Sequence[Tensor],
     size: Sequence[int],
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: Sequence[int] | None = None,
 ) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast.reference.upsample_sum import upsample_sum
+from murf_fast.typing import Mode
 
 __all__ = ["distribution", "upsample_expectation"]
 
@@ -16,7 +17,7 @@ def upsample_expectation(
     values: Tensor,
     bias: Tensor | None = None,
     norm: str = "softmax",
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: Sequence[int] | None = None,
 ) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from murf_fast.reference._resize import resize_map
+from murf_fast.typing import Mode
 
 __all__ = ["upsample_sum"]
 
@@ -13,7 +14,7 @@ def upsample_sum(
     features: Sequence[Tensor],
     size: Sequence[int],
     bias: Tensor | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: Sequence[int] | None = None,
 ) -> Tensor:

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +21,14 @@ from torch import Tensor
 
 from murf_fast import _extension
 
-_captured: dict[tuple, tuple[Tensor, ...]] = {}
+_captured: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
 
 
 def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def kept(device: torch.device, key: tuple, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def kept(device: torch.device, key: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """``tensors``; while the stream of ``device`` is capturing, those that the first capture with this ``key`` took.
 
     ``key`` says what they hold.
@@ -52,7 +53,7 @@ class Table:
         return kept(device, self._content, copies[device]) if is_capturing(device) else copies[device]
 
     @cached_property
-    def _content(self) -> tuple:
+    def _content(self) -> tuple[Any, ...]:
         """Type, shapes and a digest of what is copied to devices."""
         arrays: Sequence[np.ndarray] = self.device_arrays()
         digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).digest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def _alike(student: Tensor, target: Tensor) -> tuple[float | None, float | None,
 
 
 def _compared(
-    title: str, choices: Sequence[tuple[str, dict]], model: Model, student: Path | None, patches: int
+    title: str, choices: Sequence[tuple[str, dict[str, Any]]], model: Model, student: Path | None, patches: int
 ) -> Table:
     """Of the student and the target of every choice of options."""
     size = patches * model.patch

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from murf_fast.cli.anomaly._images import counted, shown
 
 def tell_cost(
     detector: MultiResolutionDetector,
-    of_images: Sequence[Sequence[tuple]],
+    of_images: Sequence[Sequence[tuple[Any, ...]]],
     out: Path,
     console: Console,
     what: str = "",

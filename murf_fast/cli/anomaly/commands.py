@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -301,7 +301,7 @@ def evaluate(
         run(Plan(data, out, weights, device, batch, _settings(given), *outputs), console())
 
 
-def _settings(given: dict[str, object]) -> Settings:
+def _settings(given: dict[str, Any]) -> Settings:
     """Those among a command's arguments."""
     from murf_fast.cli.anomaly._settings import Settings
 

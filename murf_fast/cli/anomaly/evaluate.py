@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -52,7 +53,7 @@ class Plan:
     skip_broken: bool = False
 
 
-def run(plan: Plan, console: Console) -> dict:
+def run(plan: Plan, console: Console) -> dict[str, Any]:
     """Evaluates what is not done yet, writes results.json and prints it."""
     found = categories(plan.data)
     _writable(plan.out)
@@ -107,7 +108,7 @@ def run(plan: Plan, console: Console) -> dict:
 
 def _category(
     plan: Plan, category: Category, detector: MultiResolutionDetector, subsets: dict[str, Subset], bar: Progress
-) -> dict:
+) -> dict[str, Any]:
     """Fits and scores one category. Banks that an earlier run kept are taken as they are."""
     shown_name = escape(shown(category.name))
     task = bar.add_task(f"{shown_name}: fit", total=len(category.train))
@@ -200,12 +201,12 @@ def _file(plan: Plan, category: Category) -> Path:
     return plan.out / CATEGORIES / f"{category.name}.json"
 
 
-def _done(plan: Plan, category: Category) -> dict | None:
+def _done(plan: Plan, category: Category) -> dict[str, Any] | None:
     path = _file(plan, category)
     return _read(path) if path.exists() else None
 
 
-def _is_done(result: dict | None, category: Category, subsets: dict[str, Subset], plan: Plan) -> bool:
+def _is_done(result: dict[str, Any] | None, category: Category, subsets: dict[str, Subset], plan: Plan) -> bool:
     """Whether a result is of these images, and says all that is asked for."""
     if result is None or result.get("images") != _identity(_files_of(category)):
         return False
@@ -227,7 +228,7 @@ def _identity(files: Iterable[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -237,7 +238,7 @@ def _read(path: Path) -> dict:
     return found
 
 
-def _write(path: Path, content: dict) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     """In place when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -245,7 +246,7 @@ def _write(path: Path, content: dict) -> None:
     os.replace(part, path)
 
 
-def _mean(results: dict[str, dict], subset: str = ALL) -> dict[str, float | None]:
+def _mean(results: dict[str, dict[str, Any]], subset: str = ALL) -> dict[str, float | None]:
     """The mean of every measure over the categories that have it."""
     means = {}
     for name in MEASURES[:-1]:  # thresholds are of one category
@@ -255,7 +256,7 @@ def _mean(results: dict[str, dict], subset: str = ALL) -> dict[str, float | None
     return means
 
 
-def _table(results: dict[str, dict]) -> Table:
+def _table(results: dict[str, dict[str, Any]]) -> Table:
     table = Table("category", title="all layers and scales")
     for name in (*MEASURES, "fit s", "score s", "memory GB"):
         table.add_column(_heading(name), justify="right")
@@ -269,7 +270,7 @@ def _table(results: dict[str, dict]) -> Table:
     return table
 
 
-def _table_of_subsets(results: dict[str, dict], subsets: dict[str, Subset]) -> Table:
+def _table_of_subsets(results: dict[str, dict[str, Any]], subsets: dict[str, Subset]) -> Table:
     table = Table("layers - scales", title=f"mean of {len(results)} categories" if len(results) > 1 else None)
     for name in MEASURES[:-1]:
         table.add_column(_heading(name), justify="right")

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -102,7 +103,7 @@ class Found:
     def failed(self) -> int:
         return sum(row.verdict == FAIL for row in self.rows)
 
-    def labelled(self) -> dict | None:
+    def labelled(self) -> dict[str, Any] | None:
         parts = [dataclasses.asdict(part) for part in (self.apart, self.mistakes) if part is not None]
         return {name: value for part in parts for name, value in part.items()} or None
 

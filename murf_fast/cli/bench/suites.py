@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from murf_fast.cli.bench import compare, records
 from murf_fast.cli.bench.records import Record
@@ -114,7 +115,7 @@ def _check_names(names: Sequence[str]) -> None:
         )
 
 
-def _baseline(options: Options, machine: dict) -> Record:
+def _baseline(options: Options, machine: dict[str, Any]) -> Record:
     """The record to compare with, if it can be."""
     old = records.read(options.against)
     if not old.cases:
@@ -141,7 +142,7 @@ def _wanted(old: Record, suites: Sequence[str]) -> list[str]:
     return found
 
 
-def _resumable(options: Options, asked: dict, machine: dict) -> Record:
+def _resumable(options: Options, asked: dict[str, Any], machine: dict[str, Any]) -> Record:
     """The record that is to be continued, if it is one of this command, machine and commit."""
     if not options.record.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {options.record}")
@@ -170,7 +171,7 @@ def _keep_earlier(record: Path, console) -> None:
         console.print(f"the record that was here is now {kept}", highlight=False, soft_wrap=True)
 
 
-def _measure(options: Options, asked: dict, console) -> int:
+def _measure(options: Options, asked: dict[str, Any], console) -> int:
     """Runs the suites in a process of their own, which writes the record case by case."""
     command = [sys.executable, "-m", "pytest", str(SUITES / "bench_all.py"), "--benchmark-columns=median,rounds"]
     command += ["-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", f"--record={options.record.resolve()}"]
@@ -188,7 +189,7 @@ def _measure(options: Options, asked: dict, console) -> int:
     return {0: 0, PYTEST_INTERRUPTED: INTERRUPTED}.get(status, REFUSED)
 
 
-def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """With SIGINT blocked until benchmarks/interruption.py takes it: imports would end in a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         return subprocess.Popen(command, cwd=SUITES.parent, env=environment)
@@ -199,7 +200,7 @@ def _started(command: list[str], environment: dict[str, str]) -> subprocess.Pope
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _stopped(process: subprocess.Popen, console) -> None:
+def _stopped(process: subprocess.Popen[bytes], console) -> None:
     """Waits for the end of an interrupted process. A terminal's Ctrl-C reached it, too, which does no harm twice."""
     try:
         console.print("stopping after the call that runs; Ctrl-C again stops at once", highlight=False)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +181,7 @@ def train(task: Task, steps: int, every: int) -> Iterator[Progress]:
                 optimizer.step()
 
 
-def _groups(task: Task, name: str) -> list[dict]:
+def _groups(task: Task, name: str) -> list[dict[str, Any]]:
     fast, others = [], list(task.downsamplers[name].parameters())
     for part in task.parts[name]:
         for key, parameter in part.named_parameters():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Operation:
     result: str
     fast: Callable[[], object]
     reference: Callable[[], object]
-    errors: Callable[[Sequence], list[float]]
+    errors: Callable[[Sequence[Any]], list[float]]
 
 
 def operations(maps: list[Tensor], grid: tuple[int, int], image: Tensor) -> list[Operation]:
@@ -117,7 +118,7 @@ def _expectation(bins: list[Tensor], grid, depths: Tensor) -> Operation:
 
 
 def _cross_entropy(logits: list[Tensor], target: Tensor) -> Operation:
-    def forward_and_backward(loss_of: Callable, features: Sequence[Tensor]) -> list[Tensor]:
+    def forward_and_backward(loss_of: Callable[..., Any], features: Sequence[Tensor]) -> list[Tensor]:
         features = [f.detach().requires_grad_() for f in features]
         with torch.enable_grad():
             loss = loss_of(features, target)

@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,11 +65,11 @@ class Case:
         return ", ".join(str(value) for value in self.labels.values())
 
     @property
-    def group(self) -> tuple:
+    def group(self) -> tuple[Any, ...]:
         return tuple(value for name, value in self.labels.items() if name not in ("method", "code"))
 
     @property
-    def kind(self) -> tuple:
+    def kind(self) -> tuple[Any, ...]:
         """What has the same share of the machine's speed."""
         return tuple(self.labels.get(name) for name in ("method", "code"))
 
@@ -104,7 +105,7 @@ class Table:
     size: str
     cases: Callable[[Setting], Sequence[Case]]
     notes: tuple[str, ...] = ()
-    remark: Callable[[list[dict]], str | None] = lambda rows: None
+    remark: Callable[[list[dict[str, Any]]], str | None] = lambda rows: None
     half_on_gpu: bool = False
     replaces: bool = False
     takes_data: bool = False

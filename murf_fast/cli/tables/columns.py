@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from murf_fast.cli.tables.case import OURS
 from murf_fast.cli.tables.results import Results
@@ -18,7 +19,7 @@ class Column:
 
     title: str
     name: str
-    value: Callable[[dict], float | str | None]
+    value: Callable[[dict[str, Any]], float | str | None]
     shown: Callable[[float], str] = str
     is_number: bool = True
 
@@ -39,7 +40,7 @@ def columns(results: Results, memory: bool | None = None) -> list[Column]:
     return found
 
 
-def ratio(results: Results, row: dict, part: str) -> float | None:
+def ratio(results: Results, row: dict[str, Any], part: str) -> float | None:
     """A time over that of ours in the same case; None for ours."""
     if row["labels"]["code"] == OURS or part not in row["parts"]:
         return None
@@ -47,7 +48,7 @@ def ratio(results: Results, row: dict, part: str) -> float | None:
     return None if ours is None else row["parts"][part]["median_s"] / ours["parts"][part]["median_s"]
 
 
-def cells(results: Results, row: dict) -> list[str]:
+def cells(results: Results, row: dict[str, Any]) -> list[str]:
     """A row as people read it; in place of the first time, why there is none."""
     found, error = [], row["error"]
     for column in columns(results):
@@ -105,7 +106,7 @@ def _count(value: float | None) -> float | None:
     return int(value) if value is not None and value == int(value) else value
 
 
-def _part(name: str, number: str) -> Callable[[dict], float | None]:
+def _part(name: str, number: str) -> Callable[[dict[str, Any]], float | None]:
     return lambda row: row["parts"].get(name, {}).get(number)
 
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,7 +33,7 @@ class _Series:
     name: str
     code: str
     colour: str
-    values: dict
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _panels(results: Results) -> list[_Panel]:
     ]
 
 
-def _series(results: Results, numbers: dict) -> list[_Series]:
+def _series(results: Results, numbers: dict[str, Any]) -> list[_Series]:
     """By the labels that are neither along the axis nor the same everywhere, and by the code.
 
     ``numbers``: part, number and factor by the place on the axis; the place None is that of the row's own label.

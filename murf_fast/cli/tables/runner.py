@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -81,7 +82,9 @@ class _Runner:
             self.results.cut = OVER_BUDGET
         self.results.write()
 
-    def _first(self, case: Case, tell: Callable) -> tuple[Case, dict[str, Callable], dict[str, float]] | None:
+    def _first(
+        self, case: Case, tell: Callable[..., Any]
+    ) -> tuple[Case, dict[str, Callable[..., Any]], dict[str, float]] | None:
         """Memory of every part, and the time of its second call; None where there is nothing to time in turns."""
         tell(case.name, self._left())
         if self.budget is not None and _first_pass(self.forecast, case) > self.budget - self._spent():
@@ -100,7 +103,9 @@ class _Runner:
         self.results.write()
         return found
 
-    def _observed(self, case: Case, row: dict) -> tuple[Case, dict[str, Callable], dict[str, float]]:
+    def _observed(
+        self, case: Case, row: dict[str, Any]
+    ) -> tuple[Case, dict[str, Callable[..., Any]], dict[str, float]]:
         parts, once = case.build(), {}
         for name, call in parts.items():
             meter.seconds_of(call, self.device)  # compiles, fills caches
@@ -110,7 +115,7 @@ class _Runner:
         self.forecast.learn(case, sum(once.values()))
         return case, parts, once
 
-    def _in_turns(self, measured: list[tuple], tell: Callable) -> None:
+    def _in_turns(self, measured: list[tuple[Any, ...]], tell: Callable[..., Any]) -> None:
         """The medians of every part; what is slow has its one time already."""
         names = list(self.results.table.parts)
         for i, name in enumerate(names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor
 from murf_fast import _arguments
 from murf_fast.nn._checkpoint_files import Checkpoint, open_checkpoint
 from murf_fast.nn._checkpoints import few
+from murf_fast.typing import Size
 
 _UPSAMPLER, _ENCODER = "upsampler.", "encoder."
 # The prefix of every other part, beside that of our own state dicts.
@@ -36,7 +38,10 @@ class Parts:
 
 
 def read(
-    what: str, checkpoint: str | PathLike | Mapping, inputs: Sequence[str], factor: int | tuple[int, int] | None
+    what: str,
+    checkpoint: str | PathLike[str] | Mapping[str, Any],
+    inputs: Sequence[str],
+    factor: Size | None,
 ) -> Parts:
     """The parts of a training's checkpoint, or of an upsampler's state dict.
 

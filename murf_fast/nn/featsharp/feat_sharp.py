@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens
 from murf_fast.ops.resize import resize
+from murf_fast.typing import Size
 
 
 class FeatSharp(nn.Module):
@@ -54,9 +56,9 @@ class FeatSharp(nn.Module):
     def __init__(
         self,
         encoder: nn.Module | Callable[[Tensor], Tensor],
-        factor: int | tuple[int, int],
+        factor: Size,
         *,
-        size: int | tuple[int, int] | None = None,
+        size: Size | None = None,
         channels: int | None = None,
         inputs: Sequence[str] = ("jbu", "tiles"),
         progressive: bool = False,
@@ -90,11 +92,11 @@ class FeatSharp(nn.Module):
     @classmethod
     def from_checkpoint(
         cls,
-        checkpoint: str | PathLike | Mapping,
+        checkpoint: str | PathLike[str] | Mapping[str, Any],
         encoder: nn.Module | Callable[[Tensor], Tensor],
         inputs: Sequence[str] = ("jbu", "tiles"),
         *,
-        factor: int | tuple[int, int] | None = None,
+        factor: Size | None = None,
         num_heads: int = 16,
         window: int = 7,
         **arguments,
@@ -241,7 +243,7 @@ class FeatSharp(nn.Module):
             return described
         return f"encoder={getattr(self.encoder, '__name__', type(self.encoder).__name__)}, {described}"
 
-    def _packed(self, encoder: nn.Module, channels: object, options: dict) -> MultiResolutionEncoder:
+    def _packed(self, encoder: nn.Module, channels: object, options: dict[str, Any]) -> MultiResolutionEncoder:
         """The encoder at the sizes of the levels, or of the views where these are cut for it."""
         what = "FeatSharp"
         if channels is not None:
@@ -273,7 +275,7 @@ class FeatSharp(nn.Module):
             )
 
 
-def _called(encoder: object, channels: object, options: dict) -> Callable[[Tensor], Tensor]:
+def _called(encoder: object, channels: object, options: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     what = "FeatSharp"
     if not callable(encoder):
         raise TypeError(f"murf_fast.{what}: `encoder` must be a module or a callable, got {type(encoder).__name__}")

@@ -12,17 +12,18 @@ from murf_fast.nn.guided.featsharp_jbu import prime_steps
 from murf_fast.nn.vit import _images
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
+from murf_fast.typing import Mode, Size
 
 Pair = tuple[int, int]
 
 
 def split_tiles(
     images: Tensor,
-    factor: int | Pair,
-    size: int | Pair,
+    factor: Size,
+    size: Size,
     *,
     progressive: bool = False,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
 ) -> Tensor:
     """Views of one size: the whole image, and the tiles that the image makes ``factor`` times as large.
@@ -62,7 +63,7 @@ def split_tiles(
     return views[0] if len(views) == 1 else torch.cat(views)
 
 
-def merge_tiles(maps: Tensor, factor: int | Pair, *, progressive: bool = False) -> list[Tensor]:
+def merge_tiles(maps: Tensor, factor: Size, *, progressive: bool = False) -> list[Tensor]:
     """The maps of the views of :func:`split_tiles`, those of tiles put together.
 
     Args:

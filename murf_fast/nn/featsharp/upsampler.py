@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from murf_fast.nn.guided.featsharp_jbu import FeatSharpJBU
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_concat import upsample_concat
+from murf_fast.typing import Size
 
 INPUTS = ("bilinear", "jbu", "tiles")
 
@@ -45,7 +47,7 @@ class FeatSharpUpsampler(nn.Module):
     def __init__(
         self,
         channels: int,
-        factor: int | tuple[int, int],
+        factor: Size,
         inputs: Sequence[str] = ("jbu", "tiles"),
         *,
         progressive: bool = False,
@@ -68,10 +70,10 @@ class FeatSharpUpsampler(nn.Module):
     @classmethod
     def from_checkpoint(
         cls,
-        checkpoint: str | PathLike | Mapping,
+        checkpoint: str | PathLike[str] | Mapping[str, Any],
         inputs: Sequence[str] = ("jbu", "tiles"),
         *,
-        factor: int | tuple[int, int] | None = None,
+        factor: Size | None = None,
         num_heads: int = 16,
         window: int = 7,
     ) -> FeatSharpUpsampler:
@@ -135,7 +137,7 @@ class FeatSharpUpsampler(nn.Module):
             low = level(low, images, mosaic)
         return low
 
-    def _check_tiles(self, i: int, level: Level, low: Tensor, mosaic: object) -> None:
+    def _check_tiles(self, i: int, level: Level, low: Tensor, mosaic: Any) -> None:
         what, name = "FeatSharpUpsampler", "tiles" if len(self.ups) == 1 else f"tiles[{i}]"
         _checks.map_(what, name, mosaic)
         _checks.same_device_and_dtype(what, name, mosaic, "low", low)

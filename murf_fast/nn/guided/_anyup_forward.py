@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +121,7 @@ def wants_gradients(weights: Mapping[str, Tensor], image: Tensor) -> bool:
     return derivatives_wanted((image, *flat(*_parameters(weights))))
 
 
-def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[tuple, str | None]:
+def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[tuple[Any, ...], str | None]:
     """The parameters as the passes over pixels take them, and their backend; None where plain PyTorch has to do."""
     network = _parameters(weights)
     backend = backends.resolve(None, image.device.type, image.dtype)
@@ -128,7 +129,7 @@ def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[tuple, str |
     return network, None if plain or wants_gradients(weights, image) else backend
 
 
-def _parameters(weights: Mapping[str, Tensor]) -> tuple:
+def _parameters(weights: Mapping[str, Tensor]) -> tuple[Any, ...]:
     encoders = [[weights[f"{name}.{part}"] for part in ENCODER] for name in _OF_IMAGE]
     return encoders, weights["rope.freqs"], weights["cross_decode.conv2d.weight"], _projection(weights, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,7 @@ def convolution(inputs: int, outputs: int, kernel_size: int, *, bias: bool) -> n
     return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, padding_mode=mode, bias=bias)
 
 
-def check_image(what: str, image: object, output_size: object, like: Tensor, *, reflects: bool) -> tuple[int, int]:
+def check_image(what: str, image: Any, output_size: Any, like: Tensor, *, reflects: bool) -> tuple[int, int]:
     """The image of a guided upsampler; returns the output's (height, width), the image's if not given.
 
     ``like`` is one of the module's parameters; with ``reflects`` an encoder pads the image by reflection.

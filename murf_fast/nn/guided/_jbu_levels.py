@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from murf_fast.nn._parts import peculiarity, unlike
 from murf_fast.nn.guided.jbu_level import Drawn, JBULevel, dropout_mask, strangeness
 from murf_fast.ops import _checks, joint_bilateral_upsample
 from murf_fast.ops._derivatives import in_transform
+from murf_fast.typing import Size
 
 # Bytes of logits that are made before they are reduced: they should stay in a CPU's cache, and fill a GPU.
 _BAND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
@@ -21,7 +23,7 @@ _BAND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 def run_levels(
     what: str,
     named: Sequence[tuple[str, nn.Module]],
-    factors: Sequence[int | tuple[int, int]],
+    factors: Sequence[Size],
     sources: Sequence[Tensor],
     guidance: Tensor,
     *,
@@ -68,7 +70,7 @@ def passed_over(named: Sequence[tuple[str, nn.Module]], final: nn.Sequential | N
 
 def _run(
     levels: Sequence[nn.Module],
-    factors: Sequence[int | tuple[int, int]],
+    factors: Sequence[Size],
     sources: Sequence[Tensor],
     guidance: Tensor,
     mode: str,
@@ -111,7 +113,7 @@ def _run(
     return sources
 
 
-def _labels(source: Tensor, pooled: Tensor, dtype: torch.dtype, options: dict) -> Tensor:
+def _labels(source: Tensor, pooled: Tensor, dtype: torch.dtype, options: dict[str, Any]) -> Tensor:
     """(B, H, W): classes of the largest results of a level."""
     batch, _, height, width = pooled.shape
     row_bytes = max(1, batch * source.shape[1] * width * source.element_size())

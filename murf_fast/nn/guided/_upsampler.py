@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from murf_fast import _arguments
 from murf_fast._layout import is_channels_last
 from murf_fast.nn.guided._attend import REDUCTIONS, Attention, predicted
-from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Region, Size, check_region
+from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Pair, Region, check_region
 from murf_fast.ops import _checks
 from murf_fast.ops._resize import place
 from murf_fast.ops.linear_head import check_head
+from murf_fast.typing import Size
 from murf_fast.windows import Windows
 
 Maps = Tensor | Sequence[Tensor]
@@ -33,7 +34,7 @@ class GuidedUpsampler(nn.Module):
     def encode_image(
         self,
         image: Tensor,
-        output_size: int | Size | None = None,
+        output_size: Size | None = None,
         *,
         grids: Grids | None = None,
         region: Region | None = None,
@@ -99,7 +100,7 @@ class GuidedUpsampler(nn.Module):
     def statistics(
         self,
         image: Tensor,
-        output_size: int | Size | None = None,
+        output_size: Size | None = None,
         *,
         grids: Grids | None = None,
         recompute: bool = False,
@@ -138,7 +139,7 @@ class GuidedUpsampler(nn.Module):
         features: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        output_size: int | Size | None = None,
+        output_size: Size | None = None,
         *,
         reduce: str | None = None,
         region: Region | None = None,
@@ -187,7 +188,7 @@ class GuidedUpsampler(nn.Module):
         image: Tensor | EncodedImage,
         features: Tensor,
         query: tuple[int, int],
-        output_size: int | Size | None = None,
+        output_size: Size | None = None,
     ) -> Tensor:
         """How much one pixel of the output attends to every pixel of the features (AnyUp's Figure 8).
 
@@ -234,7 +235,7 @@ class GuidedUpsampler(nn.Module):
         self,
         image: Tensor | EncodedImage,
         features: Maps,
-        output_size: int | Size | None,
+        output_size: Size | None,
         values: Maps | None,
         region: Region | None,
     ) -> Tensor | list[Tensor]:
@@ -283,7 +284,7 @@ class GuidedUpsampler(nn.Module):
         return list(given)
 
     def _encoded(
-        self, image: Tensor | EncodedImage, maps: list[Tensor], output_size: int | Size | None, region: Region | None
+        self, image: Tensor | EncodedImage, maps: list[Tensor], output_size: Size | None, region: Region | None
     ) -> EncodedImage:
         """The image's part of a call with these maps."""
         what = type(self).__name__
@@ -350,31 +351,31 @@ class GuidedUpsampler(nn.Module):
     def _check_parts(self) -> None:
         """Refuses submodules that would not be called."""
 
-    def _check_windows(self, size: Size, features: Tensor) -> None:
+    def _check_windows(self, size: Pair, features: Tensor) -> None:
         """Whether the windows of an output of this size fit the features."""
 
-    def _check_image(self, image: Tensor, output_size: int | Size | None) -> Size:
+    def _check_image(self, image: Tensor, output_size: Size | None) -> Pair:
         """The output's size, of arguments that fit."""
         raise NotImplementedError
 
     def _query_channels(self) -> int:
         raise NotImplementedError
 
-    def _rule(self, size: Size, grid: Size) -> Windows:
+    def _rule(self, size: Pair, grid: Pair) -> Windows:
         raise NotImplementedError
 
     def _encode(
         self,
         image: Tensor,
-        size: Size,
+        size: Pair,
         region: Region,
-        grids: list[Size] | None,
+        grids: list[Pair] | None,
         known: ImageStatistics | None = None,
     ) -> EncodedImage:
         """``known`` has the keys, and saves the pass over the whole image."""
         raise NotImplementedError
 
-    def _statistics(self, image: Tensor, size: Size, grids: list[Size] | None, recompute: bool) -> ImageStatistics:
+    def _statistics(self, image: Tensor, size: Pair, grids: list[Pair] | None, recompute: bool) -> ImageStatistics:
         raise NotImplementedError
 
     def _wants_gradients(self, image: Tensor) -> bool:
@@ -386,7 +387,7 @@ class GuidedUpsampler(nn.Module):
         raise NotImplementedError
 
 
-def check_grids(what: str, grids: Grids) -> list[Size]:
+def check_grids(what: str, grids: Grids) -> list[Pair]:
     """(height, width) of maps, or given; each once."""
     if not isinstance(grids, Sequence) and (isinstance(grids, Tensor) or not _arguments.is_sequence(grids)):
         found = f"a {type(grids).__name__}" if isinstance(grids, Tensor) else repr(grids)
@@ -397,7 +398,7 @@ def check_grids(what: str, grids: Grids) -> list[Size]:
         else tuple(_checks.grid(what, f"grids[{i}]", g))
         for i, g in enumerate(grids)
     ]
-    found: list[Size] = []
+    found: list[Pair] = []
     for size in sizes:
         place(found, size)
     return found

@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from murf_fast.nn.guided._image_range import check_image_range, imagenet_normali
 from murf_fast.nn.guided._upsampler import GuidedUpsampler
 from murf_fast.ops import _checks
 from murf_fast.ops.window_attention import VALUES
+from murf_fast.typing import Size
 from murf_fast.windows import Windows
 
 
@@ -127,7 +129,7 @@ class AnyUp(GuidedUpsampler):
         self._names, self._forms = [name for name, _ in self.named_parameters()], _parts.forms_of(self)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, **options) -> AnyUp:
+    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any], **options) -> AnyUp:
         """A model with released weights, in eval mode.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -161,7 +163,7 @@ class AnyUp(GuidedUpsampler):
         self,
         image: Tensor | EncodedImage,
         features: Tensor | Sequence[Tensor],
-        output_size: int | tuple[int, int] | None = None,
+        output_size: Size | None = None,
         *,
         values: Tensor | Sequence[Tensor] | None = None,
         region: tuple[int, int, int, int] | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn.guided._jbu_levels import run_levels
 from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.ops import _checks
+from murf_fast.typing import Size
 
 _FIRST = "ups.0.range_proj.0.weight"
 
@@ -36,7 +38,7 @@ class FeatSharpJBU(nn.Module):
     Source: FeatSharp (arXiv 2502.16025), its ``JBUStack`` and ``JBULevel``.
     """
 
-    def __init__(self, factor: int | tuple[int, int], *, guides: int = 3) -> None:
+    def __init__(self, factor: Size, *, guides: int = 3) -> None:
         super().__init__()
         if _arguments.is_sequence(factor):
             self.factors = prime_steps(_arguments.pair("FeatSharpJBU", "factor", factor))
@@ -51,7 +53,7 @@ class FeatSharpJBU(nn.Module):
                 level.register_buffer(name, torch.tensor(0.0))
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, factor: int | tuple[int, int]) -> FeatSharpJBU:
+    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any], factor: Size) -> FeatSharpJBU:
         """An upsampler with trained weights, in eval mode.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``

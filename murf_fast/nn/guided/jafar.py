@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._image_encoders import flat, image_queries
 from murf_fast.ops._image_regions import image_rectangle, image_statistics
+from murf_fast.typing import Size
 
 _IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
 _ATTENTION = "cross_decode.cross_attn."
@@ -82,7 +84,7 @@ class JAFAR(GuidedUpsampler):
         self._forms = forms_of(self)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, num_heads: int = 4) -> JAFAR:
+    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any], *, num_heads: int = 4) -> JAFAR:
         """A model with released weights, in eval mode; all but the heads follows from their shapes.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -115,7 +117,7 @@ class JAFAR(GuidedUpsampler):
         self,
         image: Tensor | EncodedImage,
         features: Tensor | Sequence[Tensor],
-        output_size: int | tuple[int, int] | None = None,
+        output_size: Size | None = None,
         *,
         values: Tensor | Sequence[Tensor] | None = None,
         region: tuple[int, int, int, int] | None = None,
@@ -172,7 +174,7 @@ class JAFAR(GuidedUpsampler):
         )
         return ImageStatistics("JAFAR", norms, ImageKeys.of(maps, grids), image_size, size)
 
-    def _network(self, image: Tensor) -> tuple[tuple, str | None]:
+    def _network(self, image: Tensor) -> tuple[tuple[Any, ...], str | None]:
         """The parameters as the passes over pixels take them, and their backend; None where modules are called."""
         block, backend = self.cross_decode.cross_attn, fused_backend(self, self._forms, image, self._of_image())
         encoders = [getattr(self, name).weights() for name in _OF_IMAGE]
@@ -297,7 +299,7 @@ class _CrossDecode(nn.Module):
         return F.linear(block.norm_k(k.permute(0, 2, 3, 1)), block.attention.k_proj_weight, bias).permute(0, 3, 1, 2)
 
 
-def _keep_used(module: nn.Module | None, state_dict: dict, prefix: str, *rest) -> None:
+def _keep_used(module: nn.Module | None, state_dict: dict[str, Any], prefix: str, *rest) -> None:
     """Drops what has no influence; takes apart the one matrix that torch keeps where ``v_dim`` is ``qk_dim``."""
     for name in _DEAD:
         state_dict.pop(prefix + name, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class JBUStack(nn.Module):
         self.norm = nn.LayerNorm(dim) if norm else None
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping) -> JBUStack:
+    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any]) -> JBUStack:
         """A stack with released weights, in eval mode; its shape follows from theirs.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from murf_fast.ops import _checks, resize
 from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._naf_encoder import naf_queries
 from murf_fast.ops._naf_regions import naf_rectangle, naf_statistics
+from murf_fast.typing import Size
 
 _FIRST = "image_encoder.encoder.0.weight"
 _PERIODS = "image_encoder.rope.periods"
@@ -82,7 +84,7 @@ class NAF(GuidedUpsampler):
         self._forms = forms_of(self)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, kernel_size: int = 9) -> NAF:
+    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any], *, kernel_size: int = 9) -> NAF:
         """A model with released weights, in eval mode.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -115,7 +117,7 @@ class NAF(GuidedUpsampler):
         self,
         image: Tensor | EncodedImage,
         features: Tensor | Sequence[Tensor],
-        output_size: int | tuple[int, int] | None = None,
+        output_size: Size | None = None,
         *,
         values: Tensor | Sequence[Tensor] | None = None,
         region: tuple[int, int, int, int] | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from murf_fast._capture import captured, may_capture
 from murf_fast.ops import _checks, gaussian_bilateral_upsample, resize
 from murf_fast.tables.disk import MAX_RADIUS
+from murf_fast.typing import Size
 
 _WHAT = "UpsampleAnything"
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's Adam
@@ -96,7 +97,7 @@ class UpsampleAnything(nn.Module):
         precise = torch.float64 if features.dtype == torch.float64 else torch.float32
         return gaussian_bilateral_upsample(features, image.to(precise), *kernels, radius=self.radius, reach=self.reach)
 
-    def fit(self, image: Tensor, grid: int | tuple[int, int]) -> CellKernels:
+    def fit(self, image: Tensor, grid: Size) -> CellKernels:
         """Kernels for maps of ``grid`` = (h, w) cells; they carry no gradient.
 
         float32, or float64 for an image of that; the same numbers with any number of threads.
@@ -156,7 +157,7 @@ def _positive(name: str, value: object) -> float:
     return value
 
 
-def _check(image: object, features: object) -> None:
+def _check(image: Any, features: Any) -> None:
     _checks.map_(_WHAT, "image", image)
     _checks.map_(_WHAT, "features", features)
     _checks.same_device(_WHAT, "features", features, "image", image)

@@ -15,6 +15,7 @@ from murf_fast.nn.heads.depth_losses import check_target, log_gradient_loss, sca
 from murf_fast.ops import _checks, resize, upsample_expectation
 from murf_fast.ops.linear_head import low_resolution_logits
 from murf_fast.ops.upsample_expectation import NORMS
+from murf_fast.typing import Size
 
 SPACINGS = ("midpoint", "linspace")
 
@@ -134,9 +135,7 @@ class DepthHead(nn.Module):
         edges = torch.linspace(near, far, bins + 1, dtype=torch.float32, device=device)
         return 0.5 * (edges[:-1] + edges[1:])
 
-    def forward(
-        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
+    def forward(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:
         """Depth of the image.
 
         Args:
@@ -160,9 +159,7 @@ class DepthHead(nn.Module):
         return depth if self.grid == "image" else resize(depth[:, None], size)[:, 0]
 
     @torch.no_grad()
-    def predict(
-        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
+    def predict(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:
         """:meth:`forward` without gradients."""
         return self(features, size, cls)
 

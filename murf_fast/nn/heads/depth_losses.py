@@ -129,7 +129,7 @@ def check_target(op: str, target: object, mask: object, max_depth: object) -> No
         raise ValueError(f"murf_fast.{op}: `max_depth` must be above 0, got {max_depth}")
 
 
-def _valid(op: str, depth: object, target: object, mask: Tensor | None, max_depth: float | None) -> Tensor:
+def _valid(op: str, depth: Any, target: Any, mask: Tensor | None, max_depth: float | None) -> Tensor:
     """(B, H, W), bool: where both losses look."""
     _checks.tensor(op, "depth", depth)
     check_target(op, target, mask, max_depth)

@@ -15,6 +15,7 @@ from murf_fast.nn.heads import _head_grid
 from murf_fast.ops import _checks, upsample_argmax, upsample_confusion, upsample_cross_entropy
 from murf_fast.ops._batch_norm import running_statistics
 from murf_fast.ops.linear_head import linear_head, low_resolution_logits
+from murf_fast.typing import Size
 
 _OWN = Naming("murf_fast", "classifier", "norm", norm_optional=True)
 _MURF = Naming("MuRF", "seg_head.classifier", "seg_head.bn")
@@ -85,9 +86,7 @@ class SegmentationHead(nn.Module):
         weights.load_into(head.classifier, head.norm)
         return head
 
-    def forward(
-        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
+    def forward(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:
         """Logits of the image.
 
         Args:
@@ -111,9 +110,7 @@ class SegmentationHead(nn.Module):
         return linear_head(features, weight, bias, size=size, via=via, norm=self.norm, cls=cls)
 
     @torch.no_grad()
-    def predict(
-        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
+    def predict(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:
         """``forward(...).argmax(1)`` without gradients and without the logits of the image; arguments as there.
 
         Returns:

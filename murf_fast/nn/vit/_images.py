@@ -6,6 +6,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def as_floats(images: Tensor) -> Tensor:
     return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
-def three_numbers(what: str, name: str, value: object) -> list[float] | None:
+def three_numbers(what: str, name: str, value: Any) -> list[float] | None:
     """``mean`` or ``std`` as floats; None stays."""
     if value is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -37,7 +38,7 @@ def images_of(what: str, images: Images, image_sizes: object, family: Family) ->
     return _cropped(what, images, _sizes(what, "image_sizes", image_sizes, len(images)))
 
 
-def _of_processor(what: str, given: Mapping, image_sizes: object, family: Family) -> Tensor | list[Tensor]:
+def _of_processor(what: str, given: Mapping[str, Any], image_sizes: object, family: Family) -> Tensor | list[Tensor]:
     unknown = [key for key in given if key not in KEYS]
     if unknown or "pixel_values" not in given:
         lacks = f"has {unknown}" if unknown else "has no `pixel_values`"

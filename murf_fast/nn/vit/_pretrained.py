@@ -81,7 +81,7 @@ def _processor(name: str, patch_size: int, **options) -> Normalization | None:
 
 
 def frozen(
-    what: str, name_or_folder: str | os.PathLike, dtype: torch.dtype | str, local_files_only: bool
+    what: str, name_or_folder: str | os.PathLike[str], dtype: torch.dtype | str, local_files_only: bool
 ) -> tuple[nn.Module, Normalization]:
     """:func:`pretrained` in eval mode and without gradients, its normalization, or that of its family; errors are in
     one sentence.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def scaled_sizes(
     return sizes
 
 
-def _listed(what: str, name: str, value: object, kind: str) -> list:
+def _listed(what: str, name: str, value: object, kind: str) -> list[Any]:
     alone = isinstance(value, (numbers.Number, torch.SymInt)) or (isinstance(value, Tensor) and value.ndim == 0)
     listed = [value] if alone else value
     if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes)):

@@ -13,6 +13,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -156,13 +157,13 @@ def _own_forward(family: Family, twin: nn.Module) -> _Seen | None:
             continue
         seen = _Seen(_patches(family, grid), grid)
 
-        def before(module: nn.Module, arguments: tuple, options: dict, seen: _Seen = seen) -> None:
+        def before(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], seen: _Seen = seen) -> None:
             seen.tokens, seen.rotation = tokens_in(arguments[0]), options.get("position_embeddings")
 
-        def after(module: nn.Module, arguments: tuple, output: object, seen: _Seen = seen) -> None:
+        def after(module: nn.Module, arguments: tuple[Any, ...], output: object, seen: _Seen = seen) -> None:
             seen.last = tokens_in(output)
 
-        def around(module: nn.Module, arguments: tuple, output: object, seen: _Seen = seen) -> None:
+        def around(module: nn.Module, arguments: tuple[Any, ...], output: object, seen: _Seen = seen) -> None:
             seen.contained = tokens_in(output)
 
         handles = [
@@ -235,9 +236,9 @@ def _own_grid(family: Family) -> tuple[int, int] | None:
     return side, side
 
 
-def _kinds(family: Family) -> dict[tuple, int]:
+def _kinds(family: Family) -> dict[tuple[Any, ...], int]:
     """The first block of every kind: by signature, shapes and attributes."""
-    kinds: dict[tuple, int] = {}
+    kinds: dict[tuple[Any, ...], int] = {}
     for i, block in enumerate(family.blocks):
         shapes = tuple(tuple(p.shape) for p in block.parameters() if not nn.parameter.is_lazy(p))
         attributes = tuple(

@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from murf_fast.nn.vit.families._family import Family, Rotation
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences
 from murf_fast.ops.resample_pos_embed import KEEPS
+from murf_fast.typing import Mode, Size
 
 WHAT = "MultiResolutionEncoder"
 ROUNDINGS = ("floor", "murf")
@@ -31,7 +33,7 @@ ROUNDINGS = ("floor", "murf")
 CPU_TOKENS, OTHER_TOKENS = 4096, 32768
 
 # The packable parts of models, as their first encoder found them: classes, no reference to a model.
-_verified: weakref.WeakKeyDictionary[nn.Module, frozenset] = weakref.WeakKeyDictionary()
+_verified: weakref.WeakKeyDictionary[nn.Module, frozenset[Any]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -129,15 +131,15 @@ class MultiResolutionEncoder(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        sizes: Sequence[int | tuple[int, int]] | None = None,
+        sizes: Sequence[Size] | None = None,
         *,
         scales: Sequence[float] | None = None,
         rounding: str = "floor",
         layers: Sequence[int] | None = None,
         norm: bool | None = None,
-        tiles: Sequence[int | tuple[int, int]] | None = None,
+        tiles: Sequence[Size] | None = None,
         remainder: str = "raise",
-        mode: str = "bilinear",
+        mode: Mode = "bilinear",
         antialias: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -192,9 +194,7 @@ class MultiResolutionEncoder(nn.Module):
         is_on_cpu = self.family.like.device.type == "cpu"
         return self._tokens_per_pass or (CPU_TOKENS if is_on_cpu else OTHER_TOKENS)
 
-    def at(
-        self, sizes: Sequence[int | tuple[int, int]], tiles: Sequence[int | tuple[int, int]] | None = None
-    ) -> MultiResolutionEncoder:
+    def at(self, sizes: Sequence[Size], tiles: Sequence[Size] | None = None) -> MultiResolutionEncoder:
         """This encoder at other ``sizes`` and ``tiles``, which are checked as by the class; all else is shared."""
         other = copy.copy(self)
         other._set_resolutions(sizes, None, tiles, "raise")
@@ -471,7 +471,7 @@ class MultiResolutionEncoder(nn.Module):
         return [of_grid[grid] for grid in packed.grids]
 
 
-def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **options) -> MultiResolutionEncoder:
+def encoder_of(model: nn.Module, sizes: Sequence[Size], **options) -> MultiResolutionEncoder:
     """For functions that make an encoder in every call: what a model's first one verified, the others take over."""
     verified = _verified.get(model)
     wanted = options.pop("verify", True)
@@ -483,7 +483,7 @@ def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **optio
     return encoder
 
 
-def _indices(what: str, layers: object, depth: int) -> list[int]:
+def _indices(what: str, layers: Any, depth: int) -> list[int]:
     """Indices of blocks, counted from the front; the last if None."""
     if layers is not None and not _checks.is_sequence(layers):
         raise TypeError(f"murf_fast.{what}: `layers` must be a list of indices, got {layers!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from murf_fast.nn.vit.principal import common_projection, fused_projection
 from murf_fast.ops import _checks
 from murf_fast.ops._library import wants_channels_last
 from murf_fast.ops.upsample_concat import upsample_concat
+from murf_fast.typing import Backend, Mode, Size
 
 GRAPHED = ("features", "tokens", "segment", "depth")
 
@@ -48,7 +50,7 @@ class MuRF(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        sizes: Sequence[int | tuple[int, int]] | None = None,
+        sizes: Sequence[Size] | None = None,
         head: SegmentationHead | DepthHead | None = None,
         **options,
     ) -> None:
@@ -69,8 +71,8 @@ class MuRF(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | PathLike,
-        sizes: Sequence[int | tuple[int, int]] | None = None,
+        name_or_folder: str | PathLike[str],
+        sizes: Sequence[Size] | None = None,
         head: SegmentationHead | DepthHead | None = None,
         *,
         dtype: torch.dtype = torch.float32,
@@ -106,7 +108,7 @@ class MuRF(nn.Module):
         model, normalization = frozen("MuRF.from_pretrained", name_or_folder, dtype, local_files_only)
         return cls(model, sizes, head, **(normalization | options)).eval()
 
-    def forward(self, images: Images, grid: int | tuple[int, int] | None = None, **options) -> Tensor | list[Tensor]:
+    def forward(self, images: Images, grid: Size | None = None, **options) -> Tensor | list[Tensor]:
         """:meth:`features`."""
         return self.features(images, grid, **options)
 
@@ -122,15 +124,15 @@ class MuRF(nn.Module):
     def features(
         self,
         images: Images,
-        grid: int | tuple[int, int] | None = None,
+        grid: Size | None = None,
         *,
         image_sizes: Sizes | None = None,
-        mode: str = "bilinear",
+        mode: Mode = "bilinear",
         antialias: bool = False,
-        via: int | tuple[int, int] | None = None,
+        via: Size | None = None,
         memory_format: torch.memory_format | None = None,
         out: Tensor | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> Tensor | list[Tensor]:
         """The maps of all resolutions and layers, on one grid and concatenated.
 
@@ -185,7 +187,7 @@ class MuRF(nn.Module):
     def segment(
         self,
         images: Images,
-        size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        size: Size | Sequence[tuple[int, int]] | None = None,
         *,
         image_sizes: Sizes | None = None,
     ) -> Tensor | list[Tensor]:
@@ -214,7 +216,7 @@ class MuRF(nn.Module):
     def depth(
         self,
         images: Images,
-        size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        size: Size | Sequence[tuple[int, int]] | None = None,
         *,
         image_sizes: Sizes | None = None,
     ) -> Tensor | list[Tensor]:
@@ -234,7 +236,7 @@ class MuRF(nn.Module):
     def pca(
         self,
         images: Images,
-        size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        size: Size | Sequence[tuple[int, int]] | None = None,
         components: int = 3,
         *,
         image_sizes: Sizes | None = None,
@@ -307,7 +309,7 @@ class MuRF(nn.Module):
         self,
         op: str,
         name: str,
-        given: object,
+        given: Any,
         images: Tensor | list[Tensor],
         default: Callable[[tuple[int, int]], tuple[int, int]],
     ) -> list[tuple[int, int]]:

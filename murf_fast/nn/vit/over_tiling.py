@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from murf_fast.nn.vit import _images
 from murf_fast.nn.vit.multi_resolution_encoder import encoder_of
 from murf_fast.ops import _checks
+from murf_fast.typing import Size
 
 
 @torch.no_grad()
@@ -18,7 +19,7 @@ def over_tiling_error(
     images: Tensor,
     levels: Sequence[int] = (1, 2, 3, 4),
     *,
-    size: int | tuple[int, int] | None = None,
+    size: Size | None = None,
     **options,
 ) -> Tensor:
     """``mean (f(resize(image, n size)) - tiles_n(resize(image, n size)))^2`` for every level n.

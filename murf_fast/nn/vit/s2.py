@@ -15,6 +15,7 @@ from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_concat import upsample_concat
 from murf_fast.scales import scaled_pixels
+from murf_fast.typing import Size
 
 
 class S2(nn.Module):
@@ -45,7 +46,7 @@ class S2(nn.Module):
         model: nn.Module | Callable[[Tensor], Tensor],
         scales: Sequence[float] | None = None,
         *,
-        img_sizes: Sequence[int | tuple[int, int]] | None = None,
+        img_sizes: Sequence[Size] | None = None,
         max_split_size: int | None = None,
         resize_output_to_idx: int = 0,
         num_prefix_tokens: int = 0,

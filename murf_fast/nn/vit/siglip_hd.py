@@ -13,6 +13,7 @@ from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, en
 from murf_fast.ops import _checks
 from murf_fast.ops.upsample_concat import upsample_concat
 from murf_fast.ops.upsample_mean import upsample_mean
+from murf_fast.typing import Mode, Size
 
 TILINGS = ("disjoint", "half_overlap", "whole")
 FUSIONS = ("average", "concat", "unshuffle")
@@ -25,12 +26,12 @@ def multi_scale_target(
     images: Tensor,
     factors: Sequence[int] = (1, 2),
     *,
-    size: int | tuple[int, int] | None = None,
+    size: Size | None = None,
     weights: Sequence[float] | None = None,
     tiling: str = "disjoint",
     fusion: str = "average",
-    grid: int | tuple[int, int] | None = None,
-    mode: str = "bilinear",
+    grid: Size | None = None,
+    mode: Mode = "bilinear",
     antialias: bool = True,
     **options,
 ) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -194,7 +195,7 @@ def _own(model: nn.Module, pixels: Tensor, layers: Sequence[int]) -> list[Tensor
     return own_layers(model, pixels, layers)
 
 
-def _remark(rows: Sequence[dict]) -> str | None:
+def _remark(rows: Sequence[dict[str, Any]]) -> str | None:
     """What a fit and a score are altogether."""
     found = []
     for row in rows:

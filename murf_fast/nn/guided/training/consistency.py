@@ -10,12 +10,13 @@ from torch.utils.checkpoint import checkpoint
 
 from murf_fast.nn.guided.training.views import Views
 from murf_fast.ops import _checks
+from murf_fast.typing import Size
 
 Downsampler = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
 def downsampled_views(
-    upsampled: Tensor, views: Views, downsampler: Downsampler, size: int | tuple[int, int], *, recompute: bool = False
+    upsampled: Tensor, views: Views, downsampler: Downsampler, size: Size, *, recompute: bool = False
 ) -> Tensor:
     """``down(t(F))`` for every view t: what a backbone should make of the views, by the upsampled features.
 

@@ -142,7 +142,7 @@ class _CRF(torch.autograd.Function):
 
 
 def _kernel(
-    p: Tensor, i: Tensor, others_p: Tensor, others_i: Tensor, weights: tuple[float, float], deviations: tuple
+    p: Tensor, i: Tensor, others_p: Tensor, others_i: Tensor, weights: tuple[float, float], deviations: tuple[Any, ...]
 ) -> Tensor:
     """(rows, n)."""
     (appearance, smoothness), (far, color, near) = weights, deviations

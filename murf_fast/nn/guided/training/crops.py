@@ -10,6 +10,7 @@ from torch import Tensor
 from murf_fast import _arguments
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
+from murf_fast.typing import Size
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class LocalCrops:
 
 def local_crops(
     images: Tensor,
-    size: int | tuple[int, int],
+    size: Size,
     patch_size: int,
     *,
     count: int = 4,

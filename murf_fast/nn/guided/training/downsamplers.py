@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from murf_fast.nn.guided.training._window_sum import window_sum
 from murf_fast.ops import _checks
+from murf_fast.typing import Size
 
 _BLUR = 2  # taps to each side
 
@@ -28,12 +29,12 @@ class SimpleDownsampler(nn.Module):
     Source: FeatUp, section 3.1, its simple downsampler.
     """
 
-    def __init__(self, kernel_size: int | tuple[int, int]) -> None:
+    def __init__(self, kernel_size: Size) -> None:
         super().__init__()
         self.kernel_size = _checks.grid("SimpleDownsampler", "kernel_size", kernel_size)
         self.kernel = nn.Parameter(torch.ones(self.kernel_size))
 
-    def forward(self, features: Tensor, size: int | tuple[int, int]) -> Tensor:
+    def forward(self, features: Tensor, size: Size) -> Tensor:
         """Features on a coarser grid.
 
         Args:
@@ -84,7 +85,7 @@ class AttentionDownsampler(nn.Module):
     def __init__(
         self,
         channels: int,
-        kernel_size: int | tuple[int, int] = 7,
+        kernel_size: Size = 7,
         *,
         dropout: float = 0.2,
         sigma: float | None = 1.0,
@@ -103,7 +104,7 @@ class AttentionDownsampler(nn.Module):
         self.weight = nn.Parameter(torch.ones(self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(self.kernel_size))
 
-    def forward(self, features: Tensor, size: int | tuple[int, int]) -> Tensor:
+    def forward(self, features: Tensor, size: Size) -> Tensor:
         """Features on a coarser grid; arguments, result and errors as of :meth:`SimpleDownsampler.forward`.
 
         The result is channels_last by strides.

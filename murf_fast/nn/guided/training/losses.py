@@ -10,6 +10,7 @@ from torch import Tensor
 
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
+from murf_fast.typing import Size
 
 _RANGE_EPS = 1e-6
 
@@ -87,7 +88,7 @@ def self_consistency_loss(
     image: Tensor,
     augmented: Tensor,
     features: Tensor,
-    output_size: int | tuple[int, int] | None = None,
+    output_size: Size | None = None,
 ) -> Tensor:
     """How far the result moves when the guidance changes in colour and the features do not.
 

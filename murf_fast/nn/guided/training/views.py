@@ -11,6 +11,7 @@ from torch import Tensor
 
 from murf_fast import _arguments
 from murf_fast.ops import _checks
+from murf_fast.typing import Size
 
 _DRAWS = 7  # of a view: zoom, row, column, flip, angle, and two of perspective
 
@@ -26,7 +27,7 @@ class Views:
 
     matrices: Tensor
 
-    def __call__(self, maps: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
+    def __call__(self, maps: Tensor, size: Size | None = None) -> Tensor:
         """Every view of the maps: bilinear, and mirrored at the image's edge beyond it.
 
         Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +134,7 @@ class Family:
         """The table of absolute positions."""
         return find(self.model, self.kind.positions)
 
-    def embed(self, images: Tensor | Sequence[Tensor], sizes: Sequence, **options) -> PackedTokens:
+    def embed(self, images: Tensor | Sequence[Tensor], sizes: Sequence[Any], **options) -> PackedTokens:
         """Tokens of all images at all sizes in one packed pass; arguments and ``options`` of :func:`patch_embed`."""
         packed = patch_embed(
             images,
@@ -235,14 +235,14 @@ def left_out(family: Family, block: nn.Module) -> Iterator[tuple[nn.Module, bool
     return walk(block)
 
 
-def active(found: object) -> nn.Module | Factor | None:
+def active(found: Any) -> nn.Module | Factor | None:
     """An optional part of a block: None where it does nothing."""
     if isinstance(found, Tensor):
         return Factor(found)
     return None if found is None or is_inert(found) else found
 
 
-def tokens_in(output: object) -> Tensor:
+def tokens_in(output: Any) -> Tensor:
     """The tokens in what a block or an encoder returns."""
     return output if isinstance(output, Tensor) else output[0]
 
