@@ -9,9 +9,10 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from murf_fast import _arguments, backends
@@ -20,6 +21,7 @@ from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._growing import GrowingBanks
 from murf_fast.anomaly._images import Size
+from murf_fast.anomaly._options import DetectorOptions
 from murf_fast.anomaly._overlap import encoded
 from murf_fast.anomaly._patches import WHAT, HeldOut, LookedAt, PatchEncoder, Patches
 from murf_fast.anomaly._references import references_of
@@ -37,6 +39,10 @@ from murf_fast.ops._random_projection import PROJECTIONS
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
+from murf_fast.typing import AnomalyMethod, AnomalyRules, BankIndex, Image, Precision, Projection
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 INDICES = ("exact", "cells", "coreset", "ivf")
 ON_EMPTY = ("skip", "raise")
@@ -103,20 +109,20 @@ class MultiResolutionDetector:
         encoder: nn.Module,
         layers: Sequence[int] = (7, 9, 11),
         scales: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
-        index: str = "exact",
+        index: BankIndex = "exact",
         foreground: Callable[[Tensor], Tensor] | None = None,
         pixels: float | None = 5e6,
         *,
         enlarge: bool = False,
         norm: bool = False,
         shorter_side: int | None = None,
-        rules: str | ScoringRules = "mrf-ad",
+        rules: AnomalyRules | ScoringRules = "mrf-ad",
         coreset: float = 0.1,
-        projection: str | None = None,
+        projection: Projection | None = None,
         references: float | None = None,
-        background: str = "black",
-        precision: str = "auto",
-        on_empty: str = "skip",
+        background: Literal["black", "keep"] = "black",
+        precision: Precision = "auto",
+        on_empty: Literal["skip", "raise"] = "skip",
     ) -> None:
         _arguments.flag(WHAT, "enlarge", enlarge)
         _arguments.choice(WHAT, "on_empty", on_empty, ON_EMPTY)
@@ -164,7 +170,9 @@ class MultiResolutionDetector:
         self._home: _files.Home | None = None
 
     @classmethod
-    def by_name(cls, method: str, encoder: nn.Module, **options) -> MultiResolutionDetector:
+    def by_name(
+        cls, method: AnomalyMethod, encoder: nn.Module, **options: Unpack[DetectorOptions]
+    ) -> MultiResolutionDetector:
         """A detector as a published method says: layers, norm, sizes, coreset and rules are those of ``METHODS``.
 
         Args:
@@ -206,7 +214,7 @@ class MultiResolutionDetector:
 
     def fit(
         self,
-        images: Iterable[Any],
+        images: Iterable[Image],
         *,
         folder: str | Path | None = None,
         overwrite: bool = False,
@@ -299,7 +307,7 @@ class MultiResolutionDetector:
 
     def add(
         self,
-        images: Iterable[Any],
+        images: Iterable[Image],
         *,
         in_place: bool = False,
         overwrite: bool = False,
@@ -398,7 +406,7 @@ class MultiResolutionDetector:
     def _fill(
         self,
         growing: GrowingBanks,
-        images: Iterable[Any],
+        images: Iterable[Image],
         held_out: int,
         batch: int | None,
         progress: Callable[..., Any] | None,
@@ -455,7 +463,7 @@ class MultiResolutionDetector:
                 found.append(self._anomaly(image.size, maps, weighted))
         return NormalRange.of(found)
 
-    def score(self, image: object) -> Anomaly:
+    def score(self, image: Image) -> Anomaly:
         """The anomaly map of an image, at its own size, and its score.
 
         Args:
@@ -473,7 +481,7 @@ class MultiResolutionDetector:
         looked, of_image = self._patches.encode_one(image)
         return self._anomaly(looked.size, *self._searched(of_image))
 
-    def score_many(self, images: Iterable[Any], *, batch: int | None = None) -> Iterator[Anomaly]:
+    def score_many(self, images: Iterable[Image], *, batch: int | None = None) -> Iterator[Anomaly]:
         """What :meth:`score` says of every image, one after another in their order.
 
         Images that are small share passes of the encoder, and files are read while those before them are scored. On a
@@ -501,7 +509,7 @@ class MultiResolutionDetector:
         enough = [self.rules.k] * self._patches.scales
         return self._scored(self._patches.checked(_images.many(images), self._check_rows, enough), batch)
 
-    def score_each_scale(self, image: object) -> list[Anomaly]:
+    def score_each_scale(self, image: Image) -> list[Anomaly]:
         """What every scale says by itself and, last, what :meth:`score` says; from one encoding.
 
         Arguments, errors and memory are those of :meth:`score`.
@@ -573,7 +581,7 @@ class MultiResolutionDetector:
         encoder: nn.Module,
         *,
         foreground: Callable[[Tensor], Tensor] | None = None,
-        group=None,
+        group: dist.ProcessGroup | None = None,
         verify: bool = True,
         any_precision: bool = False,
     ) -> MultiResolutionDetector:
@@ -644,11 +652,11 @@ class MultiResolutionDetector:
         detector.method, detector._home = told["method"], home
         return detector
 
-    def _encoded(self, images: Iterable[Any], batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
+    def _encoded(self, images: Iterable[Image], batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
         patches = self._patches
         return encoded(patches.groups(patches.look_at_each(images), batch), patches.encode, patches.device)
 
-    def _scored(self, images: Iterable[Any], batch: int | None) -> Iterator[Anomaly]:
+    def _scored(self, images: Iterable[Image], batch: int | None) -> Iterator[Anomaly]:
         for pairs in self._encoded(images, batch):
             while pairs:  # an image's features go when it is done
                 yield self._scored_pair(*pairs.pop(0))

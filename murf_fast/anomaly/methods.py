@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from murf_fast import _arguments
+from murf_fast.typing import BankIndex, Projection
 
 WHAT = "MultiResolutionDetector.by_name"
 
@@ -27,9 +28,9 @@ class Method:
     left_out: str
     pixels: float | None = None
     shorter_side: int | None = None
-    index: str = "exact"
+    index: BankIndex = "exact"
     coreset: float = 0.1
-    projection: str | None = None
+    projection: Projection | None = None
     references: float | None = None
 
     def layers(self, blocks: int) -> list[int]:

@@ -14,9 +14,13 @@ from murf_fast.anomaly._background import MEMORY, SortedRuns, Store
 from murf_fast.anomaly._curve import Curve
 from murf_fast.anomaly._defects import Defects
 from murf_fast.anomaly.pixel_curves import checked_limit
+from murf_fast.typing import PixelMap
+
+# Maps, or numbers of whole images.
+Scores = Iterable[PixelMap] | Iterable[float]
 
 
-def au_pro(scores: Iterable[Any], masks: Iterable[Any], limit: float = 0.05) -> float:
+def au_pro(scores: Iterable[PixelMap], masks: Iterable[PixelMap], limit: float = 0.05) -> float:
     """Area under the per-region-overlap curve up to a false-positive rate, divided by that rate.
 
     A threshold's overlap is the mean, over all 8-connected defect regions of all images, of the share of a region's
@@ -45,7 +49,7 @@ def au_pro(scores: Iterable[Any], masks: Iterable[Any], limit: float = 0.05) -> 
     return _curve("au_pro", scores, masks, regions=True).au_pro(limit)
 
 
-def au_roc(scores: Iterable[Any], masks: Iterable[Any], limit: float = 1.0) -> float:
+def au_roc(scores: Scores, masks: Scores, limit: float = 1.0) -> float:
     """Area under the pixels' ROC curve up to a false-positive rate, divided by that rate.
 
     Arguments, result, errors and memory as for :func:`au_pro`, but scipy is not needed, and ``scores`` may be those of
@@ -55,7 +59,7 @@ def au_roc(scores: Iterable[Any], masks: Iterable[Any], limit: float = 1.0) -> f
     return _curve("au_roc", *_pixels.images("au_roc", scores, masks), regions=False).au_roc(limit)
 
 
-def best_f1(scores: Iterable[Any], masks: Iterable[Any]) -> tuple[float, float]:
+def best_f1(scores: Scores, masks: Scores) -> tuple[float, float]:
     """The largest F1 of all thresholds, and the highest threshold that has it: a score, at or above which is defect.
 
     F1 is 2 TP / (2 TP + FP + FN), over the pixels of all images.

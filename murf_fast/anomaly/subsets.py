@@ -13,6 +13,7 @@ from murf_fast import _arguments
 from murf_fast.anomaly._patches import LookedAt, Patches
 from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.anomaly.result import Anomaly
+from murf_fast.typing import Image, SubsetKind
 
 WHAT = "subset_scores"
 KINDS = ("none", "scales", "layers", "scales-x-layers", "all")
@@ -23,7 +24,7 @@ class Subset(NamedTuple):
     """Some of a detector's layers and scales (sizes, of an encoder at sizes), whose banks count, each with each."""
 
     layers: tuple[int, ...]
-    scales: tuple[Any, ...]
+    scales: tuple[float, ...] | tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class BankDistances:
     weighted: list[float]
 
 
-def subsets_of(detector: MultiResolutionDetector, kind: str) -> dict[str, Subset]:
+def subsets_of(detector: MultiResolutionDetector, kind: SubsetKind) -> dict[str, Subset]:
     """Subsets by name, that of all layers and scales last.
 
     Args:
@@ -86,7 +87,7 @@ def banks_of(detector: MultiResolutionDetector, subset: Subset) -> list[int]:
 
 
 def bank_distances(
-    detector: MultiResolutionDetector, images: Iterable[Any], *, batch: int | None = None
+    detector: MultiResolutionDetector, images: Iterable[Image], *, batch: int | None = None
 ) -> Iterator[BankDistances]:
     """Of every image in order, each searched in every bank once; else as ``detector.score_many``."""
     detector._fitted()
@@ -106,7 +107,7 @@ def anomaly_of(detector: MultiResolutionDetector, distances: BankDistances, subs
 
 
 def subset_scores(
-    detector: MultiResolutionDetector, image: object, subsets: str | Mapping[str, Subset]
+    detector: MultiResolutionDetector, image: Image, subsets: SubsetKind | Mapping[str, Subset]
 ) -> dict[str, Anomaly]:
     """What every subset of a detector's layers and scales says of an image, from one encoding and one search per bank.
 

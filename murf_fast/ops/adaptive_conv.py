@@ -23,7 +23,7 @@ from murf_fast.ops._library import (
     wants_channels_last,
 )
 from murf_fast.tables.folded import PADDINGS, folded_axis
-from murf_fast.typing import Backend, Size
+from murf_fast.typing import Backend, Padding, Size, SmoothMode
 
 MODES = ("bilinear", "bicubic")
 
@@ -33,8 +33,8 @@ def adaptive_conv(
     kernels: Tensor,
     size: Size | None = None,
     *,
-    mode: str | None = "bicubic",
-    padding: str | None = "reflect",
+    mode: SmoothMode | None = "bicubic",
+    padding: Padding | None = "reflect",
     bias: Tensor | None = None,
     memory_format: torch.memory_format | None = None,
     backend: Backend | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from murf_fast import backends, reference
@@ -15,7 +17,11 @@ VARIANTS = ("released", "paper")
 
 
 def feature_unify(
-    features: Tensor, basis: Tensor, variant: str = "released", *, backend: Backend | None = None
+    features: Tensor,
+    basis: Tensor,
+    variant: Literal["released", "paper"] = "released",
+    *,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Correlate every channel with a basis of filters, softmax and average: M channels, whatever came in.
 

@@ -12,7 +12,7 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import axes_of, register
 from murf_fast.ops._resize import Resize
-from murf_fast.typing import Backend, Mode, Size
+from murf_fast.typing import Backend, Layout, Mode, Size
 
 LAYOUTS = ("cyx", "yxc")
 
@@ -26,7 +26,7 @@ def image_to_patches(
     antialias: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    layout: str = "cyx",
+    layout: Layout = "cyx",
     dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> list[Tensor]:
@@ -68,11 +68,11 @@ def padded_patches(
     patch_size: int,
     multiple: int,
     *,
-    mode: str,
+    mode: Mode,
     antialias: bool,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    layout: str,
+    layout: Layout,
     dtype: torch.dtype | None,
     backend: str | None,
 ) -> list[Tensor]:

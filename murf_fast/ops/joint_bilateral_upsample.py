@@ -15,7 +15,7 @@ from murf_fast.ops._library import as_float32, empty_map, layout_of, register, w
 from murf_fast.ops.adaptive_conv import MODES, adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
 from murf_fast.tables.folded import folded_axis, part
-from murf_fast.typing import Backend
+from murf_fast.typing import Backend, SmoothMode
 
 
 def joint_bilateral_upsample(
@@ -24,7 +24,7 @@ def joint_bilateral_upsample(
     params: BilateralParams,
     *,
     radius: int = 3,
-    mode: str = "bicubic",
+    mode: SmoothMode = "bicubic",
     bias: Tensor | None = None,
     range_mask: Tensor | None = None,
     fixup_mask: Tensor | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from murf_fast import _fork, backends, reference
 from murf_fast.ops import _checks, _contract, _random_projection
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
-from murf_fast.typing import Backend
+from murf_fast.typing import Backend, Projection
 
 OP = "k_center_greedy"
 STARTS = ("random",)
@@ -24,9 +25,9 @@ def k_center_greedy(
     *,
     count: int | None = None,
     fraction: float | None = None,
-    start: int | Tensor | str = 0,
+    start: int | Tensor | Literal["random"] = 0,
     include_start: bool = True,
-    projection: Tensor | str | None = None,
+    projection: Tensor | Projection | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     out: Tensor | None = None,

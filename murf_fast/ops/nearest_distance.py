@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
 from murf_fast.tables._table import is_capturing
 from murf_fast.tables.nearest_cells import Cells
-from murf_fast.typing import Backend
+from murf_fast.typing import Backend, Metric, Precision
 
 METRICS = ("l2", "l2sq", "cosine", "ip")
 INDICES = ("exact", "ivf")
@@ -67,8 +67,8 @@ class NearestIndex:
         *,
         cosine: bool = False,
         ip: bool = False,
-        cells: int | str | None = None,
-        precision: str = "auto",
+        cells: int | Literal["auto"] | None = None,
+        precision: Precision = "auto",
         device: torch.device | str | None = None,
         backend: Backend | None = None,
     ) -> None:
@@ -188,9 +188,9 @@ def nearest_distance(
     bank: Tensor | NearestIndex | IVFIndex,
     *,
     k: int = 1,
-    metric: str | None = None,
-    precision: str = "auto",
-    index: str = "exact",
+    metric: Metric | None = None,
+    precision: Precision = "auto",
+    index: Literal["exact", "ivf"] = "exact",
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of a bank for every query, exactly, without the (Q, M) matrix of distances.

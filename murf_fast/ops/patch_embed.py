@@ -15,7 +15,7 @@ from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.image_to_patches import image_to_patches, padded_patches
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
-from murf_fast.typing import Backend, Mode, Size
+from murf_fast.typing import Backend, Keep, Layout, Mode, PositionFlavor, Remainder, Size
 
 REMAINDERS = ("raise", "drop")
 
@@ -118,18 +118,18 @@ def patch_embed(
     pos_embed: Tensor | None = None,
     *,
     patch_size: int,
-    flavor: str | None = None,
+    flavor: PositionFlavor | None = None,
     num_prefix_tokens: int = 0,
     source_grid: tuple[int, int] | None = None,
     prefix: Tensor | None = None,
     tiles: Sequence[Size] | None = None,
-    remainder: str = "raise",
+    remainder: Remainder = "raise",
     mode: Mode = "bilinear",
     antialias: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    layout: str = "cyx",
-    keep: bool | str = "checked",
+    layout: Layout = "cyx",
+    keep: Keep = "checked",
     backend: Backend | None = None,
 ) -> PackedTokens:
     """Resize, normalize, cut and project images at several resolutions, with positions, into one packed buffer.
@@ -241,7 +241,7 @@ def cut_sequences(
     prefix: int,
     dtype: torch.dtype,
     tiles: Sequence[Size] | None = None,
-    remainder: str = "raise",
+    remainder: Remainder = "raise",
     **options,
 ) -> Iterator[tuple[Block, Tensor]]:
     """The patches (tiles B, h w, 3 p p) of each resolution's sequences, for embeddings that are called as modules.

@@ -20,7 +20,7 @@ from murf_fast.ops._resize import Resize
 from murf_fast.ops.resize import resize, resize_out
 from murf_fast.tables._table import is_capturing
 from murf_fast.tables.resize import pseudo_inverse
-from murf_fast.typing import Backend, Size
+from murf_fast.typing import Backend, Keep, PositionFlavor, Size, SmoothMode
 
 # What is kept of one table beyond the results of its latest call, which are kept whatever they take.
 KEPT_TABLES = 24
@@ -69,7 +69,7 @@ _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 class Flavor:
     """How one code base resizes its table."""
 
-    mode: str
+    mode: SmoothMode
     antialias: bool
     offset: float = 0.0  # added to the grid before the scale factor is taken
 
@@ -90,10 +90,10 @@ def resample_pos_embed(
     pos_embed: Tensor,
     grid: tuple[int, int] | Sequence[tuple[int, int]],
     *,
-    flavor: str,
+    flavor: PositionFlavor,
     num_prefix_tokens: int = 0,
     source_grid: tuple[int, int] | None = None,
-    keep: bool | str = False,
+    keep: Keep = False,
     backend: Backend | None = None,
 ) -> Tensor | list[Tensor]:
     """Resize a learned table of positions to another grid, as a named code base does.
@@ -212,7 +212,7 @@ def _keep(kept: Kept, key: tuple[Any, ...], resampled: Callable[[], Tensor]) -> 
         return resampled()
 
 
-def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: Flavor, backend: str) -> Tensor:
+def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: PositionFlavor, backend: str) -> Tensor:
     """Rows (P + h * w, D) of one grid, from a table (1, D, M_h, M_w)."""
     source = tuple(table.shape[2:])
     # Without an offset a table at its own grid is itself: no case for a graph of any size.
@@ -258,7 +258,7 @@ def resample_patch_embed(
     weight: Tensor,
     patch_size: Size,
     *,
-    mode: str = "bicubic",
+    mode: SmoothMode = "bicubic",
     antialias: bool = True,
 ) -> Tensor:
     """A patch-embedding kernel for another patch size: the pseudo-inverse resize of FlexiViT.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def upsample_cross_entropy(
     ignore_index: int = -100,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Literal["mean", "sum", "none"] = "mean",
     backend: Backend | None = None,
 ) -> Tensor:
     """``F.cross_entropy(sum_s U_s F_s + bias, target)`` without full-resolution logits, forward and backward.

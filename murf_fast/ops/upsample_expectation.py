@@ -11,7 +11,7 @@ from murf_fast import backends, reference
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, axes_of_maps, bias_gradient, empty_map, float32_rows, register
-from murf_fast.typing import Backend, Mode, Size
+from murf_fast.typing import Backend, Mode, Norm, Size
 
 NORMS = ("softmax", "linear")
 
@@ -22,7 +22,7 @@ def upsample_expectation(
     values: Tensor,
     *,
     bias: Tensor | None = None,
-    norm: str = "softmax",
+    norm: Norm = "softmax",
     mode: Mode = "bilinear",
     antialias: bool = False,
     via: Size | None = None,

@@ -15,7 +15,7 @@ from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, empty_map, layout_of, register
 from murf_fast.tables.query_blocks import blocks_of
-from murf_fast.typing import Backend
+from murf_fast.typing import Backend, Values
 from murf_fast.windows import Windows, axis_window
 
 VALUES = ("mean", "split")
@@ -28,7 +28,7 @@ def window_attention(
     *,
     windows: Windows,
     num_heads: int,
-    values: str = "mean",
+    values: Values = "mean",
     scale: float | None = None,
     bias: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,

@@ -11,7 +11,7 @@ from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import as_float32, float32_rows, register
 from murf_fast.ops.upsample_argmax import label_dtype
 from murf_fast.ops.window_attention import VALUES, check_attention, requires_attention
-from murf_fast.typing import Backend
+from murf_fast.typing import Backend, Values
 from murf_fast.windows import Windows
 
 
@@ -22,7 +22,7 @@ def window_attention_argmax(
     *,
     windows: Windows,
     num_heads: int,
-    values: str = "mean",
+    values: Values = "mean",
     scale: float | None = None,
     bias: tuple[Tensor, Tensor] | None = None,
     class_bias: Tensor | None = None,

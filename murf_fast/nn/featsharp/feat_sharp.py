@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast.nn._checkpoints import load_into
+from murf_fast.nn._options import PassOptions
 from murf_fast.nn.featsharp import _checkpoint
 from murf_fast.nn.featsharp.bias_buffer import BiasBuffer
 from murf_fast.nn.featsharp.conditional_bias import ConditionalBias
@@ -23,7 +24,10 @@ from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens
 from murf_fast.ops.resize import resize
-from murf_fast.typing import Size
+from murf_fast.typing import SharpInput, Size
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class FeatSharp(nn.Module):
@@ -60,7 +64,7 @@ class FeatSharp(nn.Module):
         *,
         size: Size | None = None,
         channels: int | None = None,
-        inputs: Sequence[str] = ("jbu", "tiles"),
+        inputs: Sequence[SharpInput] = ("jbu", "tiles"),
         progressive: bool = False,
         num_heads: int = 16,
         window: int = 7,
@@ -68,7 +72,7 @@ class FeatSharp(nn.Module):
         normalizer: PHIS | None = None,
         bias_buffer: BiasBuffer | None = None,
         conditional_bias: ConditionalBias | None = None,
-        **options,
+        **options: Unpack[PassOptions],
     ) -> None:
         super().__init__()
         what = "FeatSharp"
@@ -94,7 +98,7 @@ class FeatSharp(nn.Module):
         cls,
         checkpoint: str | PathLike[str] | Mapping[str, Any],
         encoder: nn.Module | Callable[[Tensor], Tensor],
-        inputs: Sequence[str] = ("jbu", "tiles"),
+        inputs: Sequence[SharpInput] = ("jbu", "tiles"),
         *,
         factor: Size | None = None,
         num_heads: int = 16,
@@ -174,6 +178,9 @@ class FeatSharp(nn.Module):
         guidance = self.guidance(images, low) if "jbu" in self.upsampler.inputs else None
         result = self.upsampler(low, guidance, tiles)
         return self.normalizer.inverse(result) if raw and self.normalizer is not None else result
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def train(self, mode: bool = True) -> FeatSharp:
         """The mode of all parts but the encoder, which is put in eval mode."""

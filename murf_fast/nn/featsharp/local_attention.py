@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,6 +84,9 @@ class LocalAttention(nn.Module):
         Memory: the heads' results, and queries, keys and values; without gradients those of some heads at a time.
         """
         return self.proj(self.attend(tokens))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def projection(self) -> Tensor:
         """The weight of ``qkv``.

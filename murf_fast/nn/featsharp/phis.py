@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -143,6 +144,9 @@ class PHIS(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             result = F.linear(rows.to(wide) - self.mean.to(wide), self.alpha.to(wide) * self.rotation.to(wide))
         return as_given(result.to(features.dtype))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def inverse(self, features: Tensor) -> Tensor:
         """Features from standardized ones: ``x = R^-1 x' / alpha + mean``. All else is as for :meth:`forward`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from murf_fast.nn.guided.featsharp_jbu import FeatSharpJBU
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_concat import upsample_concat
-from murf_fast.typing import Size
+from murf_fast.typing import SharpInput, Size
 
 INPUTS = ("bilinear", "jbu", "tiles")
 
@@ -48,7 +48,7 @@ class FeatSharpUpsampler(nn.Module):
         self,
         channels: int,
         factor: Size,
-        inputs: Sequence[str] = ("jbu", "tiles"),
+        inputs: Sequence[SharpInput] = ("jbu", "tiles"),
         *,
         progressive: bool = False,
         num_heads: int = 16,
@@ -71,7 +71,7 @@ class FeatSharpUpsampler(nn.Module):
     def from_checkpoint(
         cls,
         checkpoint: str | PathLike[str] | Mapping[str, Any],
-        inputs: Sequence[str] = ("jbu", "tiles"),
+        inputs: Sequence[SharpInput] = ("jbu", "tiles"),
         *,
         factor: Size | None = None,
         num_heads: int = 16,
@@ -137,6 +137,9 @@ class FeatSharpUpsampler(nn.Module):
             low = level(low, images, mosaic)
         return low
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def _check_tiles(self, i: int, level: Level, low: Tensor, mosaic: Any) -> None:
         what, name = "FeatSharpUpsampler", "tiles" if len(self.ups) == 1 else f"tiles[{i}]"
         _checks.map_(what, name, mosaic)
@@ -160,7 +163,7 @@ class Level(nn.Module):
         channels: int,
         before: tuple[int, int],
         grid: tuple[int, int],
-        inputs: Sequence[str],
+        inputs: Sequence[SharpInput],
         *,
         guides: int,
         **options,
@@ -174,6 +177,9 @@ class Level(nn.Module):
 
     def forward(self, low: Tensor, images: Tensor | None, tiles: Tensor | None) -> Tensor:
         return self.block(self._together(low, images, tiles))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _together(self, low: Tensor, images: Tensor | None, tiles: Tensor | None) -> Tensor:
         """The inputs at the finer grid, one behind the other; what they are made of is not kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,9 @@ class EncoderBlock(nn.Module):
         y = self.conv2(y)
         y = y + x if self.residual else y
         return y if size is None else pooled(y, size)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def _activated(norm: nn.Module, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Pair, Re
 from murf_fast.ops import _checks
 from murf_fast.ops._resize import place
 from murf_fast.ops.linear_head import check_head
-from murf_fast.typing import Size
+from murf_fast.typing import Reduce, Size
 from murf_fast.windows import Windows
 
 Maps = Tensor | Sequence[Tensor]
@@ -141,7 +141,7 @@ class GuidedUpsampler(nn.Module):
         bias: Tensor | None = None,
         output_size: Size | None = None,
         *,
-        reduce: str | None = None,
+        reduce: Reduce | None = None,
         region: Region | None = None,
     ) -> Tensor:
         """A linear head on the upsampled features, without the upsampled features.

@@ -7,13 +7,14 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast.nn import _checkpoints, _parts
+from murf_fast.nn._options import AnyUpOptions
 from murf_fast.nn.guided import _anyup_checkpoint
 from murf_fast.nn.guided._anyup_forward import WINDOWS, encode, keys_of, statistics_of, wants_gradients, window_rule
 from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics
@@ -21,8 +22,11 @@ from murf_fast.nn.guided._image_range import check_image_range, imagenet_normali
 from murf_fast.nn.guided._upsampler import GuidedUpsampler
 from murf_fast.ops import _checks
 from murf_fast.ops.window_attention import VALUES
-from murf_fast.typing import Size
+from murf_fast.typing import Size, Values
 from murf_fast.windows import Windows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AnyUp(GuidedUpsampler):
@@ -80,12 +84,12 @@ class AnyUp(GuidedUpsampler):
         *,
         num_heads: int = 4,
         window_ratio: float = 0.1,
-        windows: str = "dense",
+        windows: Literal["dense", "natten"] = "dense",
         input_dim: int = 3,
         kernel_size: int = 1,
         kernel_size_lfu: int = 5,
         lfu_dim: int | None = None,
-        values: str = "mean",
+        values: Values = "mean",
         image_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
@@ -129,7 +133,9 @@ class AnyUp(GuidedUpsampler):
         self._names, self._forms = [name for name, _ in self.named_parameters()], _parts.forms_of(self)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any], **options) -> AnyUp:
+    def from_checkpoint(
+        cls, checkpoint: str | PathLike[str] | Mapping[str, Any], **options: Unpack[AnyUpOptions]
+    ) -> AnyUp:
         """A model with released weights, in eval mode.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -204,6 +210,9 @@ class AnyUp(GuidedUpsampler):
             _arguments.integer("AnyUp", "q_chunk_size", q_chunk_size, 1)
             _warn_of_chunks()
         return self._upsample(image, features, output_size, values, region)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
         encoded = encode(self._weights(), self._normalized(image), size, region, grids, known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,9 @@ class FeatSharpJBU(nn.Module):
         source = _checks.map_("FeatSharpJBU", "source", source)
         named = [(f"ups.{i}", level) for i, level in enumerate(self.ups)]
         return run_levels("FeatSharpJBU", named, self.factors, [source], guidance, mode="bilinear")[0]
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"factors={self.factors}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,9 @@ class FixedJBU(nn.Module):
             rule = _windows(size, grid, self.radius)
             q, v = q.contiguous(memory_format=layout), source.to(dtype)
             return window_attention(q, k, v, windows=rule, num_heads=1, scale=1.0, bias=bias).to(source.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"sigma_spatial={self.sigma_spatial}, sigma_range={self.sigma_range}, radius={self.radius}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +152,9 @@ class JAFAR(GuidedUpsampler):
         """
         return self._upsample(image, features, output_size, values, region)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
         network, backend = self._network(image)
         if backend is None:
@@ -257,6 +260,9 @@ class _LearnedRotation(nn.Module):
         turned = tokens * angle.cos().to(x.dtype) + torch.cat([-b, a], 3) * angle.sin().to(x.dtype)
         return turned.permute(0, 3, 1, 2)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class _Modulation(nn.Module):
     def __init__(self, dim: int) -> None:
@@ -266,6 +272,9 @@ class _Modulation(nn.Module):
 
     def forward(self, keys: Tensor, features: Tensor) -> Tensor:
         return self.gamma(features) * F.group_norm(keys, GROUPS) + self.beta(features)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class _CrossDecode(nn.Module):

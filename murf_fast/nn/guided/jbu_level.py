@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from murf_fast import _arguments
 from murf_fast.nn._parts import unlike
 from murf_fast.ops import BilateralParams, joint_bilateral_upsample
 from murf_fast.ops.adaptive_conv import MODES
+from murf_fast.typing import SmoothMode
 
 
 class JBULevel(nn.Module):
@@ -37,7 +38,7 @@ class JBULevel(nn.Module):
         *,
         guides: int = 3,
         keys: int = 32,
-        mode: str = "bicubic",
+        mode: SmoothMode = "bicubic",
         fixup: bool = True,
         dropout: float | None = 0.1,
     ) -> None:
@@ -77,6 +78,9 @@ class JBULevel(nn.Module):
             raise ValueError(f"murf_fast.JBULevel: {strange}, which would do nothing: only its weights are read")
         drawn = Drawn.of(self, guidance)
         return joint_bilateral_upsample(source, guidance, **drawn._asdict(), radius=self.radius, mode=self.mode)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"radius={self.radius}, mode={self.mode!r}"

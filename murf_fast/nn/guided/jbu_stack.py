@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.ops import _checks
 from murf_fast.ops.linear_head import check_head
 from murf_fast.ops.upsample_argmax import label_dtype
+from murf_fast.typing import Reduce
 
 SCALES = (2, 4, 8, 16)
 
@@ -117,6 +118,9 @@ class JBUStack(nn.Module):
         results = self._run("JBUStack", source, guidance, scale)
         return results[0] if isinstance(source, Tensor) else results
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def predict(
         self,
         source: Tensor,
@@ -125,7 +129,7 @@ class JBUStack(nn.Module):
         bias: Tensor | None = None,
         *,
         scale: int = 16,
-        reduce: str | None = None,
+        reduce: Reduce | None = None,
     ) -> Tensor:
         """A linear head on the upsampled source, without the upsampled source.
 

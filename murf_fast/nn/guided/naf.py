@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +154,9 @@ class NAF(GuidedUpsampler):
         """
         return self._upsample(image, features, output_size, values, region)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     _values = "split"
 
     def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
@@ -237,6 +240,9 @@ class _ImageEncoder(nn.Module):
         image = self.fitted(image, size).contiguous(memory_format=torch.channels_last)
         return self.rope(torch.cat([self.encoder(image, size), self.sem_encoder(image, size)], 1))
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     @staticmethod
     def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
         """The image, no larger than encoders take it."""
@@ -288,3 +294,6 @@ class _AxialRotation(nn.Module):
         a, b = pairs.unbind(4)
         turned = torch.stack([a * cos - b * sin, b * cos + a * sin], 4)
         return turned.flatten(3).permute(0, 3, 1, 2)
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,9 @@ class UpsampleAnything(nn.Module):
             raise TypeError(f"murf_fast.{_WHAT}: `kernels` must be what `fit` returns, got {type(kernels).__name__}")
         precise = torch.float64 if features.dtype == torch.float64 else torch.float32
         return gaussian_bilateral_upsample(features, image.to(precise), *kernels, radius=self.radius, reach=self.reach)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def fit(self, image: Tensor, grid: Size) -> CellKernels:
         """Kernels for maps of ``grid`` = (h, w) cells; they carry no gradient.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,16 @@ from torch import Tensor, nn
 from murf_fast import _arguments
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
+from murf_fast.nn._options import DepthOptions
 from murf_fast.nn.heads import _head_grid
 from murf_fast.nn.heads.depth_losses import check_target, log_gradient_loss, scale_invariant_log_loss
 from murf_fast.ops import _checks, resize, upsample_expectation
 from murf_fast.ops.linear_head import low_resolution_logits
 from murf_fast.ops.upsample_expectation import NORMS
-from murf_fast.typing import Size
+from murf_fast.typing import HeadGrid, Norm, Size
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SPACINGS = ("midpoint", "linspace")
 
@@ -76,9 +81,9 @@ class DepthHead(nn.Module):
         bins: int,
         *,
         depth_range: tuple[float, float],
-        rule: str = "midpoint",
-        norm: str = "softmax",
-        grid: str = "largest",
+        rule: Literal["midpoint", "linspace"] = "midpoint",
+        norm: Norm = "softmax",
+        grid: HeadGrid = "largest",
         upsample: int = 1,
         clamp: bool = False,
         batch_norm: bool = False,
@@ -99,7 +104,7 @@ class DepthHead(nn.Module):
         self.classifier = nn.Conv2d(columns, bins, kernel_size=1)
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor], **options) -> DepthHead:
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], **options: Unpack[DepthOptions]) -> DepthHead:
         """A head with the weights of a checkpoint, which is recognised by its names.
 
         ``depth_estimation_head.head.*`` (MuRF; 1e-3 to 10 m, mid-points, softmax, the largest grid),
@@ -157,6 +162,9 @@ class DepthHead(nn.Module):
         size = tuple(_checks.grid("DepthHead.forward", "size", size))
         depth = self.depth_on_head_grid(features, cls, size=size)
         return depth if self.grid == "image" else resize(depth[:, None], size)[:, 0]
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     @torch.no_grad()
     def predict(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:

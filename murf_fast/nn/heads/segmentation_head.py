@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 from murf_fast import _arguments
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
+from murf_fast.nn._options import LossOptions
 from murf_fast.nn.heads import _head_grid
 from murf_fast.ops import _checks, upsample_argmax, upsample_confusion, upsample_cross_entropy
 from murf_fast.ops._batch_norm import running_statistics
 from murf_fast.ops.linear_head import linear_head, low_resolution_logits
-from murf_fast.typing import Size
+from murf_fast.typing import HeadGrid, Size
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _OWN = Naming("murf_fast", "classifier", "norm", norm_optional=True)
 _MURF = Naming("MuRF", "seg_head.classifier", "seg_head.bn")
@@ -44,7 +49,7 @@ class SegmentationHead(nn.Module):
     """
 
     def __init__(
-        self, columns: int, classes: int, *, norm: bool = True, grid: str = "largest", dropout: float = 0.0
+        self, columns: int, classes: int, *, norm: bool = True, grid: HeadGrid = "largest", dropout: float = 0.0
     ) -> None:
         super().__init__()
         columns = _arguments.integer("SegmentationHead", "columns", columns, 1)
@@ -59,7 +64,7 @@ class SegmentationHead(nn.Module):
 
     @classmethod
     def from_state_dict(
-        cls, state_dict: Mapping[str, Tensor], *, grid: str | None = None, dropout: float | None = None
+        cls, state_dict: Mapping[str, Tensor], *, grid: HeadGrid | None = None, dropout: float | None = None
     ) -> SegmentationHead:
         """A head with the weights of a checkpoint, which is recognised by its names.
 
@@ -108,6 +113,9 @@ class SegmentationHead(nn.Module):
         via = None if self.grid == "image" else grid
         weight, bias = self.classifier.weight, self.classifier.bias
         return linear_head(features, weight, bias, size=size, via=via, norm=self.norm, cls=cls)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     @torch.no_grad()
     def predict(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:
@@ -172,7 +180,11 @@ class SegmentationHead(nn.Module):
         return scaled.to(weight.dtype), (bias.to(wide) + offset).to(bias.dtype)
 
     def loss(
-        self, features: Sequence[Tensor], target: Tensor, cls: Sequence[Tensor | None] | None = None, **options
+        self,
+        features: Sequence[Tensor],
+        target: Tensor,
+        cls: Sequence[Tensor | None] | None = None,
+        **options: Unpack[LossOptions],
     ) -> Tensor:
         """``F.cross_entropy(forward(...), target)`` without the logits of the image.
 

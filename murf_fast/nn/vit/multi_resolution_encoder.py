@@ -7,7 +7,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from murf_fast.nn.vit.families._family import Family, Rotation
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences
 from murf_fast.ops.resample_pos_embed import KEEPS
-from murf_fast.typing import Mode, Size
+from murf_fast.typing import Attention, Keep, Mode, Remainder, Rounding, Size
 
 WHAT = "MultiResolutionEncoder"
 ROUNDINGS = ("floor", "murf")
@@ -134,18 +134,18 @@ class MultiResolutionEncoder(nn.Module):
         sizes: Sequence[Size] | None = None,
         *,
         scales: Sequence[float] | None = None,
-        rounding: str = "floor",
+        rounding: Rounding = "floor",
         layers: Sequence[int] | None = None,
         norm: bool | None = None,
         tiles: Sequence[Size] | None = None,
-        remainder: str = "raise",
+        remainder: Remainder = "raise",
         mode: Mode = "bilinear",
         antialias: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        attention: str | None = None,
+        attention: Attention | None = None,
         attentions: bool = False,
-        keep_positions: bool | str = "checked",
+        keep_positions: Keep = "checked",
         tokens_per_pass: int | None = None,
         verify: bool = True,
     ) -> None:
@@ -266,6 +266,9 @@ class MultiResolutionEncoder(nn.Module):
         packed, rotations, owns = self._embed(family, [images], self._checked_sizes(family, [images], is_batch=True))
         outputs, seen = self._outputs(family, packed, rotations, owns)
         return self._features([packed.with_tokens(tokens) for tokens in outputs], seen, merge)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def passes(
         self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import backends
+from murf_fast.nn._options import EncoderOptions, GraphedOptions
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit import _images
@@ -23,6 +24,10 @@ from murf_fast.ops._library import wants_channels_last
 from murf_fast.ops.upsample_concat import upsample_concat
 from murf_fast.typing import Backend, Mode, Size
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Method = Literal["features", "tokens", "segment", "depth"]
 GRAPHED = ("features", "tokens", "segment", "depth")
 
 
@@ -52,7 +57,7 @@ class MuRF(nn.Module):
         model: nn.Module,
         sizes: Sequence[Size] | None = None,
         head: SegmentationHead | DepthHead | None = None,
-        **options,
+        **options: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
         if isinstance(model, MultiResolutionEncoder):
@@ -77,7 +82,7 @@ class MuRF(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         local_files_only: bool = True,
-        **options,
+        **options: Unpack[EncoderOptions],
     ) -> MuRF:
         """A model of transformers with its weights, its family found and its images normalized as it was trained.
 
@@ -112,6 +117,9 @@ class MuRF(nn.Module):
         """:meth:`features`."""
         return self.features(images, grid, **options)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def encode(
         self, images: Images, *, image_sizes: Sizes | None = None
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]:
@@ -124,7 +132,7 @@ class MuRF(nn.Module):
     def features(
         self,
         images: Images,
-        grid: Size | None = None,
+        grid: Size | Sequence[Size] | None = None,
         *,
         image_sizes: Sizes | None = None,
         mode: Mode = "bilinear",
@@ -187,7 +195,7 @@ class MuRF(nn.Module):
     def segment(
         self,
         images: Images,
-        size: Size | Sequence[tuple[int, int]] | None = None,
+        size: Size | Sequence[Size] | None = None,
         *,
         image_sizes: Sizes | None = None,
     ) -> Tensor | list[Tensor]:
@@ -216,7 +224,7 @@ class MuRF(nn.Module):
     def depth(
         self,
         images: Images,
-        size: Size | Sequence[tuple[int, int]] | None = None,
+        size: Size | Sequence[Size] | None = None,
         *,
         image_sizes: Sizes | None = None,
     ) -> Tensor | list[Tensor]:
@@ -236,7 +244,7 @@ class MuRF(nn.Module):
     def pca(
         self,
         images: Images,
-        size: Size | Sequence[tuple[int, int]] | None = None,
+        size: Size | Sequence[Size] | None = None,
         components: int = 3,
         *,
         image_sizes: Sizes | None = None,
@@ -265,7 +273,7 @@ class MuRF(nn.Module):
         maps = [features.maps for features in self.encoder([image[0] for image in images])]
         return [projected[0] for projected in common_projection(maps, sizes, components)]
 
-    def graphed(self, images: Tensor, method: str | None = None, **options) -> GraphedCall:
+    def graphed(self, images: Tensor, method: Method | None = None, **options: Unpack[GraphedOptions]) -> GraphedCall:
         """A method captured in one CUDA graph, for images of this shape, dtype and device: encoding, fusion and head.
 
         At batch 1 a GPU waits for the host's launches; a replay is one. The method is called a few times first.

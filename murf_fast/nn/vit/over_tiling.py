@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from murf_fast.nn._options import PassOptions
 from murf_fast.nn.vit import _images
 from murf_fast.nn.vit.multi_resolution_encoder import encoder_of
 from murf_fast.ops import _checks
 from murf_fast.typing import Size
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @torch.no_grad()
@@ -20,7 +25,7 @@ def over_tiling_error(
     levels: Sequence[int] = (1, 2, 3, 4),
     *,
     size: Size | None = None,
-    **options,
+    **options: Unpack[PassOptions],
 ) -> Tensor:
     """``mean (f(resize(image, n size)) - tiles_n(resize(image, n size)))^2`` for every level n.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from murf_fast.nn._options import LayerOptions
 from murf_fast.nn.vit import _images, _resolutions
 from murf_fast.nn.vit.families import is_supported
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
@@ -16,6 +18,9 @@ from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_concat import upsample_concat
 from murf_fast.scales import scaled_pixels
 from murf_fast.typing import Size
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class S2(nn.Module):
@@ -50,7 +55,7 @@ class S2(nn.Module):
         max_split_size: int | None = None,
         resize_output_to_idx: int = 0,
         num_prefix_tokens: int = 0,
-        **options,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
         if (scales is None) == (img_sizes is None):
@@ -99,6 +104,9 @@ class S2(nn.Module):
         maps, prefixes = self._encode(images)
         fused = self._fused(maps).permute(0, 2, 3, 1).flatten(1, 2)
         return fused if prefixes is None else torch.cat([torch.cat(prefixes, dim=-1), fused], dim=1)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def maps(self, images: Tensor) -> Tensor:
         """(B, sum D, h, w), channels_last by strides: the patches alone. All else is as for :meth:`forward`."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast.nn._options import LayerOptions
 from murf_fast.nn.vit import _images, _windows
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, encoder_of
 from murf_fast.ops import _checks
 from murf_fast.ops.upsample_concat import upsample_concat
 from murf_fast.ops.upsample_mean import upsample_mean
-from murf_fast.typing import Mode, Size
+from murf_fast.typing import Mode, Size, TileFusion, Tiling
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TILINGS = ("disjoint", "half_overlap", "whole")
 FUSIONS = ("average", "concat", "unshuffle")
@@ -28,12 +33,12 @@ def multi_scale_target(
     *,
     size: Size | None = None,
     weights: Sequence[float] | None = None,
-    tiling: str = "disjoint",
-    fusion: str = "average",
+    tiling: Tiling = "disjoint",
+    fusion: TileFusion = "average",
     grid: Size | None = None,
     mode: Mode = "bilinear",
     antialias: bool = True,
-    **options,
+    **options: Unpack[LayerOptions],
 ) -> Tensor:
     """The teacher's map: base scale and finer scales in tiles of the base's size, averaged on the base grid.
 
@@ -156,7 +161,9 @@ def _unshuffled(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
     return result
 
 
-def fine_to_coarse_loss(features: Tensor, target: Tensor, kind: str = "l1") -> Tensor:
+def fine_to_coarse_loss(
+    features: Tensor, target: Tensor, kind: Literal["l1", "cosine", "smooth_l1", "cosine_smooth_l1"] = "l1"
+) -> Tensor:
     """The student's map at the base scale against :func:`multi_scale_target`, position by position.
 
     ``"l1"``: ``mean |F_s - F_t|``, the paper's choice. ``"cosine"``: ``mean (1 - cos(F_s, F_t))`` over positions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +59,9 @@ class SimpleDownsampler(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             result = F.conv2d(x.flatten(0, 1)[:, None], kernel[None, None], stride=stride)
         return result[:, 0].unflatten(0, x.shape[:2]).to(features.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}"
@@ -139,6 +144,9 @@ class AttentionDownsampler(nn.Module):
             # Every second pixel of a row is a run of channels in this layout, and one of eight bytes in the other.
             x = x.contiguous(memory_format=torch.channels_last)
             return window_sum(_padded(x, stride, window), kernels, stride).to(features.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, kernel_size={self.kernel_size}, dropout={self.dropout}, sigma={self.sigma}"
