@@ -78,7 +78,7 @@ def is_sequence(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
-def _converted(op: str, name: str, value: object, protocol: Callable[..., Any], what: str):
+def _converted(op: str, name: str, value: object, protocol: Callable[..., Any], what: str) -> Any:
     """What ``operator.index`` or ``float`` makes of a number."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]

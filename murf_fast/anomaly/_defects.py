@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from murf_fast.anomaly._background import Ranks
@@ -68,7 +70,7 @@ class Defects:
         return Curve(levels, hits, overlap, ranks.above[::-1], ranks.at_least[::-1], ranks.total)
 
 
-def _labelling(what: str):
+def _labelling(what: str) -> Any:
     try:
         from scipy import ndimage
     except ModuleNotFoundError as error:

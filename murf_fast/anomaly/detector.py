@@ -757,7 +757,7 @@ class MultiResolutionDetector:
             return index.search(rows, k=self.rules.k, metric=self.rules.metric)
         return nearest_distance(rows, index, k=self.rules.k, metric=self.rules.metric)
 
-    def _prepare(self, bank: Tensor, group) -> Index:
+    def _prepare(self, bank: Tensor, group: Any) -> Index:
         cosine = self.rules.metric == "cosine"
         if self.index == "ivf":
             if group is not None:

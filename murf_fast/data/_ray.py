@@ -28,7 +28,9 @@ from murf_fast.data.sources.item import Item
 FOR_USERS = ("ValueError", "OSError", "FileNotFoundError", "PermissionError", "ModuleNotFoundError", "ImportError")
 
 
-def records(task: Task, make: Make, shards: list[Shard], machines, step: Callable[[int], None]) -> Iterator[Record]:
+def records(
+    task: Task, make: Make, shards: list[Shard], machines: Any, step: Callable[[int], None]
+) -> Iterator[Record]:
     """The record of every shard as it comes; ``step`` hears of its images.
 
     Raises:

@@ -36,7 +36,7 @@ def main() -> None:
         _answer(answers, *_decoded(decode, data, name.decode(errors="surrogatepass")))
 
 
-def _decoder():
+def _decoder() -> Any:
     """``murf_fast._pillow.decode``, without the package."""
     path = Path(__file__).resolve().parents[1] / "_pillow.py"
     spec = importlib.util.spec_from_file_location("_pillow", path)
@@ -45,7 +45,7 @@ def _decoder():
     return module.decode
 
 
-def _decoded(decode, data: bytes, name: str) -> tuple[dict[str, Any], memoryview | bytes]:
+def _decoded(decode: Any, data: bytes, name: str) -> tuple[dict[str, Any], memoryview | bytes]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         try:

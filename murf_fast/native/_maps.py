@@ -39,7 +39,7 @@ def result_shape(features: list[Tensor], full: Tensor) -> tuple[int, int, int, i
     return batch, features[0].shape[1], height, width
 
 
-def bias_of(bias: Tensor | None, shape: tuple[int, ...]):
+def bias_of(bias: Tensor | None, shape: tuple[int, ...]) -> Any:
     """A bias (1, C) or (B, C) for a result of this shape."""
     if bias is None:
         return _NO_BIAS

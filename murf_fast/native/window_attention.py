@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -82,7 +84,9 @@ def window_attention_backward(
             result.copy_(part.sum(0))
 
 
-def attention_of(blocks, q, k, v, bias_y, bias_x, rule, heads, mean, scale):
+def attention_of(
+    blocks: Any, q: Tensor, k: Tensor, v: Tensor, bias_y: Any, bias_x: Any, rule: Any, heads: Any, mean: Any, scale: Any
+) -> Any:
     (batch, depth, *grid), (*_, height, width), single = q.shape, k.shape, torch.float32
     rows, columns = blocks(*rule, tuple(grid), (height, width))
     return extension.WindowAttention(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -87,7 +88,7 @@ def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming])
     return Weights(naming, weights, {name: state_dict[key] for name, key in norm.items()} or None)
 
 
-def few(keys) -> str:
+def few(keys: Any) -> str:
     keys = list(keys)
     return (", ".join(keys[:12]) or "none") + (f", ... ({len(keys)} in all)" if len(keys) > 12 else "")
 

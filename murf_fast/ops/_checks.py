@@ -149,7 +149,7 @@ def resize(op: str, size: object, how: str, antialias: bool, via: object = None,
     return Resize(size, how, antialias, via)
 
 
-def backend(request: str | None, like: Tensor, dtype: torch.dtype | None = None) -> str:
+def backend(request: str | None, like: Tensor, dtype: torch.dtype | None = None) -> Any:
     """The backend that a call on a tensor takes, see :func:`murf_fast.backends.resolve`; ``dtype`` if not its own."""
     return backends.resolve(request, "cpu" if like.is_cpu else like.device.type, dtype or like.dtype)
 

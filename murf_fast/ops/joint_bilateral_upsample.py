@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -18,6 +19,36 @@ from murf_fast.tables.folded import folded_axis, part
 from murf_fast.typing import Backend, SmoothMode
 
 
+@overload
+def joint_bilateral_upsample(
+    source: Tensor,
+    guidance: Tensor,
+    params: BilateralParams,
+    *,
+    radius: int = 3,
+    mode: SmoothMode = "bicubic",
+    bias: Tensor | None = None,
+    range_mask: Tensor | None = None,
+    fixup_mask: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+    memory_format: torch.memory_format | None = None,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def joint_bilateral_upsample(
+    source: Sequence[Tensor],
+    guidance: Tensor,
+    params: BilateralParams,
+    *,
+    radius: int = 3,
+    mode: SmoothMode = "bicubic",
+    bias: Tensor | None = None,
+    range_mask: Tensor | None = None,
+    fixup_mask: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+    memory_format: torch.memory_format | None = None,
+    backend: Backend | None = None,
+) -> list[Tensor]: ...
 def joint_bilateral_upsample(
     source: Tensor | Sequence[Tensor],
     guidance: Tensor,

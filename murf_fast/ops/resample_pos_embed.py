@@ -7,7 +7,7 @@ import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -86,9 +86,31 @@ FLAVORS = {
 }
 
 
+@overload
 def resample_pos_embed(
     pos_embed: Tensor,
-    grid: tuple[int, int] | Sequence[tuple[int, int]],
+    grid: tuple[int, int] | torch.Size,
+    *,
+    flavor: PositionFlavor,
+    num_prefix_tokens: int = 0,
+    source_grid: tuple[int, int] | None = None,
+    keep: Keep = False,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def resample_pos_embed(
+    pos_embed: Tensor,
+    grid: Sequence[tuple[int, int] | torch.Size],
+    *,
+    flavor: PositionFlavor,
+    num_prefix_tokens: int = 0,
+    source_grid: tuple[int, int] | None = None,
+    keep: Keep = False,
+    backend: Backend | None = None,
+) -> list[Tensor]: ...
+def resample_pos_embed(
+    pos_embed: Tensor,
+    grid: tuple[int, int] | torch.Size | Sequence[tuple[int, int] | torch.Size],
     *,
     flavor: PositionFlavor,
     num_prefix_tokens: int = 0,

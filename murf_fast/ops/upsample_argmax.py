@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +14,42 @@ from murf_fast.ops._library import axes_of_maps, float32_rows, register
 from murf_fast.typing import Backend, Mode, Size
 
 
+@overload
+def upsample_argmax(
+    features: Sequence[Tensor],
+    size: Size,
+    *,
+    bias: Tensor | None = None,
+    mode: Mode = "bilinear",
+    antialias: bool = False,
+    via: Size | None = None,
+    return_values: Literal[False] = False,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def upsample_argmax(
+    features: Sequence[Tensor],
+    size: Size,
+    *,
+    bias: Tensor | None = None,
+    mode: Mode = "bilinear",
+    antialias: bool = False,
+    via: Size | None = None,
+    return_values: Literal[True],
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def upsample_argmax(
+    features: Sequence[Tensor],
+    size: Size,
+    *,
+    bias: Tensor | None = None,
+    mode: Mode = "bilinear",
+    antialias: bool = False,
+    via: Size | None = None,
+    return_values: bool,
+    backend: Backend | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def upsample_argmax(
     features: Sequence[Tensor],
     size: Size,

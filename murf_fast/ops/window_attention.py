@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,48 @@ from murf_fast.windows import Windows, axis_window
 VALUES = ("mean", "split")
 
 
+@overload
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    windows: Windows,
+    num_heads: int,
+    values: Values = "mean",
+    scale: float | None = None,
+    bias: tuple[Tensor, Tensor] | None = None,
+    return_lse: Literal[False] = False,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    windows: Windows,
+    num_heads: int,
+    values: Values = "mean",
+    scale: float | None = None,
+    bias: tuple[Tensor, Tensor] | None = None,
+    return_lse: Literal[True],
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    windows: Windows,
+    num_heads: int,
+    values: Values = "mean",
+    scale: float | None = None,
+    bias: tuple[Tensor, Tensor] | None = None,
+    return_lse: bool,
+    backend: Backend | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def window_attention(
     q: Tensor,
     k: Tensor,

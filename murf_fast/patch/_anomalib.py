@@ -90,7 +90,7 @@ def _replace(owner: type, name: str, function: types.FunctionType) -> None:
     replace(owner, name, function)
 
 
-def _left_as_it_was(self: object, name: str, *arguments):
+def _left_as_it_was(self: object, name: str, *arguments: Any) -> Any:
     return getattr(self, _original.format(name))(*arguments)
 
 
@@ -152,7 +152,7 @@ def _prepared(model: nn.Module, rows: Tensor) -> Tensor | NearestIndex:
     return known[part]
 
 
-def _selection(version: tuple[int, int]):
+def _selection(version: tuple[int, int]) -> Any:
     keeps_start = version >= _KEEPS_START
 
     def select_coreset_idxs(self, selected_idxs: list[int] | None = None) -> list[int]:

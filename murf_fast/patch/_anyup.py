@@ -144,7 +144,7 @@ def _weights(model: nn.Module, packages: tuple[str, ...]) -> dict[str, Tensor] |
     return given if "rope.freqs" in given and is_as_written(model, packages) else None
 
 
-def _size(model: nn.Module, image, features, output_size, weights) -> tuple[int, int]:
+def _size(model: nn.Module, image: Tensor, features: Tensor, output_size: Any, weights: Any) -> tuple[int, int]:
     """The output's, of arguments that fit."""
     output_size = None if output_size is None else tuple(output_size)
     size = check_image(image, output_size, weights["rope.freqs"], model.image_encoder[0].in_channels)

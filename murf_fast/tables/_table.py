@@ -40,7 +40,7 @@ class Table:
     """A frozen dataclass of sizes and arrays. The extension has a class of its name, with the fields as keywords."""
 
     @cached_property
-    def native(self):
+    def native(self) -> Any:
         """The table as the C++ extension holds it."""
         of_extension = getattr(_extension.module(), type(self).__name__)
         return of_extension(**{field.name: getattr(self, field.name) for field in fields(self)})

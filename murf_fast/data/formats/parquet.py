@@ -39,7 +39,7 @@ class ParquetFormat(ArrowFormat):
 
         return fetch
 
-    def _written(self, table) -> memoryview:
+    def _written(self, table: Any) -> memoryview:
         import pyarrow as pa
         import pyarrow.parquet as pq
 

@@ -103,7 +103,7 @@ class FeatSharp(nn.Module):
         factor: Size | None = None,
         num_heads: int = 16,
         window: int = 7,
-        **arguments,
+        **arguments: Any,
     ) -> FeatSharp:
         """Trained weights around the encoder they were trained for, in eval mode.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -200,7 +200,7 @@ class PHIS(nn.Module):
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
 
-    def _rows(self, what: str, features: Tensor):
+    def _rows(self, what: str, features: Tensor) -> Any:
         """Features with channels last, and what brings a result to their shape."""
         _checks.tensor(what, "features", features)
         _checks.same_device(what, "features", features, "mean", self.mean)

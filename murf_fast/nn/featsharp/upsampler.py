@@ -166,7 +166,7 @@ class Level(nn.Module):
         inputs: Sequence[SharpInput],
         *,
         guides: int,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.inputs, self.grid = inputs, grid

@@ -140,7 +140,7 @@ def _projection(weights: Mapping[str, Tensor], which: int) -> tuple[Tensor, Tens
     return weight * weights[f"{_ATTENTION}.norm_{'qk'[which]}.weight"], bias
 
 
-def _plain_keys(weights, image, grids) -> tuple[Tensor, ImageKeys]:
+def _plain_keys(weights: Any, image: Tensor, grids: Any) -> tuple[Tensor, ImageKeys]:
     """The encoded image, and the keys of it."""
     encoded = _recomputed.encoder(weights, _OF_IMAGE[0], image)
     encoded = _recomputed.mixed_with_positions(encoded, weights["rope.freqs"])
@@ -148,7 +148,7 @@ def _plain_keys(weights, image, grids) -> tuple[Tensor, ImageKeys]:
     return encoded, ImageKeys.of([pooled(of_keys, grid) for grid in grids_of(image, grids)], grids)
 
 
-def _plain_queries(weights, encoded, size, region) -> Tensor:
+def _plain_queries(weights: Any, encoded: Any, size: Any, region: Any) -> Tensor:
     (height, width), (top, left, rows, columns) = size, region
     q = pooled(_recomputed.encoder(weights, _OF_IMAGE[2], encoded), size)
     # Zeros around the output, not around the rectangle.

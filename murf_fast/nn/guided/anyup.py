@@ -7,7 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,28 @@ class AnyUp(GuidedUpsampler):
         _checkpoints.load_into(model, opened)
         return model.eval()
 
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Tensor,
+        output_size: Size | None = None,
+        *,
+        values: Tensor | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        q_chunk_size: int | None = None,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Sequence[Tensor],
+        output_size: Size | None = None,
+        *,
+        values: Sequence[Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        q_chunk_size: int | None = None,
+    ) -> list[Tensor]: ...
     def forward(
         self,
         image: Tensor | EncodedImage,
@@ -214,11 +236,11 @@ class AnyUp(GuidedUpsampler):
     if TYPE_CHECKING:
         __call__ = forward
 
-    def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
+    def _encode(self, image: Tensor, size: Any, region: Any, grids: Any, known: Any = None) -> EncodedImage:
         encoded = encode(self._weights(), self._normalized(image), size, region, grids, known)
         return EncodedImage("AnyUp", *encoded, size, region)
 
-    def _statistics(self, image, size, grids, recompute) -> ImageStatistics:
+    def _statistics(self, image: Tensor, size: Any, grids: Any, recompute: Any) -> ImageStatistics:
         return statistics_of(self._weights(), self._normalized(image), grids, recompute)
 
     def _wants_gradients(self, image: Tensor) -> bool:
@@ -236,7 +258,7 @@ class AnyUp(GuidedUpsampler):
     def _weights(self) -> dict[str, Tensor]:
         return _parts.weights_of(self, self._names)
 
-    def _rule(self, size, grid) -> Windows:
+    def _rule(self, size: Any, grid: Any) -> Windows:
         return window_rule(self.windows, self.window_ratio, size, grid)
 
     # Results are channels_last.
@@ -248,7 +270,7 @@ class AnyUp(GuidedUpsampler):
     def _query_channels(self) -> int:
         return self.qk_dim
 
-    def _check_image(self, image, output_size) -> tuple[int, int]:
+    def _check_image(self, image: Tensor, output_size: Any) -> tuple[int, int]:
         self._check_parts()
         weights = self._weights()
         channels = weights["image_encoder.0.weight"].shape[1]
@@ -264,7 +286,7 @@ class AnyUp(GuidedUpsampler):
         )
 
 
-def check_image(image: Tensor, output_size, parameter: Tensor, channels: int) -> tuple[int, int]:
+def check_image(image: Tensor, output_size: Any, parameter: Tensor, channels: int) -> tuple[int, int]:
     """The output's (height, width), of an image that fits."""
     op = "AnyUp"
     _checks.map_(op, "image", image)

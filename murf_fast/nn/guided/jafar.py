@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,26 @@ class JAFAR(GuidedUpsampler):
         load_into(model, opened)
         return model.eval()
 
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Tensor,
+        output_size: Size | None = None,
+        *,
+        values: Tensor | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Sequence[Tensor],
+        output_size: Size | None = None,
+        *,
+        values: Sequence[Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> list[Tensor]: ...
     def forward(
         self,
         image: Tensor | EncodedImage,
@@ -155,7 +175,7 @@ class JAFAR(GuidedUpsampler):
     if TYPE_CHECKING:
         __call__ = forward
 
-    def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
+    def _encode(self, image: Tensor, size: Any, region: Any, grids: Any, known: Any = None) -> EncodedImage:
         network, backend = self._network(image)
         if backend is None:
             q, keys = self._called(image, size, region, grids if known is None else ())
@@ -167,7 +187,7 @@ class JAFAR(GuidedUpsampler):
         q, *maps = image_queries(image, *network, size, region, named, backend, normalize=True)
         return EncodedImage("JAFAR", q, ImageKeys.of(maps, grids) if known is None else known.keys, size, region)
 
-    def _statistics(self, image, size, grids, recompute) -> ImageStatistics:
+    def _statistics(self, image: Tensor, size: Any, grids: Any, recompute: Any) -> ImageStatistics:
         network, backend = self._network(image)
         image_size = tuple(image.shape[2:])
         if backend is None:
@@ -195,7 +215,7 @@ class JAFAR(GuidedUpsampler):
     def _wants_gradients(self, image: Tensor) -> bool:
         return derivatives_wanted((image, *self._of_image()))
 
-    def _called(self, image, size, region, grids) -> tuple[Tensor, ImageKeys]:
+    def _called(self, image: Tensor, size: Any, region: Any, grids: Any) -> tuple[Tensor, ImageKeys]:
         """Queries and keys by the encoders' modules."""
         encoded = self._called_image(image)
         keys = self._called_keys(encoded, grids)
@@ -206,20 +226,20 @@ class JAFAR(GuidedUpsampler):
     def _called_image(self, image: Tensor) -> Tensor:
         return self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
 
-    def _called_keys(self, encoded: Tensor, grids) -> ImageKeys:
+    def _called_keys(self, encoded: Tensor, grids: Any) -> ImageKeys:
         return ImageKeys.of([self.key_encoder(encoded, grid) for grid in grids_of(encoded, grids)], grids)
 
     def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
         known = F.normalize(features.to(precise(features)), dim=1).to(self.rope.freqs.dtype)
         return self.cross_decode.keys(self.sft_key(of_image, self.key_features_encoder(known)))
 
-    def _rule(self, size, grid) -> windows.Windows:
+    def _rule(self, size: Any, grid: Any) -> windows.Windows:
         return windows.full()
 
     def _query_channels(self) -> int:
         return self.qk_dim
 
-    def _check_image(self, image, output_size) -> tuple[int, int]:
+    def _check_image(self, image: Tensor, output_size: Any) -> tuple[int, int]:
         self._check_parts()
         return check_image("JAFAR", image, output_size, self.rope.freqs, reflects=self.kernel_size > 1)
 
@@ -308,7 +328,7 @@ class _CrossDecode(nn.Module):
         return F.linear(block.norm_k(k.permute(0, 2, 3, 1)), block.attention.k_proj_weight, bias).permute(0, 3, 1, 2)
 
 
-def _keep_used(module: nn.Module | None, state_dict: dict[str, Any], prefix: str, *rest) -> None:
+def _keep_used(module: nn.Module | None, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Drops what has no influence; takes apart the one matrix that torch keeps where ``v_dim`` is ``qk_dim``."""
     for name in _DEAD:
         state_dict.pop(prefix + name, None)

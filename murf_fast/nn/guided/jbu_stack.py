@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,10 @@ class JBUStack(nn.Module):
             return [self.up] * len(SCALES)
         return [getattr(self, f"up{i + 1}") for i in range(len(SCALES))]
 
+    @overload
+    def forward(self, source: Tensor, guidance: Tensor, *, scale: int = 16) -> Tensor: ...
+    @overload
+    def forward(self, source: Sequence[Tensor], guidance: Tensor, *, scale: int = 16) -> list[Tensor]: ...
     def forward(self, source: Tensor | Sequence[Tensor], guidance: Tensor, *, scale: int = 16) -> Tensor | list[Tensor]:
         """Upsamples by ``scale``: 2, 4, 8 or 16, with as many levels.
 
@@ -165,7 +169,9 @@ class JBUStack(nn.Module):
         (logits,) = self._run(what, source, guidance, scale, head)
         return logits if reduce is None else logits.softmax(1)
 
-    def _run(self, what, source, guidance, scale, head=None, labels=None) -> list[Tensor]:
+    def _run(
+        self, what: str, source: Any, guidance: Any, scale: Any, head: Any = None, labels: Any = None
+    ) -> list[Tensor]:
         sources = _checks.maps(what, source, same_channels=True, name="source")
         if self.dim is not None and sources[0].shape[1] != self.dim:
             raise ValueError(f"murf_fast.{what}: `source` must have {self.dim} channels, got {sources[0].shape[1]}")

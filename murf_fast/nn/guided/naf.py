@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,26 @@ class NAF(GuidedUpsampler):
         load_into(model, opened)
         return model.eval()
 
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Tensor,
+        output_size: Size | None = None,
+        *,
+        values: Tensor | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Sequence[Tensor],
+        output_size: Size | None = None,
+        *,
+        values: Sequence[Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> list[Tensor]: ...
     def forward(
         self,
         image: Tensor | EncodedImage,
@@ -159,7 +179,7 @@ class NAF(GuidedUpsampler):
 
     _values = "split"
 
-    def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
+    def _encode(self, image: Tensor, size: Any, region: Any, grids: Any, known: Any = None) -> EncodedImage:
         parts, backend = self.image_encoder, self._backend(image)
         if backend is not None:
             arguments = self._of_image(), parts.rope.turns(size), self.num_heads
@@ -176,7 +196,7 @@ class NAF(GuidedUpsampler):
         keys = known.keys if known is not None else ImageKeys((), q) if grids is None else ImageKeys(tuple(maps))
         return EncodedImage("NAF", q, keys, size, (0, 0, *size)).crop(region)
 
-    def _statistics(self, image, size, grids, recompute) -> ImageStatistics:
+    def _statistics(self, image: Tensor, size: Any, grids: Any, recompute: Any) -> ImageStatistics:
         parts, backend, image_size = self.image_encoder, self._backend(image), tuple(image.shape[2:])
         named = [size] if grids is None else grids
         if backend is None:
@@ -200,13 +220,13 @@ class NAF(GuidedUpsampler):
     def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
         return of_image
 
-    def _rule(self, size, grid) -> windows.Windows:
+    def _rule(self, size: Any, grid: Any) -> windows.Windows:
         return windows.neighborhood(size, grid, self.kernel_size)
 
     def _query_channels(self) -> int:
         return self.dim
 
-    def _check_image(self, image, output_size) -> tuple[int, int]:
+    def _check_image(self, image: Tensor, output_size: Any) -> tuple[int, int]:
         return check_image("NAF", image, output_size, self.image_encoder.rope.periods, reflects=True)
 
     def _check_features(self, features: Tensor, image: Tensor) -> None:
@@ -216,7 +236,7 @@ class NAF(GuidedUpsampler):
                 f"murf_fast.NAF: `features` must have a multiple of {self.num_heads} channels, got {features.shape[1]}"
             )
 
-    def _check_windows(self, size, features: Tensor) -> None:
+    def _check_windows(self, size: Any, features: Tensor) -> None:
         for axis, out, n in zip(("height", "width"), size, features.shape[2:], strict=True):
             if self.kernel_size * max(1, out // n) > out:
                 raise ValueError(

@@ -246,7 +246,7 @@ def _both_ways(x: Tensor, valid: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
     return (x, valid), (x.mT, valid.mT)
 
 
-def _of_plain(function, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _of_plain(function: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient where its own gradient is wanted."""
     depth, target, valid = ctx.saved_tensors
     (of_depth,) = differentiable_gradients(lambda d: function(d, target, valid, *ctx.options), [depth], [True], grad)

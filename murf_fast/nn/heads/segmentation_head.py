@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -209,7 +209,7 @@ class SegmentationHead(nn.Module):
         logits, bias = self._low_resolution(features, cls, grid)
         return upsample_cross_entropy(logits, target, bias=bias, via=None if self.grid == "image" else grid, **options)
 
-    def _prepare(self, method, features, size, cls):
+    def _prepare(self, method: Any, features: Tensor, size: Any, cls: Any) -> Any:
         features = _checks.maps(f"SegmentationHead.{method}", features, same_channels=False)
         size = tuple(_checks.grid(f"SegmentationHead.{method}", "size", size))
         if self.training and self.dropout > 0:
@@ -217,7 +217,7 @@ class SegmentationHead(nn.Module):
             cls = None if cls is None else [None if t is None else F.dropout(t, self.dropout) for t in cls]
         return features, size, cls, _head_grid.head_grid(self.grid, features, size)
 
-    def _low_resolution(self, features, cls, grid):
+    def _low_resolution(self, features: Tensor, cls: Any, grid: Any) -> Any:
         weight, bias = self.classifier.weight, self.classifier.bias
         return low_resolution_logits(features, weight, bias, grid=grid, norm=self.norm, cls=cls)
 

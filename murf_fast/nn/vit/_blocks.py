@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,9 @@ def _functional(
     return x + layer.mlp_branch(x)
 
 
-def _in_place(x, layer: Layer, all_runs: list[Run], limits: object | None, buffers: _Buffers, i, into) -> None:
+def _in_place(
+    x: Tensor, layer: Layer, all_runs: list[Run], limits: object | None, buffers: _Buffers, i: Any, into: Any
+) -> None:
     """The same block on ``x`` itself: beside it live q, k, v and the attention of one segment."""
     whole = limits is not None or x.device.type != "cpu"
     buffers.products.next_block()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ def normalization_of(model: nn.Module) -> Normalization:
     return dict(OPENAI if kind.name.startswith("CLIP") else IMAGENET)
 
 
-def pretrained(name: str, dtype: torch.dtype | str, **options) -> tuple[nn.Module, Normalization | None]:
+def pretrained(name: str, dtype: torch.dtype | str, **options: Any) -> tuple[nn.Module, Normalization | None]:
     """A model, and mean and deviation by the processor that lies beside it, if one does.
 
     Raises:
@@ -59,7 +60,7 @@ def pretrained(name: str, dtype: torch.dtype | str, **options) -> tuple[nn.Modul
     return model, _processor(name, vit.patch_size, **options)
 
 
-def _processor(name: str, patch_size: int, **options) -> Normalization | None:
+def _processor(name: str, patch_size: int, **options: Any) -> Normalization | None:
     from transformers.utils import cached_file
 
     for file in PROCESSORS:

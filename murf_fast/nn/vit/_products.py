@@ -85,7 +85,7 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self.made: list[tuple[Any, ...]] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # In evaluation dropout returns what it was given.
         if not (func is F.dropout and result is args[0]):

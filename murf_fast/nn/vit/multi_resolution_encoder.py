@@ -7,7 +7,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -200,7 +200,7 @@ class MultiResolutionEncoder(nn.Module):
         other._set_resolutions(sizes, None, tiles, "raise")
         return other
 
-    def _set_resolutions(self, sizes, scales, tiles, remainder: str) -> None:
+    def _set_resolutions(self, sizes: Any, scales: Any, tiles: Any, remainder: str) -> None:
         what = "MultiResolutionEncoder"
         if (sizes is None) == (scales is None):
             raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
@@ -230,6 +230,16 @@ class MultiResolutionEncoder(nn.Module):
         patch = self.family.patch_size
         return [(patch * h, patch * w) for h, w in self.tiles or [(1, 1)] * len(self.sizes or self.scales)]
 
+    @overload
+    def forward(self, images: Tensor, *, image_sizes: None = None, merge: bool = True) -> MultiResolutionFeatures: ...
+    @overload
+    def forward(
+        self, images: Sequence[Tensor], *, image_sizes: None = None, merge: bool = True
+    ) -> list[MultiResolutionFeatures]: ...
+    @overload
+    def forward(
+        self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
+    ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]: ...
     def forward(
         self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]:
@@ -474,7 +484,7 @@ class MultiResolutionEncoder(nn.Module):
         return [of_grid[grid] for grid in packed.grids]
 
 
-def encoder_of(model: nn.Module, sizes: Sequence[Size], **options) -> MultiResolutionEncoder:
+def encoder_of(model: nn.Module, sizes: Sequence[Size], **options: Any) -> MultiResolutionEncoder:
     """For functions that make an encoder in every call: what a model's first one verified, the others take over."""
     verified = _verified.get(model)
     wanted = options.pop("verify", True)

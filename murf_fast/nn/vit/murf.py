@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import backends
-from murf_fast.nn._options import EncoderOptions, GraphedOptions
+from murf_fast.nn._options import EncoderOptions, FusionOptions, GraphedOptions
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit import _images
@@ -113,13 +113,55 @@ class MuRF(nn.Module):
         model, normalization = frozen("MuRF.from_pretrained", name_or_folder, dtype, local_files_only)
         return cls(model, sizes, head, **(normalization | options)).eval()
 
-    def forward(self, images: Images, grid: Size | None = None, **options) -> Tensor | list[Tensor]:
+    @overload
+    def forward(
+        self,
+        images: Tensor,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: None = None,
+        **options: Unpack[FusionOptions],
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: None = None,
+        **options: Unpack[FusionOptions],
+    ) -> list[Tensor]: ...
+    @overload
+    def forward(
+        self,
+        images: Images,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: Sizes | None = None,
+        **options: Unpack[FusionOptions],
+    ) -> Tensor | list[Tensor]: ...
+    def forward(
+        self,
+        images: Images,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: Sizes | None = None,
+        **options: Unpack[FusionOptions],
+    ) -> Tensor | list[Tensor]:
         """:meth:`features`."""
-        return self.features(images, grid, **options)
+        return self.features(images, grid, image_sizes=image_sizes, **options)
 
     if TYPE_CHECKING:
         __call__ = forward
 
+    @overload
+    def encode(self, images: Tensor, *, image_sizes: None = None) -> MultiResolutionFeatures: ...
+    @overload
+    def encode(self, images: Sequence[Tensor], *, image_sizes: None = None) -> list[MultiResolutionFeatures]: ...
+    @overload
+    def encode(
+        self, images: Images, *, image_sizes: Sizes | None = None
+    ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]: ...
     def encode(
         self, images: Images, *, image_sizes: Sizes | None = None
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]:
@@ -129,6 +171,33 @@ class MuRF(nn.Module):
         """
         return self.encoder(images, image_sizes=image_sizes)
 
+    @overload
+    def features(
+        self,
+        images: Tensor,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: None = None,
+        **options: Unpack[FusionOptions],
+    ) -> Tensor: ...
+    @overload
+    def features(
+        self,
+        images: Sequence[Tensor],
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: None = None,
+        **options: Unpack[FusionOptions],
+    ) -> list[Tensor]: ...
+    @overload
+    def features(
+        self,
+        images: Images,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: Sizes | None = None,
+        **options: Unpack[FusionOptions],
+    ) -> Tensor | list[Tensor]: ...
     def features(
         self,
         images: Images,
@@ -177,6 +246,12 @@ class MuRF(nn.Module):
         options |= {"out": out, "backend": backend}
         return self._each(images, lambda features, i: upsample_concat(features.maps, grids[i], **options))
 
+    @overload
+    def tokens(self, images: Tensor, *, image_sizes: None = None) -> Tensor: ...
+    @overload
+    def tokens(self, images: Sequence[Tensor], *, image_sizes: None = None) -> list[Tensor]: ...
+    @overload
+    def tokens(self, images: Images, *, image_sizes: Sizes | None = None) -> Tensor | list[Tensor]: ...
     def tokens(self, images: Images, *, image_sizes: Sizes | None = None) -> Tensor | list[Tensor]:
         """(B, N, sum D) for a language model's projector: N tokens of the largest grid, whatever the resolutions.
 
@@ -192,6 +267,18 @@ class MuRF(nn.Module):
 
         return self._each(images, of_image)
 
+    @overload
+    def segment(
+        self, images: Tensor, size: Size | Sequence[Size] | None = None, *, image_sizes: None = None
+    ) -> Tensor: ...
+    @overload
+    def segment(
+        self, images: Sequence[Tensor], size: Size | Sequence[Size] | None = None, *, image_sizes: None = None
+    ) -> list[Tensor]: ...
+    @overload
+    def segment(
+        self, images: Images, size: Size | Sequence[Size] | None = None, *, image_sizes: Sizes | None = None
+    ) -> Tensor | list[Tensor]: ...
     def segment(
         self,
         images: Images,
@@ -221,6 +308,18 @@ class MuRF(nn.Module):
         """
         return self._predict("segment", SegmentationHead, images, size, image_sizes)
 
+    @overload
+    def depth(
+        self, images: Tensor, size: Size | Sequence[Size] | None = None, *, image_sizes: None = None
+    ) -> Tensor: ...
+    @overload
+    def depth(
+        self, images: Sequence[Tensor], size: Size | Sequence[Size] | None = None, *, image_sizes: None = None
+    ) -> list[Tensor]: ...
+    @overload
+    def depth(
+        self, images: Images, size: Size | Sequence[Size] | None = None, *, image_sizes: Sizes | None = None
+    ) -> Tensor | list[Tensor]: ...
     def depth(
         self,
         images: Images,
@@ -240,6 +339,33 @@ class MuRF(nn.Module):
         """
         return self._predict("depth", DepthHead, images, size, image_sizes)
 
+    @overload
+    def pca(
+        self,
+        images: Tensor,
+        size: Size | Sequence[Size] | None = None,
+        components: int = 3,
+        *,
+        image_sizes: None = None,
+    ) -> Tensor: ...
+    @overload
+    def pca(
+        self,
+        images: Sequence[Tensor],
+        size: Size | Sequence[Size] | None = None,
+        components: int = 3,
+        *,
+        image_sizes: None = None,
+    ) -> list[Tensor]: ...
+    @overload
+    def pca(
+        self,
+        images: Images,
+        size: Size | Sequence[Size] | None = None,
+        components: int = 3,
+        *,
+        image_sizes: Sizes | None = None,
+    ) -> Tensor | list[Tensor]: ...
     @torch.no_grad()
     def pca(
         self,
@@ -304,7 +430,7 @@ class MuRF(nn.Module):
         check_capturable(images)
         return GraphedCall(self, lambda x: getattr(self, method)(x, **options), images)
 
-    def _each(self, images: Tensor | list[Tensor], function: Callable[[MultiResolutionFeatures, int], Tensor]):
+    def _each(self, images: Tensor | list[Tensor], function: Callable[[MultiResolutionFeatures, int], Tensor]) -> Any:
         """``function`` of features and index: of a batch, or of every image of a list, without its batch dimension."""
         if isinstance(images, Tensor):
             return function(self.encoder(images), 0)
@@ -336,7 +462,7 @@ class MuRF(nn.Module):
             )
         return [tuple(_checks.grid(op, f"{name}[{i}]", g)) for i, g in enumerate(given)]
 
-    def _predict(self, method: str, kind: type, images: Images, size, image_sizes) -> Tensor | list[Tensor]:
+    def _predict(self, method: str, kind: type, images: Images, size: Any, image_sizes: Any) -> Tensor | list[Tensor]:
         if not isinstance(self.head, kind):
             got = "none" if self.head is None else type(self.head).__name__
             raise ValueError(f"murf_fast.MuRF.{method}: `head` must be a {kind.__name__}, this model has {got}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -133,13 +133,13 @@ class S2(nn.Module):
                 )
         return (self._packed if self.is_packed else self._called)(images, sizes, splits)
 
-    def _packed(self, images, sizes, splits) -> tuple[list[Tensor], list[Tensor] | None]:
+    def _packed(self, images: Any, sizes: Any, splits: Any) -> tuple[list[Tensor], list[Tensor] | None]:
         features = self.encoder.at(sizes, splits)(images)
         packed = features.tokens[0]
         prefixes = [packed.prefix_tokens(s) for s in range(len(packed))] if packed.prefix else None
         return features.maps, prefixes
 
-    def _called(self, images, sizes, splits) -> tuple[list[Tensor], list[Tensor] | None]:
+    def _called(self, images: Any, sizes: Any, splits: Any) -> tuple[list[Tensor], list[Tensor] | None]:
         if not images.is_floating_point():
             raise TypeError(f"murf_fast.S2: `images` must be floating point for a callable, got {images.dtype}")
         images = images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)

@@ -134,7 +134,7 @@ class Family:
         """The table of absolute positions."""
         return find(self.model, self.kind.positions)
 
-    def embed(self, images: Tensor | Sequence[Tensor], sizes: Sequence[Any], **options) -> PackedTokens:
+    def embed(self, images: Tensor | Sequence[Tensor], sizes: Sequence[Any], **options: Any) -> PackedTokens:
         """Tokens of all images at all sizes in one packed pass; arguments and ``options`` of :func:`patch_embed`."""
         packed = patch_embed(
             images,

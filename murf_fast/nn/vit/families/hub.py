@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -140,7 +141,7 @@ class Hub(Family):
         names = ("shift_coords", "jitter_coords", "rescale_coords")
         self.augments_positions = any(getattr(rotary, name, None) is not None for name in names)
 
-    def rotation(self, grid, dtype, device):
+    def rotation(self, grid: Any, dtype: Any, device: Any) -> Any:
         # By the model's own module, once per grid and pass; cosine and sine stay in its dtype.
         rope = find(self.model, self.kind.rope)
         if rope is None:
@@ -156,7 +157,7 @@ class Hub(Family):
         sin, cos = rope.get_embed(shape=list(grid)).chunk(2, dim=-1)
         return Rotation(cos, sin, is_interleaved=not getattr(self.blocks[0].attn, "rotate_half", False))
 
-    def call_embeddings(self, patches, grid):
+    def call_embeddings(self, patches: Any, grid: Any) -> Any:
         pixels, embedding = self.pixels(patches, grid), self.embedders[0]
         has_call = type(embedding).forward is not nn.Module.forward or "forward" in embedding.__dict__
         x = embedding(pixels) if has_call else self.projection(pixels)
@@ -182,7 +183,7 @@ class Hub(Family):
             x = tokens_in(embedder(x))
         return x
 
-    def call_block(self, block, x, rotation):
+    def call_block(self, block: Any, x: Any, rotation: Any) -> Any:
         if not self.is_batch_first:
             return tokens_in(block(x.transpose(0, 1))).transpose(0, 1)
         if rotation is None:
@@ -191,7 +192,7 @@ class Hub(Family):
             return tokens_in(block(x, rope=torch.cat([rotation.sin, rotation.cos], dim=-1)))
         return tokens_in(block([x], [(rotation.sin, rotation.cos)]))
 
-    def call_container(self, x, rotation, wanted):
+    def call_container(self, x: Any, rotation: Any, wanted: Any) -> Any:
         last = len(self.blocks) - 1
         if set(wanted) != {last}:
             raise ValueError(
@@ -202,7 +203,7 @@ class Hub(Family):
             return {last: self.container(x)}
         return {last: self.container(x.transpose(0, 1)).transpose(0, 1)}
 
-    def call_model(self, model, patches, grid):
+    def call_model(self, model: Any, patches: Any, grid: Any) -> Any:
         forward = getattr(model, "forward_features", model)
         return forward(self.pixels(patches, grid))
 
