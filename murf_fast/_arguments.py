@@ -66,7 +66,8 @@ def pair(op: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
         return n, n
     if len(value) != 2:
         raise ValueError(f"murf_fast.{op}: `{name}` must be one or two integers, got {value!r}")
-    return tuple(integer(op, name, n, least, MAX_PIXELS) for n in value)
+    first, second = value
+    return integer(op, name, first, least, MAX_PIXELS), integer(op, name, second, least, MAX_PIXELS)
 
 
 def is_sequence(value: object) -> bool:

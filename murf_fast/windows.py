@@ -124,7 +124,7 @@ class Windows:
             specs.append(_cropped_spec(spec, begin, n))
         # A radius is a rule for outputs and keys on one grid.
         grid = whole if self.grid is None and any("clamped" in spec for spec in specs) else self.grid
-        return Windows(*specs, (height, width), grid)
+        return Windows(specs[0], specs[1], (height, width), grid)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickling and copying: tables that the user gave travel with the rule."""
@@ -175,12 +175,11 @@ def neighborhood(
     """
     op = "windows.neighborhood"
     out, grid = _arguments.pair(op, "out", out), _arguments.pair(op, "grid", grid)
-    kernel, stride = _arguments.pair(op, "kernel_size", kernel_size), _arguments.pair(op, "stride", stride)
+    kernel, strides = _arguments.pair(op, "kernel_size", kernel_size), _arguments.pair(op, "stride", stride)
     steps = tuple(max(1, o // n) for o, n in zip(out, grid, strict=True))
-    given = dilation
-    dilation = steps if given is None else _arguments.pair(op, "dilation", given)
+    steps = steps if dilation is None else _arguments.pair(op, "dilation", dilation)
     specs = []
-    for axis, o, k, s, d in zip(("height", "width"), out, kernel, stride, dilation, strict=True):
+    for axis, o, k, s, d in zip(("height", "width"), out, kernel, strides, steps, strict=True):
         if k * d > o:
             raise ValueError(
                 f"murf_fast.{op}: `kernel_size` times `dilation` must fit the {axis} of the output, {o}, got {k} * {d}"
@@ -188,17 +187,18 @@ def neighborhood(
         if s > k:
             raise ValueError(f"murf_fast.{op}: `stride` must be at most `kernel_size`, {k}, got {s}")
         # A rule is text, and part of a graph: where sizes are open, the step is found when they are known.
-        if given is None and isinstance(d, torch.SymInt):
+        if dilation is None and isinstance(d, torch.SymInt):
             d = _STEP
         for name, value in (("kernel_size", k), ("stride", s), ("dilation", d)):
             _known(op, name, value)
         specs.append(f"neighborhood {k} {s} {d}")
-    return Windows(*specs, out, grid)
+    return Windows(specs[0], specs[1], out, grid)
 
 
 def clamped(radius: Size) -> Windows:
     """Keys at most ``radius`` rows and columns from the query, fewer at the borders; one grid for both (FeatSharp)."""
-    return Windows(*(f"clamped {r}" for r in _arguments.pair("windows.clamped", "radius", radius, 0)))
+    rows, columns = _arguments.pair("windows.clamped", "radius", radius, 0)
+    return Windows(f"clamped {rows}", f"clamped {columns}")
 
 
 def full() -> Windows:
@@ -302,7 +302,7 @@ def _known(what: str, name: str, value: int) -> None:
         )
 
 
-def _cropped_spec(spec: str, begin: int, whole: int) -> str:
+def _cropped_spec(spec: str, begin: int, whole: int | str) -> str:
     """The rule of an axis of ``whole`` outputs from output ``begin`` on; one of a crop's crop has the first's whole."""
     kind = spec.split()[0]
     if kind == "full":
@@ -359,7 +359,7 @@ def _custom(axes: list[AxisWindow], grid: Pair) -> Windows:
         digest = _digest(axis)
         _given.setdefault(digest, axis)
         specs.append(f"given {digest}")
-    return Windows(*specs, (axes[0].out_size, axes[1].out_size), grid)
+    return Windows(specs[0], specs[1], (axes[0].out_size, axes[1].out_size), grid)
 
 
 def _digest(axis: AxisWindow) -> str:

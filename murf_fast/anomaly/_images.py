@@ -57,7 +57,7 @@ def check_values(image: Any, encoder: MultiResolutionEncoder, name: str = "an im
         return
     rows, columns = (-(-n // SAMPLES) for n in size_of(image, name))
     sample = image[::rows, ::columns] if isinstance(image, np.ndarray) else image[..., ::rows, ::columns]
-    options = {"mean": encoder.resize["mean"], "std": encoder.resize["std"], "name": name}
+    options: dict[str, Any] = {"mean": encoder.resize["mean"], "std": encoder.resize["std"], "name": name}
     options["normalizes"] = encoder.family.kind.normalizes
     _images.check_values("MultiResolutionDetector", as_tensor(sample, name), encoder.model, **options)
 

@@ -278,7 +278,10 @@ class MultiResolutionDetector:
             self._tell_empty(rows)
             banks, chosen = rows, None
             if self.index == "coreset":
-                of = {"projection": self.projection, "backend": backends.resolve(None, "cpu", rows[0].dtype)}
+                of: dict[str, Any] = {
+                    "projection": self.projection,
+                    "backend": backends.resolve(None, "cpu", rows[0].dtype),
+                }
                 selection = functools.partial(growing.selection, **of)
                 chosen = coresets(rows, self.coreset, self.projection, coreset_progress, selection)
                 banks = [r[c] for r, c in zip(rows, chosen, strict=True)]
@@ -763,7 +766,7 @@ class MultiResolutionDetector:
             if group is not None:
                 raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
             return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
-        options = {"cosine": cosine, "precision": self.precision, "device": self._patches.device}
+        options: dict[str, Any] = {"cosine": cosine, "precision": self.precision, "device": self._patches.device}
         if self.index == "cells":
             options["cells"] = "auto"
         if group is None:

@@ -20,6 +20,7 @@ from murf_fast._arguments import pair as pair
 from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import ANTIALIASED, MAX_PIXELS, MODES
+from murf_fast.typing import Mode
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_AREA = 2**40  # pixels of a map; beyond, sizes in bytes overflow
@@ -143,7 +144,7 @@ def mode(op: str, mode: str, antialias: bool) -> None:
         raise ValueError(f"murf_fast.{op}: `antialias=True` needs `mode` in {ANTIALIASED}, got {mode!r}")
 
 
-def resize(op: str, size: object, how: str, antialias: bool, via: object = None, *, name: str = "size") -> Resize:
+def resize(op: str, size: object, how: Mode, antialias: bool, via: object = None, *, name: str = "size") -> Resize:
     size, via = grid(op, name, size), optional_grid(op, "via", via)
     mode(op, how, antialias)
     return Resize(size, how, antialias, via)

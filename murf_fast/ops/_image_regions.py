@@ -239,7 +239,12 @@ def _layers(
     statistics = _first(x, encoder, main, backend, known == 0)
     for i in range(known):
         layer = encoder.blocks[i // 2][i % 2]
-        options = {"norm": norms[i], "weight": layer.weight, "statistics": i + 1 == known < NORMS, "backend": backend}
+        options: dict[str, Any] = {
+            "norm": norms[i],
+            "weight": layer.weight,
+            "statistics": i + 1 == known < NORMS,
+            "backend": backend,
+        }
         if i % 2 == 0:
             statistics = pixel_linear(main, spare, **options)
         else:

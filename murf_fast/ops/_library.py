@@ -140,7 +140,7 @@ def register(
     return call
 
 
-LAUNCHED = object()
+LAUNCHED: Any = object()
 
 
 class _Exported:
@@ -284,7 +284,7 @@ def _keeping(
     return setup_context, with_arguments
 
 
-def _allocating(empty: Callable[..., Any], launch: Callable[..., Any]) -> Callable:
+def _allocating(empty: Callable[..., Any], launch: Callable[..., Any]) -> Callable[..., Any]:
     def work(*arguments: Any) -> Any:
         results = empty(*arguments)
         if _first_tensor(arguments).shape[0]:

@@ -11,7 +11,7 @@ from murf_fast.typing import Mode
 
 
 class Resize(NamedTuple):
-    size: tuple[int, int] | None  # None where another argument of the op says it
+    size: Any  # (height, width); None where another argument of the op says it
     mode: Mode = "bilinear"
     antialias: bool = False
     via: tuple[int, int] | None = None

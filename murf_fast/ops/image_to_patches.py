@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ def image_to_patches(
 
     Source: MuRF's image pyramid and the patch embedding of every ViT; SigLIP 2's NaFlex patches.
     """
-    options = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
+    options: dict[str, Any] = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
     return padded_patches(images, sizes, patch_size, 1, dtype=dtype, backend=backend, **options)
 
 

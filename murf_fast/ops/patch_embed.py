@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -198,7 +199,7 @@ def patch_embed(
     total = sum(block.sequences * block.length(count) for block in blocks)
     buffer = weight[:0] if functional else weight.new_empty((total, weight.shape[0]))
     packed = PackedTokens(buffer, tuple(blocks), count)
-    options = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
+    options: dict[str, Any] = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
     options |= {"dtype": weight.dtype, "backend": backend}
     pairs = [(batch, size) for batch, its_sizes in zip(batches, grids, strict=True) for size in its_sizes]
     head = _with_positions(prefix, tables[0], num_prefix_tokens)

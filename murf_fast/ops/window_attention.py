@@ -131,14 +131,14 @@ def window_attention(
 
 def check_attention(
     op: str,
-    q: object,
-    k: object,
-    v: object,
-    windows: object,
-    num_heads: object,
-    values: object,
-    scale: object,
-    bias: object,
+    q: Any,
+    k: Any,
+    v: Any,
+    windows: Any,
+    num_heads: Any,
+    values: Any,
+    scale: Any,
+    bias: Any,
 ) -> tuple[int, float, str, str]:
     """Heads, scale and the windows of rows and columns of a call whose arguments fit."""
     for name, x in (("q", q), ("k", k), ("v", v)):

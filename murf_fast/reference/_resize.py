@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,8 @@ def resize_map(
     filtered = mode in ("bilinear", "bicubic")
     if filtered and scale_factor and any(n == m for n, m in zip(size, x.shape[2:], strict=True)):
         return _axis_by_axis(x, scale_factor, mode, antialias)
-    options = {"align_corners": False, "antialias": antialias} if filtered else {}
-    target = {"scale_factor": tuple(scale_factor)} if scale_factor else {"size": tuple(size)}
+    options: dict[str, Any] = {"align_corners": False, "antialias": antialias} if filtered else {}
+    target: dict[str, Any] = {"scale_factor": tuple(scale_factor)} if scale_factor else {"size": tuple(size)}
     if antialias and size[1] == 1 and size[0] != 1:
         # torch's CPU kernel gives every row the weights of row 0 when only the width is 1; swapping the axes avoids it.
         target = {k: v[::-1] for k, v in target.items()}

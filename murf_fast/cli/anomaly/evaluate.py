@@ -114,7 +114,7 @@ def _category(
     task = bar.add_task(f"{shown_name}: fit", total=len(category.train))
     kept = plan.out / BANKS / category.name
     made_of, start = kept.with_name(f"{category.name}.json"), time.perf_counter()
-    advance = {"batch": plan.batch, "progress": lambda done, _: bar.update(task, completed=done)}
+    advance: dict[str, Any] = {"batch": plan.batch, "progress": lambda done, _: bar.update(task, completed=done)}
     is_there = made_of.exists() and _read(made_of) == {"images": _identity(category.train)}
     try:
         if is_there:

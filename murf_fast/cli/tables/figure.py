@@ -143,7 +143,9 @@ def _bars(axes: Axes, series: Sequence[_Series], places: Sequence[str], shown: S
     width = 0.8 / len(series)
     for i, one in enumerate(series):
         at = {place: j + (i - (len(series) - 1) / 2) * width for j, place in enumerate(places)}
-        fill = {"color": one.colour} if one.code == OURS else {"facecolor": "white", "edgecolor": one.colour}
+        fill: dict[str, Any] = (
+            {"color": one.colour} if one.code == OURS else {"facecolor": "white", "edgecolor": one.colour}
+        )
         bars = axes.bar(
             [at[place] for place in one.values],
             list(one.values.values()),

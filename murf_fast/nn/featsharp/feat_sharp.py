@@ -128,9 +128,9 @@ class FeatSharp(nn.Module):
         """
         inputs = checked_inputs("FeatSharp", inputs)
         parts = _checkpoint.read("FeatSharp", checkpoint, inputs, factor)
-        made = dict(parts.arguments)
+        made: dict[str, Any] = dict(parts.arguments)
         channels = made.pop("channels")
-        found = {}
+        found: dict[str, Any] = {}
         for name, weights in parts.others.items():
             if name == "normalizer":
                 found[name] = PHIS(channels)
@@ -141,7 +141,7 @@ class FeatSharp(nn.Module):
                 found[name] = BiasBuffer(channels, *(shape[2:] if len(shape) == 4 else (1, 1)))
             load_into(found[name], weights)
         if not _is_packed(encoder):
-            arguments = {"channels": channels, **arguments}
+            arguments: dict[str, Any] = {"channels": channels, **arguments}
         model = cls(
             encoder,
             made.pop("factor"),
@@ -230,7 +230,9 @@ class FeatSharp(nn.Module):
             self._check_patches("images", size)
         # A packed pass cuts tiles itself, of one factor for both sides.
         if not (self.is_packed and _are_square(self.levels)):
-            how = {name: self.encoder.resize[name] for name in ("mode", "antialias")} if self.is_packed else {}
+            how: dict[str, Any] = (
+                {name: self.encoder.resize[name] for name in ("mode", "antialias")} if self.is_packed else {}
+            )
             dtype = images.dtype if images.is_floating_point() else torch.float32
             images = split_tiles(images, self.levels[-1], size, progressive=self.upsampler.progressive, **how).to(dtype)
         if self.is_packed:

@@ -180,7 +180,7 @@ class PHIS(nn.Module):
         if reason is not None:
             raise ValueError(f"murf_fast.{what}: `linear` {reason}, which would be lost: only its weights are read")
         weight, channels = linear.weight, len(self.mean)
-        options = {"dtype": weight.dtype, "device": weight.device}
+        options: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         plain = kind is nn.Linear or (linear.kernel_size, linear.stride, linear.groups) == ((1, 1), (1, 1), 1)
         if not plain or (kind is nn.Conv2d and linear.padding not in ("valid", "same", 0, (0, 0))):
             raise ValueError(f"murf_fast.{what}: `linear` must be a 1x1 convolution, got {linear}")

@@ -72,7 +72,7 @@ class JAFAR(GuidedUpsampler):
         if _checks.integer("JAFAR", "kernel_size", kernel_size) not in (1, 3):
             raise ValueError(f"murf_fast.JAFAR: `kernel_size` must be 1 or 3, got {kernel_size!r}")
         self.v_dim, self.qk_dim, self.num_heads, self.kernel_size = v_dim, qk_dim, num_heads, kernel_size
-        options = {"block": 1, "blocks": 2, "bias": False, "residual": True}
+        options: dict[str, Any] = {"block": 1, "blocks": 2, "bias": False, "residual": True}
         self.image_encoder = Encoder(3, qk_dim, kernel_size=kernel_size, **options)
         self.key_encoder = Encoder(qk_dim, qk_dim, kernel_size=1, **options)
         self.query_encoder = Encoder(qk_dim, qk_dim, kernel_size=1, **options)

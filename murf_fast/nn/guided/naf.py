@@ -251,7 +251,7 @@ class NAF(GuidedUpsampler):
 class _ImageEncoder(nn.Module):
     def __init__(self, dim: int, heads: int, blocks: int, rescale: float | None) -> None:
         super().__init__()
-        options = {"blocks": blocks, "bias": True, "residual": False}
+        options: dict[str, Any] = {"blocks": blocks, "bias": True, "residual": False}
         self.encoder = Encoder(3, dim // 2, kernel_size=1, block=1, **options)
         self.sem_encoder = Encoder(3, dim // 2, kernel_size=3, block=3, **options)
         self.rope = _AxialRotation(dim, heads, rescale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -217,7 +217,7 @@ class DepthHead(nn.Module):
         if gradient_weight < 0:
             raise ValueError(f"murf_fast.{what}: `gradient_weight` must be at least 0, got {gradient_weight}")
         depth = self(features, tuple(target.shape[1:]), cls)
-        where = {"mask": mask, "max_depth": max_depth}
+        where: dict[str, Any] = {"mask": mask, "max_depth": max_depth}
         loss = scale_invariant_log_loss(depth, target, warm_up=warm_up, **where)
         return loss + gradient_weight * log_gradient_loss(depth, target, **where) if gradient_weight else loss
 

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,7 @@ def attend_together(
         from torch.nn.attention.varlen import varlen_attn
 
         longest = max(run.length for run in all_runs)
-        options = {} if scale is None or scale == q.shape[-1] ** -0.5 else {"scale": scale}
+        options: dict[str, Any] = {} if scale is None or scale == q.shape[-1] ** -0.5 else {"scale": scale}
         return varlen_attn(q, k, v, limits, limits, longest, longest, **options)
     from xformers.ops import memory_efficient_attention
 

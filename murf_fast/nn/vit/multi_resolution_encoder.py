@@ -426,7 +426,11 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(
                 f"murf_fast.{what}: {name} must be on the device of `model`, {device}, got {images.device}"
             )
-        options = {"mean": self.resize["mean"], "std": self.resize["std"], "normalizes": family.kind.normalizes}
+        options: dict[str, Any] = {
+            "mean": self.resize["mean"],
+            "std": self.resize["std"],
+            "normalizes": family.kind.normalizes,
+        }
         _images.check_values(what, images, self.model, name=name, **options)
         return size
 

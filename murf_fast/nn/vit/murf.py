@@ -242,7 +242,7 @@ class MuRF(nn.Module):
             raise ValueError(f"murf_fast.{op}: `out` must be None for images of mixed sizes")
         if out is not None and not torch.is_autocast_enabled(like.device.type):
             _checks.out(op, out, (images.shape[0], self._columns(), *grids[0]), [like])
-        options = {"mode": mode, "antialias": antialias, "via": via, "memory_format": memory_format}
+        options: dict[str, Any] = {"mode": mode, "antialias": antialias, "via": via, "memory_format": memory_format}
         options |= {"out": out, "backend": backend}
         return self._each(images, lambda features, i: upsample_concat(features.maps, grids[i], **options))
 
