@@ -97,7 +97,7 @@ def flag(op: str, name: str, value: object) -> bool:
     return value
 
 
-def choice(op: str, name: str, value: object, choices: Sequence[str], *, optional: bool = False) -> str | None:
+def choice(op: str, name: str, value: object, choices: Sequence[str], *, optional: bool = False) -> Any:
     """One of ``choices``, or None if that is allowed."""
     if value is None and optional:
         return None

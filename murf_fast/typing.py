@@ -46,8 +46,9 @@ __all__ = [
     "Values",
 ]
 
-Size = int | tuple[int, int] | torch.Size
-"""(height, width) in pixels, or one integer for a square; a part of a shape, ``x.shape[-2:]``, too."""
+Size = int | tuple[int, ...]
+"""(height, width) in pixels, or one integer for a square. Parts of shapes, ``x.shape[-2:]``, have no length for a type
+checker, so that this has none; a wrong one raises."""
 
 Image = Union[torch.Tensor, "np.ndarray[Any, Any]", "PIL.Image.Image", str, "os.PathLike[str]"]
 """An image: (3, H, W), an array (H, W, 3), a gray one of either, a Pillow image or the path of a file."""

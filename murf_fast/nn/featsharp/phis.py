@@ -228,8 +228,11 @@ def _checked_channels(channels: object) -> int:
 class _Moments:
     """Mean, and sum of products about it, of rows that come one batch after the other."""
 
+    mean: Tensor  # from the first batch on, like the sum
+    squares: Tensor
+
     def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, None, None
+        self.count = 0
 
     def add(self, i: int, x: Tensor) -> None:
         what, name = "PHIS.fit", f"features[{i}]"
@@ -241,7 +244,7 @@ class _Moments:
             )
         rows = x.detach().permute(0, 2, 3, 1) if x.ndim == 4 else x.detach()
         channels = rows.shape[-1]
-        if self.mean is None:
+        if not hasattr(self, "mean"):
             _checked_channels(channels)  # before any work
             self.mean = torch.zeros(channels, dtype=torch.float64, device=x.device)
             self.squares = torch.zeros((channels, channels), dtype=torch.float64, device=x.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -201,7 +201,7 @@ class Level(nn.Module):
         cells.add_(self.tile_pos[:, :, :, None, :, None].to(cells.dtype))
 
 
-def checked_inputs(what: str, inputs: object) -> tuple[str, ...]:
+def checked_inputs(what: str, inputs: Any) -> tuple[SharpInput, ...]:
     """Some of :data:`INPUTS`, each at most once."""
     is_listed = _checks.is_sequence(inputs) and all(isinstance(name, str) for name in inputs)
     if not is_listed or len(inputs) == 0 or len(set(inputs)) != len(inputs):

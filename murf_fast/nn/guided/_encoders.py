@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from murf_fast import backends
 from murf_fast.nn._parts import Form, is_as_made, is_plain
-from murf_fast.ops import _checks, resize
+from murf_fast.ops import _checks
+from murf_fast.ops.resize import resize
 from murf_fast.ops._derivatives import derivatives_wanted
 
 GROUPS = 8

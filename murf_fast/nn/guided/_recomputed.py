@@ -187,7 +187,7 @@ def _precise(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _bands(*rows: Tensor) -> Iterator[tuple[int, Tensor, ...]]:
+def _bands(*rows: Tensor) -> Iterator[tuple[Any, ...]]:
     """Image by image, and band by band of its pixels: which image, and each argument's (pixels, C)."""
     step = _BAND if rows[0].is_cpu else _GPU_BAND
     for i, images in enumerate(zip(*rows, strict=True)):

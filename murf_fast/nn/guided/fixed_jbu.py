@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from murf_fast import _arguments, windows
 from murf_fast._constant import constant_while_compiling
 from murf_fast._layout import is_channels_last
-from murf_fast.ops import _checks, resize, window_attention
+from murf_fast.ops import _checks
+from murf_fast.ops.resize import resize
+from murf_fast.ops.window_attention import window_attention
 
 
 class FixedJBU(nn.Module):

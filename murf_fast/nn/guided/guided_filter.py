@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from murf_fast import _arguments
 from murf_fast._layout import is_channels_last
 from murf_fast.nn.guided.fixed_jbu import check_source_and_guidance, positive
-from murf_fast.ops import resize
+from murf_fast.ops.resize import resize
 
 
 class GuidedFilter(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from murf_fast.typing import HeadGrid
+
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -11,7 +13,7 @@ from murf_fast import _arguments
 GRIDS = ("largest", "first", "image")
 
 
-def check(what: str, grid: str) -> str:
+def check(what: str, grid: str) -> HeadGrid:
     return _arguments.choice(what, "grid", grid, GRIDS)
 
 

@@ -108,7 +108,7 @@ def log_gradient_loss(
     return _Gradient.apply(depth, target.detach(), valid, strides, EPS)
 
 
-def check_target(op: str, target: object, mask: object, max_depth: object) -> None:
+def check_target(op: str, target: Any, mask: Any, max_depth: object) -> None:
     """What can be said of them before there is a depth."""
     _checks.tensor(op, "target", target)
     if target.ndim != 3 or min(target.shape[1:]) < 1:

@@ -168,10 +168,13 @@ def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int, products: Pro
         part += layer.mlp_branch(part, products)
 
 
-def _attended(parts: Sequence[Tensor], all_runs: list[Run], limits: object | None, scale: float | None) -> Tensor:
+def _attended(parts: tuple[Tensor, Tensor, Tensor], all_runs: list[Run], limits: object | None, scale: float | None) -> Tensor:
     if limits is not None:
         return _attention.attend_together(*parts, all_runs, limits, scale)
-    results = [_attention.attend(*(part[r.start : r.stop] for part in parts), r, scale) for r in all_runs]
+    q, k, v = parts
+    results = [
+        _attention.attend(q[r.start : r.stop], k[r.start : r.stop], v[r.start : r.stop], r, scale) for r in all_runs
+    ]
     return results[0] if len(results) == 1 else torch.cat(results)
 
 
@@ -200,7 +203,7 @@ class _Buffers:
         self.products = Products(x)
         self._kept: dict[int, Tensor] = {}
 
-    def project(self, key: int, x: Tensor, project: nn.Module | Product) -> Tensor:
+    def project(self, key: int, x: Tensor, project: Any) -> Tensor:
         """``project(x)``; overwritten by the next one of this key."""
         shape = (len(x), project.out_features)
         if x.device.type == "cpu" and math.prod(shape) * x.element_size() <= HANDED_OUT_AGAIN:

@@ -207,7 +207,7 @@ class MultiResolutionEncoder(nn.Module):
         self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
         self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
         self.scales = None if scales is None else [n / d for n, d in self._ratios]
-        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
+        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales or ()))
         self.remainder = "drop" if scales is not None else remainder
         if self.sizes is not None:
             _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
@@ -228,7 +228,7 @@ class MultiResolutionEncoder(nn.Module):
     def _units(self) -> list[tuple[int, int]]:
         """Pixels of a patch times tiles, per resolution and axis."""
         patch = self.family.patch_size
-        return [(patch * h, patch * w) for h, w in self.tiles or [(1, 1)] * len(self.sizes or self.scales)]
+        return [(patch * h, patch * w) for h, w in self.tiles or [(1, 1)] * len(self.sizes or self.scales or ())]
 
     @overload
     def forward(self, images: Tensor, *, image_sizes: None = None, merge: bool = True) -> MultiResolutionFeatures: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, TYPE_CHECKING, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class MuRF(nn.Module):
         """
         _checks.flag("MuRF.from_pretrained", "local_files_only", local_files_only)
         model, normalization = frozen("MuRF.from_pretrained", name_or_folder, dtype, local_files_only)
-        return cls(model, sizes, head, **(normalization | options)).eval()
+        return cls(model, sizes, head, **cast("EncoderOptions", {**normalization, **options})).eval()
 
     @overload
     def forward(
@@ -393,7 +393,7 @@ class MuRF(nn.Module):
         """
         components = _checks.integer("MuRF.pca", "components", components, 1, self._columns())
         images = images_of("MuRF.pca", images, image_sizes, self.encoder.family)
-        sizes = self._targets("MuRF.pca", "size", size, images, tuple)
+        sizes = self._targets("MuRF.pca", "size", size, images, _same)
         if isinstance(images, Tensor):
             return fused_projection(self.encoder(images).maps, sizes[0], components)
         maps = [features.maps for features in self.encoder([image[0] for image in images])]
@@ -434,7 +434,7 @@ class MuRF(nn.Module):
         """``function`` of features and index: of a batch, or of every image of a list, without its batch dimension."""
         if isinstance(images, Tensor):
             return function(self.encoder(images), 0)
-        found = {}
+        found: dict[int, Tensor] = {}
         for of_pass in self.encoder.passes([image[0] for image in images]):
             found.update((i, function(features, i)[0]) for i, features in of_pass.items())
         return [found[i] for i in range(len(images))]
@@ -454,20 +454,20 @@ class MuRF(nn.Module):
             return [default(size) for size in own]
         is_listed = _checks.is_sequence(given) and any(_checks.is_sequence(g) for g in given)
         if not is_listed or isinstance(images, Tensor):
-            return [tuple(_checks.grid(op, name, given))] * len(own)
+            return [_checks.grid(op, name, given)] * len(own)
         if len(given) != len(own):
             raise ValueError(
                 f"murf_fast.{op}: `{name}` must hold one (height, width) for each of {len(own)} images, got "
                 f"{len(given)}"
             )
-        return [tuple(_checks.grid(op, f"{name}[{i}]", g)) for i, g in enumerate(given)]
+        return [_checks.grid(op, f"{name}[{i}]", g) for i, g in enumerate(given)]
 
     def _predict(self, method: str, kind: type, images: Images, size: Any, image_sizes: Any) -> Tensor | list[Tensor]:
         if not isinstance(self.head, kind):
             got = "none" if self.head is None else type(self.head).__name__
             raise ValueError(f"murf_fast.MuRF.{method}: `head` must be a {kind.__name__}, this model has {got}")
         images = images_of(f"MuRF.{method}", images, image_sizes, self.encoder.family)
-        sizes = self._targets(f"MuRF.{method}", "size", size, images, tuple)
+        sizes = self._targets(f"MuRF.{method}", "size", size, images, _same)
         takes_cls = self._takes_cls(method)
 
         def of_image(features: MultiResolutionFeatures, i: int) -> Tensor:
@@ -500,7 +500,7 @@ class MuRF(nn.Module):
         )
 
     def _maps(self) -> int:
-        return len(self.encoder.layers) * len(self.encoder.sizes or self.encoder.scales)
+        return len(self.encoder.layers) * len(self.encoder.sizes or self.encoder.scales or ())
 
     def extra_repr(self) -> str:
         return f"channels={self._columns()}" + (", head=None" if self.head is None else "")
@@ -513,3 +513,7 @@ class MuRF(nn.Module):
         """(height, width) in patches of the largest resolution, per axis."""
         patch, sizes = self.encoder.family.patch_size, self.encoder.sizes_for(*size)
         return max(h for h, _ in sizes) // patch, max(w for _, w in sizes) // patch
+
+
+def _same(size: tuple[int, int]) -> tuple[int, int]:
+    return size

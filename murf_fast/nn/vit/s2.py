@@ -63,7 +63,7 @@ class S2(nn.Module):
         self._ratios = None if scales is None else _resolutions.checked_scales("S2", scales)
         self.scales = None if scales is None else [n / d for n, d in self._ratios]
         self.img_sizes = None if img_sizes is None else _resolutions.checked_sizes("S2", "img_sizes", img_sizes)
-        count = len(self.scales or self.img_sizes)
+        count = len(self.scales or self.img_sizes or ())
         resize_output_to_idx = _checks.integer("S2", "resize_output_to_idx", resize_output_to_idx, 0, count - 1)
         if max_split_size is not None:
             max_split_size = _checks.integer("S2", "max_split_size", max_split_size, 1)

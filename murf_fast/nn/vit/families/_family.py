@@ -235,7 +235,7 @@ def left_out(family: Family, block: nn.Module) -> Iterator[tuple[nn.Module, bool
     return walk(block)
 
 
-def active(found: Any) -> nn.Module | Factor | None:
+def active(found: Any) -> Any:
     """An optional part of a block: None where it does nothing."""
     if isinstance(found, Tensor):
         return Factor(found)
@@ -251,7 +251,7 @@ def convolutions_in(projection: nn.Module) -> list[nn.Conv2d]:
     return [module for module in projection.modules() if isinstance(module, nn.Conv2d)]
 
 
-def patch_size_of(projection: nn.Module) -> int:
+def patch_size_of(projection: Any) -> int:
     """Pixels of a patch; of an adapter around the projection, those of the convolution in it."""
     size = projection.kernel_size if hasattr(projection, "kernel_size") else convolutions_in(projection)[0].kernel_size
     if size[0] != size[1]:

@@ -7,6 +7,8 @@ MLPs are not named: norms and MLPs are called as the modules they are.
 
 from __future__ import annotations
 
+from typing import Any
+
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -140,10 +142,10 @@ class Factor:
         return x * self.gamma
 
 
-def find(root: object, path: str) -> object:
+def find(root: object, path: str) -> Any:
     """What lies at a path; None where nothing does."""
     for name in path.split(" | ") if path else ():
-        found = root
+        found: Any = root
         for part in name.split("."):
             found = getattr(found, part, None)
             if found is None:
@@ -153,7 +155,7 @@ def find(root: object, path: str) -> object:
     return None
 
 
-def part(root: object, path: str) -> object:
+def part(root: object, path: str) -> Any:
     """What lies at a path. AttributeError: nothing does."""
     found = find(root, path)
     if found is None:
