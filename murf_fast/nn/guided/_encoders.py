@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from murf_fast import backends
 from murf_fast.nn._parts import Form, is_as_made, is_plain
 from murf_fast.ops import _checks
-from murf_fast.ops.resize import resize
 from murf_fast.ops._derivatives import derivatives_wanted
+from murf_fast.ops.resize import resize
 
 GROUPS = 8
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from murf_fast.typing import HeadGrid
-
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.typing import HeadGrid
 
 GRIDS = ("largest", "first", "image")
 

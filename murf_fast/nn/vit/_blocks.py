@@ -168,7 +168,9 @@ def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int, products: Pro
         part += layer.mlp_branch(part, products)
 
 
-def _attended(parts: tuple[Tensor, Tensor, Tensor], all_runs: list[Run], limits: object | None, scale: float | None) -> Tensor:
+def _attended(
+    parts: tuple[Tensor, Tensor, Tensor], all_runs: list[Run], limits: object | None, scale: float | None
+) -> Tensor:
     if limits is not None:
         return _attention.attend_together(*parts, all_runs, limits, scale)
     q, k, v = parts

@@ -7,9 +7,8 @@ MLPs are not named: norms and MLPs are called as the modules they are.
 
 from __future__ import annotations
 
-from typing import Any
-
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
