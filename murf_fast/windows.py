@@ -293,7 +293,7 @@ def axis_window(spec: str, out: int, size: int) -> AxisWindow:
     return _neighborhood_axis(out, size, kernel, stride, max(1, out // size) if dilation == _STEP else dilation)
 
 
-def _known(what: str, name: str, value: int) -> None:
+def _known(what: str, name: str, value: object) -> None:
     """Refuses a size that a graph leaves open where a rule's text would hold it."""
     if isinstance(value, torch.SymInt):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ def window_attention_backward(
     summed here from parts (B * shares, heads, H, h) float32.
     """
     parts = []
-    for bias, result in zip((bias_y, bias_x), results[3:], strict=True):
+    biases: Sequence[Any] = (bias_y, bias_x)
+    for bias, result in zip(biases, results[3:], strict=True):
         parts.append(q.new_empty((q.shape[0] * shares, *bias.shape), dtype=torch.float32) if result.numel() else None)
     grid = tuple(q.shape[2:])
     extension.window_attention_backward(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,14 +34,14 @@ _PLAIN = {
 
 def derivatives_wanted(tensors: Iterable[Tensor | None], *, tangents: bool = True) -> bool:
     """Whether any of the tensors wants a gradient or (``tangents``) carries a tangent."""
-    tensors = [x for x in tensors if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    given = [x for x in tensors if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         return True
     # A compiler looks at graphs, in which tangents are arguments like others.
     return (
         tangents
         and forward_ad._current_level >= 0
-        and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+        and any(forward_ad.unpack_dual(x).tangent is not None for x in given)
     )
 
 
@@ -143,7 +143,7 @@ def linear(op: str, *positions: int) -> Callable[..., Any]:
     return forward_mode
 
 
-def filled(values: list[Tensor] | Tensor | None, tangents: list[Tensor | None] | Tensor | None) -> Any:
+def filled(values: list[Tensor] | Tensor | None, tangents: Any) -> Any:
     """Tangents with zeros for missing ones; None where an optional tensor has none."""
     if isinstance(values, (list, tuple)):
         return [torch.zeros_like(v) if t is None else t for v, t in zip(values, tangents, strict=True)]
@@ -189,6 +189,7 @@ def reference_second_derivative(
         directions: One for every input; None, or an empty tensor, for a gradient that nobody made.
         wanted: Which of ``inputs`` the gradient was made for.
     """
+    inputs, directions = cast("list[Tensor]", inputs), cast("list[Tensor]", directions)  # where they are asked for
     given = [i for i, x in enumerate(inputs) if x is not None]
     used = [i for i, g in enumerate(grads) if g is not None]
 
@@ -200,12 +201,12 @@ def reference_second_derivative(
             out = (out,) if isinstance(out, Tensor) else tuple(out)
             return tuple(out[i] for i in used)
 
-        out, pullback = torch.func.vjp(results, *values)
+        out, pullback = _vjp(results, *values)
         found = pullback(tuple(c.to(o.dtype) for c, o in zip(cotangents, out, strict=True)))
         return tuple(g for i, g in zip(given, found, strict=True) if i in asked)
 
     asked = [i for i in given if wanted[i] and directions[i] is not None and directions[i].shape == inputs[i].shape]
-    made, pullback = torch.func.vjp(gradient, *[grads[i] for i in used], *[inputs[i] for i in given])
+    made, pullback = _vjp(gradient, *[grads[i] for i in used], *[inputs[i] for i in given])
     derivatives = pullback(tuple(directions[i].to(m.dtype) for i, m in zip(asked, made, strict=True)))
     of_grads: list[Tensor | None] = [None] * len(grads)
     of_inputs: list[Tensor | None] = [None] * len(inputs)
@@ -216,9 +217,16 @@ def reference_second_derivative(
     return of_grads, of_inputs
 
 
+def _vjp(function: Callable[..., Any], *primals: Tensor | None) -> tuple[Any, Callable[..., Any]]:
+    """``torch.func.vjp``, whose results are two without ``has_aux``."""
+    return torch.func.vjp(function, *primals)  # type: ignore[return-value]
+
+
 def _split_duals(args: Sequence[Any], positions: Sequence[int]) -> tuple[list[Any], list[Any] | None]:
     """Arguments without their tangents, and the tangents, or None if there are none."""
-    primals, tangents, found = list(args), [None] * len(args), False
+    primals: list[Any] = list(args)
+    tangents: list[Any] = [None] * len(args)
+    found = False
     for i in positions:
         if args[i] is None:
             continue
@@ -240,7 +248,7 @@ def _tensor_positions(op: torch._ops.OpOverload) -> list[int]:
     return [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type)]
 
 
-def _apply(function: type, keyset: DispatchKeySet, args: Sequence[Any], positions: Sequence[int]) -> Any:
+def _apply(function: Any, keyset: DispatchKeySet, args: Sequence[Any], positions: Sequence[int]) -> Any:
     tensors: list[Tensor | None] = []
     for i in positions:
         if isinstance(args[i], (list, tuple)):

@@ -369,7 +369,7 @@ def empty_map(like: Tensor, shape: Sequence[int], channels_last: bool, dtype: to
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def as_float32(x: Tensor | None) -> Tensor | None:
+def as_float32(x: Tensor | None) -> Tensor | Any:
     """A small companion as kernels take it: float32, contiguous."""
     return None if x is None else x.to(torch.float32).contiguous()
 

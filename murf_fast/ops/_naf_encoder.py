@@ -112,7 +112,8 @@ def _run(image, parameters, rows, columns, num_heads, backend, queries, keys) ->
 def networks(parameters: Sequence[Tensor], dtype: torch.dtype, backend: str) -> tuple[Encoder, Encoder]:
     """The 1x1 and the 3x3 encoder."""
     parameters, count = [p.detach() for p in parameters], len(parameters) // 2
-    return tuple(_encoder(parameters[i * count : (i + 1) * count], dtype, backend) for i in range(2))
+    pointwise, wide = (_encoder(parameters[i * count : (i + 1) * count], dtype, backend) for i in range(2))
+    return pointwise, wide
 
 
 def encode(
@@ -218,7 +219,10 @@ def rotation_of(rows: Tensor, columns: Tensor, heads: int) -> tuple[Tensor, Tens
     """(rows, 2, D) and (columns, 2, D): cosines and sines. A pair that turns by rows does not by columns."""
     still = [torch.zeros_like(turns) for turns in (rows, columns)]
     pairs = torch.cat([rows, still[0]], 1), torch.cat([still[1], columns], 1)
-    return tuple(torch.stack([p.cos(), p.sin()], 1).repeat(1, 1, 2 * heads).float().contiguous() for p in pairs)
+    of_rows, of_columns = (
+        torch.stack([p.cos(), p.sin()], 1).repeat(1, 1, 2 * heads).float().contiguous() for p in pairs
+    )
+    return of_rows, of_columns
 
 
 _naf_queries = register(

@@ -22,7 +22,7 @@ class Resize(NamedTuple):
         return {"mode": self.mode, "antialias": self.antialias, "via": self.via}
 
 
-def place(grids: list[tuple[int, int]], grid: tuple[int, int]) -> int:
+def place(grids: list[Any], grid: tuple[int, ...]) -> int:
     """Where a grid is in the list, to whose end it comes if it is new.
 
     By comparisons, which a compiler of dynamic sizes notes as such; to look it up by its hash would fix its size.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -199,7 +198,7 @@ def _partial(name: str, tensors: dict[str, Tensor], mode, padding, backend) -> T
     return _grad_kernels(grad, source, kernels.shape[1], mode, padding, kernels.dtype, backend)
 
 
-def _derivatives(op: str, result: str, first: str, second: str) -> dict[str, Callable[..., Any]]:
+def _derivatives(op: str, result: str, first: str, second: str) -> dict[str, Any]:
     """Backward and forward mode of the op that makes ``result`` from the other two.
 
     The third argument is a bias, which is added to what the source gives, or a size.

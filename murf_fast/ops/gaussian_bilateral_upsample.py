@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -180,6 +182,7 @@ def _backward(wanted, arguments, grad):
 
 
 def _gradient_requires(op, grad, *rest) -> None:
+    arguments: list[Any]
     *arguments, wanted, backend = rest
     _requires(op, *arguments, False, backend)
     features, guidance = arguments[:2]

@@ -144,7 +144,7 @@ def _selected(
     if backend == "reference":
         known = None if nearest is None else nearest.clone()
         chosen.copy_(reference.k_center_greedy(features, total, start, known, met))
-        if known is not None:
+        if known is not None and nearest is not None:
             nearest.copy_(known)
         return chosen
     with _fork.calling_thread_only():

@@ -150,7 +150,7 @@ def _logits(
             else:
                 scale, mean = running_statistics(norm, wide)
             weight = weight.to(wide) * scale
-        grids: list[tuple[int, int]] = []
+        grids: list[tuple[int, ...]] = []
         groups: list[list[tuple[Tensor, Tensor]]] = []
         shifts: list[Tensor | None] = []
         begin = 0
@@ -171,7 +171,7 @@ def _logits(
             begin = end
         maps = []
         for grid, members, shift in zip(grids, groups, shifts, strict=True):
-            total = None
+            total: Tensor | Any = None
             if shift is not None:
                 # The mean is subtracted within the product, which then rounds what is left. The bias makes up for the
                 # rounding of what was subtracted, and carries its whole gradient: in float32.
@@ -214,7 +214,7 @@ def _project(x: Tensor, weight: Tensor, channels_last: bool, total: Tensor | Non
 def check_head(
     op: str,
     features: list[Tensor],
-    weight: object,
+    weight: Any,
     bias: object,
     norm: object,
     cls: object,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import operator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def neighborhood_attention(
     dilation: Size = 1,
     scale: float | None = None,
     bias: tuple[Tensor, Tensor] | None = None,
-    backend: Backend | None = None,
+    backend: Backend | Literal["natten"] | None = None,
 ) -> Tensor:
     """Attend to a window of ``kernel_size`` tokens around each token, shifted at the borders (NATTEN's ``na2d``).
 

@@ -234,7 +234,7 @@ def _keep(kept: Kept, key: tuple[Any, ...], resampled: Callable[[], Tensor]) -> 
         return resampled()
 
 
-def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: PositionFlavor, backend: str) -> Tensor:
+def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: Flavor, backend: str) -> Tensor:
     """Rows (P + h * w, D) of one grid, from a table (1, D, M_h, M_w)."""
     source = tuple(table.shape[2:])
     # Without an offset a table at its own grid is itself: no case for a graph of any size.

@@ -142,7 +142,7 @@ def _gradient_backward(_, arguments, directions):
     (of_grad,), (*of_features, of_bias, of_values) = reference_second_derivative(
         expectations, [*features, bias, rows], [grad], [*of_maps, None, of_rows.view(*grad.shape[:2], -1)], wanted
     )
-    return of_grad, of_features, of_bias, of_values.sum((0, 1))
+    return of_grad, of_features, of_bias, None if of_values is None else of_values.sum((0, 1))
 
 
 _upsample_expectation = register(

@@ -93,9 +93,10 @@ def _classes(v: Tensor, num_heads: int, mean: bool) -> int:
 def _requires(op, q, k, v, bias_y, bias_x, class_bias, rows, columns, num_heads, mean, scale, backend) -> None:
     requires_attention(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, False, backend)
     if class_bias is not None:
-        shape = (None,) * (len(class_bias.shape) - 1) + (_classes(v, num_heads, mean),)
+        classes = _classes(v, num_heads, mean)
+        shape = (*(None,) * (len(class_bias.shape) - 1), classes)
         _contract.tensor(op, "class_bias", class_bias, q, shape, _checks.DTYPES)
-        _check_class_bias(op, class_bias, shape[-1], q)
+        _check_class_bias(op, class_bias, classes, q)
 
 
 def _empty(q, k, v, bias_y, bias_x, class_bias, rows, columns, num_heads, mean, scale, backend) -> Tensor:

@@ -42,11 +42,18 @@ def resize_map(
     return F.interpolate(x, mode=mode, **target, **options)
 
 
+def averaged(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Adaptive average pooling of ``x`` (B, C, h, w) to ``size``."""
+    height, width = size
+    return F.adaptive_avg_pool2d(x, (height, width))
+
+
 def _axis_by_axis(x: Tensor, scale_factor: Sequence[float], mode: str, antialias: bool) -> Tensor:
     """Where a factor keeps the size of an axis, torch's gradient of the whole is not that of its result: it applies the
     factor to an axis that was copied, or copies one that was not. Of single axes it is.
     """
-    dtype, options = x.dtype, {"mode": mode, "antialias": antialias, "align_corners": False}
+    dtype = x.dtype
+    options: dict[str, Any] = {"mode": mode, "antialias": antialias, "align_corners": False}
     x = x.to(torch.promote_types(dtype, torch.float32))
     for dim, factor in ((2, scale_factor[0]), (3, scale_factor[1])):
         kept = scaled_size(x.shape[dim], factor) == x.shape[dim]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from murf_fast.reference.adaptive_conv import adaptive_conv
 from murf_fast.reference.bilateral_kernels import bilateral_kernels
+from murf_fast.typing import SmoothMode
 
 __all__ = ["joint_bilateral_upsample"]
 
@@ -15,7 +16,7 @@ def joint_bilateral_upsample(
     guidance: Tensor,
     params: Sequence[Tensor],
     radius: int = 3,
-    mode: str = "bicubic",
+    mode: SmoothMode = "bicubic",
     bias: Tensor | None = None,
 ) -> Tensor:
     """One level: the kernels of the guidance, applied to the source resized to the guidance's grid."""

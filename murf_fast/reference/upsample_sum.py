@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def upsample_sum(
     via: Sequence[int] | None = None,
 ) -> Tensor:
     """``sum(resize(f, size) for f in features) + bias`` with bias (C,) or (B, C)."""
-    total = sum(resize_map(f, size, mode, antialias, via) for f in features)
+    total: Any = sum(resize_map(f, size, mode, antialias, via) for f in features)
     if bias is None:
         return total
     return total + bias.to(total.dtype).reshape(-1, bias.shape[-1], 1, 1)

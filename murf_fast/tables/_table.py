@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -28,12 +28,15 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def kept(device: torch.device, key: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+Tensors = TypeVar("Tensors", bound="tuple[Any, ...]")
+
+
+def kept(device: torch.device, key: tuple[Any, ...], tensors: Tensors) -> Tensors:
     """``tensors``; while the stream of ``device`` is capturing, those that the first capture with this ``key`` took.
 
     ``key`` says what they hold.
     """
-    return _captured.setdefault((device, *key), tensors) if is_capturing(device) else tensors
+    return cast("Tensors", _captured.setdefault((device, *key), tensors)) if is_capturing(device) else tensors
 
 
 class Table:
@@ -43,7 +46,7 @@ class Table:
     def native(self) -> Any:
         """The table as the C++ extension holds it."""
         of_extension = getattr(_extension.module(), type(self).__name__)
-        return of_extension(**{field.name: getattr(self, field.name) for field in fields(self)})
+        return of_extension(**{field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type] - of a dataclass
 
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
         """The arrays that Triton kernels take (:meth:`device_arrays`) as tensors on ``device``, copied there once."""

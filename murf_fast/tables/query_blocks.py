@@ -175,7 +175,8 @@ def _merged(window: AxisWindow, limit: int, joined: int) -> Iterator[list[int]]:
     for i in range(window.out_size):
         groups.setdefault(window.index[i, : window.count[i]].tobytes(), []).append(i)
     ordered = sorted(groups.values(), key=lambda g: (*window.index[g[0], : window.count[g[0]]].tolist(), g[0]))
-    current, current_keys = [], set()
+    current: list[int] = []
+    current_keys: set[int] = set()
     for group in ordered:
         keys = set(window.index[group[0], : window.count[group[0]]].tolist())
         if current:
