@@ -34,12 +34,13 @@ class Weights:
     @property
     def shape(self) -> tuple[int, int]:
         """(K, D) of the convolution."""
-        return tuple(self.convolution["weight"].shape[:2])
+        classes, columns = self.convolution["weight"].shape[:2]
+        return classes, columns
 
     def load_into(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> None:
         convolution.load_state_dict(self.convolution)
         if norm is not None:
-            norm.load_state_dict(self.norm)
+            norm.load_state_dict(self.norm or {})
 
 
 def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming]) -> Weights:

@@ -11,11 +11,8 @@ from torch import Tensor
 from murf_fast.typing import Attention, Backend, HeadGrid, Keep, Mode, Norm, Remainder, Rounding, Size, Values
 
 
-class LayerOptions(TypedDict, total=False):
-    """Of :class:`MultiResolutionEncoder`, whatever its resolutions are and however images come to them."""
-
+class _LayerOptions(TypedDict, total=False):
     layers: Sequence[int] | None
-    norm: bool | None
     remainder: Remainder
     mean: Sequence[float] | None
     std: Sequence[float] | None
@@ -24,6 +21,19 @@ class LayerOptions(TypedDict, total=False):
     keep_positions: Keep
     tokens_per_pass: int | None
     verify: bool
+
+
+class LayerOptions(_LayerOptions, total=False):
+    """Of :class:`MultiResolutionEncoder`, whatever its resolutions are and however images come to them."""
+
+    norm: bool | None
+
+
+class SharpOptions(_LayerOptions, total=False):
+    """Of :class:`MultiResolutionEncoder` in :class:`FeatSharp`, which has a ``norm`` of its own."""
+
+    mode: Mode
+    antialias: bool
 
 
 class PassOptions(LayerOptions, total=False):

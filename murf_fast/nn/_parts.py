@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -25,12 +25,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def weights_of(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """The tensors behind dotted names, as attributes."""
-    return {name: functools.reduce(getattr, name.split("."), module) for name in names}
+    return {name: functools.reduce(getattr, name.split("."), cast("Any", module)) for name in names}
 
 
 def form_of(module: nn.Module) -> Form:
     """Its class, and the options that torch.nn names as constants (strides, groups, eps, ...)."""
-    kind = type(module).__base__ if is_parametrized(module) else type(module)
+    kind: Any = type(module).__base__ if is_parametrized(module) else type(module)
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return kind, ()  # a probability is an option of a call, and heeded
     return kind, tuple(getattr(module, name, None) for name in getattr(kind, "__constants__", ()))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast.nn._checkpoints import load_into
-from murf_fast.nn._options import PassOptions
+from murf_fast.nn._options import SharpOptions
 from murf_fast.nn.featsharp import _checkpoint
 from murf_fast.nn.featsharp.bias_buffer import BiasBuffer
 from murf_fast.nn.featsharp.conditional_bias import ConditionalBias
@@ -72,7 +72,7 @@ class FeatSharp(nn.Module):
         normalizer: PHIS | None = None,
         bias_buffer: BiasBuffer | None = None,
         conditional_bias: ConditionalBias | None = None,
-        **options: Unpack[PassOptions],
+        **options: Unpack[SharpOptions],
     ) -> None:
         super().__init__()
         what = "FeatSharp"
@@ -82,7 +82,7 @@ class FeatSharp(nn.Module):
         # Tiles (rows, columns) of what the encoder sees.
         self.levels = levels_of(what, self.factor if "tiles" in inputs else (1, 1), progressive)
         self.is_packed = _is_packed(encoder)
-        self.encoder = (
+        self.encoder: MultiResolutionEncoder | Any = (
             self._packed(encoder, channels, options) if self.is_packed else _called(encoder, channels, options)
         )
         width = self.encoder.family.width if self.is_packed else _checks.integer(what, "channels", channels, 1)
@@ -141,7 +141,7 @@ class FeatSharp(nn.Module):
                 found[name] = BiasBuffer(channels, *(shape[2:] if len(shape) == 4 else (1, 1)))
             load_into(found[name], weights)
         if not _is_packed(encoder):
-            arguments: dict[str, Any] = {"channels": channels, **arguments}
+            arguments = {"channels": channels, **arguments}
         model = cls(
             encoder,
             made.pop("factor"),
@@ -252,7 +252,7 @@ class FeatSharp(nn.Module):
             return described
         return f"encoder={getattr(self.encoder, '__name__', type(self.encoder).__name__)}, {described}"
 
-    def _packed(self, encoder: nn.Module, channels: object, options: dict[str, Any]) -> MultiResolutionEncoder:
+    def _packed(self, encoder: Any, channels: object, options: dict[str, Any]) -> MultiResolutionEncoder:
         """The encoder at the sizes of the levels, or of the views where these are cut for it."""
         what = "FeatSharp"
         if channels is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from murf_fast.ops import _checks
 
 # Rows that are converted to float64 at a time.
 _ROWS = 4096
+
+Linear = TypeVar("Linear", nn.Linear, nn.Conv2d)
 
 
 class PHIS(nn.Module):
@@ -37,6 +39,11 @@ class PHIS(nn.Module):
 
     Source: PHI-S (Ranzinger et al., 2024), as FeatSharp normalizes features (section 3.2).
     """
+
+    mean: Tensor
+    alpha: Tensor
+    rotation: Tensor
+    inv_rotation: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -156,7 +163,7 @@ class PHIS(nn.Module):
             result = F.linear(rows.to(wide), self.inv_rotation.to(wide) / self.alpha.to(wide), self.mean.to(wide))
         return as_given(result.to(features.dtype))
 
-    def fold(self, linear: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    def fold(self, linear: Linear) -> Linear:
         """A linear map of raw features that equals ``linear`` of standardized ones.
 
         ``W' = alpha W R``, ``b' = b - W' mean``, in float64 and rounded once.
@@ -172,17 +179,21 @@ class PHIS(nn.Module):
             ValueError: It has another number of inputs, hooks or a ``forward`` of its own, or is no 1x1 convolution.
         """
         what = "PHIS.fold"
-        kind = next((k for k in (nn.Linear, nn.Conv2d) if isinstance(linear, k)), None)
+        kind: Any = next((k for k in (nn.Linear, nn.Conv2d) if isinstance(linear, k)), None)
         if kind is None:
             got = type(linear).__name__
             raise TypeError(f"murf_fast.{what}: `linear` must be an nn.Linear or a 1x1 nn.Conv2d, got {got}")
         reason = peculiarity(linear)
         if reason is not None:
             raise ValueError(f"murf_fast.{what}: `linear` {reason}, which would be lost: only its weights are read")
-        weight, channels = linear.weight, len(self.mean)
+        weight, channels, convolution = linear.weight, len(self.mean), cast("nn.Conv2d", linear)
         options: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
-        plain = kind is nn.Linear or (linear.kernel_size, linear.stride, linear.groups) == ((1, 1), (1, 1), 1)
-        if not plain or (kind is nn.Conv2d and linear.padding not in ("valid", "same", 0, (0, 0))):
+        plain = kind is nn.Linear or (convolution.kernel_size, convolution.stride, convolution.groups) == (
+            (1, 1),
+            (1, 1),
+            1,
+        )
+        if not plain or (kind is nn.Conv2d and convolution.padding not in ("valid", "same", 0, (0, 0))):
             raise ValueError(f"murf_fast.{what}: `linear` must be a 1x1 convolution, got {linear}")
         if weight.shape[1] != channels:
             raise ValueError(f"murf_fast.{what}: `linear` must have {channels} inputs, got {weight.shape[1]}")

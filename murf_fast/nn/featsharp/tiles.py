@@ -100,7 +100,7 @@ def levels_of(what: str, factor: Pair, progressive: bool) -> list[Pair]:
     _checks.flag(what, "progressive", progressive)
     levels = [(1, 1)]
     for step in prime_steps(factor) if progressive else [factor]:
-        levels.append(tuple(n * s for n, s in zip(levels[-1], step, strict=True)))
+        levels.append((levels[-1][0] * step[0], levels[-1][1] * step[1]))
     return list(dict.fromkeys(levels))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,9 +118,11 @@ class FeatSharpUpsampler(nn.Module):
         if low.shape[1] != self.channels:
             raise ValueError(f"murf_fast.{what}: `low` must have {self.channels} channels, got {tuple(low.shape)}")
         if not torch.is_autocast_enabled(low.device.type):
-            _checks.same_device_and_dtype(what, "low", low, "its parameters", self.ups[0].block.ls2.gamma)
+            _checks.same_device_and_dtype(
+                what, "low", low, "its parameters", cast("Level", self.ups[0]).block.ls2.gamma
+            )
         if "tiles" not in self.inputs:
-            mosaics: list[Tensor | None] = [None] * len(self.ups)
+            mosaics: Any = [None] * len(self.ups)
         else:
             mosaics = [tiles] if isinstance(tiles, Tensor) else tiles
             if not _checks.is_sequence(mosaics) or len(mosaics) != len(self.ups):
@@ -140,7 +142,7 @@ class FeatSharpUpsampler(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward
 
-    def _check_tiles(self, i: int, level: Level, low: Tensor, mosaic: Any) -> None:
+    def _check_tiles(self, i: int, level: Any, low: Tensor, mosaic: Any) -> None:
         what, name = "FeatSharpUpsampler", "tiles" if len(self.ups) == 1 else f"tiles[{i}]"
         _checks.map_(what, name, mosaic)
         _checks.same_device_and_dtype(what, name, mosaic, "low", low)
@@ -170,8 +172,8 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         self.inputs, self.grid = inputs, grid
-        self.step = tuple(n // m for n, m in zip(grid, before, strict=True))
-        self.tile_pos = nn.Parameter(torch.zeros(1, channels, *grid)) if "tiles" in inputs else None
+        self.step = grid[0] // before[0], grid[1] // before[1]
+        self.tile_pos: nn.Parameter | Any = nn.Parameter(torch.zeros(1, channels, *grid)) if "tiles" in inputs else None
         self.jbu = FeatSharpJBU(self.step, guides=guides) if "jbu" in inputs else None
         self.block = FeatSharpBlock(len(inputs) * channels, channels, **options)
 
@@ -184,9 +186,9 @@ class Level(nn.Module):
     def _together(self, low: Tensor, images: Tensor | None, tiles: Tensor | None) -> Tensor:
         """The inputs at the finer grid, one behind the other; what they are made of is not kept."""
         size = tuple(n * s for n, s in zip(low.shape[2:], self.step, strict=True))
-        maps = {"bilinear": low, "tiles": tiles}
+        maps: dict[str, Any] = {"bilinear": low, "tiles": tiles}
         if self.jbu is not None:
-            maps["jbu"] = self.jbu(low, resize(images, size))
+            maps["jbu"] = self.jbu(low, resize(cast("Tensor", images), size))
         # Bilinear interpolation leaves a map of the size as it is: one write for all of them.
         together = upsample_concat([maps[name] for name in self.inputs], size, memory_format=torch.channels_last)
         if self.tile_pos is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._image_encoders import ENCODER, UNIT_EPS, flat, image_queries
 from murf_fast.ops._image_regions import image_rectangle, image_statistics
 from murf_fast.reference.anyup import encoder, residual_block
+from murf_fast.typing import Values
 
 _ATTENTION = "cross_decode.cross_attn"
 _FEATURES = "key_features_encoder"
@@ -49,7 +50,7 @@ def upsample(
     rule: windows.Windows,
     num_heads: int,
     values: Tensor | None = None,
-    by_head: str = "mean",
+    by_head: Values = "mean",
 ) -> Tensor:
     """(B, C, *size) from checked arguments; differentiable, and without gradients in far less time and memory.
 
@@ -70,7 +71,7 @@ def encode(
     image: Tensor,
     size: Sequence[int],
     region: Sequence[int],
-    grids: Sequence[Sequence[int]] | None,
+    grids: Sequence[tuple[int, int]] | None,
     known: ImageStatistics | None = None,
 ) -> tuple[Tensor, ImageKeys]:
     """Projected queries of the region, and the image's part of the keys; ``known`` saves the pass for it."""
@@ -86,19 +87,19 @@ def encode(
             return q, ImageKeys.of(maps, grids)
         if known is None:
             known = statistics_of(weights, image, grids)
-        return image_rectangle(image, known.norms, flat(*network), size, region, backend), known.keys
+        return image_rectangle(image, cast("Tensor", known.norms), flat(*network), size, region, backend), known.keys
 
 
 def statistics_of(
-    weights: Mapping[str, Tensor], image: Tensor, grids: Sequence[Sequence[int]] | None, recompute: bool = False
+    weights: Mapping[str, Tensor], image: Tensor, grids: Sequence[tuple[int, int]] | None, recompute: bool = False
 ) -> ImageStatistics:
     """What every region needs of the whole image."""
     with torch.autocast(image.device.type, enabled=False):
         network, backend = _network(weights, image)
         if backend is None:
             _, of_image = _plain_keys(weights, image, grids)
-            return ImageStatistics("AnyUp", None, of_image, tuple(image.shape[2:]))
-        size = tuple(image.shape[2:])
+            return ImageStatistics("AnyUp", None, of_image, (image.shape[2], image.shape[3]))
+        size = (image.shape[2], image.shape[3])
         norms, *maps = image_statistics(image, flat(*network), size, grids_of(image, grids), recompute, backend)
         return ImageStatistics("AnyUp", norms, ImageKeys.of(maps, grids), size)
 
@@ -121,7 +122,7 @@ def wants_gradients(weights: Mapping[str, Tensor], image: Tensor) -> bool:
     return derivatives_wanted((image, *flat(*_parameters(weights))))
 
 
-def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[tuple[Any, ...], str | None]:
+def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[Any, str | Any]:
     """The parameters as the passes over pixels take them, and their backend; None where plain PyTorch has to do."""
     network = _parameters(weights)
     backend = backends.resolve(None, image.device.type, image.dtype)
@@ -129,7 +130,7 @@ def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[tuple[Any, .
     return network, None if plain or wants_gradients(weights, image) else backend
 
 
-def _parameters(weights: Mapping[str, Tensor]) -> tuple[Any, ...]:
+def _parameters(weights: Mapping[str, Tensor]) -> Any:
     encoders = [[weights[f"{name}.{part}"] for part in ENCODER] for name in _OF_IMAGE]
     return encoders, weights["rope.freqs"], weights["cross_decode.conv2d.weight"], _projection(weights, 0)
 

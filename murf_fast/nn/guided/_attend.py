@@ -13,7 +13,7 @@ from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.upsample_argmax import label_dtype
 from murf_fast.ops.window_attention import window_attention
 from murf_fast.ops.window_attention_argmax import window_attention_argmax
-from murf_fast.typing import Reduce
+from murf_fast.typing import Reduce, Values
 from murf_fast.windows import Windows
 
 REDUCTIONS = ("softmax", "argmax")
@@ -29,7 +29,7 @@ class Attention(NamedTuple):
     keys: Tensor
     rule: Windows
     num_heads: int
-    values: str
+    values: Values
 
     def __call__(self, v: Tensor) -> Tensor:
         """(B, C, H, W) of values (B, C, h, w)."""

@@ -52,7 +52,7 @@ class ImageKeys:
 
 def grids_of(image: Tensor, grids: Sequence[Pair] | None) -> Sequence[Pair]:
     """The grids to encode an image for: those that were named, or that of the image, for any."""
-    return [tuple(image.shape[2:])] if grids is None else grids
+    return [(image.shape[2], image.shape[3])] if grids is None else grids
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from murf_fast.ops.resize import resize
 GROUPS = 8
 
 
-def pooled(x: Tensor, size: Sequence[int]) -> Tensor:
+def pooled(x: Tensor, size: Any) -> Tensor:
     """Adaptive average pooling, with a deterministic gradient."""
     return x if tuple(x.shape[2:]) == tuple(size) else resize(x, tuple(size), mode="area")
 
@@ -101,7 +101,7 @@ def check_image(what: str, image: Any, output_size: Any, like: Tensor, *, reflec
         raise ValueError(
             f"murf_fast.{what}: `image` must have at least 2 rows and columns, got {tuple(image.shape[2:])}"
         )
-    return tuple(image.shape[2:]) if output_size is None else tuple(_checks.grid(what, "output_size", output_size))
+    return (image.shape[2], image.shape[3]) if output_size is None else _checks.grid(what, "output_size", output_size)
 
 
 def precise(x: Tensor) -> torch.dtype:

@@ -94,7 +94,7 @@ class _Blocks(torch.autograd.Function):
             if torch.is_grad_enabled():
                 return differentiable_gradients(_plain_blocks, tensors, needed, grad)
             kept, grad_rows = [_rows(x), *ctx.saved_tensors[len(needed) :]], _rows(grad)
-            found = []
+            found: list[Any] = []
             for i, (first, second) in reversed(list(enumerate(_blocks(parameters)))):
                 rows, (of_rows, of_between) = kept[i], ctx.statistics[i]
                 between, _ = _layer(rows, of_rows, first)

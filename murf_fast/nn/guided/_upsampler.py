@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Pair, Re
 from murf_fast.ops import _checks
 from murf_fast.ops._resize import place
 from murf_fast.ops.linear_head import check_head
-from murf_fast.typing import Reduce, Size
+from murf_fast.typing import Reduce, Size, Values
 from murf_fast.windows import Windows
 
 Maps = Tensor | Sequence[Tensor]
@@ -29,7 +30,8 @@ class GuidedUpsampler(nn.Module):
     """
 
     # How heads use the values, see window_attention.
-    _values = "mean"
+    _values: Values = "mean"
+    num_heads: int
 
     def encode_image(
         self,
@@ -218,7 +220,7 @@ class GuidedUpsampler(nn.Module):
         if any(not m <= n < m + k for n, m, k in zip(query, first, size, strict=True)):
             place = f"the output of {size}" if first == (0, 0) else f"the encoded region, {(*first, *size)}"
             raise ValueError(f"murf_fast.{what}: `query` must lie within {place}, got {tuple(query)}")
-        encoded = self._encoded(image, maps, output_size, (*query, 1, 1))
+        encoded = self._encoded(image, maps, output_size, (query[0], query[1], 1, 1))
         attention, dtype = self._attention(encoded, maps[0], maps[0].dtype)
         dtype = torch.promote_types(dtype, torch.float32)
         heads = self.num_heads
@@ -242,7 +244,7 @@ class GuidedUpsampler(nn.Module):
         """``forward`` of all three."""
         what = type(self).__name__
         single = isinstance(features, Tensor) or not isinstance(features, Sequence)
-        maps = [features] if single else list(features)
+        maps: list[Tensor] = [features] if single else list(features)  # type: ignore[list-item]
         if not maps:
             raise TypeError(f"murf_fast.{what}: `features` must be a map or a non-empty list of them, got an empty one")
         given = self._check_values(maps, values, single)
@@ -253,7 +255,7 @@ class GuidedUpsampler(nn.Module):
             results.append(attention(v.to(dtype)).to(v.dtype))
         return results[0] if single else results
 
-    def _check_values(self, maps: list[Tensor], values: Maps | None, single: bool) -> list[Tensor]:
+    def _check_values(self, maps: list[Tensor], values: Any, single: bool) -> list[Tensor]:
         what = type(self).__name__
         for f in maps:
             _checks.map_(what, "features", f)
@@ -316,7 +318,7 @@ class GuidedUpsampler(nn.Module):
         self, encoded: EncodedImage, features: Tensor, dtype: torch.dtype, like: Tensor | None = None
     ) -> tuple[Attention, torch.dtype]:
         """Attention to features for values of ``dtype`` (in the layout of ``like``), and the dtype it runs in."""
-        grid = tuple(features.shape[2:])
+        grid = (features.shape[2], features.shape[3])
         keys = self._keys(encoded.keys.on(type(self).__name__, grid), features)
         rule = self._rule(encoded.output_size, grid)
         if encoded.region != (0, 0, *encoded.output_size):
@@ -393,15 +395,15 @@ def check_grids(what: str, grids: Grids) -> list[Pair]:
         found = f"a {type(grids).__name__}" if isinstance(grids, Tensor) else repr(grids)
         raise TypeError(f"murf_fast.{what}: `grids` must be a list of (height, width) or of maps, got {found}")
     sizes = [
-        tuple(_checks.map_(what, f"grids[{i}]", g).shape[2:])
+        _checks.map_(what, f"grids[{i}]", g).shape[2:]
         if isinstance(g, Tensor)
-        else tuple(_checks.grid(what, f"grids[{i}]", g))
+        else _checks.grid(what, f"grids[{i}]", g)
         for i, g in enumerate(grids)
     ]
-    found: list[Pair] = []
-    for size in sizes:
-        place(found, size)
-    return found
+    each: list[Pair] = []
+    for height, width in sizes:
+        place(each, (height, width))
+    return each
 
 
 def _one_map(what: str, features: Maps) -> list[Tensor]:

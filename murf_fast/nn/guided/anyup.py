@@ -293,7 +293,7 @@ def check_image(image: Tensor, output_size: Any, parameter: Tensor, channels: in
     if image.shape[1] != channels:
         raise ValueError(f"murf_fast.{op}: `image` must have {channels} channels, got {image.shape[1]}")
     _checks.same_device_and_dtype(op, "image", image, "the parameters", parameter)
-    return tuple(image.shape[2:]) if output_size is None else tuple(_checks.grid(op, "output_size", output_size))
+    return (image.shape[2], image.shape[3]) if output_size is None else _checks.grid(op, "output_size", output_size)
 
 
 def check_features(features: Tensor, image: Tensor) -> None:

@@ -40,6 +40,7 @@ class FeatSharpJBU(nn.Module):
 
     def __init__(self, factor: Size, *, guides: int = 3) -> None:
         super().__init__()
+        self.factors: list[int] | list[tuple[int, int]]
         if _arguments.is_sequence(factor):
             self.factors = prime_steps(_arguments.pair("FeatSharpJBU", "factor", factor))
         else:

@@ -189,7 +189,7 @@ class JAFAR(GuidedUpsampler):
 
     def _statistics(self, image: Tensor, size: Any, grids: Any, recompute: Any) -> ImageStatistics:
         network, backend = self._network(image)
-        image_size = tuple(image.shape[2:])
+        image_size = (image.shape[2], image.shape[3])
         if backend is None:
             return ImageStatistics("JAFAR", None, self._called_keys(self._called_image(image), grids), image_size, size)
         norms, *maps = image_statistics(
@@ -197,7 +197,7 @@ class JAFAR(GuidedUpsampler):
         )
         return ImageStatistics("JAFAR", norms, ImageKeys.of(maps, grids), image_size, size)
 
-    def _network(self, image: Tensor) -> tuple[tuple[Any, ...], str | None]:
+    def _network(self, image: Tensor) -> tuple[Any, str | Any]:
         """The parameters as the passes over pixels take them, and their backend; None where modules are called."""
         block, backend = self.cross_decode.cross_attn, fused_backend(self, self._forms, image, self._of_image())
         encoders = [getattr(self, name).weights() for name in _OF_IMAGE]
@@ -303,7 +303,7 @@ class _CrossDecode(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv2d = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
-        self.cross_attn = nn.Module()
+        self.cross_attn: Any = nn.Module()
         self.cross_attn.norm_q = nn.RMSNorm(dim, eps=_EPS)
         self.cross_attn.norm_k = nn.RMSNorm(dim, eps=_EPS)
         self.cross_attn.attention = attention = nn.Module()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ class Drawn(NamedTuple):
     fixup_mask: Tensor | None
 
     @classmethod
-    def of(cls, level: nn.Module, guidance: Tensor) -> Drawn:
+    def of(cls, level: Any, guidance: Tensor) -> Drawn:
         """From any module with FeatUp's names; masks are drawn in FeatUp's order."""
         fixup = getattr(level, "fixup_proj", None)
         layers = [level.range_proj[0], level.range_proj[-1], *([] if fixup is None else [fixup[0], fixup[-1]])]

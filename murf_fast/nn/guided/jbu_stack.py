@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class JBUStack(nn.Module):
     def levels(self) -> list[JBULevel]:
         """The four levels, first to last; the same one four times if shared."""
         if self.shared:
-            return [self.up] * len(SCALES)
+            return [cast("JBULevel", self.up)] * len(SCALES)
         return [getattr(self, f"up{i + 1}") for i in range(len(SCALES))]
 
     @overload

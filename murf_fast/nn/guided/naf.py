@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +197,7 @@ class NAF(GuidedUpsampler):
         return EncodedImage("NAF", q, keys, size, (0, 0, *size)).crop(region)
 
     def _statistics(self, image: Tensor, size: Any, grids: Any, recompute: Any) -> ImageStatistics:
-        parts, backend, image_size = self.image_encoder, self._backend(image), tuple(image.shape[2:])
+        parts, backend, image_size = self.image_encoder, self._backend(image), (image.shape[2], image.shape[3])
         named = [size] if grids is None else grids
         if backend is None:
             q = parts(image, size)
@@ -281,6 +281,8 @@ class _AxialRotation(nn.Module):
     ``2 pi position / period``, positions within -1..1.
     """
 
+    periods: Tensor
+
     def __init__(self, dim: int, heads: int, rescale: float | None, base: float = 100.0) -> None:
         super().__init__()
         self.heads, self.rescale = heads, rescale
@@ -300,7 +302,7 @@ class _AxialRotation(nn.Module):
 
     def _factor(self, size: tuple[int, ...]) -> Tensor:
         if self._drawn is None or self._drawn[0] != size:
-            most = math.log(self.rescale)
+            most = math.log(cast("float", self.rescale))
             drawn = torch.empty(1, dtype=torch.float32, device=self.periods.device).uniform_(-most, most).exp()
             self._drawn = size, drawn
         return self._drawn[1]

@@ -119,9 +119,9 @@ class UpsampleAnything(nn.Module):
             raw = raw.repeat(1, len(image), 1, *grid).requires_grad_()
             on_gpu = may_capture(image.device)
             # Numbers of the host would be fixed in a graph.
-            rate = torch.tensor(self.rate, dtype=torch.float32, device=image.device) if on_gpu else self.rate
+            rate: Any = torch.tensor(self.rate, dtype=torch.float32, device=image.device) if on_gpu else self.rate
             adam = torch.optim.Adam([raw], lr=rate, betas=_BETAS, eps=_EPS, capturable=on_gpu)
-            options = {"radius": self.radius, "reach": self.reach, "low_guidance": guidance}
+            options: dict[str, Any] = {"radius": self.radius, "reach": self.reach, "low_guidance": guidance}
 
             def advance() -> None:
                 made = gaussian_bilateral_upsample(low, image, *_kernels(raw), **options)

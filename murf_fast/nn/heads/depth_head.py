@@ -29,7 +29,7 @@ _MURF = Naming("MuRF", "depth_estimation_head.head")
 _DINOV2 = Naming("DINOv2", "decode_head.conv_depth")
 _DINOV3 = Naming("DINOv3", "conv_depth", "batchnorm_layer", norm_optional=True)
 
-_CONVENTIONS = {
+_CONVENTIONS: dict[Any, Any] = {
     _MURF: {"depth_range": (1e-3, 10.0), "rule": "midpoint", "norm": "softmax", "grid": "largest"},
     # The hub's heads are built for 80 m, those for NYU too.
     _DINOV2: {
@@ -226,7 +226,7 @@ class DepthHead(nn.Module):
         features: Sequence[Tensor],
         cls: Sequence[Tensor | None] | None = None,
         *,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, ...] | None = None,
     ) -> Tensor:
         """Depth on the head's grid, before the last resize: (B, rows, columns).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class SegmentationHead(nn.Module):
         """
         weights = _checkpoints.read("SegmentationHead", state_dict, (_OWN, _MURF, _DINOV2, _DINOV3))
         classes, columns = weights.shape
-        convention = "first" if weights.naming in (_DINOV2, _DINOV3) else "largest"
+        convention: HeadGrid = "first" if weights.naming in (_DINOV2, _DINOV3) else "largest"
         head = cls(
             columns,
             classes,
@@ -170,7 +170,7 @@ class SegmentationHead(nn.Module):
         """
         if self.training and (self.norm is not None or self.dropout > 0):
             raise ValueError("murf_fast.SegmentationHead.folded: the head must be in eval mode")
-        weight, bias = self.classifier.weight.flatten(1), self.classifier.bias
+        weight, bias = self.classifier.weight.flatten(1), cast("Tensor", self.classifier.bias)
         if self.norm is None:
             return weight, bias
         wide = torch.promote_types(weight.dtype, torch.float32)
@@ -209,7 +209,7 @@ class SegmentationHead(nn.Module):
         logits, bias = self._low_resolution(features, cls, grid)
         return upsample_cross_entropy(logits, target, bias=bias, via=None if self.grid == "image" else grid, **options)
 
-    def _prepare(self, method: Any, features: Tensor, size: Any, cls: Any) -> Any:
+    def _prepare(self, method: str, features: Sequence[Tensor], size: Any, cls: Any) -> Any:
         features = _checks.maps(f"SegmentationHead.{method}", features, same_channels=False)
         size = tuple(_checks.grid(f"SegmentationHead.{method}", "size", size))
         if self.training and self.dropout > 0:
@@ -217,7 +217,7 @@ class SegmentationHead(nn.Module):
             cls = None if cls is None else [None if t is None else F.dropout(t, self.dropout) for t in cls]
         return features, size, cls, _head_grid.head_grid(self.grid, features, size)
 
-    def _low_resolution(self, features: Tensor, cls: Any, grid: Any) -> Any:
+    def _low_resolution(self, features: Sequence[Tensor], cls: Any, grid: Any) -> tuple[list[Tensor], Tensor | None]:
         weight, bias = self.classifier.weight, self.classifier.bias
         return low_resolution_logits(features, weight, bias, grid=grid, norm=self.norm, cls=cls)
 

@@ -39,7 +39,8 @@ def size_of(what: str, images: object, name: str | None = None) -> tuple[int, in
         if name is not None:
             shapes, got = "(3, H, W) or (H, W, 3)", images.shape[1:]
         raise ValueError(f"murf_fast.{what}: {name or '`images`'} must be {shapes} with H, W >= 1, got {tuple(got)}")
-    return tuple(images.shape[2:] if is_first else images.shape[1:3])
+    height, width = images.shape[2:] if is_first else images.shape[1:3]
+    return height, width
 
 
 def as_floats(images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -35,7 +35,7 @@ def images_of(what: str, images: Images, image_sizes: object, family: Family) ->
     if image_sizes is None and isinstance(images, Tensor):
         return images
     _images.size_of(what, images)
-    return _cropped(what, images, _sizes(what, "image_sizes", image_sizes, len(images)))
+    return _cropped(what, cast("Tensor", images), _sizes(what, "image_sizes", image_sizes, len(images)))
 
 
 def _of_processor(what: str, given: Mapping[str, Any], image_sizes: object, family: Family) -> Tensor | list[Tensor]:

@@ -25,7 +25,8 @@ def passes(grids: Sequence[Sequence[Grid]], budget: int) -> Iterator[list[int]]:
     for i in sorted(range(len(grids)), key=lambda i: (counts[i], grids[i])):
         if group and total + counts[i] > budget:
             yield group
-            group, total = [], 0
+            group: list[int]
+        group, total = [], 0
         group.append(i)
         total += counts[i]
     yield group
@@ -50,7 +51,9 @@ class ByGrid:
         """From tokens in the order of the images: one copy of them."""
         prefix, old = packed.prefix, packed.blocks
         order = sorted(range(len(old)), key=lambda i: (old[i].length(prefix), old[i].grid))
-        moved, merged, its_rotations, start = list(old), [], [], 0
+        moved, start = list(old), 0
+        merged: list[Block] = []
+        its_rotations: list[Rotation | None] = []
         for i in order:
             block = moved[i] = replace(old[i], start=start)
             if merged and merged[-1].grid == block.grid:

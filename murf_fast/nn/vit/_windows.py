@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from murf_fast.ops.resize import resize
+from murf_fast.typing import Mode
 
 
-def cut(images: Tensor, factor: int, size: tuple[int, int], mode: str, antialias: bool) -> Tensor:
+def cut(images: Tensor, factor: int, size: tuple[int, int], mode: Mode, antialias: bool) -> Tensor:
     """((2 factor - 1)^2 B, 3, *size), window-major and batch-minor: images resized to ``factor`` times that size."""
     height, width = size
     whole = (factor * height, factor * width)

@@ -180,7 +180,7 @@ class MultiResolutionEncoder(nn.Module):
         self.layers = _indices(what, layers, len(family.blocks))
         _checks.mode(what, mode, antialias)
         mean, std = _images.three_numbers(what, "mean", mean), _images.three_numbers(what, "std", std)
-        self.resize = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
+        self.resize: dict[str, Any] = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
         self._packable = packable_parts(self._family, model, verify)
 
     @property
@@ -200,15 +200,15 @@ class MultiResolutionEncoder(nn.Module):
         other._set_resolutions(sizes, None, tiles, "raise")
         return other
 
-    def _set_resolutions(self, sizes: Any, scales: Any, tiles: Any, remainder: str) -> None:
+    def _set_resolutions(self, sizes: Any, scales: Any, tiles: Any, remainder: Remainder) -> None:
         what = "MultiResolutionEncoder"
         if (sizes is None) == (scales is None):
             raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
         self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
-        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
-        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self._ratios: Any = None if scales is None else _resolutions.checked_scales(what, scales)
+        self.scales: list[float] | None = None if scales is None else [n / d for n, d in self._ratios]
         self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales or ()))
-        self.remainder = "drop" if scales is not None else remainder
+        self.remainder: Remainder = "drop" if scales is not None else remainder
         if self.sizes is not None:
             _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
 
@@ -331,7 +331,7 @@ class MultiResolutionEncoder(nn.Module):
         )
         if self.norm:
             outputs = {i: self._normed(family, packed.with_tokens(tokens)) for i, tokens in outputs.items()}
-        return [outputs[i] for i in self.layers], seen and [seen[i] for i in self.layers]
+        return [outputs[i] for i in self.layers], [seen[i] for i in self.layers] if seen else None
 
     def _features(self, tokens: list[PackedTokens], seen: list[Tensor] | None, merge: bool) -> MultiResolutionFeatures:
         resolutions = range(len(tokens[0]))

@@ -241,7 +241,7 @@ class MuRF(nn.Module):
         if out is not None and not isinstance(images, Tensor):
             raise ValueError(f"murf_fast.{op}: `out` must be None for images of mixed sizes")
         if out is not None and not torch.is_autocast_enabled(like.device.type):
-            _checks.out(op, out, (images.shape[0], self._columns(), *grids[0]), [like])
+            _checks.out(op, out, (len(images), self._columns(), *grids[0]), [like])
         options: dict[str, Any] = {"mode": mode, "antialias": antialias, "via": via, "memory_format": memory_format}
         options |= {"out": out, "backend": backend}
         return self._each(images, lambda features, i: upsample_concat(features.maps, grids[i], **options))
@@ -462,23 +462,25 @@ class MuRF(nn.Module):
             )
         return [_checks.grid(op, f"{name}[{i}]", g) for i, g in enumerate(given)]
 
-    def _predict(self, method: str, kind: type, images: Images, size: Any, image_sizes: Any) -> Tensor | list[Tensor]:
+    def _predict(
+        self, method: str, kind: type[SegmentationHead | DepthHead], images: Images, size: Any, image_sizes: Any
+    ) -> Tensor | list[Tensor]:
         if not isinstance(self.head, kind):
             got = "none" if self.head is None else type(self.head).__name__
             raise ValueError(f"murf_fast.MuRF.{method}: `head` must be a {kind.__name__}, this model has {got}")
         images = images_of(f"MuRF.{method}", images, image_sizes, self.encoder.family)
         sizes = self._targets(f"MuRF.{method}", "size", size, images, _same)
-        takes_cls = self._takes_cls(method)
+        head, takes_cls = self.head, self._takes_cls(method)
 
         def of_image(features: MultiResolutionFeatures, i: int) -> Tensor:
-            return self.head.predict(features.maps, sizes[i], features.cls if takes_cls else None)
+            return head.predict(features.maps, sizes[i], features.cls if takes_cls else None)
 
         with torch.no_grad():
             return self._each(images, of_image)
 
     def _takes_cls(self, method: str) -> bool:
         """Whether the head has columns for CLS tokens; raises where it has columns for neither."""
-        head, family = self.head.classifier, self.encoder.family
+        head, family = cast("SegmentationHead | DepthHead", self.head).classifier, self.encoder.family
         like = family.like
         if head.weight.device != like.device:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,8 @@ class S2(nn.Module):
         super().__init__()
         if (scales is None) == (img_sizes is None):
             raise ValueError("murf_fast.S2: give either `scales` or `img_sizes`")
-        self._ratios = None if scales is None else _resolutions.checked_scales("S2", scales)
-        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self._ratios: Any = None if scales is None else _resolutions.checked_scales("S2", scales)
+        self.scales: list[float] | None = None if scales is None else [n / d for n, d in self._ratios]
         self.img_sizes = None if img_sizes is None else _resolutions.checked_sizes("S2", "img_sizes", img_sizes)
         count = len(self.scales or self.img_sizes or ())
         resize_output_to_idx = _checks.integer("S2", "resize_output_to_idx", resize_output_to_idx, 0, count - 1)
@@ -81,7 +81,7 @@ class S2(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         if self.is_packed:
             # Any one size: every call has its own.
-            self.encoder = MultiResolutionEncoder(model, scales=1.0, mode="bicubic", **options)
+            self.encoder = MultiResolutionEncoder(cast("nn.Module", model), scales=1.0, mode="bicubic", **options)
         else:
             self.model = model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +119,7 @@ class AttentionDownsampler(nn.Module):
         are, which then are 4 pixels larger.
         """
         what, margin = "AttentionDownsampler", 0 if self.sigma is None else _BLUR
-        window = tuple(n + 2 * margin for n in self.kernel_size)
+        window = self.kernel_size[0] + 2 * margin, self.kernel_size[1] + 2 * margin
         x, stride = _checked(what, features, size, window)
         if x.shape[1] != self.channels:
             raise ValueError(f"murf_fast.{what}: `features` must have {self.channels} channels, got {x.shape[1]}")
@@ -127,7 +127,7 @@ class AttentionDownsampler(nn.Module):
             kept = F.dropout(x, self.dropout, self.training)
             # A matrix product: a convolution that fills one channel of hundreds is slow.
             saliency = torch.einsum("bchw,c->bhw", kept, self.saliency.weight.to(x.dtype).flatten())[:, None]
-            saliency = _padded(saliency + self.saliency.bias.to(x.dtype), stride, window)
+            saliency = _padded(saliency + cast("Tensor", self.saliency.bias).to(x.dtype), stride, window)
             blur = None if self.sigma is None else _gaussian(self.sigma, x)
             if blur is not None:
                 saliency = F.conv2d(saliency, blur[None, None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ def input_consistency_loss(upsampled: Tensor, features: Tensor) -> Tensor:
 
 
 def self_consistency_loss(
-    model: Callable[[Tensor, Tensor, tuple[int, int] | None], Tensor],
+    model: Callable[[Tensor, Tensor, Any], Tensor],
     image: Tensor,
     augmented: Tensor,
     features: Tensor,

@@ -48,7 +48,7 @@ class Views:
         if len(maps) != batch:
             raise ValueError(f"murf_fast.{op}: `maps` must be of the {batch} images of the views, got {len(maps)}")
         _checks.same_device(op, "maps", maps, "matrices", self.matrices)
-        size = _checks.optional_grid(op, "size", size) or tuple(maps.shape[2:])
+        size = _checks.optional_grid(op, "size", size) or (maps.shape[2], maps.shape[3])
         # Coordinates of an image have more digits than a half type.
         wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
         seen = [_sampled(wide, self.matrices[:, i].to(wide.dtype), size) for i in range(count)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from murf_fast.nn._signatures import is_inert
 from murf_fast.nn.vit.families._layout import Factor, Layout, Product, Weights, find, part
 from murf_fast.ops.patch_embed import PackedTokens, patch_embed
+from murf_fast.typing import Layout as PatchLayout
+from murf_fast.typing import PositionFlavor
 
 if TYPE_CHECKING:
     from murf_fast.nn.vit._products import Products
@@ -83,16 +85,17 @@ class Family:
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         model = layout.root(model)
-        self.model, self.kind = model, layout
-        self.flavor = layout.flavor or None
-        self.layout = layout.patch_layout
+        self.model: Any = model
+        self.kind = layout
+        self.flavor: PositionFlavor | None = layout.flavor or None
+        self.layout: PatchLayout = layout.patch_layout
         self.embedders = tuple(m for m in (find(model, path) for path in layout.embedders) if m is not None)
         self.pre_norm = active(find(model, layout.pre_norm))
-        self.projection: nn.Module = part(model, layout.projection)
-        self.final_norm: nn.Module | None = find(model, layout.norm)
-        self.container: nn.Module | None = find(model, layout.container)  # what calls the blocks, if no plain list
+        self.projection: Any = part(model, layout.projection)
+        self.final_norm: Any = find(model, layout.norm)
+        self.container: Any = find(model, layout.container)  # what calls the blocks, if no plain list
         self.blocks: Sequence[nn.Module] = part(model, layout.blocks)
-        self.rope: nn.Module | None = None  # if a packed pass does without its call
+        self.rope: Any = None  # if a packed pass does without its call
         self.patch_size: int = find(model, layout.patch_size) or patch_size_of(self.projection)
 
     @property
@@ -190,7 +193,7 @@ class Family:
         if isinstance(weight, Tensor) and weight.is_floating_point():
             return weight
         positions = self.positions()
-        return self.prefix() if positions is None else positions
+        return cast("Tensor", self.prefix()) if positions is None else positions
 
     @property
     def width(self) -> int:
@@ -261,7 +264,9 @@ def patch_size_of(projection: Any) -> int:
 
 def _projections(block: nn.Module, ways: tuple[tuple[str | Weights, ...], ...]) -> tuple[nn.Module | Product, ...]:
     for way in ways:
-        found = tuple(_product(block, at) if isinstance(at, Weights) else find(block, at) for at in way)
+        found: tuple[Any, ...] = tuple(
+            _product(block, at) if isinstance(at, Weights) else find(block, at) for at in way
+        )
         if not any(f is None for f in found):
             return found
     raise AttributeError(f"{type(block).__name__} has none of `{ways}`")

@@ -8,10 +8,13 @@ MLPs are not named: norms and MLPs are called as the modules they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from murf_fast.typing import Layout as PatchLayout
+from murf_fast.typing import PositionFlavor
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,14 @@ class Layout:
     prefix: tuple[str, ...] = ()
     positioned: int = 1
     positions: str = ""
-    flavor: str = ""
+    flavor: PositionFlavor | Literal[""] = ""
     rotary: str = ""
     rope: str = ""
     patch_size: str = ""
     is_normed: bool = True
     calls_embeddings: bool = False
     normalizes: bool = False
-    patch_layout: str = "cyx"
+    patch_layout: PatchLayout = "cyx"
     options: tuple[tuple[str, object], ...] = ()
     marks: tuple[str, ...] = ()
     holders: tuple[tuple[str, str], ...] = ()
