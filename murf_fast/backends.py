@@ -111,7 +111,7 @@ def _environment(name: str) -> str | None:
 
 
 @constant_while_compiling
-def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
+def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> Any:
     """The backend that a call on such tensors takes. ``request`` beats ``use_backend`` beats ``MURF_FAST_BACKEND``.
 
     Where nobody asks and ``torch.export`` looks on, it is ``"auto"``: a graph runs elsewhere, and later.

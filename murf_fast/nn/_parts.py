@@ -82,7 +82,7 @@ def unlike(name: str, network: nn.Module, kinds: Sequence[type[nn.Module]]) -> s
             return f"`{path}` {reason}"
         if form_of(layer)[0] is not kind:
             return f"`{path}` is a {type(layer).__name__}, not a {kind.__name__}"
-        if kind is nn.Conv2d and (layer.kernel_size, layer.stride, layer.groups) != ((1, 1), (1, 1), 1):
+        if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.groups) != ((1, 1), (1, 1), 1):
             return f"`{path}` is not a 1x1 convolution"
         if kind is nn.GELU and layer.approximate != "none":
             return f"`{path}` is approximate"

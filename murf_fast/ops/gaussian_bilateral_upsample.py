@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -182,9 +180,8 @@ def _backward(wanted, arguments, grad):
 
 
 def _gradient_requires(op, grad, *rest) -> None:
-    arguments: list[Any]
     *arguments, wanted, backend = rest
-    _requires(op, *arguments, False, backend)
+    _requires(op, *arguments, False, backend)  # type: ignore[call-arg]  # their number is not known
     features, guidance = arguments[:2]
     shape = (*features.shape[:2], *guidance.shape[2:])
     _contract.tensor(op, "grad", grad, features, shape, (features.dtype,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -178,7 +178,7 @@ def patch_embed(
     backend_name = _checks.backend(backend, weight)
     count = 0 if prefix is None else len(prefix)
     blocks = _blocks(batches, grids, tiles, patch_size, count)
-    tables = [None] * len(blocks)
+    tables: list[Tensor | None] | list[Tensor] = [None] * len(blocks)
     if pos_embed is not None:
         if isinstance(pos_embed, Tensor) and pos_embed.dtype in _checks.DTYPES and pos_embed.dtype != weight.dtype:
             # A narrower table must not be rounded to its own dtype again, between its resize and the sum.
@@ -186,7 +186,7 @@ def patch_embed(
         tables = resample_pos_embed(
             pos_embed,
             [block.grid for block in blocks],
-            flavor=flavor,
+            flavor=cast("PositionFlavor", flavor),
             num_prefix_tokens=num_prefix_tokens,
             source_grid=source_grid,
             keep=keep,
@@ -335,7 +335,7 @@ def _project_all(out: Tensor, patches: Tensor, weight: Tensor, bias: Tensor | No
     if positions is not None and bias is not None:
         torch.add(positions.expand_as(rows), bias, out=rows)  # straight into the buffer, as one launch
     elif positions is not None or bias is not None:
-        rows.copy_(bias if positions is None else positions)
+        rows.copy_(cast("Tensor", bias) if positions is None else positions)
     beta = 0 if bias is None and positions is None else 1
     rows.baddbmm_(patches, weight.mT.expand(len(rows), -1, -1), beta=beta)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import threading
@@ -184,7 +185,7 @@ def resample_pos_embed(
     table = tables[num_prefix_tokens:].unflatten(0, source).permute(2, 0, 1)[None]
     name = _checks.backend(backend, pos_embed)
 
-    def resampled(g: tuple[int, int]) -> Tensor:
+    def resampled(g: tuple[int, ...]) -> Tensor:
         result = _resampled(prefix, table, g, FLAVORS[flavor], name)
         return result.view(*pos_embed.shape[:-2], *result.shape)
 
@@ -196,7 +197,7 @@ def resample_pos_embed(
         results = [tables[g] for g in grids]
     else:
         keys = {g: (g, flavor, num_prefix_tokens, source, name) for g in grids}
-        tables = {g: _keep(kept, key, lambda g=g: resampled(g)) for g, key in keys.items()}
+        tables = {g: _keep(kept, key, functools.partial(resampled, g)) for g, key in keys.items()}
         results = [tables[g] for g in grids]
         kept.add(call, [keys[g] for g in grids], results)
     return results[0] if single else list(results)
@@ -234,7 +235,7 @@ def _keep(kept: Kept, key: tuple[Any, ...], resampled: Callable[[], Tensor]) -> 
         return resampled()
 
 
-def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: Flavor, backend: str) -> Tensor:
+def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, ...], flavor: Flavor, backend: str) -> Tensor:
     """Rows (P + h * w, D) of one grid, from a table (1, D, M_h, M_w)."""
     source = tuple(table.shape[2:])
     # Without an offset a table at its own grid is itself: no case for a graph of any size.
@@ -248,8 +249,8 @@ def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: Fla
         resized = reference.resample_pos_embed(wide, grid, flavor.mode, flavor.antialias, factors)
         return torch.cat([prefix, resized.to(table.dtype)])
     if writes_nothing([table]):
-        target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
-        options = {"mode": flavor.mode, "antialias": flavor.antialias, "backend": backend}
+        target: dict[str, Any] = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
+        options: dict[str, Any] = {"mode": flavor.mode, "antialias": flavor.antialias, "backend": backend}
         return torch.cat([prefix, _rows(resize(table, memory_format=torch.channels_last, **target, **options))])
     result = prefix.new_empty((prefix.shape[0] + grid[0] * grid[1], prefix.shape[1]))
     result[: prefix.shape[0]] = prefix

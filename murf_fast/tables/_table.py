@@ -46,7 +46,7 @@ class Table:
     def native(self) -> Any:
         """The table as the C++ extension holds it."""
         of_extension = getattr(_extension.module(), type(self).__name__)
-        return of_extension(**{field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type] - of a dataclass
+        return of_extension(**{field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type]  # subclasses are dataclasses
 
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
         """The arrays that Triton kernels take (:meth:`device_arrays`) as tensors on ``device``, copied there once."""

@@ -33,7 +33,7 @@ class Parts:
     """The upsampler's weights and what it is made with; and the weights of the other parts that there are."""
 
     upsampler: Checkpoint
-    arguments: dict[str, object]
+    arguments: dict[str, Any]
     others: dict[str, Checkpoint]
 
 

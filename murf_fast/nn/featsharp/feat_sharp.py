@@ -82,16 +82,20 @@ class FeatSharp(nn.Module):
         # Tiles (rows, columns) of what the encoder sees.
         self.levels = levels_of(what, self.factor if "tiles" in inputs else (1, 1), progressive)
         self.is_packed = _is_packed(encoder)
-        self.encoder: MultiResolutionEncoder | Any = (
-            self._packed(encoder, channels, options) if self.is_packed else _called(encoder, channels, options)
+        self.encoder: Any = (
+            self._packed(encoder, channels, dict(options))
+            if self.is_packed
+            else _called(encoder, channels, dict(options))
         )
         width = self.encoder.family.width if self.is_packed else _checks.integer(what, "channels", channels, 1)
         self.upsampler = FeatSharpUpsampler(
             width, self.factor, inputs, progressive=progressive, num_heads=num_heads, window=window, norm=norm
         )
-        self.normalizer = _part("normalizer", normalizer, PHIS, width)
-        self.bias_buffer = _part("bias_buffer", bias_buffer, BiasBuffer, width)
-        self.conditional_bias = _part("conditional_bias", conditional_bias, ConditionalBias, width)
+        self.normalizer: PHIS | None = _part("normalizer", normalizer, PHIS, width)
+        self.bias_buffer: BiasBuffer | None = _part("bias_buffer", bias_buffer, BiasBuffer, width)
+        self.conditional_bias: ConditionalBias | None = _part(
+            "conditional_bias", conditional_bias, ConditionalBias, width
+        )
 
     @classmethod
     def from_checkpoint(
@@ -304,7 +308,7 @@ def _is_packed(encoder: object) -> bool:
     return isinstance(encoder, MultiResolutionEncoder) or (isinstance(encoder, nn.Module) and is_supported(encoder))
 
 
-def _part(name: str, part: object, kind: type[nn.Module], channels: int) -> nn.Module | None:
+def _part(name: str, part: object, kind: type[nn.Module], channels: int) -> Any:
     if part is None:
         return None
     if not isinstance(part, kind):

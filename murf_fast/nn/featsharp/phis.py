@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -186,7 +186,8 @@ class PHIS(nn.Module):
         reason = peculiarity(linear)
         if reason is not None:
             raise ValueError(f"murf_fast.{what}: `linear` {reason}, which would be lost: only its weights are read")
-        weight, channels, convolution = linear.weight, len(self.mean), cast("nn.Conv2d", linear)
+        weight, channels = linear.weight, len(self.mean)
+        convolution: Any = linear
         options: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         plain = kind is nn.Linear or (convolution.kernel_size, convolution.stride, convolution.groups) == (
             (1, 1),

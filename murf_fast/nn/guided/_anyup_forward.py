@@ -59,7 +59,7 @@ def upsample(
     """
     v = features if values is None else values
     dtype = torch.promote_types(v.dtype, image.dtype)
-    grid = tuple(features.shape[2:])
+    grid = (features.shape[2], features.shape[3])
     q, of_image = encode(weights, image, size, (0, 0, *size), [grid])
     k = keys_of(weights, of_image.maps[0], features)
     q, k = q.to(dtype), k.to(dtype)
@@ -83,7 +83,7 @@ def encode(
             q = _plain_queries(weights, encoded, size, region)
             return q, of_image if known is None else known.keys
         if whole and known is None:
-            q, *maps = image_queries(image, *network, size, region, grids_of(image, grids), backend)
+            q, *maps = image_queries(image, *network, size, region, grids_of(image, grids), backend)  # type: ignore[call-arg]
             return q, ImageKeys.of(maps, grids)
         if known is None:
             known = statistics_of(weights, image, grids)

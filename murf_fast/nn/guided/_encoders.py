@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class Encoder(nn.Sequential):
 
 def convolution(inputs: int, outputs: int, kernel_size: int, *, bias: bool) -> nn.Conv2d:
     # With a padding mode, torch copies the map before the convolution even if there is nothing to pad.
-    mode = "reflect" if kernel_size > 1 else "zeros"
+    mode: Literal["reflect", "zeros"] = "reflect" if kernel_size > 1 else "zeros"
     return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, padding_mode=mode, bias=bias)
 
 

@@ -27,7 +27,7 @@ def run_levels(
     sources: Sequence[Tensor],
     guidance: Tensor,
     *,
-    mode: str,
+    mode: SmoothMode,
     norm: nn.Module | None = None,
     final: nn.Sequential | None = None,
     own: bool = True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ def check(what: str, grid: str) -> HeadGrid:
     return _arguments.choice(what, "grid", grid, GRIDS)
 
 
-def head_grid(grid: str, features: Sequence[Tensor], size: tuple[int, int], upsample: int = 1) -> tuple[int, int]:
+def head_grid(grid: str, features: Sequence[Tensor], size: Any, upsample: int = 1) -> tuple[int, int]:
     """(height, width): that of the image, or ``upsample`` times that of the first map or of the largest, per axis."""
     if grid == "image":
         return size

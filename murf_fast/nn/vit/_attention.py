@@ -127,7 +127,7 @@ def attend_together(
 
         longest = max(run.length for run in all_runs)
         options: dict[str, Any] = {} if scale is None or scale == q.shape[-1] ** -0.5 else {"scale": scale}
-        return varlen_attn(q, k, v, limits, limits, longest, longest, **options)
+        return cast("Tensor", varlen_attn(q, k, v, limits, limits, longest, longest, **options))
     from xformers.ops import memory_efficient_attention
 
     return memory_efficient_attention(q[None], k[None], v[None], attn_bias=limits, scale=scale)[0]

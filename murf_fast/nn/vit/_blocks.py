@@ -149,8 +149,9 @@ def _in_place(
         del normed
         q, k, v = _heads(projected, layer.heads)
         for part, norm in ((q, layer.query_norm), (k, layer.key_norm)):
-            for rows in _chunks(part, 0, len(part)) if norm is not None else ():
-                part[rows] = norm(part[rows])
+            if norm is not None:
+                for rows in _chunks(part, 0, len(part)):
+                    part[rows] = norm(part[rows])
         if into is not None:
             seen.append(_attention.of_the_first(q, k, own_runs, layer.scale))
         attended = _attended((q, k, v), own_runs, limits, layer.scale).flatten(1)

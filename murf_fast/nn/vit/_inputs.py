@@ -146,7 +146,7 @@ def _sizes(what: str, name: str, sizes: object, count: int) -> list[tuple[int, i
     if len(sizes) != count:
         raise ValueError(f"murf_fast.{what}: `{name}` must hold one entry for each of {count} images, got {len(sizes)}")
     return [
-        tuple(_checks.grid(what, f"{name}[{i}]", tuple(size) if isinstance(size, Tensor) else size))
+        _checks.grid(what, f"{name}[{i}]", tuple(size) if isinstance(size, Tensor) else size)
         for i, size in enumerate(sizes)
     ]
 

@@ -21,12 +21,12 @@ def passes(grids: Sequence[Sequence[Grid]], budget: int) -> Iterator[list[int]]:
     than that is a pass of its own.
     """
     counts = [sum(rows * columns for rows, columns in its) for its in grids]
-    group, total = [], 0
+    group: list[int] = []
+    total = 0
     for i in sorted(range(len(grids)), key=lambda i: (counts[i], grids[i])):
         if group and total + counts[i] > budget:
             yield group
-            group: list[int]
-        group, total = [], 0
+            group, total = [], 0
         group.append(i)
         total += counts[i]
     yield group

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ def checked_scales(what: str, scales: object) -> list[Ratio]:
     for scale in _listed(what, "scales", scales, "numbers"):
         if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, (numbers.Real, Decimal)):
             raise TypeError(f"murf_fast.{what}: `scales` must be numbers, got {scale!r}")
-        if not 0 < scale < float("inf"):
+        if not 0 < cast("Any", scale) < float("inf"):
             raise ValueError(f"murf_fast.{what}: `scales` must be > 0 and finite, got {scale!r}")
-        ratios.append(exact_ratio(scale))
+        ratios.append(exact_ratio(cast("Any", scale)))
     return ratios
 
 

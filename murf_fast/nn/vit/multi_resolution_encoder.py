@@ -21,6 +21,7 @@ from murf_fast.nn.vit.families._family import Family, Rotation
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences
 from murf_fast.ops.resample_pos_embed import KEEPS
+from murf_fast.scales import Ratio
 from murf_fast.typing import Attention, Keep, Mode, Remainder, Rounding, Size
 
 WHAT = "MultiResolutionEncoder"
@@ -205,7 +206,7 @@ class MultiResolutionEncoder(nn.Module):
         if (sizes is None) == (scales is None):
             raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
         self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
-        self._ratios: Any = None if scales is None else _resolutions.checked_scales(what, scales)
+        self._ratios: list[Ratio] = [] if scales is None else _resolutions.checked_scales(what, scales)
         self.scales: list[float] | None = None if scales is None else [n / d for n, d in self._ratios]
         self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales or ()))
         self.remainder: Remainder = "drop" if scales is not None else remainder

@@ -241,7 +241,7 @@ class MuRF(nn.Module):
         if out is not None and not isinstance(images, Tensor):
             raise ValueError(f"murf_fast.{op}: `out` must be None for images of mixed sizes")
         if out is not None and not torch.is_autocast_enabled(like.device.type):
-            _checks.out(op, out, (len(images), self._columns(), *grids[0]), [like])
+            _checks.out(op, out, (cast("Tensor", images).shape[0], self._columns(), *grids[0]), [like])
         options: dict[str, Any] = {"mode": mode, "antialias": antialias, "via": via, "memory_format": memory_format}
         options |= {"out": out, "backend": backend}
         return self._each(images, lambda features, i: upsample_concat(features.maps, grids[i], **options))
@@ -421,14 +421,14 @@ class MuRF(nn.Module):
         """
         op = "MuRF.graphed"
         if method is None:
-            kinds = (("segment", SegmentationHead), ("depth", DepthHead))
+            kinds: tuple[tuple[Method, type], ...] = (("segment", SegmentationHead), ("depth", DepthHead))
             method = next((name for name, kind in kinds if isinstance(self.head, kind)), "features")
         _checks.choice(op, "method", method, GRAPHED)
         if "out" in options:
             raise ValueError(f"murf_fast.{op}: `out` cannot be given, the graph has a result of its own")
         _images.size_of(op, images)
         check_capturable(images)
-        return GraphedCall(self, lambda x: getattr(self, method)(x, **options), images)
+        return GraphedCall(self, lambda x: getattr(self, str(method))(x, **options), images)
 
     def _each(self, images: Tensor | list[Tensor], function: Callable[[MultiResolutionFeatures, int], Tensor]) -> Any:
         """``function`` of features and index: of a batch, or of every image of a list, without its batch dimension."""

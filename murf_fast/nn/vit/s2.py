@@ -16,7 +16,7 @@ from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_concat import upsample_concat
-from murf_fast.scales import scaled_pixels
+from murf_fast.scales import Ratio, scaled_pixels
 from murf_fast.typing import Size
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class S2(nn.Module):
         super().__init__()
         if (scales is None) == (img_sizes is None):
             raise ValueError("murf_fast.S2: give either `scales` or `img_sizes`")
-        self._ratios: Any = None if scales is None else _resolutions.checked_scales("S2", scales)
+        self._ratios: list[Ratio] = [] if scales is None else _resolutions.checked_scales("S2", scales)
         self.scales: list[float] | None = None if scales is None else [n / d for n, d in self._ratios]
         self.img_sizes = None if img_sizes is None else _resolutions.checked_sizes("S2", "img_sizes", img_sizes)
         count = len(self.scales or self.img_sizes or ())
@@ -81,7 +81,7 @@ class S2(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         if self.is_packed:
             # Any one size: every call has its own.
-            self.encoder = MultiResolutionEncoder(cast("nn.Module", model), scales=1.0, mode="bicubic", **options)
+            self.encoder = MultiResolutionEncoder(cast("nn.Module", model), scales=[1.0], mode="bicubic", **options)
         else:
             self.model = model
 
@@ -118,7 +118,7 @@ class S2(nn.Module):
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
         height, width = _images.size_of("S2", images)
-        sizes = self.img_sizes or [tuple(scaled_pixels(ratio, n) for n in (height, width)) for ratio in self._ratios]
+        sizes = self.img_sizes or [(scaled_pixels(r, height), scaled_pixels(r, width)) for r in self._ratios]
         if min(map(min, sizes)) < 1:
             raise ValueError(
                 f"murf_fast.S2: `scales` must leave a pixel of images of {height} x {width}, got {self.scales}"
@@ -145,7 +145,7 @@ class S2(nn.Module):
         images = images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
         resized = [resize(images, size, mode="bicubic", memory_format=torch.contiguous_format) for size in sizes]
         tiles = [_split(x, t) for x, t in zip(resized, splits, strict=True)]
-        outputs: list[Tensor | None] = [None] * len(tiles)
+        outputs: list[Any] = [None] * len(tiles)
         for shape in dict.fromkeys(x.shape[2:] for x in tiles):
             group = [i for i, x in enumerate(tiles) if x.shape[2:] == shape]
             tokens = self.model(torch.cat([tiles[i] for i in group]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -131,26 +131,27 @@ def _checked_weights(op: str, weights: object, factors: Sequence[int], fusion: s
 
 
 def _overlapping(
-    op: str, encoder: MultiResolutionEncoder, images: Tensor, factors: Sequence[int], grid: tuple[int, int]
+    op: str, encoder: MultiResolutionEncoder, images: Tensor, factors: Sequence[int], grid: tuple[int, ...]
 ) -> list[Tensor]:
     """The map of every factor, of windows that overlap by half; all windows are one batch of the encoder."""
+    size = cast("list[tuple[int, int]]", encoder.sizes)[0]
     if grid[0] % 2 or grid[1] % 2:
         patch = encoder.family.patch_size
         raise ValueError(
             f'murf_fast.{op}: `size` must be an even number of patches of {patch} pixels for tiling="half_overlap", '
-            f"got {encoder.sizes[0]}"
+            f"got {size}"
         )
     _checks.same_device(op, "images", images, "model", encoder.family.like)
     how = encoder.resize
     _images.check_values(op, images, encoder.model, how["mean"], how["std"])
     pixels = _images.as_floats(images)
-    cut = [_windows.cut(pixels, f, encoder.sizes[0], how["mode"], how["antialias"]) for f in factors]
+    cut = [_windows.cut(pixels, f, size, how["mode"], how["antialias"]) for f in factors]
     (encoded,) = encoder(torch.cat(cut)).maps
     parts = encoded.split([len(windows) for windows in cut])
     return [_windows.merged(part, f, len(images)) for part, f in zip(parts, factors, strict=True)]
 
 
-def _unshuffled(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+def _unshuffled(maps: Sequence[Tensor], grid: tuple[int, ...]) -> Tensor:
     """Channels (c, row, column) of the cells of a map that lie in one of the grid, map after map."""
     batch = len(maps[0])
     cells = [m.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1)) for m in maps]

@@ -206,7 +206,7 @@ class Family:
         """Channels of a head in the first block; 0 if that is built otherwise and only called."""
         try:
             layer = self.layer(self.blocks[0])
-            channels = layer.projections[0].out_features
+            channels = cast("Any", layer.projections[0]).out_features
         except AttributeError:
             return 0
         return channels // (3 if len(layer.projections) == 1 else 1) // layer.heads

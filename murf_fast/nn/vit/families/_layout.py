@@ -124,7 +124,7 @@ class Product:
 
     weight: Tensor
     bias: Tensor | None
-    owner: nn.Module  # where the weight lies
+    owner: nn.Module | None  # where the weight lies
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)

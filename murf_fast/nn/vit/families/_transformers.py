@@ -7,7 +7,7 @@ import inspect
 import math
 import sys
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class Transformers(Family):
     def call_block(self, block: Any, x: Tensor, rotation: Any) -> Any:
         if rotation is not None:
             return tokens_in(block(x, position_embeddings=(rotation.cos, rotation.sin)))
-        return tokens_in(block(x, *[None] * _masks_without_default(type(block))))
+        return tokens_in(block(x, *[None] * _masks_without_default(cast("Any", type(block)))))
 
     def call_container(self, x: Tensor, rotation: Any, wanted: Any) -> Any:
         options = {} if rotation is None else {"position_embeddings": (rotation.cos, rotation.sin)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from murf_fast.nn.vit.families._family import Family, Rotation, convolutions_in, tokens_in
 from murf_fast.nn.vit.families._layout import BlockLayout, Layout, Weights, find
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
+from murf_fast.typing import PositionFlavor
 
 _BLOCK = BlockLayout(
     norm1="norm1",
@@ -167,9 +168,9 @@ class Hub(Family):
         if self.positions() is not None:
             rows = self.num_position_prefix
             table = resample_pos_embed(
-                self.positions(),
+                cast("Tensor", self.positions()),
                 grid,
-                flavor=self.flavor,
+                flavor=cast("PositionFlavor", self.flavor),
                 num_prefix_tokens=rows,
                 source_grid=self.source_grid,
                 keep="checked",
@@ -229,7 +230,7 @@ def reason_against(model: nn.Module, layout: Layout) -> str:
     return ""
 
 
-def _flavor_of(model: nn.Module) -> str:
+def _flavor_of(model: nn.Module) -> PositionFlavor:
     """The rule of a DINO hub."""
     antialias, offset = getattr(model, "interpolate_antialias", False), getattr(model, "interpolate_offset", 0.1)
     flavors = {(False, 0.1): "dinov2-hub", (False, 0.0): "dinov2-hf", (True, 0.0): "dinov2-reg"}
