@@ -25,7 +25,7 @@ class Defects:
         self._found = 0
         self._least, self._most = np.inf, -np.inf
         self._others = 0
-        self._index: np.ndarray | None = None
+        self._index: np.ndarray | Any = None
 
     def add(self, scores: np.ndarray, defect: np.ndarray) -> None:
         """``scores`` (H, W), finite; ``defect`` (H, W), bool."""

@@ -30,6 +30,7 @@ class OtherEncoderError(ValueError):
 
 def places(encoder: MultiResolutionEncoder) -> list[dict[str, str]]:
     """Which layer and resolution each bank is of, in the order of the banks: layers fastest."""
+    resolutions: Any
     kind, resolutions = ("scale", encoder.scales) if encoder.sizes is None else ("size", encoder.sizes)
     texts = [f"{r[0]} x {r[1]}" if kind == "size" else repr(r) for r in resolutions]
     return [{"layer": str(layer), kind: text} for text in texts for layer in encoder.layers]

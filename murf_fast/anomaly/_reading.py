@@ -22,7 +22,7 @@ def read_ahead(images: Iterable[Any]) -> Iterator[tuple[str, Tensor, bool]]:
     waited with for the next.
     """
     with ThreadPoolExecutor(1, "murf_fast-reading") as thread:
-        waiting = deque()
+        waiting: deque[Any] = deque()
         for i, image in enumerate(images):
             name = f"`images[{i}]`"
             if isinstance(image, (str, os.PathLike)):

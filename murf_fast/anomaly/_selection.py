@@ -37,7 +37,8 @@ class Selection:
     """
 
     def __init__(self, path: Path | None, of: dict[str, Any], rows: int, count: int) -> None:
-        self._path, self._of, self._told = path, json.dumps(of, sort_keys=True), time.monotonic()
+        self._path: Path | Any = path  # None: nothing is kept
+        self._of, self._told = json.dumps(of, sort_keys=True), time.monotonic()
         self.chosen = torch.full((count,), -1, dtype=torch.int64, device="cpu")
         self.nearest = torch.full((rows,), torch.inf, dtype=torch.float64, device="cpu")
         if path is not None and path.exists():

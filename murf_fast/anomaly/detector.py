@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -153,7 +153,8 @@ class MultiResolutionDetector:
             _resolutions.checked_scales(WHAT, scales)
             kind = PatchAtLeast if on_empty == "skip" else MultiResolutionEncoder
             _arguments.flag(WHAT, "norm", norm)
-            encoder = kind(encoder, scales=scales, layers=layers, norm=norm, **normalization_of(encoder))
+            normalization = cast("dict[str, Any]", normalization_of(encoder))
+            encoder = kind(encoder, scales=scales, layers=layers, norm=norm, **normalization)
         if references is not None and encoder.family.prefix() is None:
             raise ValueError(f"murf_fast.{WHAT}: `references` are chosen by CLS tokens, which `encoder` has none of")
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
@@ -166,7 +167,7 @@ class MultiResolutionDetector:
         self.images_ = 0
         self.normal_: NormalRange | None = None
         self._indices: list[Index | None] = []
-        self._group = None
+        self._group: dist.ProcessGroup | None = None
         self._home: _files.Home | None = None
 
     @classmethod
@@ -369,7 +370,7 @@ class MultiResolutionDetector:
             rows = growing.mapped()
             normal = self._normal_range(held, rows, None) if held else None
             if normal is None or self.normal_ is not None:
-                normal = self.normal_ if normal is None else self.normal_.joined(normal)
+                normal = self.normal_ if normal is None else cast("NormalRange", self.normal_).joined(normal)
             banks = rows
             if coreset:
                 banks = [self._chosen_anew(*pair) for pair in zip(self.banks_, rows, strict=True)]
@@ -377,7 +378,7 @@ class MultiResolutionDetector:
             count = self.images_ + growing.done
             if place is not None:
                 description = self._entries(count, normal)
-                home.check()
+                cast("_files.Home", home).check()
                 entries = _files.write_banks(place, banks, growing.places) if coreset else growing.put_in_place()
                 home = _files.commit(place, {**description, "banks": entries})
         except BaseException:
@@ -415,8 +416,8 @@ class MultiResolutionDetector:
         progress: Callable[..., Any] | None,
     ) -> list[HeldOut]:
         """Writes the rows of all images. Returns the last ``held_out`` of them."""
-        total = len(images) if hasattr(images, "__len__") else None
-        held = deque(maxlen=held_out)
+        total = len(cast("Any", images)) if hasattr(images, "__len__") else None
+        held: deque[Any] = deque(maxlen=held_out)
         looked_at = self._patches.look_at_each(images, growing.see)
         if growing.done:
             again = 0
@@ -677,7 +678,8 @@ class MultiResolutionDetector:
         banks than the detector's, None for those without rows.
         """
         indices = self._searchable() if indices is None else indices
-        maps, weighted = [], []
+        maps: list[Tensor | None] = []
+        weighted: list[float] = []
         for patches, index in zip(of_image, indices, strict=True):
             if patches.rows is None or not len(patches.rows) or index is None:
                 maps.append(None)
@@ -688,7 +690,8 @@ class MultiResolutionDetector:
             distances[slice(None) if patches.kept is None else patches.kept] = self.rules.of_neighbors(found).float()
             maps.append(distances.view(1, 1, *patches.grid))
             reweighted = self.rules.image_score == "reweighted"
-            weighted.append(reweighted_score(patches.rows, found[:, 0], nearest[:, 0], index) if reweighted else 0.0)
+            own = cast("NearestIndex", index)  # the others are refused with these rules
+            weighted.append(reweighted_score(patches.rows, found[:, 0], nearest[:, 0], own) if reweighted else 0.0)
         return maps, weighted
 
     def _anomaly(
@@ -704,14 +707,15 @@ class MultiResolutionDetector:
         banks = [i for i in banks if maps[i] is not None and (weights is None or weights[i])]
         if not banks:
             return Anomaly(torch.zeros(size, dtype=torch.float32, device=self._patches.device), 0.0)
-        maps, weights = [maps[i] for i in banks], weights and [weights[i] for i in banks]
-        fused = rules.fused(maps, size, weights)
+        those = [cast("Tensor", maps[i]) for i in banks]
+        weights = weights and [weights[i] for i in banks]
+        fused = rules.fused(those, size, weights)
         if rules.sigma:
             fused = gaussian_blur(fused, rules.sigma, border=rules.border)
         if rules.image_score == "reweighted":
             return Anomaly(fused[0, 0], rules.fused_numbers([weighted[i] for i in banks], weights))
-        finest = max((m.shape[2:] for m in maps), key=lambda grid: grid[0] * grid[1])
-        patches = rules.fused(maps, tuple(finest), weights, mode="bilinear")
+        finest = max((m.shape[2:] for m in those), key=lambda grid: grid[0] * grid[1])
+        patches = rules.fused(those, (finest[0], finest[1]), weights, mode="bilinear")
         score = float(patches.max()) if rules.image_score == "max" else mean_top(patches)
         return Anomaly(fused[0, 0], score)
 

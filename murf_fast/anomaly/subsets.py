@@ -139,7 +139,7 @@ def subset_scores(
 
 
 def _scales(detector: MultiResolutionDetector) -> tuple[Any, ...]:
-    return tuple(detector.encoder.scales or detector.encoder.sizes)
+    return tuple(detector.encoder.scales or detector.encoder.sizes or ())
 
 
 def _choices(items: Sequence[Any]) -> list[tuple[Any, ...]]:

@@ -39,7 +39,7 @@ def main() -> None:
 def _decoder() -> Any:
     """``murf_fast._pillow.decode``, without the package."""
     path = Path(__file__).resolve().parents[1] / "_pillow.py"
-    spec = importlib.util.spec_from_file_location("_pillow", path)
+    spec: Any = importlib.util.spec_from_file_location("_pillow", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.decode

@@ -84,7 +84,8 @@ def read_record(folder: Path, shard: int, layout: Layout) -> Record:
         _check_folders(folder, f"{RECORDS}/{path.name}")
         told = read_json(folder / RECORDS, path.name)
         checksum = told.pop("sha256")
-        record = Record(**{**told, "failed": [Failure(**f) for f in told["failed"]]})
+        told["failed"] = [Failure(**f) for f in told["failed"]]
+        record = Record(**told)
         if checksum != sha256_of_json(told):
             raise ValueError("its checksum is not its own")
         _check_record(record, shard, layout)

@@ -25,7 +25,7 @@ from murf_fast.data.layout import DTYPES
 WHAT = "murf_fast.data.Features"
 
 
-class Features(torch.utils.data.Dataset):
+class Features(torch.utils.data.Dataset["dict[str, Tensor | str]"]):
     """The features that ``murf-fast extract`` wrote, of any of its formats, image by image.
 
     A map-style dataset: ``len``, indices, samplers (distributed ones too), DataLoaders with workers of any start
@@ -125,14 +125,15 @@ class Features(torch.utils.data.Dataset):
         return record
 
     def _forget(self) -> None:
-        self._pid, self._lock, self._opened = os.getpid(), threading.Lock(), {}
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._opened: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For processes that are started anew."""
         return {"folder": self.folder, "checksums": self._checksums}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"], checksums=state["checksums"])
+        self.__init__(state["folder"], checksums=state["checksums"])  # type: ignore[misc]  # as pickle made it
 
     def __repr__(self) -> str:
         arrays = ", ".join(f"{a.name} {a.shape} {a.dtype}" for a in self._layout.arrays)

@@ -178,7 +178,7 @@ def patch_embed(
     backend_name = _checks.backend(backend, weight)
     count = 0 if prefix is None else len(prefix)
     blocks = _blocks(batches, grids, tiles, patch_size, count)
-    tables: list[Tensor | None] | list[Tensor] = [None] * len(blocks)
+    tables: Sequence[Tensor | None] = [None] * len(blocks)
     if pos_embed is not None:
         if isinstance(pos_embed, Tensor) and pos_embed.dtype in _checks.DTYPES and pos_embed.dtype != weight.dtype:
             # A narrower table must not be rounded to its own dtype again, between its resize and the sum.

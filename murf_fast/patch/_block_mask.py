@@ -17,7 +17,7 @@ _BOUNDS = ("r0", "r1", "c0", "c1")
 _known: weakref.WeakKeyDictionary[object, windows.Windows | None] = weakref.WeakKeyDictionary()
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def windows_of(mask: Any, size: tuple[int, int], grid: tuple[int, int]) -> windows.Windows | None:
     """The windows of queries on a grid of ``size`` to keys on ``grid``, of a mask whose rule holds them.
 
@@ -35,7 +35,8 @@ def windows_of(mask: Any, size: tuple[int, int], grid: tuple[int, int]) -> windo
 
 def _read(function: Callable[..., Any], lengths: tuple[int, int]) -> windows.Windows | None:
     names = inspect.getclosurevars(function).nonlocals
-    bounds, columns = [names.get(name) for name in _BOUNDS], names.get("w_")
+    bounds: list[Any] = [names.get(name) for name in _BOUNDS]
+    columns = names.get("w_")
     if not isinstance(columns, int) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in bounds):
         return None
     r0, r1 = (x[:, 0].int().cpu() for x in bounds[:2])

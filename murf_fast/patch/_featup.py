@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import types
+from typing import Any
 
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def featup() -> None:
     try:
         extension = importlib.import_module(_EXTENSION)
     except ImportError:  # not built for this machine, or for another torch
-        extension = types.ModuleType(_EXTENSION, "Stands in for FeatUp's compiled extension, which does not load.")
+        extension: Any = types.ModuleType(_EXTENSION, "Stands in for FeatUp's compiled extension, which does not load.")
         extension.AdaptiveConv = type("AdaptiveConv", (), {"__doc__": "Applied by murf_fast.adaptive_conv."})
         insert_module(extension)
     try:
@@ -61,7 +62,7 @@ def _apply(input: Tensor, filters: Tensor) -> Tensor:
     return adaptive_conv(input, kernels, mode=None, padding=None)
 
 
-def _forward(self, source: Tensor, guidance: Tensor) -> Tensor:
+def _forward(self: Any, source: Tensor, guidance: Tensor) -> Tensor:
     levels = [(name, getattr(self, name)) for name in ("up1", "up2", "up3", "up4")]
     if passed_over(levels, self.fixup_proj) is not None:
         return getattr(self, _original)(source, guidance)

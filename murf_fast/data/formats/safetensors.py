@@ -70,4 +70,4 @@ class SafetensorsFormat(Format):
         text += b" " * (-(len(text) + 8) % ALIGNED)
         yield struct.pack("<Q", len(text)) + text
         for array in self.layout.arrays:
-            yield memoryview(content.arrays[array.name].flatten().view(torch.uint8).numpy())
+            yield memoryview(content.arrays[array.name].flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -61,7 +61,9 @@ class Rows:
     """Encoded images of tables, a row group at a time; for one thread."""
 
     def __init__(self, column: str) -> None:
-        self._column, self._at, self._group = column, None, None
+        self._column = column
+        self._at: tuple[str, int] | None = None
+        self._group: Any = None
 
     def read(self, item: Item) -> bytes:
         """Raises an OSError or a ValueError where there is none."""

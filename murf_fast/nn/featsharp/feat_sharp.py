@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,10 @@ class FeatSharp(nn.Module):
             if self.is_packed
             else _called(encoder, channels, dict(options))
         )
-        width = self.encoder.family.width if self.is_packed else _checks.integer(what, "channels", channels, 1)
+        if self.is_packed:
+            width = cast("Any", self.encoder).family.width
+        else:
+            width = _checks.integer(what, "channels", channels, 1)
         self.upsampler = FeatSharpUpsampler(
             width, self.factor, inputs, progressive=progressive, num_heads=num_heads, window=window, norm=norm
         )

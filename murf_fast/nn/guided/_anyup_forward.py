@@ -83,7 +83,7 @@ def encode(
             q = _plain_queries(weights, encoded, size, region)
             return q, of_image if known is None else known.keys
         if whole and known is None:
-            q, *maps = image_queries(image, *network, size, region, grids_of(image, grids), backend)  # type: ignore[call-arg]
+            q, *maps = image_queries(image, *network, size, region, grids_of(image, grids), backend)  # type: ignore[arg-type, call-arg]
             return q, ImageKeys.of(maps, grids)
         if known is None:
             known = statistics_of(weights, image, grids)

@@ -184,7 +184,7 @@ class JAFAR(GuidedUpsampler):
             q = image_rectangle(image, known.norms, flat(*network), size, region, backend, normalize=True)
             return EncodedImage("JAFAR", q, known.keys, size, region)
         named = grids_of(image, grids) if known is None else ()
-        q, *maps = image_queries(image, *network, size, region, named, backend, normalize=True)  # type: ignore[misc]
+        q, *maps = image_queries(image, *network, size, region, named, backend, normalize=True)  # type: ignore[call-arg, misc]
         return EncodedImage("JAFAR", q, ImageKeys.of(maps, grids) if known is None else known.keys, size, region)
 
     def _statistics(self, image: Tensor, size: Any, grids: Any, recompute: Any) -> ImageStatistics:

@@ -70,7 +70,7 @@ class Layer:
         parts = (self.norm1, *self.projections, self.query_norm, self.key_norm, self.inner_norm, self.output)
         parts = (*parts, self.scale1, self.norm2, self.mlp, self.scale2)
         # A layer whose weight is taken is not called; an attention that holds others of the parts is no part.
-        parts = [p.owner if isinstance(p, Product) and not p.owner._modules else p for p in parts]
+        parts = [p.owner if isinstance(p, Product) and not cast("nn.Module", p.owner)._modules else p for p in parts]
         return [p for p in parts if isinstance(p, nn.Module)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from murf_fast.nn.vit.families._family import Family, Rotation, convolutions_in, tokens_in
 from murf_fast.nn.vit.families._layout import BlockLayout, Layout, Weights, find
@@ -233,7 +233,11 @@ def reason_against(model: nn.Module, layout: Layout) -> str:
 def _flavor_of(model: nn.Module) -> PositionFlavor:
     """The rule of a DINO hub."""
     antialias, offset = getattr(model, "interpolate_antialias", False), getattr(model, "interpolate_offset", 0.1)
-    flavors = {(False, 0.1): "dinov2-hub", (False, 0.0): "dinov2-hf", (True, 0.0): "dinov2-reg"}
+    flavors: dict[tuple[bool, float], PositionFlavor] = {
+        (False, 0.1): "dinov2-hub",
+        (False, 0.0): "dinov2-hf",
+        (True, 0.0): "dinov2-reg",
+    }
     if (bool(antialias), float(offset)) not in flavors:
         raise ValueError(
             f"murf_fast.MultiResolutionEncoder: `model` must resize its positions as one of {list(flavors)} "
