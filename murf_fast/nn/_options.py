@@ -36,6 +36,13 @@ class SharpOptions(_LayerOptions, total=False):
     antialias: bool
 
 
+class SharpArguments(SharpOptions, total=False):
+    """Of :class:`FeatSharp`, what its weights do not tell."""
+
+    size: Size | None
+    channels: int | None
+
+
 class PassOptions(LayerOptions, total=False):
     """Of :class:`MultiResolutionEncoder`, whatever its resolutions are."""
 

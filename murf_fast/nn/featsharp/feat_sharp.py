@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast.nn._checkpoints import load_into
-from murf_fast.nn._options import SharpOptions
+from murf_fast.nn._options import SharpArguments, SharpOptions
 from murf_fast.nn.featsharp import _checkpoint
 from murf_fast.nn.featsharp.bias_buffer import BiasBuffer
 from murf_fast.nn.featsharp.conditional_bias import ConditionalBias
@@ -110,7 +110,7 @@ class FeatSharp(nn.Module):
         factor: Size | None = None,
         num_heads: int = 16,
         window: int = 7,
-        **arguments: Any,
+        **arguments: Unpack[SharpArguments],
     ) -> FeatSharp:
         """Trained weights around the encoder they were trained for, in eval mode.
 
