@@ -153,8 +153,7 @@ class MultiResolutionDetector:
             _resolutions.checked_scales(WHAT, scales)
             kind = PatchAtLeast if on_empty == "skip" else MultiResolutionEncoder
             _arguments.flag(WHAT, "norm", norm)
-            normalization = cast("dict[str, Any]", normalization_of(encoder))
-            encoder = kind(encoder, scales=scales, layers=layers, norm=norm, **normalization)
+            encoder = kind(encoder, scales=scales, layers=layers, norm=norm, **normalization_of(encoder))
         if references is not None and encoder.family.prefix() is None:
             raise ValueError(f"murf_fast.{WHAT}: `references` are chosen by CLS tokens, which `encoder` has none of")
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels

@@ -88,7 +88,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {"schema": SCHEMA, **found}
 
 
-def render(console) -> None:
+def render(console: Any) -> None:
     """Prints :func:`collect` with rich."""
     from rich.markup import escape
     from rich.table import Table
@@ -113,7 +113,7 @@ def render(console) -> None:
         _print_pairs(console, "To get what is missing", report.missing)
 
 
-def _print_pairs(console, title: str, pairs: dict[str, str]) -> None:
+def _print_pairs(console: Any, title: str, pairs: dict[str, str]) -> None:
     from rich.markup import escape
 
     console.print(f"\n[bold]{title}[/]")

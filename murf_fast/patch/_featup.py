@@ -37,10 +37,11 @@ def featup() -> None:
     """
     if importlib.util.find_spec("featup") is None:
         raise ModuleNotFoundError("murf_fast.patch.featup: the package featup is not installed", name="featup")
+    extension: Any
     try:
         extension = importlib.import_module(_EXTENSION)
     except ImportError:  # not built for this machine, or for another torch
-        extension: Any = types.ModuleType(_EXTENSION, "Stands in for FeatUp's compiled extension, which does not load.")
+        extension = types.ModuleType(_EXTENSION, "Stands in for FeatUp's compiled extension, which does not load.")
         extension.AdaptiveConv = type("AdaptiveConv", (), {"__doc__": "Applied by murf_fast.adaptive_conv."})
         insert_module(extension)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def _student(model: Model, student: Path | None, size: int, images: Tensor) -> t
 
 
 def _width(model: Model) -> int:
-    return model.tower.config.hidden_size
+    return cast("Any", model.tower).config.hidden_size
 
 
 def _alike(student: Tensor, target: Tensor) -> tuple[float | None, float | None, float]:
@@ -98,7 +98,7 @@ def losses(model: Model, student: Path | None, patches: int) -> Table:
     gradients, values = {}, {}
     for kind in LOSSES:
         features = own.detach().clone().requires_grad_()
-        loss = fine_to_coarse_loss(features, target, kind)
+        loss = fine_to_coarse_loss(features, target, cast("Any", kind))
         (gradients[kind],) = torch.autograd.grad(loss, features)
         values[kind] = float(loss.detach())
     rows = [

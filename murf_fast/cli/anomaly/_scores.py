@@ -86,7 +86,7 @@ class ScoreFiles:
     def __enter__(self) -> ScoreFiles:
         return self
 
-    def __exit__(self, kind, *_: object) -> None:
+    def __exit__(self, kind: Any, *_: object) -> None:
         for file, *_ in self._tables:
             file.close()
         for part, _path in self._json:

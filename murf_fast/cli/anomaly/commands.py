@@ -249,7 +249,8 @@ def score(
         outputs = (out, scores or [], maps, map_type)
         verdicts = (threshold, pixel_threshold, vmax, labelled, fail_on_defect)
         at = (weights, device, batch, skip_broken, any_precision)
-        status = score_images(Job(bank, images, *outputs, *verdicts, *at), console())
+        arguments: tuple[Any, ...] = (*outputs, *verdicts, *at)
+        status = score_images(Job(bank, images, *arguments), console())
     raise typer.Exit(status)
 
 

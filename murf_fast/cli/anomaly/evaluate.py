@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -62,7 +62,7 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
     vit.model.to(device)
     made = plan.settings.detectors(vit)
     detector = made()
-    subsets = subsets_of(detector, plan.subsets)
+    subsets = subsets_of(detector, cast("Any", plan.subsets))
     console.print(
         f"{vit.description}; {len(found)} {'category' if len(found) == 1 else 'categories'} in {shown(plan.data)}",
         markup=False,
@@ -72,7 +72,8 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
         console.print(line, markup=False, soft_wrap=True)
     _settle(plan.out, detector, vit.description)
     todo = [c for c in found if not _is_done(_done(plan, c), c, subsets, plan)]
-    whole, broken = {}, {}
+    whole: dict[str, Category] = {}
+    broken: dict[Path, str] = {}
     for category in todo:
         files = [ImageFile(path, path, ()) for path in (*category.train, *(s.path for s in category.test))]
         files, unopened = readable(files, plan.skip_broken, decode=False)
@@ -92,11 +93,12 @@ def run(plan: Plan, console: Console) -> dict[str, Any]:
         for category in todo:
             # A detector of its own, so that the last one's banks go before these come.
             detector = made()
+            result: Any
             result, peak = meter.observed(
                 lambda c=whole[category.name], d=detector: _category(plan, c, d, subsets, bar), device.type
             )
             _write(_file(plan, category), {"images": _identity(_files_of(category)), **result, "memory": peak})
-    results = {c.name: _done(plan, c) for c in found}
+    results = {c.name: cast("dict[str, Any]", _done(plan, c)) for c in found}
     _write(plan.out / RESULTS, {"weights": vit.description, "mean": _mean(results), "categories": results})
     console.print(_table(results))
     if len(subsets) > 1:

@@ -29,7 +29,7 @@ class Weights:
 
     model: torch.nn.Module
     description: str
-    normalization: dict[str, tuple[float, float, float] | None]
+    normalization: dict[str, Any]
 
     @property
     def blocks(self) -> int:

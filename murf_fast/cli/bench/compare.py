@@ -75,7 +75,9 @@ def _judged(name: str, old: dict[str, Any], new: dict[str, Any], other_machine: 
     return Change(name, verdict, before, after, (then, now), ratios)
 
 
-def _grew(before: dict[str, Any], after: dict[str, Any], p: dict, q: dict, other_machine: bool) -> bool:
+def _grew(
+    before: dict[str, Any], after: dict[str, Any], p: dict[str, Any], q: dict[str, Any], other_machine: bool
+) -> bool:
     """Whether ours (``before``, ``after``) became slower beside its contender (``p``, ``q``)."""
     time_grew = after["median_s"] > (1 + LEAST) * before["median_s"] and after["p20_s"] > before["p80_s"]
     ratio_fell = p["median_s"] / before["median_s"] > (1 + LEAST) * q["median_s"] / after["median_s"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -62,8 +62,8 @@ def _moved(moved: list[Change]) -> Table:
     table = _table(None, (("", "left"), ("case", "left"), *times))
     for change in moved:
         colour = "red" if change.verdict == "slower" else "green"
-        against = " / ".join(dict.fromkeys(change.against))
-        ratios = [f"{ratio:.2f}" for ratio in change.ratios]
+        against = " / ".join(dict.fromkeys(change.against or ()))
+        ratios = [f"{ratio:.2f}" for ratio in change.ratios or ()]
         sides = [_spread(times) for times in (change.before, change.after)]
         table.add_row(f"[{colour}]{change.verdict}[/]", escape(change.name), *sides, escape(against), *ratios)
     return table
@@ -81,7 +81,7 @@ def _left_out(old: Record, new: Record, found: list[Change]) -> list[tuple[str, 
 def _table(title: str | None, columns: tuple[tuple[str, str], ...]) -> Table:
     table = Table(title=title, title_justify="left", show_edge=False)
     for name, justify in columns:
-        table.add_column(name, justify=justify)
+        table.add_column(name, justify=cast("Any", justify))
     return table
 
 

@@ -112,7 +112,12 @@ class Task:
                 "FeatSharp": lambda b: self.model.upsampler(b.low, b.guidance, b.tiles),
             }
             self.downsamplers = {name: AttentionDownsampler(channels, KERNEL) for name in self.upsamplers}
-        self.parts = {"bilinear": [], "tiles": [], "JBU": [jbu], "FeatSharp": [self.model.upsampler]}
+        self.parts: dict[str, list[nn.Module]] = {
+            "bilinear": [],
+            "tiles": [],
+            "JBU": [jbu],
+            "FeatSharp": [self.model.upsampler],
+        }
         self.learned = [self._batch(c) for c in crops]
         self.held_out = [self._batch(self._crops(held_out)) for _ in range(HELD_OUT)]
 
@@ -182,7 +187,7 @@ def train(task: Task, steps: int, every: int) -> Iterator[Progress]:
 
 
 def _groups(task: Task, name: str) -> list[dict[str, Any]]:
-    fast, others = [], list(task.downsamplers[name].parameters())
+    fast, others = list[Any](), list(task.downsamplers[name].parameters())
     for part in task.parts[name]:
         for key, parameter in part.named_parameters():
             (fast if key.endswith(("gamma", "tile_pos")) else others).append(parameter)

@@ -57,7 +57,7 @@ def operations(maps: list[Tensor], grid: tuple[int, int], image: Tensor) -> list
     return rows if small is None else [*rows, _joint_bilateral(maps[small], image)]
 
 
-def _concat(maps: list[Tensor], grid) -> Operation:
+def _concat(maps: list[Tensor], grid: tuple[int, int]) -> Operation:
     def errors(results: Sequence[Tensor]) -> list[float]:
         worst, begin = [0.0] * len(results), 0
         scale = max(float(m.abs().max()) for m in maps)
@@ -77,7 +77,7 @@ def _concat(maps: list[Tensor], grid) -> Operation:
     )
 
 
-def _linear_head(maps: list[Tensor], grid, weight: Tensor) -> Operation:
+def _linear_head(maps: list[Tensor], grid: tuple[int, int], weight: Tensor) -> Operation:
     def errors(results: Sequence[Tensor]) -> list[float]:
         # In float64 head and resize commute to the last digits; the reference's order would take gigabytes.
         return _relative(results, reference.upsample_sum(_low_resolution_logits(_double(maps), weight.double()), grid))
@@ -91,7 +91,7 @@ def _linear_head(maps: list[Tensor], grid, weight: Tensor) -> Operation:
     )
 
 
-def _argmax(logits: list[Tensor], grid) -> Operation:
+def _argmax(logits: list[Tensor], grid: tuple[int, int]) -> Operation:
     def errors(results: Sequence[Tensor]) -> list[float]:
         # How far the chosen class's logit stays below the largest one; counting labels would punish ties.
         exact = reference.upsample_sum(_double(logits), grid)
@@ -107,7 +107,7 @@ def _argmax(logits: list[Tensor], grid) -> Operation:
     )
 
 
-def _expectation(bins: list[Tensor], grid, depths: Tensor) -> Operation:
+def _expectation(bins: list[Tensor], grid: tuple[int, int], depths: Tensor) -> Operation:
     return Operation(
         "upsample_expectation",
         f"depth, {depths.numel()} bins",
@@ -138,7 +138,7 @@ def _cross_entropy(logits: list[Tensor], target: Tensor) -> Operation:
     )
 
 
-def _mean(scores: list[Tensor], grid) -> Operation:
+def _mean(scores: list[Tensor], grid: tuple[int, int]) -> Operation:
     return Operation(
         "upsample_mean",
         f"{len(scores)} score maps",

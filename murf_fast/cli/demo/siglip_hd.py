@@ -14,7 +14,7 @@ import copy
 import math
 from collections.abc import Sequence
 from importlib.resources import as_file, files
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -59,8 +59,8 @@ def train(
     photos, side = _photos(), max(factors) * BASE
 
     def loss_on(images: Tensor) -> Tensor:
-        target = multi_scale_target(teacher, images, factors, size=BASE, tiling=tiling, **NORMALIZATION)
-        return fine_to_coarse_loss(student(images).maps[0], target, loss)
+        target = multi_scale_target(teacher, images, factors, size=BASE, tiling=cast("Any", tiling), **NORMALIZATION)
+        return fine_to_coarse_loss(student(images).maps[0], target, cast("Any", loss))
 
     held_out, losses = _crops(photos, side, generator), []
     for step in range(steps + 1):

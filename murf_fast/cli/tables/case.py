@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,9 @@ class Case:
         problem: Why it cannot be run, for its row.
     """
 
-    labels: dict[str, str | int]
+    labels: dict[str, Any]
     build: Callable[[], dict[str, Callable[[], object]]]
-    facts: dict[str, float | None] = field(default_factory=dict)
+    facts: Mapping[str, float | None] = field(default_factory=dict)
     work: Work = Work()
     problem: str | None = None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from murf_fast.cli.tables.case import OURS
 from murf_fast.cli.tables.results import Results
@@ -33,11 +34,15 @@ def columns(results: Results, memory: bool | None = None) -> list[Column]:
         found.append(Column(f"{words}, ms", f"{name}_s", _part(name, "median_s"), _milliseconds))
         if any(ratio(results, row, name) for row in results.rows):
             found.append(
-                Column("x ours", f"{name}_ratio", lambda row, n=name: ratio(results, row, n), lambda x: f"{x:.2f}")
+                Column("x ours", f"{name}_ratio", functools.partial(_ratio, results, name), lambda x: f"{x:.2f}")
             )
         if memory and any(_part(name, "peak_bytes")(row) is not None for row in results.rows):
             found.append(Column("peak, MiB", f"{name}_peak_bytes", _part(name, "peak_bytes"), _mebibytes))
     return found
+
+
+def _ratio(results: Results, part: str, row: dict[str, Any]) -> float | None:
+    return ratio(results, row, part)
 
 
 def ratio(results: Results, row: dict[str, Any], part: str) -> float | None:
@@ -57,7 +62,7 @@ def cells(results: Results, row: dict[str, Any]) -> list[str]:
             found.append(error)
             error = None
         else:
-            found.append(NOTHING if value is None else column.shown(value))
+            found.append(NOTHING if value is None else column.shown(cast("float", value)))
     if error:  # no row of the table has a time
         found[-1] = error
     return found
@@ -74,7 +79,7 @@ def cut_short(results: Results) -> str | None:
 def remarks(results: Results) -> Iterator[str]:
     """What is below the table: that it was cut short, first."""
     if results.cut:
-        yield cut_short(results)
+        yield cast("str", cut_short(results))
     remark = results.table.remark(results.rows)
     if remark:
         yield remark

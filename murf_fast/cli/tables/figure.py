@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -76,7 +76,7 @@ def _panels(results: Results) -> list[_Panel]:
             for number, words, factor in quantities
         ]
     return [
-        _Panel(shown, words, _series(results, {None: (part, number, factor)}))
+        _Panel(shown, words, _series(results, cast("dict[str, Any]", {None: (part, number, factor)})))
         for number, words, factor in quantities
         for part, shown in parts.items()
     ]
@@ -108,7 +108,7 @@ def _draw(axes: Axes, panel: _Panel, results: Results) -> None:
     x = results.table.x
     places = list(results.parts) if x == PARTS else list(dict.fromkeys(row["labels"][x] for row in results.rows))
     if all(isinstance(place, (int, float)) for place in places):
-        _lines(axes, panel.series, places)
+        _lines(axes, panel.series, cast("list[float]", places))
         axes.set_xlabel(results.table.size)
     else:
         shown = [results.parts.get(p, str(p)).replace(" + ", "\n+ ").replace(": ", ":\n") for p in places]
@@ -159,9 +159,9 @@ def _bars(axes: Axes, series: Sequence[_Series], places: Sequence[str], shown: S
     axes.set_xticks(range(len(places)), shown)
 
 
-def _legend(figure: Figure, grid: Sequence[Axes], width: float) -> None:
+def _legend(figure: Figure, grid: Any, width: float) -> None:
     """Below, every name once, in as many columns as there is room for."""
-    found = {}
+    found: dict[str, Any] = {}
     for axes in grid:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)

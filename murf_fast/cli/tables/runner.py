@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -46,7 +46,7 @@ def run(cases: Sequence[Case], results: Results, budget: float | None, forecast:
 
         def tell(what: str, left: float) -> None:
             if bar:
-                bar.update(task, description=what, completed=runner.done, until=time.perf_counter() + left)
+                bar.update(cast("Any", task), description=what, completed=runner.done, until=time.perf_counter() + left)
             else:  # a log
                 line = f"{runner.done} of {len(cases)}: {what}, {_clock(left)} left"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -106,7 +106,9 @@ class _Runner:
     def _observed(
         self, case: Case, row: dict[str, Any]
     ) -> tuple[Case, dict[str, Callable[..., Any]], dict[str, float]]:
-        parts, once = case.build(), {}
+        parts = case.build()
+        once: dict[str, float] = {}
+        taken: Any
         for name, call in parts.items():
             meter.seconds_of(call, self.device)  # compiles, fills caches
             taken, peak = meter.observed(lambda call=call: meter.seconds_of(call, self.device), self.device)

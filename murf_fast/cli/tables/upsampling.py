@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ def _loaded(setting: Setting, methods: Sequence[str]) -> tuple[nn.Module, int] |
     learned = [name for name in methods if UPSAMPLERS[name].load is not None]
     if len(learned) != 1:
         raise ValueError(f"--weights are of one method: name it by --models, alone or with bilinear, got {methods}")
-    module = UPSAMPLERS[learned[0]].load(setting.weights)
+    module = cast("Callable[..., Any]", UPSAMPLERS[learned[0]].load)(setting.weights)
     inner = getattr(module, "stack", module)
     return module, getattr(inner, "v_dim", None) or getattr(inner, "dim", None) or CHANNELS
 

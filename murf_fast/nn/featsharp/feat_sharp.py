@@ -148,7 +148,7 @@ class FeatSharp(nn.Module):
                 found[name] = BiasBuffer(channels, *(shape[2:] if len(shape) == 4 else (1, 1)))
             load_into(found[name], weights)
         if not _is_packed(encoder):
-            arguments = {"channels": channels, **arguments}
+            arguments = cast("SharpArguments", {"channels": channels, **arguments})
         model = cls(
             encoder,
             made.pop("factor"),

@@ -19,7 +19,7 @@ NONE = {"mean": None, "std": None}
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second since transformers 5
 
-Normalization = dict[str, tuple[float, float, float] | None]
+Normalization = dict[str, Any]
 
 
 def normalization_of(model: nn.Module) -> Normalization:

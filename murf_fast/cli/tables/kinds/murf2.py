@@ -97,7 +97,7 @@ def _plain_maps(model: nn.Module, images: Tensor, sizes: Sequence[int]) -> Tenso
     return torch.cat([_up(x, tuple(maps[-1].shape[2:])) for x in maps], 1)
 
 
-def _up(x: Tensor, size: tuple[int, int]) -> Tensor:
+def _up(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 

@@ -177,7 +177,7 @@ class Family:
         """The ``wanted`` blocks' outputs for (S, P + N, D), by the container's own call."""
         raise NotImplementedError
 
-    def call_model(self, model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> object:
+    def call_model(self, model: nn.Module, patches: Tensor, grid: tuple[int, ...]) -> object:
         """What the model's own forward returns for patches (S, N, 3 p p) in the family's order."""
         raise NotImplementedError
 
