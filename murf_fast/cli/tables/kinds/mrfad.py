@@ -125,8 +125,9 @@ class _Ours:
             "encode": self.encode,
             "coreset": self.coreset,
             "features": self.features,
+            "search": self.search,
+            "map": self.map,
         }
-        calls |= {"search": self.search, "map": self.map}
         return {name: torch.no_grad()(call) for name, call in calls.items()}
 
     def encode(self) -> None:
