@@ -21,7 +21,7 @@ import torch
 
 from murf_fast import _fork
 from murf_fast._constant import constant_while_compiling
-from murf_fast.typing import Backend
+from murf_fast.annotations import Backend
 
 VARIABLE = "MURF_FAST_BACKEND"
 NAMES = ("reference", "native", "triton")

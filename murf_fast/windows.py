@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _arguments
-from murf_fast.typing import Size
+from murf_fast.annotations import Size
 
 Pair = tuple[int, int]
 

@@ -16,7 +16,7 @@ import public_api
 import pytest
 
 import murf_fast
-from murf_fast import typing as names
+from murf_fast import annotations as names
 
 ROOT = Path(__file__).resolve().parents[1]
 USAGE = Path(__file__).parent / "typing" / "usage.py"

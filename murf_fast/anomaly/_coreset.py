@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Projection
 from murf_fast.anomaly._selection import Selection
 from murf_fast.ops.k_center_greedy import k_center_greedy
-from murf_fast.typing import Projection
 
 Select = Callable[[int, int, int], Selection]
 

@@ -8,8 +8,8 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import AnomalyRules, Backend, BankIndex, Precision, Projection
 from murf_fast.anomaly.scoring import ScoringRules
-from murf_fast.typing import AnomalyRules, Backend, BankIndex, Precision, Projection
 
 
 class DetectorOptions(TypedDict, total=False):

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from murf_fast import _arguments, backends
+from murf_fast.annotations import AnomalyMethod, AnomalyRules, BankIndex, Image, Precision, Projection
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
@@ -39,7 +40,6 @@ from murf_fast.ops._random_projection import PROJECTIONS
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
-from murf_fast.typing import AnomalyMethod, AnomalyRules, BankIndex, Image, Precision, Projection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from murf_fast import _arguments
-from murf_fast.typing import BankIndex, Projection
+from murf_fast.annotations import BankIndex, Projection
 
 WHAT = "MultiResolutionDetector.by_name"
 

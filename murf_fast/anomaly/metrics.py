@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from murf_fast.annotations import PixelMap
 from murf_fast.anomaly import _pixels
 from murf_fast.anomaly._background import MEMORY, SortedRuns, Store
 from murf_fast.anomaly._curve import Curve
 from murf_fast.anomaly._defects import Defects
 from murf_fast.anomaly.pixel_curves import checked_limit
-from murf_fast.typing import PixelMap
 
 # Maps, or numbers of whole images.
 Scores = Iterable[PixelMap] | Iterable[float]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from murf_fast import _arguments
+from murf_fast.annotations import PixelMap
 from murf_fast.anomaly import _pixels
 from murf_fast.anomaly._background import MEMORY, SortedRuns, Store
 from murf_fast.anomaly._curve import Curve
 from murf_fast.anomaly._defects import Defects
-from murf_fast.typing import PixelMap
 
 
 class PixelCurves:

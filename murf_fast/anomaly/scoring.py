@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import AnomalyRules, Border, Distance, Mode
 from murf_fast.ops.gaussian_blur import BORDERS
 from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_mean import upsample_mean
 from murf_fast.tables.resize import MODES
-from murf_fast.typing import AnomalyRules, Border, Distance, Mode
 
 METRICS = ("l2", "l2sq", "cosine")  # distances: a larger inner product is no larger score
 IMAGE_SCORES = ("max", "top1%", "reweighted")

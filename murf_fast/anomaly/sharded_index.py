@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from murf_fast.annotations import Distance
 from murf_fast.anomaly._options import IndexOptions
 from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
-from murf_fast.typing import Distance
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

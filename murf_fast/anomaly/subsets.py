@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Image, SubsetKind
 from murf_fast.anomaly._patches import LookedAt, Patches
 from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.anomaly.result import Anomaly
-from murf_fast.typing import Image, SubsetKind
 
 WHAT = "subset_scores"
 KINDS = ("none", "scales", "layers", "scales-x-layers", "all")

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from murf_fast.typing import Attention, Backend, HeadGrid, Keep, Mode, Norm, Remainder, Rounding, Size, Values
+from murf_fast.annotations import Attention, Backend, HeadGrid, Keep, Mode, Norm, Remainder, Rounding, Size, Values
 
 
 class _LayerOptions(TypedDict, total=False):

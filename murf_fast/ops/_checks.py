@@ -17,10 +17,10 @@ from murf_fast._arguments import is_sequence as is_sequence
 from murf_fast._arguments import number as number
 from murf_fast._arguments import numbers as numbers
 from murf_fast._arguments import pair as pair
+from murf_fast.annotations import Mode
 from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import ANTIALIASED, MAX_PIXELS, MODES
-from murf_fast.typing import Mode
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_AREA = 2**40  # pixels of a map; beyond, sizes in bytes overflow

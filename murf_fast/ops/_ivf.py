@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
+from murf_fast.annotations import Metric
 from murf_fast.ops import _checks
-from murf_fast.typing import Metric
 
 
 class IVFIndex:

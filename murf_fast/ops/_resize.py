@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from murf_fast.typing import Mode
+from murf_fast.annotations import Mode
 
 
 class Resize(NamedTuple):

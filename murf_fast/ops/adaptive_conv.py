@@ -11,6 +11,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Backend, Padding, Size, SmoothMode
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import check_reflection
 from murf_fast.ops._library import (
@@ -22,7 +23,6 @@ from murf_fast.ops._library import (
     wants_channels_last,
 )
 from murf_fast.tables.folded import PADDINGS, folded_axis
-from murf_fast.typing import Backend, Padding, Size, SmoothMode
 
 MODES = ("bilinear", "bicubic")
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params, require_network
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, register
-from murf_fast.typing import Backend
 
 
 def bilateral_kernels(

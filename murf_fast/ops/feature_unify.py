@@ -8,11 +8,11 @@ from torch import Tensor
 
 from murf_fast import backends
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Backend
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, empty_map, layout_of, register
 from murf_fast.reference.feature_unify import feature_unify as reference_op
-from murf_fast.typing import Backend
 
 VARIANTS = ("released", "paper")
 

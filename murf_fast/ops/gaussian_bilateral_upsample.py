@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, layout_of, register, wants_channels_last
 from murf_fast.ops.resize import resize
 from murf_fast.tables.disk import MAX_RADIUS
-from murf_fast.typing import Backend
 
 _MAPS = ("sigma_x", "sigma_y", "theta", "sigma_r")
 _LEAST, _EPS = 1e-6, 1e-8  # of a sigma, and what is added to twice its square

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Backend, Border
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import empty_map, layout_of, register
-from murf_fast.typing import Backend, Border
 
 BORDERS = ("symmetric", "reflect")
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Layout, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import axes_of, register
 from murf_fast.ops._resize import Resize
-from murf_fast.typing import Backend, Layout, Mode, Size
 
 LAYOUTS = ("cyx", "yxc")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, SmoothMode
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params, require_network
 from murf_fast.ops._derivatives import derivatives_wanted
@@ -16,7 +17,6 @@ from murf_fast.ops._library import as_float32, empty_map, layout_of, register, w
 from murf_fast.ops.adaptive_conv import MODES, adaptive_conv
 from murf_fast.ops.bilateral_kernels import bilateral_kernels
 from murf_fast.tables.folded import folded_axis, part
-from murf_fast.typing import Backend, SmoothMode
 
 
 @overload

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork, backends, reference
+from murf_fast.annotations import Backend, Projection
 from murf_fast.ops import _checks, _contract, _random_projection
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
-from murf_fast.typing import Backend, Projection
 
 OP = "k_center_greedy"
 STARTS = ("random",)

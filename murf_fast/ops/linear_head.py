@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from murf_fast import reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks
 from murf_fast.ops._batch_norm import batch_statistics, running_statistics, uses_batch_statistics
 from murf_fast.ops._library import layout_of, wants_channels_last
 from murf_fast.ops._resize import Resize, place
 from murf_fast.ops.upsample_sum import upsample_sum
-from murf_fast.typing import Backend, Mode, Size
 
 Tokens = Sequence[Tensor | None]
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast._constant import constant_while_compiling
+from murf_fast.annotations import Backend, Metric, Precision
 from murf_fast.ops import _cells, _checks, _contract, _nearest_float64
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
 from murf_fast.tables._table import is_capturing
 from murf_fast.tables.nearest_cells import Cells
-from murf_fast.typing import Backend, Metric, Precision
 
 METRICS = ("l2", "l2sq", "cosine", "ip")
 INDICES = ("exact", "ivf")

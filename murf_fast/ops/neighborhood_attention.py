@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from murf_fast import windows
+from murf_fast.annotations import Backend, Size
 from murf_fast.backends import BackendUnavailableError
 from murf_fast.ops import _checks
 from murf_fast.ops.window_attention import head_scale, window_attention
-from murf_fast.typing import Backend, Size
 
 
 def neighborhood_attention(

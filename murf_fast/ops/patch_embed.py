@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import reference
+from murf_fast.annotations import Backend, Keep, Layout, Mode, PositionFlavor, Remainder, Size
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.image_to_patches import image_to_patches, padded_patches
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
-from murf_fast.typing import Backend, Keep, Layout, Mode, PositionFlavor, Remainder, Size
 
 REMAINDERS = ("raise", "drop")
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Keep, PositionFlavor, Size, SmoothMode
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted, in_transform, writes_nothing
 from murf_fast.ops._resize import Resize
 from murf_fast.ops.resize import resize, resize_out
 from murf_fast.tables._table import is_capturing
 from murf_fast.tables.resize import pseudo_inverse
-from murf_fast.typing import Backend, Keep, PositionFlavor, Size, SmoothMode
 
 # What is kept of one table beyond the results of its latest call, which are kept whatever they take.
 KEPT_TABLES = 24

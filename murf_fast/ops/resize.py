@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import axes_of, empty_map, layout_of, register, wants_channels_last, written
 from murf_fast.tables.resize import MAX_PIXELS, scaled_size
-from murf_fast.typing import Backend, Mode, Size
 
 
 def resize(

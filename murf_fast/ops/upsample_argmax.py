@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import axes_of_maps, float32_rows, register
-from murf_fast.typing import Backend, Mode, Size
 
 
 @overload

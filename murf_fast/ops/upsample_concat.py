@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import (
@@ -19,7 +20,6 @@ from murf_fast.ops._library import (
     written,
 )
 from murf_fast.ops.resize import resize_adjoint
-from murf_fast.typing import Backend, Mode, Size
 
 
 def upsample_concat(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._labels import check_labels, check_target
 from murf_fast.ops._library import axes_of_maps, float32_rows, register
-from murf_fast.typing import Backend, Mode, Size
 
 OP = "upsample_confusion"
 # Labels as kernels read them.

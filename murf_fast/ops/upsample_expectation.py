@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Norm, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, axes_of_maps, bias_gradient, empty_map, float32_rows, register
-from murf_fast.typing import Backend, Mode, Norm, Size
 
 NORMS = ("softmax", "linear")
 

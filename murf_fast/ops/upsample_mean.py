@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from murf_fast import reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks
 from murf_fast.ops._library import layout_of, wants_channels_last
 from murf_fast.ops._resize import place
 from murf_fast.ops.upsample_sum import upsample_sum
-from murf_fast.typing import Backend, Mode, Size
 
 
 def upsample_mean(

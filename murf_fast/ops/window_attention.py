@@ -11,11 +11,11 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Backend, Values
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, empty_map, layout_of, register
 from murf_fast.tables.query_blocks import blocks_of
-from murf_fast.typing import Backend, Values
 from murf_fast.windows import Windows, axis_window
 
 VALUES = ("mean", "split")

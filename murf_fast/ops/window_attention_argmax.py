@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Values
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import as_float32, float32_rows, register
 from murf_fast.ops.upsample_argmax import label_dtype
 from murf_fast.ops.window_attention import VALUES, check_attention, requires_attention
-from murf_fast.typing import Backend, Values
 from murf_fast.windows import Windows
 
 

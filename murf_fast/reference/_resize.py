@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.tables.resize import NEAREST, scaled_size
-from murf_fast.typing import Mode
 
 
 def resize_map(

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.annotations import SmoothMode
 from murf_fast.reference._resize import resize_map
-from murf_fast.typing import SmoothMode
 
 __all__ = ["adaptive_conv"]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference._resize import resize_map
-from murf_fast.typing import Mode
 
 __all__ = ["image_to_patches"]
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from murf_fast.annotations import SmoothMode
 from murf_fast.reference.adaptive_conv import adaptive_conv
 from murf_fast.reference.bilateral_kernels import bilateral_kernels
-from murf_fast.typing import SmoothMode
 
 __all__ = ["joint_bilateral_upsample"]
 

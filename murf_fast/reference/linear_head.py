@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from murf_fast.annotations import Mode
 from murf_fast.reference._resize import resize_map
-from murf_fast.typing import Mode
 
 __all__ = ["linear_head"]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference.upsample_sum import upsample_sum
-from murf_fast.typing import Mode
 
 __all__ = ["upsample_argmax"]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference.upsample_sum import upsample_sum
-from murf_fast.typing import Mode
 
 __all__ = ["upsample_cross_entropy"]
 

@@ -26,8 +26,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from murf_fast.annotations import Mode
 from murf_fast.tables._table import Table
-from murf_fast.typing import Mode
 
 MODES = ("bilinear", "bicubic", "area", "nearest", "nearest-exact")
 ANTIALIASED = ("bilinear", "bicubic")

@@ -13,6 +13,7 @@ from typing_extensions import reveal_type
 
 import murf_fast
 from murf_fast import windows
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.anomaly import METHODS, MultiResolutionDetector, NormalRange, PixelCurves, au_pro, subset_scores
 from murf_fast.data import Features
 from murf_fast.nn import (
@@ -28,7 +29,6 @@ from murf_fast.nn import (
     random_views,
     segmentation_scores,
 )
-from murf_fast.typing import Backend, Mode, Size
 
 
 def operations(x: Tensor, maps: list[Tensor], labels: Tensor, asked: bool) -> None:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size
 from murf_fast.nn._checkpoint_files import Checkpoint, open_checkpoint
 from murf_fast.nn._checkpoints import few
-from murf_fast.typing import Size
 
 _UPSAMPLER, _ENCODER = "upsampler.", "encoder."
 # The prefix of every other part, beside that of our own state dicts.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import SharpInput, Size
 from murf_fast.nn._checkpoints import load_into
 from murf_fast.nn._options import SharpArguments, SharpOptions
 from murf_fast.nn.featsharp import _checkpoint
@@ -24,7 +25,6 @@ from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens
 from murf_fast.ops.resize import resize
-from murf_fast.typing import SharpInput, Size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

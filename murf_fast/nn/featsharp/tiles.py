@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Mode, Size
 from murf_fast.nn.guided.featsharp_jbu import prime_steps
 from murf_fast.nn.vit import _images
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
-from murf_fast.typing import Mode, Size
 
 Pair = tuple[int, int]
 

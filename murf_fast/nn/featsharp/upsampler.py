@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import SharpInput, Size
 from murf_fast.nn._checkpoints import load_into
 from murf_fast.nn.featsharp import _checkpoint
 from murf_fast.nn.featsharp.block import FeatSharpBlock
@@ -18,7 +19,6 @@ from murf_fast.nn.guided.featsharp_jbu import FeatSharpJBU
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_concat import upsample_concat
-from murf_fast.typing import SharpInput, Size
 
 INPUTS = ("bilinear", "jbu", "tiles")
 

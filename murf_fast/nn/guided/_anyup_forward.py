@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import backends, windows
+from murf_fast.annotations import Values
 from murf_fast.nn.guided import _recomputed
 from murf_fast.nn.guided._encoded import ImageKeys, ImageStatistics, grids_of
 from murf_fast.nn.guided._encoders import pooled
@@ -18,7 +19,6 @@ from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._image_encoders import ENCODER, UNIT_EPS, flat, image_queries
 from murf_fast.ops._image_regions import image_rectangle, image_statistics
 from murf_fast.reference.anyup import encoder, residual_block
-from murf_fast.typing import Values
 
 _ATTENTION = "cross_decode.cross_attn"
 _FEATURES = "key_features_encoder"

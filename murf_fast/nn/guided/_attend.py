@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.annotations import Reduce, Values
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.upsample_argmax import label_dtype
 from murf_fast.ops.window_attention import window_attention
 from murf_fast.ops.window_attention_argmax import window_attention_argmax
-from murf_fast.typing import Reduce, Values
 from murf_fast.windows import Windows
 
 REDUCTIONS = ("softmax", "argmax")

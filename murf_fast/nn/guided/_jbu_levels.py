@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Size, SmoothMode
 from murf_fast.nn._parts import peculiarity, unlike
 from murf_fast.nn.guided.jbu_level import Drawn, JBULevel, dropout_mask, strangeness
 from murf_fast.ops import _checks, joint_bilateral_upsample
 from murf_fast.ops._derivatives import in_transform
-from murf_fast.typing import Size, SmoothMode
 
 # Bytes of logits that are made before they are reduced: they should stay in a CPU's cache, and fill a GPU.
 _BAND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}

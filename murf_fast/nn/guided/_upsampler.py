@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Reduce, Size, Values
 from murf_fast.nn.guided._attend import REDUCTIONS, Attention, predicted
 from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Pair, Region, check_region
 from murf_fast.ops import _checks
 from murf_fast.ops._resize import place
 from murf_fast.ops.linear_head import check_head
-from murf_fast.typing import Reduce, Size, Values
 from murf_fast.windows import Windows
 
 Maps = Tensor | Sequence[Tensor]

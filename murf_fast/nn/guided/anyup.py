@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size, Values
 from murf_fast.nn import _checkpoints, _parts
 from murf_fast.nn._options import AnyUpOptions
 from murf_fast.nn.guided import _anyup_checkpoint
@@ -22,7 +23,6 @@ from murf_fast.nn.guided._image_range import check_image_range, imagenet_normali
 from murf_fast.nn.guided._upsampler import GuidedUpsampler
 from murf_fast.ops import _checks
 from murf_fast.ops.window_attention import VALUES
-from murf_fast.typing import Size, Values
 from murf_fast.windows import Windows
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn.guided._jbu_levels import run_levels
 from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.ops import _checks
-from murf_fast.typing import Size
 
 _FIRST = "ups.0.range_proj.0.weight"
 

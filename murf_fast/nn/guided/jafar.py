@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import windows
+from murf_fast.annotations import Size
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import forms_of, refuse_peculiar
@@ -21,7 +22,6 @@ from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._image_encoders import flat, image_queries
 from murf_fast.ops._image_regions import image_rectangle, image_statistics
-from murf_fast.typing import Size
 
 _IMAGE, _FEATURES = "image_encoder.0.weight", "key_features_encoder.0.weight"
 _ATTENTION = "cross_decode.cross_attn."

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import SmoothMode
 from murf_fast.nn._parts import unlike
 from murf_fast.ops import BilateralParams, joint_bilateral_upsample
 from murf_fast.ops.adaptive_conv import MODES
-from murf_fast.typing import SmoothMode
 
 
 class JBULevel(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import Reduce
 from murf_fast.nn import _checkpoints
 from murf_fast.nn.guided import _jbu_checkpoint
 from murf_fast.nn.guided._attend import REDUCTIONS
@@ -18,7 +19,6 @@ from murf_fast.nn.guided.jbu_level import JBULevel
 from murf_fast.ops import _checks
 from murf_fast.ops.linear_head import check_head
 from murf_fast.ops.upsample_argmax import label_dtype
-from murf_fast.typing import Reduce
 
 SCALES = (2, 4, 8, 16)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import windows
+from murf_fast.annotations import Size
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import forms_of
@@ -21,7 +22,6 @@ from murf_fast.ops import _checks, resize
 from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._naf_encoder import naf_queries
 from murf_fast.ops._naf_regions import naf_rectangle, naf_statistics
-from murf_fast.typing import Size
 
 _FIRST = "image_encoder.encoder.0.weight"
 _PERIODS = "image_encoder.rope.periods"

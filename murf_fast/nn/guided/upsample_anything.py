@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast._capture import captured, may_capture
+from murf_fast.annotations import Size
 from murf_fast.ops import _checks
 from murf_fast.ops.gaussian_bilateral_upsample import gaussian_bilateral_upsample
 from murf_fast.ops.resize import resize
 from murf_fast.tables.disk import MAX_RADIUS
-from murf_fast.typing import Size
 
 _WHAT = "UpsampleAnything"
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's Adam

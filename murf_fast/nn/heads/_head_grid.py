@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from murf_fast import _arguments
-from murf_fast.typing import HeadGrid
+from murf_fast.annotations import HeadGrid
 
 GRIDS = ("largest", "first", "image")
 

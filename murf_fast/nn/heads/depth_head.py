@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import HeadGrid, Norm, Size
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
 from murf_fast.nn._options import DepthOptions
@@ -17,7 +18,6 @@ from murf_fast.nn.heads.depth_losses import check_target, log_gradient_loss, sca
 from murf_fast.ops import _checks, resize, upsample_expectation
 from murf_fast.ops.linear_head import low_resolution_logits
 from murf_fast.ops.upsample_expectation import NORMS
-from murf_fast.typing import HeadGrid, Norm, Size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import HeadGrid, Size
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
 from murf_fast.nn._options import LossOptions
@@ -17,7 +18,6 @@ from murf_fast.nn.heads import _head_grid
 from murf_fast.ops import _checks, upsample_argmax, upsample_confusion, upsample_cross_entropy
 from murf_fast.ops._batch_norm import running_statistics
 from murf_fast.ops.linear_head import linear_head, low_resolution_logits
-from murf_fast.typing import HeadGrid, Size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

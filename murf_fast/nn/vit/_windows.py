@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.ops.resize import resize
-from murf_fast.typing import Mode
 
 
 def cut(images: Tensor, factor: int, size: tuple[int, int], mode: Mode, antialias: bool) -> Tensor:

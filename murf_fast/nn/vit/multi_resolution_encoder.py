@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
+from murf_fast.annotations import Attention, Keep, Mode, Remainder, Rounding, Size
 from murf_fast.nn._signatures import has_global_hooks, is_customized, signature
 from murf_fast.nn.vit import _attention, _blocks, _images, _mixed, _resolutions
 from murf_fast.nn.vit._inputs import Images, Sizes, images_of
@@ -22,7 +23,6 @@ from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences
 from murf_fast.ops.resample_pos_embed import KEEPS
 from murf_fast.scales import Ratio
-from murf_fast.typing import Attention, Keep, Mode, Remainder, Rounding, Size
 
 WHAT = "MultiResolutionEncoder"
 ROUNDINGS = ("floor", "murf")

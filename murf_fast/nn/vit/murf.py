@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import backends
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.nn._options import EncoderOptions, FusionOptions, GraphedOptions
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
@@ -22,7 +23,6 @@ from murf_fast.nn.vit.principal import common_projection, fused_projection
 from murf_fast.ops import _checks
 from murf_fast.ops._library import wants_channels_last
 from murf_fast.ops.upsample_concat import upsample_concat
-from murf_fast.typing import Backend, Mode, Size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from murf_fast.annotations import Size
 from murf_fast.nn._options import PassOptions
 from murf_fast.nn.vit import _images
 from murf_fast.nn.vit.multi_resolution_encoder import encoder_of
 from murf_fast.ops import _checks
-from murf_fast.typing import Size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from murf_fast.annotations import Size
 from murf_fast.nn._options import LayerOptions
 from murf_fast.nn.vit import _images, _resolutions
 from murf_fast.nn.vit.families import is_supported
@@ -17,7 +18,6 @@ from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_concat import upsample_concat
 from murf_fast.scales import Ratio, scaled_pixels
-from murf_fast.typing import Size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

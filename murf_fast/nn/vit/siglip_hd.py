@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast.annotations import Mode, Size, TileFusion, Tiling
 from murf_fast.nn._options import LayerOptions
 from murf_fast.nn.vit import _images, _windows
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, encoder_of
 from murf_fast.ops import _checks
 from murf_fast.ops.upsample_concat import upsample_concat
 from murf_fast.ops.upsample_mean import upsample_mean
-from murf_fast.typing import Mode, Size, TileFusion, Tiling
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

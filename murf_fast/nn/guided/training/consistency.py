@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from murf_fast.annotations import Size
 from murf_fast.nn.guided.training.views import Views
 from murf_fast.ops import _checks
-from murf_fast.typing import Size
 
 Downsampler = Callable[[Tensor, tuple[int, int]], Tensor]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
-from murf_fast.typing import Size
 
 
 @dataclass(frozen=True)

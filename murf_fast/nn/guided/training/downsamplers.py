@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast.annotations import Size
 from murf_fast.nn.guided.training._window_sum import window_sum
 from murf_fast.ops import _checks
-from murf_fast.typing import Size
 
 _BLUR = 2  # taps to each side
 

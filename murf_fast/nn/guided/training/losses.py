@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.annotations import Size
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
-from murf_fast.typing import Size
 
 _RANGE_EPS = 1e-6
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size
 from murf_fast.ops import _checks
-from murf_fast.typing import Size
 
 _DRAWS = 7  # of a view: zoom, row, column, flip, angle, and two of perspective
 

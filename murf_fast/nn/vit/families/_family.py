@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from murf_fast.annotations import Layout as PatchLayout
+from murf_fast.annotations import PositionFlavor
 from murf_fast.nn._signatures import is_inert
 from murf_fast.nn.vit.families._layout import Factor, Layout, Product, Weights, find, part
 from murf_fast.ops.patch_embed import PackedTokens, patch_embed
-from murf_fast.typing import Layout as PatchLayout
-from murf_fast.typing import PositionFlavor
 
 if TYPE_CHECKING:
     from murf_fast.nn.vit._products import Products

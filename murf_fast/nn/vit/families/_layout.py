@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from murf_fast.typing import Layout as PatchLayout
-from murf_fast.typing import PositionFlavor
+from murf_fast.annotations import Layout as PatchLayout
+from murf_fast.annotations import PositionFlavor
 
 
 @dataclass(frozen=True)

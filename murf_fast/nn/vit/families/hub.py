@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from murf_fast.annotations import PositionFlavor
 from murf_fast.nn.vit.families._family import Family, Rotation, convolutions_in, tokens_in
 from murf_fast.nn.vit.families._layout import BlockLayout, Layout, Weights, find
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
-from murf_fast.typing import PositionFlavor
 
 _BLOCK = BlockLayout(
     norm1="norm1",

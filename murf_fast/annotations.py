@@ -1,6 +1,6 @@
 """Names for what arguments may be, for annotations of code that passes them on; nothing here does anything.
 
-``def features(mode: murf_fast.typing.Mode = "bilinear") -> Tensor`` is then as strict as the function that it calls.
+``def features(image: Tensor, mode: Mode = "bilinear") -> Tensor`` is then as strict as the function that it calls.
 """
 
 from __future__ import annotations
