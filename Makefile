@@ -30,9 +30,10 @@ test: install  ## the whole test suite
 bench: install  ## the benchmarks
 	$(BIN)/murf-fast bench $(ARGS)
 
-lint: install  ## ruff's checks and format
+lint: install  ## ruff's checks and format, and the types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 docs: install  ## the documentation in build/docs, its examples run and its links checked; needs no network
 	rm -rf build/docs

@@ -1,6 +1,8 @@
 """murf_fast: fast, exact kernels for dense features of frozen vision transformers at many resolutions."""
 
 import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from murf_fast import windows
 from murf_fast.backends import BackendUnavailableError, use_backend
@@ -19,10 +21,17 @@ __all__ = ["BackendUnavailableError", "MuRF", "use_backend", "windows", *_ops]
 _PACKAGES = ("anomaly", "data", "patch")
 
 
-def __getattr__(name: str):
-    if name in _PACKAGES:
-        return importlib.import_module(f"murf_fast.{name}")
-    raise AttributeError(f"module 'murf_fast' has no attribute {name!r}")
+if TYPE_CHECKING:
+    from murf_fast import anomaly as anomaly
+    from murf_fast import data as data
+    from murf_fast import nn as nn
+    from murf_fast import patch as patch
+else:  # a checker would take any name for one of them
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in _PACKAGES:
+            return importlib.import_module(f"murf_fast.{name}")
+        raise AttributeError(f"module 'murf_fast' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

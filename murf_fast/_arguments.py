@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def dense(op: str, name: str, value: Tensor) -> Tensor:
     return value
 
 
-def integer(op: str, name: str, value: object, least: float = LEAST, most: float = MOST) -> int:
+def integer(op: str, name: str, value: Any, least: float = LEAST, most: float = MOST) -> int:
     """An integer within ``least`` .. ``most``."""
     if type(value) is not int and not isinstance(value, torch.SymInt):
         value = _converted(op, name, value, operator.index, "an integer")
@@ -40,7 +41,7 @@ def integer(op: str, name: str, value: object, least: float = LEAST, most: float
     return value
 
 
-def number(op: str, name: str, value: object) -> float:
+def number(op: str, name: str, value: Any) -> float:
     """A finite number; what range it must lie in is the caller's to check."""
     if type(value) is not float and not isinstance(value, torch.SymFloat):
         value = _converted(op, name, value, float, "a number")
@@ -49,7 +50,7 @@ def number(op: str, name: str, value: object) -> float:
     return value
 
 
-def numbers(op: str, name: str, values: object, count: int | None = None) -> list[float]:
+def numbers(op: str, name: str, values: Any, count: int | None = None) -> list[float]:
     """A sequence of (``count``) finite numbers."""
     if not is_sequence(values):
         raise TypeError(f"murf_fast.{op}: `{name}` must be a sequence of numbers, got {values!r}")
@@ -58,14 +59,15 @@ def numbers(op: str, name: str, values: object, count: int | None = None) -> lis
     return [number(op, name, value) for value in values]
 
 
-def pair(op: str, name: str, value: object, least: int = 1) -> tuple[int, int]:
+def pair(op: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
     """Two integers of at least ``least``, for rows and columns; one integer stands for both."""
     if not is_sequence(value):
         n = integer(op, name, value, least, MAX_PIXELS)
         return n, n
     if len(value) != 2:
         raise ValueError(f"murf_fast.{op}: `{name}` must be one or two integers, got {value!r}")
-    return tuple(integer(op, name, n, least, MAX_PIXELS) for n in value)
+    first, second = value
+    return integer(op, name, first, least, MAX_PIXELS), integer(op, name, second, least, MAX_PIXELS)
 
 
 def is_sequence(value: object) -> bool:
@@ -77,7 +79,7 @@ def is_sequence(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
-def _converted(op: str, name: str, value: object, protocol: Callable, what: str):
+def _converted(op: str, name: str, value: object, protocol: Callable[..., Any], what: str) -> Any:
     """What ``operator.index`` or ``float`` makes of a number."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
@@ -95,7 +97,7 @@ def flag(op: str, name: str, value: object) -> bool:
     return value
 
 
-def choice(op: str, name: str, value: object, choices: Sequence[str], *, optional: bool = False) -> str | None:
+def choice(op: str, name: str, value: object, choices: Sequence[str], *, optional: bool = False) -> Any:
     """One of ``choices``, or None if that is allowed."""
     if value is None and optional:
         return None

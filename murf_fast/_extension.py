@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+from typing import Any
 
 
 @functools.cache
-def _load():
+def _load() -> Any:
     try:
         return importlib.import_module("murf_fast._native"), None
     except ImportError as error:
@@ -15,7 +16,7 @@ def _load():
 
 
 @functools.cache
-def module():
+def module() -> Any:
     """The extension; raises ImportError with the reason when it is missing."""
     extension, error = _load()
     if extension is None:

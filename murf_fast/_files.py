@@ -14,7 +14,7 @@ import stat
 import uuid
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 BLOCK = 1 << 22
 LARGEST_JSON = 1 << 24  # bytes of an index or a header
@@ -58,7 +58,7 @@ def write_json(path: Path, content: object) -> None:
     sync_folder(path.parent)
 
 
-def sync(file: IO) -> None:
+def sync(file: IO[Any]) -> None:
     """Returns when what was written is on the disk."""
     file.flush()
     os.fsync(file.fileno())
@@ -99,7 +99,7 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, o
     return {"sha256": digest.hexdigest(), "bytes": count}
 
 
-def read_json(folder: Path, name: str) -> object:
+def read_json(folder: Path, name: str) -> Any:
     with open_regular(folder, name) as file:
         text = file.read(LARGEST_JSON + 1)
     if len(text) > LARGEST_JSON:
@@ -107,7 +107,7 @@ def read_json(folder: Path, name: str) -> object:
     return json.loads(text.decode())
 
 
-def sha256_of(file: BinaryIO) -> str:
+def sha256_of(file: Any) -> str:
     """The sha256 from where the file stands to its end."""
     found, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
     while count := file.readinto(block):

@@ -27,7 +27,7 @@ PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
-def read(path: str | Path) -> np.ndarray:
+def read(path: str | os.PathLike[str]) -> np.ndarray:
     """The upright RGB pixels of an image file: (H, W, 3), uint8. See :func:`rgb` for what modes mean.
 
     Of a file with several frames or pages the first is taken, with a warning.
@@ -63,7 +63,7 @@ def nonzero(path: str | Path) -> np.ndarray:
             raise ValueError(f"{path} is damaged or cut: {error}") from error
         if image.mode == "F" or image.mode.startswith("I"):
             return np.asarray(_upright(image)) != 0
-        return rgb(image, str(path)).any(axis=2)
+        return np.asarray(rgb(image, str(path)).any(axis=2))
 
 
 def size(path: str | Path) -> tuple[int, int]:
@@ -107,7 +107,7 @@ def _image(file: BinaryIO, name: str) -> Iterator[Image.Image]:
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged headers raise anything
-        raise ValueError(f"{name} is not an image that Pillow {Image.__version__} can read") from error
+        raise ValueError(f"{name} is not an image that Pillow {Image.__version__} can read") from error  # type: ignore[attr-defined]
     if image.width * image.height > LARGEST_PIXELS:
         raise _too_large(name)
     yield image

@@ -15,11 +15,13 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from murf_fast import _fork
 from murf_fast._constant import constant_while_compiling
+from murf_fast.annotations import Backend
 
 VARIABLE = "MURF_FAST_BACKEND"
 NAMES = ("reference", "native", "triton")
@@ -35,7 +37,7 @@ class BackendUnavailableError(RuntimeError):
 
 
 @contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: Backend) -> Iterator[None]:
     """Within the block every operation of this thread takes backend ``name`` or raises.
 
     Under ``torch.compile`` and ``torch.export`` the choice is made when the graph is traced.
@@ -109,7 +111,7 @@ def _environment(name: str) -> str | None:
 
 
 @constant_while_compiling
-def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
+def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> Any:
     """The backend that a call on such tensors takes. ``request`` beats ``use_backend`` beats ``MURF_FAST_BACKEND``.
 
     Where nobody asks and ``torch.export`` looks on, it is ``"auto"``: a graph runs elsewhere, and later.
@@ -157,7 +159,7 @@ def _warn_once(preferred: str, device_type: str, reasons: str) -> None:
 
 
 @functools.cache
-def launcher(name: str):
+def launcher(name: str) -> Any:
     """The module whose functions launch the kernels of backend ``name``."""
     if name == "native":
         from murf_fast import native

@@ -14,12 +14,14 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size
 
 Pair = tuple[int, int]
 
@@ -91,7 +93,7 @@ class Windows:
             raise ValueError("murf_fast.windows: this rule fits any size: `out` and `grid` must be given")
         return axis_window(self.rows, out[0], grid[0]), axis_window(self.columns, out[1], grid[1])
 
-    def crop(self, top: int, left: int, height: int, width: int, *, out: int | Pair | None = None) -> Windows:
+    def crop(self, top: int, left: int, height: int, width: int, *, out: Size | None = None) -> Windows:
         """The rule of the outputs ``top .. top + height - 1`` by ``left .. left + width - 1``: each reads what it read.
 
         Args:
@@ -122,15 +124,15 @@ class Windows:
             specs.append(_cropped_spec(spec, begin, n))
         # A radius is a rule for outputs and keys on one grid.
         grid = whole if self.grid is None and any("clamped" in spec for spec in specs) else self.grid
-        return Windows(*specs, (height, width), grid)
+        return Windows(specs[0], specs[1], (height, width), grid)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         """For pickling and copying: tables that the user gave travel with the rule."""
         given = [_given[spec.split()[-1]] for spec in (self.rows, self.columns) if "given" in spec.split()]
         return _restored, (self.rows, self.columns, self.out, self.grid, given)
 
 
-def ratio(out: int | Pair, grid: int | Pair, ratio: float = 0.1) -> Windows:
+def ratio(out: Size, grid: Size, ratio: float = 0.1) -> Windows:
     """AnyUp's dense rule: keys within ``ratio`` of the map's size around the query; borders shrink the window.
 
     With ``p = (i + 0.5) / out``: keys ``floor(clamp(p - ratio, 0, 1) n) .. ceil(clamp(p + ratio, 0, 1) n) - 1``, in
@@ -146,12 +148,12 @@ def ratio(out: int | Pair, grid: int | Pair, ratio: float = 0.1) -> Windows:
 
 
 def neighborhood(
-    out: int | Pair,
-    grid: int | Pair,
-    kernel_size: int | Pair,
+    out: Size,
+    grid: Size,
+    kernel_size: Size,
     *,
-    stride: int | Pair = 1,
-    dilation: int | Pair | None = None,
+    stride: Size = 1,
+    dilation: Size | None = None,
 ) -> Windows:
     """NATTEN's rule: windows of a constant number of keys around the query, shifted at the borders.
 
@@ -173,12 +175,11 @@ def neighborhood(
     """
     op = "windows.neighborhood"
     out, grid = _arguments.pair(op, "out", out), _arguments.pair(op, "grid", grid)
-    kernel, stride = _arguments.pair(op, "kernel_size", kernel_size), _arguments.pair(op, "stride", stride)
+    kernel, strides = _arguments.pair(op, "kernel_size", kernel_size), _arguments.pair(op, "stride", stride)
     steps = tuple(max(1, o // n) for o, n in zip(out, grid, strict=True))
-    given = dilation
-    dilation = steps if given is None else _arguments.pair(op, "dilation", given)
+    steps = steps if dilation is None else _arguments.pair(op, "dilation", dilation)
     specs = []
-    for axis, o, k, s, d in zip(("height", "width"), out, kernel, stride, dilation, strict=True):
+    for axis, o, k, s, d in zip(("height", "width"), out, kernel, strides, steps, strict=True):
         if k * d > o:
             raise ValueError(
                 f"murf_fast.{op}: `kernel_size` times `dilation` must fit the {axis} of the output, {o}, got {k} * {d}"
@@ -186,17 +187,18 @@ def neighborhood(
         if s > k:
             raise ValueError(f"murf_fast.{op}: `stride` must be at most `kernel_size`, {k}, got {s}")
         # A rule is text, and part of a graph: where sizes are open, the step is found when they are known.
-        if given is None and isinstance(d, torch.SymInt):
+        if dilation is None and isinstance(d, torch.SymInt):
             d = _STEP
         for name, value in (("kernel_size", k), ("stride", s), ("dilation", d)):
             _known(op, name, value)
         specs.append(f"neighborhood {k} {s} {d}")
-    return Windows(*specs, out, grid)
+    return Windows(specs[0], specs[1], out, grid)
 
 
-def clamped(radius: int | Pair) -> Windows:
+def clamped(radius: Size) -> Windows:
     """Keys at most ``radius`` rows and columns from the query, fewer at the borders; one grid for both (FeatSharp)."""
-    return Windows(*(f"clamped {r}" for r in _arguments.pair("windows.clamped", "radius", radius, 0)))
+    rows, columns = _arguments.pair("windows.clamped", "radius", radius, 0)
+    return Windows(f"clamped {rows}", f"clamped {columns}")
 
 
 def full() -> Windows:
@@ -204,7 +206,7 @@ def full() -> Windows:
     return Windows("full", "full")
 
 
-def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: int | Pair) -> Windows:
+def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: Size) -> Windows:
     """Windows given by their first key and their end, which is excluded.
 
     Args:
@@ -231,7 +233,7 @@ def ranges(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], grid: in
     return _custom(axes, grid)
 
 
-def tables(rows: Tensor, columns: Tensor, grid: int | Pair) -> Windows:
+def tables(rows: Tensor, columns: Tensor, grid: Size) -> Windows:
     """Windows given key by key; a key that repeats counts as often.
 
     Args:
@@ -291,7 +293,7 @@ def axis_window(spec: str, out: int, size: int) -> AxisWindow:
     return _neighborhood_axis(out, size, kernel, stride, max(1, out // size) if dilation == _STEP else dilation)
 
 
-def _known(what: str, name: str, value: int) -> None:
+def _known(what: str, name: str, value: object) -> None:
     """Refuses a size that a graph leaves open where a rule's text would hold it."""
     if isinstance(value, torch.SymInt):
         raise ValueError(
@@ -300,7 +302,7 @@ def _known(what: str, name: str, value: int) -> None:
         )
 
 
-def _cropped_spec(spec: str, begin: int, whole: int) -> str:
+def _cropped_spec(spec: str, begin: int, whole: int | str) -> str:
     """The rule of an axis of ``whole`` outputs from output ``begin`` on; one of a crop's crop has the first's whole."""
     kind = spec.split()[0]
     if kind == "full":
@@ -357,7 +359,7 @@ def _custom(axes: list[AxisWindow], grid: Pair) -> Windows:
         digest = _digest(axis)
         _given.setdefault(digest, axis)
         specs.append(f"given {digest}")
-    return Windows(*specs, (axes[0].out_size, axes[1].out_size), grid)
+    return Windows(specs[0], specs[1], (axes[0].out_size, axes[1].out_size), grid)
 
 
 def _digest(axis: AxisWindow) -> str:

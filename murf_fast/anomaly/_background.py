@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class Store:
                 pass
         self._runs: list[np.ndarray] = []
         self._held = 0
-        self._file = None
+        self._file: Any = None
         self._written: list[tuple[int, np.dtype, int]] = []
 
     def append(self, run: np.ndarray) -> None:
@@ -66,7 +67,7 @@ class Store:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - open as long as this is
         end = sum(dtype.itemsize * size for _, dtype, size in self._written)
         self._file.seek(end)
-        self._file.write(memoryview(run).cast("B"))
+        self._file.write(memoryview(run).cast("B"))  # type: ignore[arg-type]
         self._file.flush()
         self._written.append((end, run.dtype, run.size))
 
@@ -75,7 +76,7 @@ class Store:
         for offset, dtype, size in self._written:
             run = np.empty(size, dtype)
             self._file.seek(offset)
-            self._file.readinto(memoryview(run).cast("B"))
+            self._file.readinto(memoryview(run).cast("B"))  # type: ignore[arg-type]
             yield run
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Projection
 from murf_fast.anomaly._selection import Selection
 from murf_fast.ops.k_center_greedy import k_center_greedy
 
@@ -20,7 +21,7 @@ def _unkept(bank: int, rows: int, count: int) -> Selection:
 def coresets(
     banks: Sequence[Tensor],
     share: float,
-    projection: str | None,
+    projection: Projection | None,
     progress: Callable[[int, int], None] | None,
     selection: Select = _unkept,
 ) -> list[Tensor]:
@@ -47,7 +48,9 @@ def coresets(
     return found
 
 
-def _select(bank: Tensor, own: Selection, projection: str | None, progress: Callable[[int], None] | None) -> None:
+def _select(
+    bank: Tensor, own: Selection, projection: Projection | None, progress: Callable[[int], None] | None
+) -> None:
     def told(done: int, _: int) -> None:
         own.tell()
         if progress is not None:

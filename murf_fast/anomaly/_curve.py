@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Curve:
     background: int  # other pixels in all
 
     def au_pro(self, limit: float) -> float:
-        return self._area(self.overlap, limit)
+        return self._area(cast("np.ndarray", self.overlap), limit)
 
     def au_roc(self, limit: float) -> float:
         return self._area(self.hits / self.hits[-1], limit)

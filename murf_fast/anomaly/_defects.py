@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from murf_fast.anomaly._background import Ranks
@@ -23,7 +25,7 @@ class Defects:
         self._found = 0
         self._least, self._most = np.inf, -np.inf
         self._others = 0
-        self._index: np.ndarray | None = None
+        self._index: np.ndarray | Any = None
 
     def add(self, scores: np.ndarray, defect: np.ndarray) -> None:
         """``scores`` (H, W), finite; ``defect`` (H, W), bool."""
@@ -68,7 +70,7 @@ class Defects:
         return Curve(levels, hits, overlap, ranks.above[::-1], ranks.at_least[::-1], ranks.total)
 
 
-def _labelling(what: str):
+def _labelling(what: str) -> Any:
     try:
         from scipy import ndimage
     except ModuleNotFoundError as error:

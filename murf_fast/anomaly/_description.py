@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class OtherEncoderError(ValueError):
 
 def places(encoder: MultiResolutionEncoder) -> list[dict[str, str]]:
     """Which layer and resolution each bank is of, in the order of the banks: layers fastest."""
+    resolutions: Any
     kind, resolutions = ("scale", encoder.scales) if encoder.sizes is None else ("size", encoder.sizes)
     texts = [f"{r[0]} x {r[1]}" if kind == "size" else repr(r) for r in resolutions]
     return [{"layer": str(layer), kind: text} for text in texts for layer in encoder.layers]
@@ -44,7 +45,7 @@ def model_of(encoder: MultiResolutionEncoder) -> str:
     )
 
 
-def settings_of(detector: MultiResolutionDetector) -> dict:
+def settings_of(detector: MultiResolutionDetector) -> dict[str, Any]:
     """All that a detector was made with, as JSON holds it."""
     encoder = detector.encoder
     return {
@@ -68,7 +69,7 @@ def settings_of(detector: MultiResolutionDetector) -> dict:
     }
 
 
-def told(folder: Path) -> dict:
+def told(folder: Path) -> dict[str, Any]:
     """The index of a folder, with entries of the right kinds."""
     description = _files.read_description(folder)
     for name, (right, expected) in _ENTRIES.items():
@@ -99,7 +100,7 @@ def told(folder: Path) -> dict:
 
 
 def banks(
-    folder: Path, description: dict, encoder: MultiResolutionEncoder, verify: bool, any_precision: bool
+    folder: Path, description: dict[str, Any], encoder: MultiResolutionEncoder, verify: bool, any_precision: bool
 ) -> list[Tensor]:
     """The mapped banks, each the one that its place in the index says, and of the encoder's features.
 
@@ -141,7 +142,7 @@ def banks(
     return found
 
 
-def same_weights(told: dict, found: str, encoder: MultiResolutionEncoder) -> str | None:
+def same_weights(told: dict[str, Any], found: str, encoder: MultiResolutionEncoder) -> str | None:
     """The type of the weights that banks were made with, where those of ``encoder`` are the same but for their type.
 
     ``found`` is its fingerprint. Of two types the wider is rounded to the narrower.

@@ -13,6 +13,9 @@ class PatchAtLeast(MultiResolutionEncoder):
     def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
         patch = self.family.patch_size
         return [
-            tuple(max(patch, scaled_pixels(scale, n) // patch * patch) for n in (height, width))
-            for scale in self.scales
+            (
+                max(patch, scaled_pixels(scale, height) // patch * patch),
+                max(patch, scaled_pixels(scale, width) // patch * patch),
+            )
+            for scale in self.scales or ()
         ]

@@ -22,7 +22,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -123,7 +123,7 @@ class Home:
             raise ValueError(f"{WHAT}: {self.folder} holds another detector by now, or none; load() it again")
 
 
-def write_banks(folder: Path, banks: list[Tensor], places: list[dict[str, str]]) -> list[dict]:
+def write_banks(folder: Path, banks: list[Tensor], places: list[dict[str, str]]) -> list[dict[str, Any]]:
     """All banks of a folder, beside those of the detector that it holds. Returns their entries in an index."""
     entries = []
     for name, bank, place in zip(free_names(folder, len(banks)), banks, places, strict=True):
@@ -162,7 +162,7 @@ def read_rows(folder: Path, name: str, checksum: str | None) -> tuple[Tensor, di
         raise ValueError(f"{WHAT}: bank {path} is damaged or missing: {reason}") from error
 
 
-def write_description(folder: Path, description: dict) -> None:
+def write_description(folder: Path, description: dict[str, Any]) -> None:
     content = {"format": FORMAT, "version": VERSION, **description}
     write_json(folder / INDEX, {**content, "sha256": sha256_of_json(content)})
 
@@ -201,7 +201,7 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def read_description(folder: Path) -> dict:
+def read_description(folder: Path) -> dict[str, Any]:
     """The index of a folder, with ``"intact"``: whether it is as it was written. Its entries are not looked at."""
     path = folder / INDEX
     try:
@@ -255,7 +255,7 @@ def check_finished(folder: Path, overwrite: bool, resume: bool) -> None:
         )
 
 
-def commit(folder: Path, description: dict) -> Home:
+def commit(folder: Path, description: dict[str, Any]) -> Home:
     """Makes banks that are in place a detector, and removes those of the one before."""
     write_description(folder, description)
     home = Home.of(folder)
@@ -335,5 +335,5 @@ def _pieces(head: bytes, rows: Tensor) -> Iterator[bytes | memoryview]:
             yield piece.contiguous().view(torch.uint8).numpy().data
 
 
-def is_number(value: object) -> bool:
+def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max

@@ -13,11 +13,12 @@ import math
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from murf_fast._files import open_regular, read_json, sync_folder, write_json
+from murf_fast._files import BLOCK, open_regular, read_json, sync_folder, write_json
 from murf_fast.anomaly import _files
 from murf_fast.anomaly._files import UNFINISHED, WHAT, RowFile
 from murf_fast.anomaly._selection import Selection
@@ -54,8 +55,11 @@ class GrowingBanks:
         OSError: The folder cannot be made or written to.
     """
 
-    def __init__(self, places: list[dict[str, str]], folder: Path | None, settings: dict, resume: bool) -> None:
-        self.places, self.folder, self._settings = places, folder, settings
+    def __init__(
+        self, places: list[dict[str, str]], folder: Path | None, settings: dict[str, Any], resume: bool
+    ) -> None:
+        self.places, self._settings = places, settings
+        self.folder: Path | Any = folder  # None: files without names
         self._whole, self._chain = _Whole(0, "", [0] * len(places)), ""
         self._lock: int | None = None
         if folder is None:
@@ -85,7 +89,7 @@ class GrowingBanks:
     def begin_with(self, banks: list[Tensor]) -> None:
         """Copies the rows of banks that grow, before the first image."""
         for file, bank in zip(self.files, banks, strict=True):
-            for block in bank.split(max(1, _files.BLOCK // bank[:1].nbytes if len(bank) else 1)):
+            for block in bank.split(max(1, BLOCK // bank[:1].nbytes if len(bank) else 1)):
                 file.append(block)
         self._whole = _Whole(0, "", [file.rows for file in self.files])
 
@@ -146,7 +150,7 @@ class GrowingBanks:
     def _selection_path(self, bank: int) -> Path:
         return self.folder / f"{_files.bank_name(bank)}.coreset"
 
-    def put_in_place(self) -> list[dict]:
+    def put_in_place(self) -> list[dict[str, Any]]:
         """The files of a folder get their names. Returns their entries in the index."""
         paths = [self.folder / name for name in _files.free_names(self.folder, len(self.files))]
         # Read for their checksums while the fit can still go on, and renamed at once.
@@ -157,7 +161,7 @@ class GrowingBanks:
         for file in self.files:
             file.sync()
         for file, path in zip(self.files, paths, strict=True):
-            file.path.replace(path)
+            cast("Path", file.path).replace(path)
         sync_folder(self.folder)
         return entries
 
@@ -182,7 +186,7 @@ class GrowingBanks:
                 file.close()
         if self.folder is not None and not self.done:
             for file in self.files:
-                file.path.unlink(missing_ok=True)
+                cast("Path", file.path).unlink(missing_ok=True)
             if self._is_new:
                 with contextlib.suppress(OSError):  # it is no longer empty
                     self.folder.rmdir()
@@ -216,7 +220,7 @@ class GrowingBanks:
         self._whole = _Whole(told["images"], told["seen"], told["rows"])
 
 
-def unfinished(folder: Path) -> dict:
+def unfinished(folder: Path) -> dict[str, Any]:
     """What a folder tells of the fit in it that did not finish."""
     path = folder / UNFINISHED
     try:

@@ -7,6 +7,8 @@ import itertools
 import math
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ NEAR_ENOUGH = 1 / 8
 ARRAYS = (np.uint8, np.uint16, np.float16, np.float32, np.float64)
 
 
-def as_tensor(image: object, name: str = "an image") -> Tensor:
+def as_tensor(image: Any, name: str = "an image") -> Tensor:
     """(1, 3, H, W), uint8 or floating point in [0, 1], of any of ``KINDS``; a path is read."""
     if isinstance(image, (str, os.PathLike)):
         from murf_fast import _pillow
@@ -50,18 +52,18 @@ def as_tensor(image: object, name: str = "an image") -> Tensor:
     return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image[:, :3]
 
 
-def check_values(image: object, encoder: MultiResolutionEncoder, name: str = "an image") -> None:
+def check_values(image: Any, encoder: MultiResolutionEncoder, name: str = "an image") -> None:
     """Refuses values that are in no image which ``encoder`` takes, by a sample of the pixels in memory."""
     if isinstance(image, (str, os.PathLike)) or _is_pil(image):
         return
     rows, columns = (-(-n // SAMPLES) for n in size_of(image, name))
     sample = image[::rows, ::columns] if isinstance(image, np.ndarray) else image[..., ::rows, ::columns]
-    options = {"mean": encoder.resize["mean"], "std": encoder.resize["std"], "name": name}
+    options: dict[str, Any] = {"mean": encoder.resize["mean"], "std": encoder.resize["std"], "name": name}
     options["normalizes"] = encoder.family.kind.normalizes
     _images.check_values("MultiResolutionDetector", as_tensor(sample, name), encoder.model, **options)
 
 
-def size_of(image: object, name: str = "an image") -> tuple[int, int] | None:
+def size_of(image: Any, name: str = "an image") -> tuple[int, int] | Any:
     """(height, width) of an image in memory, checked without a look at its pixels; None for a path."""
     if isinstance(image, (str, os.PathLike)):
         return None
@@ -84,17 +86,17 @@ def size_of(image: object, name: str = "an image") -> tuple[int, int] | None:
         )
     if image.dtype not in (torch.uint8, torch.uint16) and not image.is_floating_point():
         raise TypeError(f"{WHAT}: {name} must be uint8, uint16 or floating point, got {image.dtype}")
-    return tuple(image.shape[-2:])
+    return image.shape[-2], image.shape[-1]
 
 
-def sizes_of_files(images: list, sizes: list[tuple[int, int] | None]) -> list[tuple[int, int]]:
+def sizes_of_files(images: Sequence[Any], sizes: list[Any]) -> list[tuple[int, int]]:
     """``sizes``, with those of the files among ``images``, each of which is decoded; a ValueError names what is not."""
     paths = [image for image, size in zip(images, sizes, strict=True) if size is None]
     if not paths:
         return sizes
     from murf_fast import _pillow
 
-    found = _pillow.survey(paths)
+    found: Any = _pillow.survey(paths)
     wrong = [error for error in found if isinstance(error, Exception)]
     if wrong:
         more = f" (and {len(wrong) - 1} more of {len(paths)} files)" if len(wrong) > 1 else ""
@@ -103,7 +105,7 @@ def sizes_of_files(images: list, sizes: list[tuple[int, int] | None]) -> list[tu
     return [next(found) if size is None else size for size in sizes]
 
 
-def many(images: object) -> object:
+def many(images: Any) -> Any:
     """What :meth:`fit` may go through; one image by itself is refused, its rows are no images."""
     single = isinstance(images, (str, os.PathLike)) or _is_pil(images)
     if isinstance(images, (Tensor, np.ndarray)):
@@ -128,7 +130,7 @@ class Size:
         """That of an image of (height, width)."""
         if self.shorter_side is not None:
             shorter = min(height, width)
-            return tuple(max(1, n * self.shorter_side // shorter) for n in (height, width))
+            return max(1, height * self.shorter_side // shorter), max(1, width * self.shorter_side // shorter)
         keeps = self.pixels is not None and not self.enlarge and height * width <= self.pixels
         return (height, width) if keeps else prescaled_size(height, width, self.pixels)
 
@@ -144,7 +146,7 @@ class Size:
             # Where the cubic overshoots it leaves the range of pixels, as no image does.
             least, most = min(0.0, float(image.min())), max(1.0, float(image.max()))
             return resize(image, size, mode="bicubic", antialias=True).clamp(least, most)
-        return resize(image, size, mode="bilinear", antialias=self.pixels < height * width)
+        return resize(image, size, mode="bilinear", antialias=cast("float", self.pixels) < height * width)
 
 
 def prescaled_size(height: int, width: int, pixels: float | None) -> tuple[int, int]:
@@ -158,7 +160,8 @@ def prescaled_size(height: int, width: int, pixels: float | None) -> tuple[int, 
     if pixels is None:
         return height, width
     numerator, denominator = _round_factor(max(pixels, 1.0) / (height * width))
-    return tuple(max(1, (2 * n * numerator + denominator) // (2 * denominator)) for n in (height, width))
+    rows, columns = (max(1, (2 * n * numerator + denominator) // (2 * denominator)) for n in (height, width))
+    return rows, columns
 
 
 def _round_factor(share: float) -> tuple[int, int]:
@@ -168,6 +171,7 @@ def _round_factor(share: float) -> tuple[int, int]:
         numerator = math.ceil(low * denominator)
         if numerator <= high * denominator:
             return numerator, denominator
+    raise AssertionError("a factor of enough digits is near enough")
 
 
 def _is_pil(image: object) -> bool:

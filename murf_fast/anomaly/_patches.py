@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,8 @@ class PatchEncoder:
         try:
             scaled = self.encoder.sizes_for(*self.size.of(*size))
         except ValueError as error:
-            small = min(range(len(self.encoder.scales)), key=lambda i: self.encoder.scales[i])
+            scales = cast("list[float]", self.encoder.scales)
+            small = scales.index(min(scales))
             raise ValueError(
                 f"murf_fast.{WHAT}: {name} of {size[0]} x {size[1]} pixels is smaller than a patch of {patch} at "
                 f"{self.resolution(small)}"
@@ -88,8 +90,8 @@ class PatchEncoder:
         return [(h // patch, w // patch) for h, w in scaled]
 
     def checked(
-        self, images: Iterable, check_rows: Callable[[Sequence[int]], None], before: Sequence[int] = ()
-    ) -> Iterable:
+        self, images: Iterable[Any], check_rows: Callable[[Sequence[int]], None], before: Sequence[int] = ()
+    ) -> Iterable[Any]:
         """``images``; what can be known of a list is checked before the first is encoded: of those in memory by their
         sizes and a sample of their pixels, of files by decoding them. ``check_rows`` is told how many rows every scale
         will have with those ``before``.
@@ -111,7 +113,9 @@ class PatchEncoder:
         looked = self.look_at(_images.as_tensor(image), "the image")
         return looked, self.encode([looked])[0]
 
-    def look_at_each(self, images: Iterable, see: Callable[[Tensor], str] = lambda image: "") -> Iterator[LookedAt]:
+    def look_at_each(
+        self, images: Iterable[Any], see: Callable[[Tensor], str] = lambda image: ""
+    ) -> Iterator[LookedAt]:
         listed = isinstance(images, (list, tuple))
         for name, image, is_file in read_ahead(images):
             yield dataclasses.replace(self.look_at(image, name), seen=see(image), ahead=listed or is_file)
@@ -128,7 +132,8 @@ class PatchEncoder:
 
         Images of up to some 250 pixels gain from it; large ones go alone.
         """
-        group, patches = [], 0
+        group: list[LookedAt] = []
+        patches = 0
         most = math.inf if batch is None else batch
         for looked in images:
             count = 0 if looked.pixels is None else sum(rows * columns for rows, columns in looked.grids)
@@ -147,12 +152,12 @@ class PatchEncoder:
     @torch.no_grad()
     def look_at(self, image: Tensor, name: str) -> LookedAt:
         """An image as it is to be encoded."""
-        size = tuple(image.shape[2:])
+        size = (image.shape[2], image.shape[3])
         grids = self.grids(size, name)
         _images.check_values(image, self.encoder, name)
         image = image.to(self.device)
         mask = self._mask(image)
-        kept = [None if mask is None else _covered(mask, grid) for grid in grids]
+        kept: list[Any] = [None if mask is None else _covered(mask, grid) for grid in grids]
         if mask is not None:
             covered = [len(k) > 0 for k in kept]
             if self.on_empty == "raise" and not all(covered):
@@ -207,12 +212,13 @@ class PatchEncoder:
         return (mask != 0).to(image.device)[None, None]
 
     def resolution(self, i: int) -> str:
-        return f"size {self.encoder.sizes[i]}" if self.encoder.sizes is not None else f"scale {self.encoder.scales[i]}"
+        sizes, scales = self.encoder.sizes, self.encoder.scales
+        return f"scale {scales[i]}" if sizes is None and scales else f"size {cast('list[tuple[int, int]]', sizes)[i]}"
 
     @property
     def scales(self) -> int:
         """How many resolutions there are."""
-        return len(self.encoder.sizes or self.encoder.scales)
+        return len(self.encoder.sizes or self.encoder.scales or ())
 
     @property
     def device(self) -> torch.device:

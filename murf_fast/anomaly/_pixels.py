@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 _MISSING = object()
 
 
-def pairs(what: str, scores: Iterable, masks: Iterable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def pairs(what: str, scores: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One map after the other: its scores (H, W), and where its mask is not zero."""
     for name, x in (("scores", scores), ("masks", masks)):
         if isinstance(x, (str, os.PathLike)) or not hasattr(x, "__iter__"):
@@ -55,7 +56,7 @@ def _named(what: str, name: str, x: object) -> np.ndarray:
         raise ValueError(f"murf_fast.{what}: `{name}` must be a .npy file with an array, {x} is not") from error
 
 
-def images(what: str, scores: object, labels: object) -> tuple[object, object]:
+def images(what: str, scores: Any, labels: Any) -> tuple[Any, Any]:
     """Scores of whole images (N,) and their labels as one map of one row; anything else as it is."""
     if not _is_row(scores):
         return scores, labels
@@ -66,7 +67,7 @@ def images(what: str, scores: object, labels: object) -> tuple[object, object]:
     return [scores[None]], [_row(labels)[None]]
 
 
-def array(x: object) -> np.ndarray:
+def array(x: Any) -> np.ndarray:
     """As an array in main memory, with at least float32's precision; files stay where they are."""
     if isinstance(x, (str, os.PathLike)):
         return np.load(x, mmap_mode="r", allow_pickle=False)

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from torch import Tensor
 
@@ -14,14 +15,14 @@ from murf_fast.anomaly import _images
 AHEAD = 2  # images that are read, or being read, while one is worked on
 
 
-def read_ahead(images: Iterable) -> Iterator[tuple[str, Tensor, bool]]:
+def read_ahead(images: Iterable[Any]) -> Iterator[tuple[str, Tensor, bool]]:
     """What to call each image in messages, the image (1, 3, H, W), and whether it was a file.
 
     Files are decoded in a thread. ``images`` itself is gone through in the caller's, and an image in memory is not
     waited with for the next.
     """
     with ThreadPoolExecutor(1, "murf_fast-reading") as thread:
-        waiting = deque()
+        waiting: deque[Any] = deque()
         for i, image in enumerate(images):
             name = f"`images[{i}]`"
             if isinstance(image, (str, os.PathLike)):
@@ -36,6 +37,6 @@ def read_ahead(images: Iterable) -> Iterator[tuple[str, Tensor, bool]]:
             yield _read(waiting)
 
 
-def _read(waiting: deque) -> tuple[str, Tensor, bool]:
+def _read(waiting: deque[Any]) -> tuple[str, Tensor, bool]:
     name, image = waiting.popleft()
     return name, image.result(), True

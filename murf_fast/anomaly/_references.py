@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -13,8 +14,8 @@ from murf_fast.ops.k_center_greedy import k_center_greedy
 
 @torch.no_grad()
 def references_of(
-    patches: PatchEncoder, images: Iterable, share: float, progress: Callable[[int, int], None] | None
-) -> list:
+    patches: PatchEncoder, images: Any, share: float, progress: Callable[[int, int], None] | None
+) -> list[Any]:
     """A share of the images, at least one, in their order: those that :func:`k_center_greedy` selects by CLS tokens.
 
     The tokens are those of the last of the encoder's layers at its first resolution. Of images without foreground none
@@ -32,7 +33,8 @@ def references_of(
             f"murf_fast.{WHAT}: `images` must be a list where `references` are chosen of them, got "
             f"{type(images).__name__}"
         )
-    last, tokens, numbers = len(patches.encoder.layers) - 1, [], []
+    last, numbers = len(patches.encoder.layers) - 1, []
+    tokens: list[Any] = []
     for i, looked in enumerate(patches.look_at_each(images)):
         if looked.pixels is not None:
             tokens.append(patches.encoder(looked.pixels).cls[last])

@@ -12,6 +12,7 @@ import os
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +36,9 @@ class Selection:
         ValueError: The file is damaged.
     """
 
-    def __init__(self, path: Path | None, of: dict, rows: int, count: int) -> None:
-        self._path, self._of, self._told = path, json.dumps(of, sort_keys=True), time.monotonic()
+    def __init__(self, path: Path | None, of: dict[str, Any], rows: int, count: int) -> None:
+        self._path: Path | Any = path  # None: nothing is kept
+        self._of, self._told = json.dumps(of, sort_keys=True), time.monotonic()
         self.chosen = torch.full((count,), -1, dtype=torch.int64, device="cpu")
         self.nearest = torch.full((rows,), torch.inf, dtype=torch.float64, device="cpu")
         if path is not None and path.exists():

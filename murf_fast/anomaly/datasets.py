@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -194,7 +195,7 @@ def _plain(folder: Path) -> Category | None:
     if not defects or (train is None and good is None):
         return None
     if train is None:
-        normal, tested = _held_out(_images(good))
+        normal, tested = _held_out(_images(cast("Path", good)))
     else:
         normal, tested = _images(train), _good(good) if good is not None else ()
     masks = [folder / name for name in MASKS]

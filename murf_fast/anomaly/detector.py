@@ -9,16 +9,20 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from murf_fast import _arguments, backends
+from murf_fast.annotations import AnomalyMethod, AnomalyRules, BankIndex, Image, Precision, Projection
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._growing import GrowingBanks
 from murf_fast.anomaly._images import Size
+from murf_fast.anomaly._options import DetectorOptions
 from murf_fast.anomaly._overlap import encoded
 from murf_fast.anomaly._patches import WHAT, HeldOut, LookedAt, PatchEncoder, Patches
 from murf_fast.anomaly._references import references_of
@@ -36,6 +40,9 @@ from murf_fast.ops._random_projection import PROJECTIONS
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
 from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 INDICES = ("exact", "cells", "coreset", "ivf")
 ON_EMPTY = ("skip", "raise")
@@ -102,20 +109,20 @@ class MultiResolutionDetector:
         encoder: nn.Module,
         layers: Sequence[int] = (7, 9, 11),
         scales: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
-        index: str = "exact",
+        index: BankIndex = "exact",
         foreground: Callable[[Tensor], Tensor] | None = None,
         pixels: float | None = 5e6,
         *,
         enlarge: bool = False,
         norm: bool = False,
         shorter_side: int | None = None,
-        rules: str | ScoringRules = "mrf-ad",
+        rules: AnomalyRules | ScoringRules = "mrf-ad",
         coreset: float = 0.1,
-        projection: str | None = None,
+        projection: Projection | None = None,
         references: float | None = None,
-        background: str = "black",
-        precision: str = "auto",
-        on_empty: str = "skip",
+        background: Literal["black", "keep"] = "black",
+        precision: Precision = "auto",
+        on_empty: Literal["skip", "raise"] = "skip",
     ) -> None:
         _arguments.flag(WHAT, "enlarge", enlarge)
         _arguments.choice(WHAT, "on_empty", on_empty, ON_EMPTY)
@@ -159,11 +166,13 @@ class MultiResolutionDetector:
         self.images_ = 0
         self.normal_: NormalRange | None = None
         self._indices: list[Index | None] = []
-        self._group = None
+        self._group: dist.ProcessGroup | None = None
         self._home: _files.Home | None = None
 
     @classmethod
-    def by_name(cls, method: str, encoder: nn.Module, **options) -> MultiResolutionDetector:
+    def by_name(
+        cls, method: AnomalyMethod, encoder: nn.Module, **options: Unpack[DetectorOptions]
+    ) -> MultiResolutionDetector:
         """A detector as a published method says: layers, norm, sizes, coreset and rules are those of ``METHODS``.
 
         Args:
@@ -205,7 +214,7 @@ class MultiResolutionDetector:
 
     def fit(
         self,
-        images: Iterable,
+        images: Iterable[Image],
         *,
         folder: str | Path | None = None,
         overwrite: bool = False,
@@ -269,7 +278,10 @@ class MultiResolutionDetector:
             self._tell_empty(rows)
             banks, chosen = rows, None
             if self.index == "coreset":
-                of = {"projection": self.projection, "backend": backends.resolve(None, "cpu", rows[0].dtype)}
+                of: dict[str, Any] = {
+                    "projection": self.projection,
+                    "backend": backends.resolve(None, "cpu", rows[0].dtype),
+                }
                 selection = functools.partial(growing.selection, **of)
                 chosen = coresets(rows, self.coreset, self.projection, coreset_progress, selection)
                 banks = [r[c] for r, c in zip(rows, chosen, strict=True)]
@@ -298,7 +310,7 @@ class MultiResolutionDetector:
 
     def add(
         self,
-        images: Iterable,
+        images: Iterable[Image],
         *,
         in_place: bool = False,
         overwrite: bool = False,
@@ -357,7 +369,7 @@ class MultiResolutionDetector:
             rows = growing.mapped()
             normal = self._normal_range(held, rows, None) if held else None
             if normal is None or self.normal_ is not None:
-                normal = self.normal_ if normal is None else self.normal_.joined(normal)
+                normal = self.normal_ if normal is None else cast("NormalRange", self.normal_).joined(normal)
             banks = rows
             if coreset:
                 banks = [self._chosen_anew(*pair) for pair in zip(self.banks_, rows, strict=True)]
@@ -365,7 +377,7 @@ class MultiResolutionDetector:
             count = self.images_ + growing.done
             if place is not None:
                 description = self._entries(count, normal)
-                home.check()
+                cast("_files.Home", home).check()
                 entries = _files.write_banks(place, banks, growing.places) if coreset else growing.put_in_place()
                 home = _files.commit(place, {**description, "banks": entries})
         except BaseException:
@@ -375,7 +387,7 @@ class MultiResolutionDetector:
         self.banks_, self.images_, self.normal_, self._home, self._indices = banks, count, normal, home, []
         return self
 
-    def _place_of_addition(self, in_place: bool, overwrite: bool, resume: bool) -> tuple[Path | None, dict]:
+    def _place_of_addition(self, in_place: bool, overwrite: bool, resume: bool) -> tuple[Path | None, dict[str, Any]]:
         """The folder that grows, and what must be the same for an addition to go on."""
         for name, value in (("overwrite", overwrite), ("resume", resume)):
             if _arguments.flag(WHAT, name, value) and not in_place:
@@ -395,11 +407,16 @@ class MultiResolutionDetector:
         return self._home.folder, settings
 
     def _fill(
-        self, growing: GrowingBanks, images: Iterable, held_out: int, batch: int | None, progress: Callable | None
+        self,
+        growing: GrowingBanks,
+        images: Iterable[Image],
+        held_out: int,
+        batch: int | None,
+        progress: Callable[..., Any] | None,
     ) -> list[HeldOut]:
         """Writes the rows of all images. Returns the last ``held_out`` of them."""
-        total = len(images) if hasattr(images, "__len__") else None
-        held = deque(maxlen=held_out)
+        total = len(cast("Any", images)) if hasattr(images, "__len__") else None
+        held: deque[Any] = deque(maxlen=held_out)
         looked_at = self._patches.look_at_each(images, growing.see)
         if growing.done:
             again = 0
@@ -449,7 +466,7 @@ class MultiResolutionDetector:
                 found.append(self._anomaly(image.size, maps, weighted))
         return NormalRange.of(found)
 
-    def score(self, image: object) -> Anomaly:
+    def score(self, image: Image) -> Anomaly:
         """The anomaly map of an image, at its own size, and its score.
 
         Args:
@@ -467,7 +484,7 @@ class MultiResolutionDetector:
         looked, of_image = self._patches.encode_one(image)
         return self._anomaly(looked.size, *self._searched(of_image))
 
-    def score_many(self, images: Iterable, *, batch: int | None = None) -> Iterator[Anomaly]:
+    def score_many(self, images: Iterable[Image], *, batch: int | None = None) -> Iterator[Anomaly]:
         """What :meth:`score` says of every image, one after another in their order.
 
         Images that are small share passes of the encoder, and files are read while those before them are scored. On a
@@ -495,7 +512,7 @@ class MultiResolutionDetector:
         enough = [self.rules.k] * self._patches.scales
         return self._scored(self._patches.checked(_images.many(images), self._check_rows, enough), batch)
 
-    def score_each_scale(self, image: object) -> list[Anomaly]:
+    def score_each_scale(self, image: Image) -> list[Anomaly]:
         """What every scale says by itself and, last, what :meth:`score` says; from one encoding.
 
         Arguments, errors and memory are those of :meth:`score`.
@@ -538,11 +555,11 @@ class MultiResolutionDetector:
             _files.unlock(lock)
 
     @property
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """All that the detector was made with but encoder and functions, as an index of a saved one holds it."""
         return _description.settings_of(self)
 
-    def _entries(self, images: int, normal: NormalRange | None) -> dict:
+    def _entries(self, images: int, normal: NormalRange | None) -> dict[str, Any]:
         """What the index says, but for the banks."""
         return {
             "fingerprint": fingerprint(self.encoder),
@@ -553,7 +570,7 @@ class MultiResolutionDetector:
             "normal": normal and dataclasses.asdict(normal),
         }
 
-    def _settings(self, place: Path | None) -> dict:
+    def _settings(self, place: Path | None) -> dict[str, Any]:
         """What decides about the rows of a fit into a folder."""
         if place is None:
             return {}
@@ -567,7 +584,7 @@ class MultiResolutionDetector:
         encoder: nn.Module,
         *,
         foreground: Callable[[Tensor], Tensor] | None = None,
-        group=None,
+        group: dist.ProcessGroup | None = None,
         verify: bool = True,
         any_precision: bool = False,
     ) -> MultiResolutionDetector:
@@ -638,11 +655,11 @@ class MultiResolutionDetector:
         detector.method, detector._home = told["method"], home
         return detector
 
-    def _encoded(self, images: Iterable, batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
+    def _encoded(self, images: Iterable[Image], batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
         patches = self._patches
         return encoded(patches.groups(patches.look_at_each(images), batch), patches.encode, patches.device)
 
-    def _scored(self, images: Iterable, batch: int | None) -> Iterator[Anomaly]:
+    def _scored(self, images: Iterable[Image], batch: int | None) -> Iterator[Anomaly]:
         for pairs in self._encoded(images, batch):
             while pairs:  # an image's features go when it is done
                 yield self._scored_pair(*pairs.pop(0))
@@ -660,7 +677,8 @@ class MultiResolutionDetector:
         banks than the detector's, None for those without rows.
         """
         indices = self._searchable() if indices is None else indices
-        maps, weighted = [], []
+        maps: list[Tensor | None] = []
+        weighted: list[float] = []
         for patches, index in zip(of_image, indices, strict=True):
             if patches.rows is None or not len(patches.rows) or index is None:
                 maps.append(None)
@@ -671,7 +689,8 @@ class MultiResolutionDetector:
             distances[slice(None) if patches.kept is None else patches.kept] = self.rules.of_neighbors(found).float()
             maps.append(distances.view(1, 1, *patches.grid))
             reweighted = self.rules.image_score == "reweighted"
-            weighted.append(reweighted_score(patches.rows, found[:, 0], nearest[:, 0], index) if reweighted else 0.0)
+            own = cast("NearestIndex", index)  # the others are refused with these rules
+            weighted.append(reweighted_score(patches.rows, found[:, 0], nearest[:, 0], own) if reweighted else 0.0)
         return maps, weighted
 
     def _anomaly(
@@ -687,14 +706,15 @@ class MultiResolutionDetector:
         banks = [i for i in banks if maps[i] is not None and (weights is None or weights[i])]
         if not banks:
             return Anomaly(torch.zeros(size, dtype=torch.float32, device=self._patches.device), 0.0)
-        maps, weights = [maps[i] for i in banks], weights and [weights[i] for i in banks]
-        fused = rules.fused(maps, size, weights)
+        those = [cast("Tensor", maps[i]) for i in banks]
+        weights = weights and [weights[i] for i in banks]
+        fused = rules.fused(those, size, weights)
         if rules.sigma:
             fused = gaussian_blur(fused, rules.sigma, border=rules.border)
         if rules.image_score == "reweighted":
             return Anomaly(fused[0, 0], rules.fused_numbers([weighted[i] for i in banks], weights))
-        finest = max((m.shape[2:] for m in maps), key=lambda grid: grid[0] * grid[1])
-        patches = rules.fused(maps, tuple(finest), weights, mode="bilinear")
+        finest = max((m.shape[2:] for m in those), key=lambda grid: grid[0] * grid[1])
+        patches = rules.fused(those, (finest[0], finest[1]), weights, mode="bilinear")
         score = float(patches.max()) if rules.image_score == "max" else mean_top(patches)
         return Anomaly(fused[0, 0], score)
 
@@ -743,13 +763,13 @@ class MultiResolutionDetector:
             return index.search(rows, k=self.rules.k, metric=self.rules.metric)
         return nearest_distance(rows, index, k=self.rules.k, metric=self.rules.metric)
 
-    def _prepare(self, bank: Tensor, group) -> Index:
+    def _prepare(self, bank: Tensor, group: Any) -> Index:
         cosine = self.rules.metric == "cosine"
         if self.index == "ivf":
             if group is not None:
                 raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
             return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
-        options = {"cosine": cosine, "precision": self.precision, "device": self._patches.device}
+        options: dict[str, Any] = {"cosine": cosine, "precision": self.precision, "device": self._patches.device}
         if self.index == "cells":
             options["cells"] = "auto"
         if group is None:
@@ -768,7 +788,7 @@ def _share(name: str, value: object) -> float:
     return share
 
 
-def _several(images: object, held_out: object, batch: object, **functions: object) -> Iterable:
+def _several(images: Any, held_out: Any, batch: Any, **functions: Any) -> Iterable[Any]:
     """The images of a fit, with its other arguments checked."""
     _arguments.integer(WHAT, "held_out", held_out, 0)
     if batch is not None:

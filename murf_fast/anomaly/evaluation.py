@@ -25,7 +25,7 @@ def check_files(samples: Sequence[Sample]) -> None:
         OSError, ValueError: The message names the file.
     """
     with_masks = [sample for sample in samples if sample.mask is not None]
-    sizes = _pillow.survey([path for sample in with_masks for path in (sample.path, sample.mask)])
+    sizes = _pillow.survey([path for sample in with_masks for path in (sample.path, sample.mask) if path is not None])
     for error in (found for found in sizes if isinstance(found, Exception)):
         raise error
     for sample, size, of_mask in zip(with_masks, sizes[::2], sizes[1::2], strict=True):

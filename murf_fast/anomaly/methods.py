@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from murf_fast import _arguments
+from murf_fast.annotations import BankIndex, Projection
 
 WHAT = "MultiResolutionDetector.by_name"
 
@@ -26,9 +28,9 @@ class Method:
     left_out: str
     pixels: float | None = None
     shorter_side: int | None = None
-    index: str = "exact"
+    index: BankIndex = "exact"
     coreset: float = 0.1
-    projection: str | None = None
+    projection: Projection | None = None
     references: float | None = None
 
     def layers(self, blocks: int) -> list[int]:
@@ -73,7 +75,7 @@ METHODS = {
 }
 
 
-def configured(method: str, blocks: int, **others: object) -> dict:
+def configured(method: str, blocks: int, **others: object) -> dict[str, Any]:
     """The arguments of a detector for a model of so many blocks, ``others`` in place of the method's.
 
     Raises:

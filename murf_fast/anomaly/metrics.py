@@ -7,15 +7,20 @@ between them. The curves are those of a sort over all pixels, point by point whe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+from murf_fast.annotations import PixelMap
 from murf_fast.anomaly import _pixels
 from murf_fast.anomaly._background import MEMORY, SortedRuns, Store
 from murf_fast.anomaly._curve import Curve
 from murf_fast.anomaly._defects import Defects
 from murf_fast.anomaly.pixel_curves import checked_limit
 
+# Maps, or numbers of whole images.
+Scores = Iterable[PixelMap] | Iterable[float]
 
-def au_pro(scores: Iterable, masks: Iterable, limit: float = 0.05) -> float:
+
+def au_pro(scores: Iterable[PixelMap], masks: Iterable[PixelMap], limit: float = 0.05) -> float:
     """Area under the per-region-overlap curve up to a false-positive rate, divided by that rate.
 
     A threshold's overlap is the mean, over all 8-connected defect regions of all images, of the share of a region's
@@ -44,7 +49,7 @@ def au_pro(scores: Iterable, masks: Iterable, limit: float = 0.05) -> float:
     return _curve("au_pro", scores, masks, regions=True).au_pro(limit)
 
 
-def au_roc(scores: Iterable, masks: Iterable, limit: float = 1.0) -> float:
+def au_roc(scores: Scores, masks: Scores, limit: float = 1.0) -> float:
     """Area under the pixels' ROC curve up to a false-positive rate, divided by that rate.
 
     Arguments, result, errors and memory as for :func:`au_pro`, but scipy is not needed, and ``scores`` may be those of
@@ -54,7 +59,7 @@ def au_roc(scores: Iterable, masks: Iterable, limit: float = 1.0) -> float:
     return _curve("au_roc", *_pixels.images("au_roc", scores, masks), regions=False).au_roc(limit)
 
 
-def best_f1(scores: Iterable, masks: Iterable) -> tuple[float, float]:
+def best_f1(scores: Scores, masks: Scores) -> tuple[float, float]:
     """The largest F1 of all thresholds, and the highest threshold that has it: a score, at or above which is defect.
 
     F1 is 2 TP / (2 TP + FP + FN), over the pixels of all images.
@@ -64,7 +69,7 @@ def best_f1(scores: Iterable, masks: Iterable) -> tuple[float, float]:
     return _curve("best_f1", *_pixels.images("best_f1", scores, masks), regions=False).best_f1()
 
 
-def _curve(what: str, scores: Iterable, masks: Iterable, regions: bool) -> Curve:
+def _curve(what: str, scores: Iterable[Any], masks: Iterable[Any], regions: bool) -> Curve:
     """Defects first, then the other pixels among them; those of an iterator are stored in between."""
     defects = Defects(what, regions)
     if isinstance(scores, Iterator) or isinstance(masks, Iterator):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from murf_fast import _arguments
+from murf_fast.annotations import PixelMap
 from murf_fast.anomaly import _pixels
 from murf_fast.anomaly._background import MEMORY, SortedRuns, Store
 from murf_fast.anomaly._curve import Curve
@@ -36,7 +37,7 @@ class PixelCurves:
     beyond ``memory``.
     """
 
-    def __init__(self, regions: bool = True, *, memory: int = MEMORY, folder: str | Path | None = None):
+    def __init__(self, regions: bool = True, *, memory: int = MEMORY, folder: str | Path | None = None) -> None:
         regions = _arguments.flag("PixelCurves", "regions", regions)
         self._defects = Defects("PixelCurves", regions)
         self._store = Store(_arguments.integer("PixelCurves", "memory", memory, 0), folder)
@@ -44,7 +45,7 @@ class PixelCurves:
         self._regions = regions
         self._curve: Curve | None = None
 
-    def update(self, map: object, mask: object) -> PixelCurves:
+    def update(self, map: PixelMap, mask: PixelMap) -> PixelCurves:
         """Adds one image.
 
         Args:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import AnomalyRules, Border, Distance, Mode
 from murf_fast.ops.gaussian_blur import BORDERS
 from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
 from murf_fast.ops.resize import resize
@@ -45,14 +47,14 @@ class ScoringRules:
     Source: MRF-AD section 4, PatchCore, AnomalyDINO, SuperAD: the entries of ``PRESETS``.
     """
 
-    metric: str = "l2"
+    metric: Distance = "l2"
     k: int = 1
-    mode: str = "bilinear"
+    mode: Mode = "bilinear"
     sigma: float = 0.0
-    border: str = "symmetric"
-    image_score: str = "max"
-    neighbors: str = "mean"
-    fusion: str = "mean"
+    border: Border = "symmetric"
+    image_score: Literal["max", "top1%", "reweighted"] = "max"
+    neighbors: Literal["mean", "kth"] = "mean"
+    fusion: Literal["mean", "max"] = "mean"
     scale_weights: tuple[float, ...] | None = None
     layer_weights: tuple[float, ...] | None = None
 
@@ -108,7 +110,7 @@ class ScoringRules:
         return [of_scale * of_layer for of_scale in factors[0] for of_layer in factors[1]]
 
     def fused(
-        self, maps: Sequence[Tensor], size: tuple[int, int], weights: Sequence[float] | None, mode: str | None = None
+        self, maps: Sequence[Tensor], size: tuple[int, int], weights: Sequence[float] | None, mode: Mode | None = None
     ) -> Tensor:
         """(1, 1, height, width): the maps (1, 1, h, w) of banks brought to one size, by ``mode``, and fused."""
         mode = mode or self.mode
@@ -137,7 +139,7 @@ PRESETS = {
 }
 
 
-def rules_of(rules: str | ScoringRules) -> ScoringRules:
+def rules_of(rules: AnomalyRules | ScoringRules) -> ScoringRules:
     """Rules by name, or as they are."""
     if isinstance(rules, ScoringRules):
         return rules

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from murf_fast.annotations import Distance
+from murf_fast.anomaly._options import IndexOptions
 from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class ShardedIndex:
@@ -27,7 +34,9 @@ class ShardedIndex:
     Memory: as :class:`NearestIndex` for this rank's rows.
     """
 
-    def __init__(self, rows: Tensor, *, group: dist.ProcessGroup | None = None, **options) -> None:
+    def __init__(
+        self, rows: Tensor, *, group: dist.ProcessGroup | None = None, **options: Unpack[IndexOptions]
+    ) -> None:
         if options.get("ip"):
             raise ValueError("murf_fast.ShardedIndex: `ip` must be False: ranks are merged by the least distance")
         self.group, self.local = group, NearestIndex(rows, **options)
@@ -44,7 +53,7 @@ class ShardedIndex:
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def search(self, query: Tensor, *, k: int = 1, metric: str = "l2") -> tuple[Tensor, Tensor]:
+    def search(self, query: Tensor, *, k: int = 1, metric: Distance = "l2") -> tuple[Tensor, Tensor]:
         """As :func:`nearest_distance`; ``query`` must be the same on every rank, and not float64.
 
         Distances are not negative, so their bits order as they do: distance and index travel as one integer, of which

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Image, SubsetKind
 from murf_fast.anomaly._patches import LookedAt, Patches
 from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.anomaly.result import Anomaly
@@ -23,7 +24,7 @@ class Subset(NamedTuple):
     """Some of a detector's layers and scales (sizes, of an encoder at sizes), whose banks count, each with each."""
 
     layers: tuple[int, ...]
-    scales: tuple
+    scales: tuple[float, ...] | tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class BankDistances:
     weighted: list[float]
 
 
-def subsets_of(detector: MultiResolutionDetector, kind: str) -> dict[str, Subset]:
+def subsets_of(detector: MultiResolutionDetector, kind: SubsetKind) -> dict[str, Subset]:
     """Subsets by name, that of all layers and scales last.
 
     Args:
@@ -86,7 +87,7 @@ def banks_of(detector: MultiResolutionDetector, subset: Subset) -> list[int]:
 
 
 def bank_distances(
-    detector: MultiResolutionDetector, images: Iterable, *, batch: int | None = None
+    detector: MultiResolutionDetector, images: Iterable[Image], *, batch: int | None = None
 ) -> Iterator[BankDistances]:
     """Of every image in order, each searched in every bank once; else as ``detector.score_many``."""
     detector._fitted()
@@ -106,7 +107,7 @@ def anomaly_of(detector: MultiResolutionDetector, distances: BankDistances, subs
 
 
 def subset_scores(
-    detector: MultiResolutionDetector, image: object, subsets: str | Mapping[str, Subset]
+    detector: MultiResolutionDetector, image: Image, subsets: SubsetKind | Mapping[str, Subset]
 ) -> dict[str, Anomaly]:
     """What every subset of a detector's layers and scales says of an image, from one encoding and one search per bank.
 
@@ -137,11 +138,11 @@ def subset_scores(
     return {name: anomaly_of(detector, distances, subset) for name, subset in chosen.items()}
 
 
-def _scales(detector: MultiResolutionDetector) -> tuple:
-    return tuple(detector.encoder.scales or detector.encoder.sizes)
+def _scales(detector: MultiResolutionDetector) -> tuple[Any, ...]:
+    return tuple(detector.encoder.scales or detector.encoder.sizes or ())
 
 
-def _choices(items: Sequence) -> list[tuple]:
+def _choices(items: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Every choice of at least one, small choices first."""
     return [c for n in range(1, len(items) + 1) for c in itertools.combinations(items, n)]
 

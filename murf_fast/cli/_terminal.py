@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import typer
@@ -19,7 +20,7 @@ LARGEST_SCALE = 100
 EXTRAS = {"timm": "timm", "zarr": "data", "pyarrow": "data", "ray": "ray", "pandas": "ray"}
 
 
-def numbers(text: str, kind: type, option: str) -> list:
+def numbers(text: str, kind: type, option: str) -> list[Any]:
     numbers = parsed(text, kind)
     if not numbers or (kind is float and not all(0 < n <= LARGEST_SCALE for n in numbers)):
         expected = "numbers such as 7,9,11" if kind is int else f"numbers such as 0.3,0.5, up to {LARGEST_SCALE}"
@@ -27,7 +28,7 @@ def numbers(text: str, kind: type, option: str) -> list:
     return numbers
 
 
-def parsed(text: str, kind: type) -> list:
+def parsed(text: str, kind: type) -> list[Any]:
     """The numbers of a list; none where a part is no finite number."""
     try:
         numbers = [kind(part) for part in text.replace(",", " ").split()]

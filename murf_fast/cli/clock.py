@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ class Clock:
             self.cycles_per_s = 1e9
             self.cycles_per_s = 1e8 / self._between(lambda: torch.cuda._sleep(100_000_000), 0.0)
 
-    def __call__(self, function: Callable, seconds: float = SECONDS) -> dict:
+    def __call__(self, function: Callable[..., Any], seconds: float = SECONDS) -> dict[str, Any]:
         if not self.cuda:
             start = time.perf_counter()
             function()
@@ -43,7 +44,7 @@ class Clock:
         rounds = int(min(REPEATS, max(3, seconds / (whole + host))))
         return summary([self._between(function, host) for _ in range(rounds)]) | {"host_s": host}
 
-    def _between(self, function: Callable, host: float) -> float:
+    def _between(self, function: Callable[..., Any], host: float) -> float:
         """The time between two events around the call."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         # Read, not written: lines that must be written back would be paid for by the call.
@@ -57,7 +58,7 @@ class Clock:
         return begin.elapsed_time(end) / 1e3
 
 
-def summary(times: Sequence[float]) -> dict:
+def summary(times: Sequence[float]) -> dict[str, Any]:
     """Median, 20th and 80th percentile, and how many there are."""
     ordered = sorted(times)
     return {

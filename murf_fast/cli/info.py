@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ def collect() -> Report:
     )
 
 
-def as_json(report: Report) -> dict:
+def as_json(report: Report) -> dict[str, Any]:
     """``report`` as JSON holds it: one entry per backend and device type, and null for what is not installed or set."""
     found = asdict(report)
     found["backends"] = [
@@ -87,7 +88,7 @@ def as_json(report: Report) -> dict:
     return {"schema": SCHEMA, **found}
 
 
-def render(console) -> None:
+def render(console: Any) -> None:
     """Prints :func:`collect` with rich."""
     from rich.markup import escape
     from rich.table import Table
@@ -112,7 +113,7 @@ def render(console) -> None:
         _print_pairs(console, "To get what is missing", report.missing)
 
 
-def _print_pairs(console, title: str, pairs: dict[str, str]) -> None:
+def _print_pairs(console: Any, title: str, pairs: dict[str, str]) -> None:
     from rich.markup import escape
 
     console.print(f"\n[bold]{title}[/]")

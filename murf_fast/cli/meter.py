@@ -12,11 +12,12 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def seconds_of(call: Callable, device: str = "cpu") -> float:
+def seconds_of(call: Callable[..., Any], device: str = "cpu") -> float:
     """Wall-clock seconds of one call; its result is dropped afterwards."""
     start = time.perf_counter()
     result = call()
@@ -28,7 +29,7 @@ def seconds_of(call: Callable, device: str = "cpu") -> float:
 
 
 def interleaved(
-    calls: Sequence[Callable],
+    calls: Sequence[Callable[..., Any]],
     device: str = "cpu",
     *,
     seconds: float,
@@ -51,7 +52,7 @@ def interleaved(
     return times
 
 
-def observed(call: Callable, device: str = "cpu") -> tuple[object, int | None]:
+def observed(call: Callable[..., Any], device: str = "cpu") -> tuple[object, int | None]:
     """The result of ``call``, and the peak memory in bytes during it above that before it, its result included.
 
     None where there is no high-water mark to reset: on a CPU, anywhere but on Linux.

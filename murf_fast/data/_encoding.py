@@ -54,7 +54,7 @@ class Encoding:
         murf, grid = self._murf, self._options.grid
         if murf.head is not None:
             is_depth = isinstance(murf.head, DepthHead)
-            size = grid or tuple(max(axis) for axis in zip(*murf.encoder.sizes, strict=True))
+            size = grid or tuple(max(axis) for axis in zip(*murf.encoder.sizes or (), strict=True))
             results = (murf.depth if is_depth else murf.segment)(pixels, size)
             return [{"depth" if is_depth else "labels": x} for x in results]
         if self._options.fuse == "concat":
@@ -62,7 +62,7 @@ class Encoding:
         if grid is not None:
             raise ValueError("--grid is for --fuse concat and for heads: with --fuse none every map keeps its own")
         encoder = murf.encoder
-        names = [f"{h}x{w}_layer{i}" for h, w in encoder.sizes for i in encoder.layers]
+        names = [f"{h}x{w}_layer{i}" for h, w in encoder.sizes or () for i in encoder.layers]
         if len(set(names)) != len(names):
             raise ValueError("--fuse none needs sizes and layers that differ, as arrays are named by them")
         found = []

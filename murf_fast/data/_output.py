@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -50,7 +51,7 @@ class Output:
                 self.folder.rmdir()
         self._lock.release()
 
-    def begin(self, settings: dict, layout: Layout, form: Format) -> list[Record]:
+    def begin(self, settings: dict[str, Any], layout: Layout, form: Format) -> list[Record]:
         """Notes the configuration, and gives the records of what an earlier run of the same has done.
 
         Raises:
@@ -70,7 +71,7 @@ class Output:
         write_json(self.folder / SETTINGS, told)
         return done
 
-    def _compare(self, told: dict) -> None:
+    def _compare(self, told: dict[str, Any]) -> None:
         path = self.folder / SETTINGS
         try:
             old = read_json(self.folder, SETTINGS)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import ray
 import ray.data
@@ -27,7 +28,9 @@ from murf_fast.data.sources.item import Item
 FOR_USERS = ("ValueError", "OSError", "FileNotFoundError", "PermissionError", "ModuleNotFoundError", "ImportError")
 
 
-def records(task: Task, make: Make, shards: list[Shard], machines, step: Callable[[int], None]) -> Iterator[Record]:
+def records(
+    task: Task, make: Make, shards: list[Shard], machines: Any, step: Callable[[int], None]
+) -> Iterator[Record]:
     """The record of every shard as it comes; ``step`` hears of its images.
 
     Raises:
@@ -64,7 +67,7 @@ class _Actor:
         torch.set_num_threads(threads)
         self._task, self._worker = task, Worker(task, make, device)
 
-    def __call__(self, batch: dict) -> dict:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What a user can put right goes back as text: an exception would be tried again."""
         (number,), (items,) = batch["shard"], batch["items"]
         shard = Shard(int(number), [Item(*item) for item in json.loads(str(items))])
@@ -83,11 +86,11 @@ class _Actor:
             list(self._worker.records([shard]))
 
 
-def _answer(number: int, error: str, reason: str) -> dict:
+def _answer(number: int, error: str, reason: str) -> dict[str, Any]:
     return {"shard": [number], "error": [error], "reason": [reason]}
 
 
-def _received(task: Task, row: dict) -> Record:
+def _received(task: Task, row: dict[str, Any]) -> Record:
     if row["error"] == "broken":
         raise BrokenImageError(row["reason"])
     if row["error"]:

@@ -21,7 +21,7 @@ import signal
 import struct
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 LENGTHS = struct.Struct("<II")
 
@@ -36,16 +36,16 @@ def main() -> None:
         _answer(answers, *_decoded(decode, data, name.decode(errors="surrogatepass")))
 
 
-def _decoder():
+def _decoder() -> Any:
     """``murf_fast._pillow.decode``, without the package."""
     path = Path(__file__).resolve().parents[1] / "_pillow.py"
-    spec = importlib.util.spec_from_file_location("_pillow", path)
+    spec: Any = importlib.util.spec_from_file_location("_pillow", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.decode
 
 
-def _decoded(decode, data: bytes, name: str) -> tuple[dict, memoryview | bytes]:
+def _decoded(decode: Any, data: bytes, name: str) -> tuple[dict[str, Any], memoryview | bytes]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -57,7 +57,7 @@ def _decoded(decode, data: bytes, name: str) -> tuple[dict, memoryview | bytes]:
     return {"shape": pixels.shape, "warnings": [str(w.message) for w in told]}, memoryview(pixels).cast("B")
 
 
-def _answer(file: BinaryIO, content: dict, pixels: memoryview | bytes) -> None:
+def _answer(file: BinaryIO, content: dict[str, Any], pixels: memoryview | bytes) -> None:
     text = json.dumps(content).encode()
     file.write(LENGTHS.pack(len(text), len(pixels)))
     file.write(text)

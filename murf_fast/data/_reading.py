@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, cast
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Readers:
 
         Memory: ``ahead`` images beside the one at hand.
         """
-        waiting: deque = deque()
+        waiting: deque[Any] = deque()
         for item in items:
             waiting.append(self._threads.submit(self._read, item))
             if len(waiting) > ahead:
@@ -69,7 +69,7 @@ class Readers:
     def _read(self, item: Item) -> np.ndarray | BrokenImageError:
         own = self._own
         if not hasattr(own, "process"):
-            own.process, own.rows = _Process(), Rows(self._column)
+            own.process, own.rows = _Process(), Rows(cast("str", self._column))
             self._processes.append(own.process)
         try:
             return own.process.decoded(item.name, _bytes(item, own.rows))
@@ -98,7 +98,7 @@ class _Process:
     """A process that decodes, started when it is first needed, and again when it was taken down."""
 
     def __init__(self) -> None:
-        self._popen: subprocess.Popen | None = None
+        self._popen: Any = None  # a subprocess.Popen with pipes
 
     def decoded(self, name: str, data: bytes) -> np.ndarray:
         """The pixels. Raises a :class:`BrokenImageError`."""
@@ -120,7 +120,7 @@ class _Process:
             self._popen.wait()
             self._popen = None
 
-    def _asked(self, name: str, data: bytes) -> tuple[dict, bytearray]:
+    def _asked(self, name: str, data: bytes) -> tuple[dict[str, Any], bytearray]:
         if self._popen is None:
             self._popen = subprocess.Popen(
                 [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
@@ -150,7 +150,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def _exactly(file: BinaryIO, length: int) -> bytearray:
+def _exactly(file: Any, length: int) -> bytearray:
     """So many bytes; an EOFError if the file ends before."""
     data = bytearray(length)
     view, read = memoryview(data), 0

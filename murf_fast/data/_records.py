@@ -21,6 +21,7 @@ import os
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from murf_fast._files import is_name, open_regular, read_json, sha256_of, sha256_of_json, write_json, write_whole
 from murf_fast._image_paths import shown
@@ -59,9 +60,9 @@ class Record:
     names: list[str]
     positions: list[int]
     failed: list[Failure]
-    files: list[dict]
+    files: list[dict[str, Any]]
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         content = asdict(self)
         return {**content, "sha256": sha256_of_json(content)}
 
@@ -83,7 +84,8 @@ def read_record(folder: Path, shard: int, layout: Layout) -> Record:
         _check_folders(folder, f"{RECORDS}/{path.name}")
         told = read_json(folder / RECORDS, path.name)
         checksum = told.pop("sha256")
-        record = Record(**{**told, "failed": [Failure(**f) for f in told["failed"]]})
+        told["failed"] = [Failure(**f) for f in told["failed"]]
+        record = Record(**told)
         if checksum != sha256_of_json(told):
             raise ValueError("its checksum is not its own")
         _check_record(record, shard, layout)
@@ -142,7 +144,7 @@ class ShardFiles:
                 raise self._damaged(path, error) from error
         return found
 
-    def _map(self, path: str, told: dict, checksums: bool) -> mmap.mmap:
+    def _map(self, path: str, told: dict[str, Any], checksums: bool) -> mmap.mmap:
         _check_folders(self._folder, path)
         place = self._folder / path
         with open_regular(place.parent, place.name) as file:
@@ -172,7 +174,7 @@ def write_index(folder: Path, layout: Layout, form: str, records: list[Record]) 
     write_json(folder / INDEX, {**content, "sha256": sha256_of_json(content)})
 
 
-def read_index(folder: Path) -> tuple[Layout, str, list[dict]]:
+def read_index(folder: Path) -> tuple[Layout, str, list[dict[str, Any]]]:
     """Layout, format and shards. Raises a ValueError that names the folder or its index."""
     path = folder / INDEX
     try:

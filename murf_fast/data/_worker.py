@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,9 +100,7 @@ class Worker:
                 progress(len(its_items))
             yield self._written(shard, rows, failed)
 
-    def _batch(
-        self, rows: _Rows, first: int, items: list[Item], pixels: list[np.ndarray | BrokenImageError]
-    ) -> list[Failure]:
+    def _batch(self, rows: _Rows, first: int, items: list[Item], pixels: list[Any]) -> list[Failure]:
         """Encodes what can be read of a batch; the others are returned."""
         reasons = {i: str(p) for i, p in enumerate(pixels) if isinstance(p, BrokenImageError)}
         whole = [i for i in range(len(items)) if i not in reasons]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -101,7 +102,7 @@ def extract(
                 if record.failed:
                     _records.write_failed(folder, list(records.values()))
         finally:
-            found.close()
+            cast("Any", found).close()
         _records.write_failed(folder, list(records.values()))
         output.finish(layout, options.form, list(records.values()))
     return [records[shard] for shard in sorted(records)]

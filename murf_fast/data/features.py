@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from murf_fast.data.layout import DTYPES
 WHAT = "murf_fast.data.Features"
 
 
-class Features(torch.utils.data.Dataset):
+class Features(torch.utils.data.Dataset["dict[str, Tensor | str]"]):
     """The features that ``murf-fast extract`` wrote, of any of its formats, image by image.
 
     A map-style dataset: ``len``, indices, samplers (distributed ones too), DataLoaders with workers of any start
@@ -50,7 +51,7 @@ class Features(torch.utils.data.Dataset):
     Memory: the names of all images; of a Parquet shard its last row group; pages of mapped files are the system's.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, checksums: bool = True) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, checksums: bool = True) -> None:
         if not isinstance(folder, (str, os.PathLike)):
             raise TypeError(f"{WHAT}: `folder` must be a path, got {type(folder).__name__}")
         if not isinstance(checksums, bool):
@@ -124,14 +125,15 @@ class Features(torch.utils.data.Dataset):
         return record
 
     def _forget(self) -> None:
-        self._pid, self._lock, self._opened = os.getpid(), threading.Lock(), {}
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._opened: dict[int, Any] = {}
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """For processes that are started anew."""
         return {"folder": self.folder, "checksums": self._checksums}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["folder"], checksums=state["checksums"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"], checksums=state["checksums"])  # type: ignore[misc]  # as pickle made it
 
     def __repr__(self) -> str:
         arrays = ", ".join(f"{a.name} {a.shape} {a.dtype}" for a in self._layout.arrays)

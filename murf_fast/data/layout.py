@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,12 +52,12 @@ class Layout:
         """Images of a shard; the last may have fewer."""
         return min(self.shard, self.images - shard * self.shard)
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         arrays = [{"name": a.name, "shape": list(a.shape), "dtype": a.dtype} for a in self.arrays]
         return {"arrays": arrays, "images": self.images, "shard": self.shard, "fingerprint": self.fingerprint}
 
     @classmethod
-    def of_json(cls, told: Mapping) -> Layout:
+    def of_json(cls, told: Mapping[str, Any]) -> Layout:
         """Raises a ValueError, KeyError or TypeError where it is none."""
         arrays = tuple(Array(a["name"], tuple(a["shape"]), a["dtype"]) for a in told["arrays"])
         good = arrays and all(is_name(a.name) and a.dtype in DTYPES for a in arrays)

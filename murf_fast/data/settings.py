@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ class Options:
         return most // self.batch * self.batch or most
 
 
-def settings_of(murf: MuRF, options: Options, arrays: tuple[Array, ...], source: Source) -> dict:
+def settings_of(murf: MuRF, options: Options, arrays: tuple[Array, ...], source: Source) -> dict[str, Any]:
     """Everything that a bit of the result may depend on, but for the machine: as JSON, by names for messages."""
     return {
         "weights, sizes or layers": model_fingerprint(murf),
@@ -74,6 +75,6 @@ def model_fingerprint(murf: MuRF) -> str:
     return sha256_of_json([fingerprint(murf.encoder), head.hexdigest()])
 
 
-def differing(old: dict, new: dict) -> list[str]:
+def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The names of what is not the same."""
     return [name for name in {**old, **new} if old.get(name) != new.get(name)]

@@ -8,6 +8,13 @@ is refused (``_address.py``, ``_maps.py``): the last word, after the contract of
 is allocated here.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 from murf_fast._discovery import exports
 
 globals().update(exports(__name__, __path__))
+
+if TYPE_CHECKING:  # what is exported, is known when it runs
+
+    def __getattr__(name: str) -> Callable[..., Any]: ...

@@ -5,6 +5,8 @@ Calls of the extension and its structs (csrc/types.h) take keywords only: a swap
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,21 +52,21 @@ def rows_at(x: Tensor, dtype: torch.dtype = torch.float32) -> int:
     return x.data_ptr() or no_memory(x)
 
 
-def strided(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None):
+def strided(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> Any:
     """A map (B, C, H, W) of any strides; ``shape`` is what the kernel walks."""
     if x.dtype is not dtype or not x.is_cpu or (shape is not None and x.shape != shape):
         refuse(x, dtype, shape)
     return extension.Strided(data=x.data_ptr() or no_memory(x), strides=x.stride())
 
 
-def wanted(result: Tensor, like: Tensor):
+def wanted(result: Tensor, like: Tensor) -> Any:
     """A gradient's strided map; nowhere for one that is empty because nobody wants it."""
     if result.numel():
         return strided(result, like.dtype, like.shape)
     return extension.Strided(data=0, strides=(0, 0, 0, 0))
 
 
-def rows_of(x: Tensor, scale: Tensor | None = None):
+def rows_of(x: Tensor, scale: Tensor | None = None) -> Any:
     """Rows as the kernels of searches take them; their entries are contiguous. An empty scale stands for ones."""
     (rows, dim), (stride, step) = x.shape, x.stride()
     if not x.is_cpu or x.is_neg() or (step != 1 and dim > 1):

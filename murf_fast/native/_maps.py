@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ Axes = list[tuple[AxisTable, AxisTable]]
 _NO_BIAS = extension.Bias(data=0, stride_b=0)
 
 
-def maps_of(features: list[Tensor], axes: Axes, channels_last: bool) -> tuple[list, list[Tensor]]:
+def maps_of(features: list[Tensor], axes: Axes, channels_last: bool) -> tuple[list[Any], list[Tensor]]:
     """Maps of one dtype with their tables; and copies of those whose strides a kernel cannot walk, to be held until its
     call is over.
     """
@@ -37,7 +39,7 @@ def result_shape(features: list[Tensor], full: Tensor) -> tuple[int, int, int, i
     return batch, features[0].shape[1], height, width
 
 
-def bias_of(bias: Tensor | None, shape: tuple[int, ...]):
+def bias_of(bias: Tensor | None, shape: tuple[int, ...]) -> Any:
     """A bias (1, C) or (B, C) for a result of this shape."""
     if bias is None:
         return _NO_BIAS

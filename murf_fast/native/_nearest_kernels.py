@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class State:
         part.tensors = {name: x[rows] for name, x in self.tensors.items()}
         return part
 
-    def native(self, queries: int):
+    def native(self, queries: int) -> Any:
         """For the kernels, which walk so many queries."""
         addresses = {
             name: address(self.tensors[name], dtype, queries * width) for name, (dtype, width) in self._arrays.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -73,7 +75,7 @@ def bilateral_kernels_backward(
 class Network:
     """The extension's view of the networks of `bilateral_kernels`; keeps copies alive until the call is over."""
 
-    def __init__(self, guidance: Tensor, params: list[Tensor], range_mask, fixup_mask, radius: int):
+    def __init__(self, guidance: Tensor, params: list[Tensor], range_mask: Any, fixup_mask: Any, radius: int) -> None:
         self.params = torch.cat([p.detach().reshape(-1).float() for p in params])
         self.masks = [None if m is None else m.float().contiguous() for m in (range_mask, fixup_mask)]
         batch, guides, height, width = guidance.shape
@@ -95,6 +97,6 @@ class Network:
             "fixup_mask": address(fixup_mask, torch.float32, batch * self.taps),
         }
 
-    def of_rows(self, begin: int, end: int):
+    def of_rows(self, begin: int, end: int) -> Any:
         """For the kernels of these rows."""
         return extension.Bilateral(**self._fields, rows=(begin, end))

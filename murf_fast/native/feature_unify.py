@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def feature_unify_backward(
         results[1].copy_(parts.sum(0))
 
 
-def _unify(features: Tensor, basis: Tensor, released: bool):
+def _unify(features: Tensor, basis: Tensor, released: bool) -> Any:
     filters, kernel = len(basis), basis.shape[-1]
     return extension.FeatureUnify(
         shape=features.shape,

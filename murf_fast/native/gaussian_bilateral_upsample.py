@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,7 +65,7 @@ def gaussian_bilateral_upsample_backward(
     return None if of_values is None else of_values[..., :channels].permute(0, 3, 1, 2), of_guidance, sums
 
 
-def _upsampling(features: Tensor, guidance: Tensor, cells: Tensor, radii: Tensor | None, radius: int):
+def _upsampling(features: Tensor, guidance: Tensor, cells: Tensor, radii: Tensor | None, radius: int) -> Any:
     """What both kernels take, and the copy of the features that it points into: float32 pixels of whole cache lines."""
     (batch, channels, h, w), (_, guides, height, width) = features.shape, guidance.shape
     single = torch.float32

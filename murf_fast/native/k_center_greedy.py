@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class _Codes:
             threads=_fork.threads(),
         )
 
-    def native(self, features: Tensor):
+    def native(self, features: Tensor) -> Any:
         """For the kernels, which walk the codes of these rows."""
         (rows, dim), width = features.shape, self.codes.shape[1]
         if width < dim:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,7 +168,7 @@ def _taken(bank: Tensor, scale: Tensor, part: slice, cells: Cells | None) -> tup
     return bank[which], _part(scale, which)
 
 
-def index_layout(rows: int, dim: int, cells: int | None = None) -> tuple[list, list]:
+def index_layout(rows: int, dim: int, cells: int | None = None) -> tuple[list[Any], list[Any]]:
     """(dtype, shape) that the low-precision rows of an index may have, and (shape, dtype) of the errors and norms."""
     half = (torch.bfloat16, torch.float16)
     lows = [(torch.float32, (0, 0)), (torch.bfloat16, (rows, _width(dim))), *((d, (rows, dim)) for d in half)]
@@ -217,7 +218,8 @@ class _Search:
         self, query: Tensor, begin: int, bank: Tensor, index: list[Tensor], cells: Cells | None, k: int, metric: str
     ) -> None:
         self.mean, self.bank_scale, self.low, self.errors, self.squares = index
-        self.query, self.bank, self.cells, self.metric = query, bank, cells, metric
+        self.query, self.bank, self.metric = query, bank, metric
+        self.cells: Cells | Any = cells  # None: all rows are looked at
         scale = _empty()
         if metric == "cosine":
             scale = _norms_to_scale(_squared_norms(query, "query", begin, True))
@@ -240,9 +242,9 @@ class _Search:
         if cells is not None:
             rows_at_a_time, queries = _even(rows_at_a_time), _even(queries)
         # Zeros, as products read past the end of a row, where a number does not matter but NaN times zero would.
-        self.block = None if self.product_ready else empty((rows_at_a_time, self.width), dtype).zero_()
+        self.block: Any = None if self.product_ready else empty((rows_at_a_time, self.width), dtype).zero_()
         self.product = empty((queries, rows_at_a_time), dtype)
-        self.gathered = None if cells is None else empty((queries, self.width), dtype).zero_()
+        self.gathered: Any = None if cells is None else empty((queries, self.width), dtype).zero_()
 
     def look(self, part: slice, error: float, square: float, numbers: Tensor | None = None) -> None:
         """Looks at rows, at most a block of them, for all queries or for those with the ``numbers``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,9 @@ def upsample_cross_entropy_backward(
     )
 
 
-def _loss(target: Tensor, weight: Tensor | None, shape: tuple[int, ...], ignore_index: int, label_smoothing: float):
+def _loss(
+    target: Tensor, weight: Tensor | None, shape: tuple[int, ...], ignore_index: int, label_smoothing: float
+) -> Any:
     return extension.CrossEntropy(
         target=address(target, torch.int64, shape[0] * shape[2] * shape[3]),
         weight=address(weight, torch.float32, shape[1]),

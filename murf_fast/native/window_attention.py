@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,7 +62,8 @@ def window_attention_backward(
     summed here from parts (B * shares, heads, H, h) float32.
     """
     parts = []
-    for bias, result in zip((bias_y, bias_x), results[3:], strict=True):
+    biases: Sequence[Any] = (bias_y, bias_x)
+    for bias, result in zip(biases, results[3:], strict=True):
         parts.append(q.new_empty((q.shape[0] * shares, *bias.shape), dtype=torch.float32) if result.numel() else None)
     grid = tuple(q.shape[2:])
     extension.window_attention_backward(
@@ -82,7 +86,9 @@ def window_attention_backward(
             result.copy_(part.sum(0))
 
 
-def attention_of(blocks, q, k, v, bias_y, bias_x, rule, heads, mean, scale):
+def attention_of(
+    blocks: Any, q: Tensor, k: Tensor, v: Tensor, bias_y: Any, bias_x: Any, rule: Any, heads: Any, mean: Any, scale: Any
+) -> Any:
     (batch, depth, *grid), (*_, height, width), single = q.shape, k.shape, torch.float32
     rows, columns = blocks(*rule, tuple(grid), (height, width))
     return extension.WindowAttention(

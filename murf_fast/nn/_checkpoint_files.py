@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
 
 
-def open_checkpoint(what: str, checkpoint: str | PathLike | Mapping) -> Checkpoint:
+def open_checkpoint(what: str, checkpoint: str | PathLike[str] | Mapping[str, Any]) -> Checkpoint:
     """The weights of a file or a state dict, unwrapped.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,12 +34,13 @@ class Weights:
     @property
     def shape(self) -> tuple[int, int]:
         """(K, D) of the convolution."""
-        return tuple(self.convolution["weight"].shape[:2])
+        classes, columns = self.convolution["weight"].shape[:2]
+        return classes, columns
 
     def load_into(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> None:
         convolution.load_state_dict(self.convolution)
         if norm is not None:
-            norm.load_state_dict(self.norm)
+            norm.load_state_dict(self.norm or {})
 
 
 def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming]) -> Weights:
@@ -87,7 +89,7 @@ def read(what: str, state_dict: Mapping[str, Tensor], namings: Sequence[Naming])
     return Weights(naming, weights, {name: state_dict[key] for name, key in norm.items()} or None)
 
 
-def few(keys) -> str:
+def few(keys: Any) -> str:
     keys = list(keys)
     return (", ".join(keys[:12]) or "none") + (f", ... ({len(keys)} in all)" if len(keys) > 12 else "")
 

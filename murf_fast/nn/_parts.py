@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from murf_fast.nn._signatures import has_global_hooks, is_customized
 
-Form = tuple[type, tuple]
+Form = tuple[type, tuple[Any, ...]]
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -24,12 +25,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def weights_of(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """The tensors behind dotted names, as attributes."""
-    return {name: functools.reduce(getattr, name.split("."), module) for name in names}
+    return {name: functools.reduce(getattr, name.split("."), cast("Any", module)) for name in names}
 
 
 def form_of(module: nn.Module) -> Form:
     """Its class, and the options that torch.nn names as constants (strides, groups, eps, ...)."""
-    kind = type(module).__base__ if is_parametrized(module) else type(module)
+    kind: Any = type(module).__base__ if is_parametrized(module) else type(module)
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return kind, ()  # a probability is an option of a call, and heeded
     return kind, tuple(getattr(module, name, None) for name in getattr(kind, "__constants__", ()))
@@ -81,7 +82,7 @@ def unlike(name: str, network: nn.Module, kinds: Sequence[type[nn.Module]]) -> s
             return f"`{path}` {reason}"
         if form_of(layer)[0] is not kind:
             return f"`{path}` is a {type(layer).__name__}, not a {kind.__name__}"
-        if kind is nn.Conv2d and (layer.kernel_size, layer.stride, layer.groups) != ((1, 1), (1, 1), 1):
+        if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.groups) != ((1, 1), (1, 1), 1):
             return f"`{path}` is not a 1x1 convolution"
         if kind is nn.GELU and layer.approximate != "none":
             return f"`{path}` is approximate"

@@ -7,6 +7,7 @@ as long as nobody has put anything into those calls: hooks, a ``forward`` of the
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 # Ends of names of classes that do nothing in evaluation.
 INERT = ("DropPath", "PatchDropout", "PatchDropoutWithIndices")
 
-Signature = tuple  # (class, its forward, ((name, signature) of each child))
+Signature = tuple[Any, ...]  # (class, its forward, ((name, signature) of each child))
 
 
 def signature(module: nn.Module, *, is_bare: bool = False) -> Signature | None:

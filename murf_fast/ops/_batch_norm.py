@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ def uses_batch_statistics(norm: _BatchNorm) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def running_statistics(norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def running_statistics(norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``(gamma / sqrt(var + eps), mean)`` per column."""
     return _scale(norm, norm.running_var.to(dtype)), norm.running_mean.to(dtype)
 
@@ -61,7 +62,7 @@ def _scale(norm: _BatchNorm, variance: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _update(norm: _BatchNorm, mean: Tensor, variance: Tensor, values: int) -> None:
+def _update(norm: Any, mean: Tensor, variance: Tensor, values: int) -> None:
     """Moving averages with the unbiased variance; without a momentum, the average over all batches so far."""
     norm.num_batches_tracked.add_(1)
     momentum = norm.momentum

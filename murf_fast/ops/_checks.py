@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from murf_fast._arguments import is_sequence as is_sequence
 from murf_fast._arguments import number as number
 from murf_fast._arguments import numbers as numbers
 from murf_fast._arguments import pair as pair
+from murf_fast.annotations import Mode
 from murf_fast.ops._derivatives import derivatives_wanted
 from murf_fast.ops._resize import Resize
 from murf_fast.tables.resize import ANTIALIASED, MAX_PIXELS, MODES
@@ -102,7 +104,7 @@ def companion(op: str, name: str, x: Tensor, like_name: str, like: Tensor) -> No
         )
 
 
-def grid(op: str, name: str, size: object) -> tuple[int, int]:
+def grid(op: str, name: str, size: Any) -> tuple[int, int]:
     """A (height, width) of positive integers; one integer means a square."""
     height, width = (size, size) if not is_sequence(size) else size if len(size) == 2 else (None, None)
     if type(height) is not int or type(width) is not int:
@@ -142,18 +144,18 @@ def mode(op: str, mode: str, antialias: bool) -> None:
         raise ValueError(f"murf_fast.{op}: `antialias=True` needs `mode` in {ANTIALIASED}, got {mode!r}")
 
 
-def resize(op: str, size: object, how: str, antialias: bool, via: object = None, *, name: str = "size") -> Resize:
+def resize(op: str, size: object, how: Mode, antialias: bool, via: object = None, *, name: str = "size") -> Resize:
     size, via = grid(op, name, size), optional_grid(op, "via", via)
     mode(op, how, antialias)
     return Resize(size, how, antialias, via)
 
 
-def backend(request: str | None, like: Tensor, dtype: torch.dtype | None = None) -> str:
+def backend(request: str | None, like: Tensor, dtype: torch.dtype | None = None) -> Any:
     """The backend that a call on a tensor takes, see :func:`murf_fast.backends.resolve`; ``dtype`` if not its own."""
     return backends.resolve(request, "cpu" if like.is_cpu else like.device.type, dtype or like.dtype)
 
 
-def vector(op: str, name: str, x: object, length: int, like: Tensor, *, what: str) -> Tensor:
+def vector(op: str, name: str, x: Any, length: int, like: Tensor, *, what: str) -> Tensor:
     """A floating-point tensor (length,) on the device of `like`."""
     tensor(op, name, x)
     if tuple(x.shape) != (length,):
@@ -163,7 +165,7 @@ def vector(op: str, name: str, x: object, length: int, like: Tensor, *, what: st
     return x
 
 
-def bias(op: str, bias: object, features: list[Tensor]) -> None:
+def bias(op: str, bias: Any, features: list[Tensor]) -> None:
     """None, (C,) or one row per image (B, C)."""
     if bias is None:
         return

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def backend(op: str, backend: str, like: Tensor) -> None:
         raise ValueError(f"murf_fast.{op}: `backend` must be 'native', 'triton' or 'auto', got {backend!r}")
 
 
-def tensor(op: str, name: str, x: Tensor, like: Tensor, shape: Sequence[int | None], dtypes: Sequence) -> None:
+def tensor(op: str, name: str, x: Tensor, like: Tensor, shape: Sequence[int | None], dtypes: Sequence[Any]) -> None:
     """A tensor on the device of ``like``; None in ``shape`` is any size, and ``dtypes`` are what it may have."""
     if x.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
@@ -125,12 +126,12 @@ def factors(op: str, factors: Sequence[float] | None, in_size: Sequence[int], ou
         )
 
 
-def one_of(op: str, name: str, value: object, known: Sequence) -> None:
+def one_of(op: str, name: str, value: object, known: Sequence[Any]) -> None:
     if value not in known:
         raise ValueError(f"murf_fast.{op}: `{name}` must be one of {tuple(known)}, got {value!r}")
 
 
-def count(op: str, name: str, values: Sequence, count: int) -> None:
+def count(op: str, name: str, values: Sequence[Any], count: int) -> None:
     if len(values) != count:
         raise ValueError(f"murf_fast.{op}: `{name}` must have {count} entries, got {len(values)}")
 

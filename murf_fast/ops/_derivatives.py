@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,14 +34,14 @@ _PLAIN = {
 
 def derivatives_wanted(tensors: Iterable[Tensor | None], *, tangents: bool = True) -> bool:
     """Whether any of the tensors wants a gradient or (``tangents``) carries a tangent."""
-    tensors = [x for x in tensors if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    given = [x for x in tensors if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         return True
     # A compiler looks at graphs, in which tangents are arguments like others.
     return (
         tangents
         and forward_ad._current_level >= 0
-        and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+        and any(forward_ad.unpack_dual(x).tangent is not None for x in given)
     )
 
 
@@ -79,12 +79,12 @@ def differentiable_gradients(
 
 def autograd_kernel(
     op: torch._ops.OpOverload,
-    implementation: Callable,
-    backward: Callable | None,
-    setup_context: Callable | None,
-    forward_mode: Callable | None,
-    settled: Callable,
-) -> Callable:
+    implementation: Callable[..., Any],
+    backward: Callable[..., Any] | None,
+    setup_context: Callable[..., Any] | None,
+    forward_mode: Callable[..., Any] | None,
+    settled: Callable[..., Any],
+) -> Callable[..., Any]:
     """The op's kernel for the ``Autograd`` key, with the key set first.
 
     Args:
@@ -128,13 +128,13 @@ def autograd_kernel(
     return kernel
 
 
-def linear(op: str, *positions: int) -> Callable:
+def linear(op: str, *positions: int) -> Callable[..., Any]:
     """``forward_mode`` of an op that is linear in its arguments at ``positions`` together: the op, on the tangents.
 
     An optional argument without a tangent is left out; another is zeros.
     """
 
-    def forward_mode(args: Sequence, tangents: Sequence) -> Any:
+    def forward_mode(args: Sequence[Any], tangents: Sequence[Any]) -> Any:
         args = list(args)
         for i in positions:
             args[i] = filled(args[i], tangents[i])
@@ -143,14 +143,14 @@ def linear(op: str, *positions: int) -> Callable:
     return forward_mode
 
 
-def filled(values: list[Tensor] | Tensor | None, tangents: list[Tensor | None] | Tensor | None) -> Any:
+def filled(values: list[Tensor] | Tensor | None, tangents: Any) -> Any:
     """Tangents with zeros for missing ones; None where an optional tensor has none."""
     if isinstance(values, (list, tuple)):
         return [torch.zeros_like(v) if t is None else t for v, t in zip(values, tangents, strict=True)]
     return tangents
 
 
-def one_by_one(op: torch._ops.OpOverload) -> Callable:
+def one_by_one(op: torch._ops.OpOverload) -> Callable[..., Any]:
     """What ``torch.vmap`` makes of the op: one call for every entry of the batch dimension."""
 
     def entry(value: Any, dim: Any, i: int) -> Any:
@@ -158,7 +158,7 @@ def one_by_one(op: torch._ops.OpOverload) -> Callable:
             return [entry(v, d, i) for v, d in zip(value, dim, strict=True)]
         return value if dim is None else value.select(dim, i)
 
-    def batched(info: Any, in_dims: Sequence, *args: Any) -> tuple[Any, Any]:
+    def batched(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
         if info.batch_size == 0:
             raise ValueError(f"murf_fast.{op._opname}: torch.vmap over an empty dimension")
         results = [op(*[entry(a, d, i) for a, d in zip(args, in_dims, strict=True)]) for i in range(info.batch_size)]
@@ -189,6 +189,7 @@ def reference_second_derivative(
         directions: One for every input; None, or an empty tensor, for a gradient that nobody made.
         wanted: Which of ``inputs`` the gradient was made for.
     """
+    inputs, directions = cast("list[Tensor]", inputs), cast("list[Tensor]", directions)  # where they are asked for
     given = [i for i, x in enumerate(inputs) if x is not None]
     used = [i for i, g in enumerate(grads) if g is not None]
 
@@ -200,12 +201,12 @@ def reference_second_derivative(
             out = (out,) if isinstance(out, Tensor) else tuple(out)
             return tuple(out[i] for i in used)
 
-        out, pullback = torch.func.vjp(results, *values)
+        out, pullback = _vjp(results, *values)
         found = pullback(tuple(c.to(o.dtype) for c, o in zip(cotangents, out, strict=True)))
         return tuple(g for i, g in zip(given, found, strict=True) if i in asked)
 
     asked = [i for i in given if wanted[i] and directions[i] is not None and directions[i].shape == inputs[i].shape]
-    made, pullback = torch.func.vjp(gradient, *[grads[i] for i in used], *[inputs[i] for i in given])
+    made, pullback = _vjp(gradient, *[grads[i] for i in used], *[inputs[i] for i in given])
     derivatives = pullback(tuple(directions[i].to(m.dtype) for i, m in zip(asked, made, strict=True)))
     of_grads: list[Tensor | None] = [None] * len(grads)
     of_inputs: list[Tensor | None] = [None] * len(inputs)
@@ -216,9 +217,16 @@ def reference_second_derivative(
     return of_grads, of_inputs
 
 
-def _split_duals(args: Sequence, positions: Sequence[int]) -> tuple[list, list | None]:
+def _vjp(function: Callable[..., Any], *primals: Tensor | None) -> tuple[Any, Callable[..., Any]]:
+    """``torch.func.vjp``, whose results are two without ``has_aux``."""
+    return torch.func.vjp(function, *primals)  # type: ignore[return-value]
+
+
+def _split_duals(args: Sequence[Any], positions: Sequence[int]) -> tuple[list[Any], list[Any] | None]:
     """Arguments without their tangents, and the tangents, or None if there are none."""
-    primals, tangents, found = list(args), [None] * len(args), False
+    primals: list[Any] = list(args)
+    tangents: list[Any] = [None] * len(args)
+    found = False
     for i in positions:
         if args[i] is None:
             continue
@@ -240,7 +248,7 @@ def _tensor_positions(op: torch._ops.OpOverload) -> list[int]:
     return [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type)]
 
 
-def _apply(function: type, keyset: DispatchKeySet, args: Sequence, positions: Sequence[int]) -> Any:
+def _apply(function: Any, keyset: DispatchKeySet, args: Sequence[Any], positions: Sequence[int]) -> Any:
     tensors: list[Tensor | None] = []
     for i in positions:
         if isinstance(args[i], (list, tuple)):
@@ -252,7 +260,7 @@ def _apply(function: type, keyset: DispatchKeySet, args: Sequence, positions: Se
     return list(result) if function.returns_list else result
 
 
-def _one_level(context: Callable[[], contextlib.AbstractContextManager]) -> contextlib.AbstractContextManager:
+def _one_level(context: Callable[[], contextlib.AbstractContextManager[Any]]) -> contextlib.AbstractContextManager[Any]:
     """``context`` under a transform of torch.func, at one level of which an op's kernel runs."""
     return context() if torch._C._are_functorch_transforms_active() else contextlib.nullcontext()
 
@@ -264,7 +272,9 @@ def _other_levels() -> Iterator[None]:
         yield
 
 
-def _function(op: torch._ops.OpOverload, name: str, backward: Callable | None, setup_context: Callable | None) -> type:
+def _function(
+    op: torch._ops.OpOverload, name: str, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None
+) -> type:
     """The op as an ``autograd.Function`` of (key set, arguments, tensors of the arguments in order)."""
     positions = _tensor_positions(op)
     arguments = op._schema.arguments
@@ -284,7 +294,7 @@ def _function(op: torch._ops.OpOverload, name: str, backward: Callable | None, s
         if backward is None:
             raise NotImplementedError(f"{name}: a derivative is not implemented")
         needed = ctx.needs_input_grad
-        by_argument: list = [False] * len(arguments)
+        by_argument: list[Any] = [False] * len(arguments)
         flat = iter(needed[2:])
         for i, length in zip(positions, ctx.lengths, strict=True):
             by_argument[i] = next(flat) if length is None else [next(flat) for _ in range(length)]
@@ -304,7 +314,7 @@ def _function(op: torch._ops.OpOverload, name: str, backward: Callable | None, s
     return type(f"{op._opname}_", (_SingleLevelFunction,), attributes)
 
 
-def _flat(gradients: Sequence, positions: Sequence[int], lengths: Sequence[int | None]) -> Iterator[Tensor | None]:
+def _flat(gradients: Sequence[Any], positions: Sequence[int], lengths: Sequence[int | None]) -> Iterator[Tensor | None]:
     for i, length in zip(positions, lengths, strict=True):
         if length is None:
             yield gradients[i]

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,11 +33,11 @@ ELEMENTWISE = "float32"  # what is no product is computed in float32, whatever t
 class Call(NamedTuple):
     """An operation's arguments by name, and its result."""
 
-    a: dict
+    a: dict[str, Any]
     result: object
 
 
-def operations_of(name: str, args: tuple, kwargs: dict, result: object) -> dict[str, float]:
+def operations_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> dict[str, float]:
     """Operations of a registered op by the dtype of their operands."""
     names = [a.name for a in getattr(torch.ops.murf_fast, name).default._schema.arguments]
     return FORMULAS[name](Call(dict(zip(names, args, strict=False)) | kwargs, result))
@@ -59,7 +59,7 @@ def on_taps(y: AxisTable, x: AxisTable, planes: int) -> int:
     return 2 * planes * min(y_first, x_first)
 
 
-def resized(shape: torch.Size, size, a: dict) -> int:
+def resized(shape: torch.Size, size, a: dict[str, Any]) -> int:
     """Of a map of this shape, by the arguments of a resize."""
     via, factor = a.get("via"), a.get("scale_factor")
     axes = axes_of(
@@ -73,48 +73,50 @@ def resized(shape: torch.Size, size, a: dict) -> int:
     return on_taps(*axes, shape[0] * shape[1])
 
 
-def _upsampled(c: Call) -> dict[str, int]:
+def _upsampled(c: Call) -> dict[str, float]:
     size = c.a.get("size") or (c.a["out"] if "out" in c.a else c.a["target"]).shape[-2:]
     return {ELEMENTWISE: sum(resized(f.shape, size, c.a) for f in c.a["features"])}
 
 
-def _twice(formula: Callable[[Call], dict[str, int]]) -> Callable[[Call], dict[str, int]]:
+def _twice(formula: Callable[[Call], dict[str, float]]) -> Callable[[Call], dict[str, float]]:
     """Of a backward that makes the forward's values again, and brings gradients back by the transposed tables."""
     return lambda c: {unit: 2 * count for unit, count in formula(c).items()}
 
 
-def _expectation(c: Call) -> dict[str, int]:
+def _expectation(c: Call) -> dict[str, float]:
     features = c.a["features"][0]
     size = c.a["size"] if "size" in c.a else c.a["grad"].shape[-2:]
     maps = sum(resized(f.shape, size, c.a) for f in c.a["features"])
     return {ELEMENTWISE: maps + 2 * features.shape[0] * features.shape[1] * math.prod(size)}
 
 
-def _resize(c: Call) -> dict[str, int]:
+def _resize(c: Call) -> dict[str, float]:
     return {ELEMENTWISE: resized(c.a["x"].shape, c.a["size"] if "size" in c.a else c.a["out"].shape[2:], c.a)}
 
 
-def _resize_adjoint(c: Call) -> dict[str, int]:
+def _resize_adjoint(c: Call) -> dict[str, float]:
     grad = c.a["grad"]
     shape = torch.Size((*grad.shape[:2], *c.a["in_size"]))
     return {ELEMENTWISE: resized(shape, grad.shape[2:], c.a)}
 
 
-def _resize_gram(c: Call) -> dict[str, int]:
+def _resize_gram(c: Call) -> dict[str, float]:
     x, mode = c.a["x"], c.a["interpolation"]
     large = is_large(mode, tuple(c.a["size"]))
-    axes = (gram_axis(n, m, mode, c.a["antialias"], None, large) for n, m in zip(x.shape[2:], c.a["size"], strict=True))
-    return {ELEMENTWISE: on_taps(*axes, x.shape[0] * x.shape[1])}
+    rows, columns = (
+        gram_axis(n, m, mode, c.a["antialias"], None, large) for n, m in zip(x.shape[2:], c.a["size"], strict=True)
+    )
+    return {ELEMENTWISE: on_taps(rows, columns, x.shape[0] * x.shape[1])}
 
 
-def _image_to_patches(c: Call) -> dict[str, int]:
+def _image_to_patches(c: Call) -> dict[str, float]:
     images = c.a["images"]
     batch, *rest = images.shape
     channels, height, width = rest if c.a["channels_first"] else (rest[2], *rest[:2])
     return {ELEMENTWISE: resized(torch.Size((batch, channels, height, width)), c.a["size"], c.a)}
 
 
-def _blur(c: Call) -> dict[str, int]:
+def _blur(c: Call) -> dict[str, float]:
     taps = 2 * int(4 * c.a["sigma"] + 0.5) + 1
     return {ELEMENTWISE: 2 * 2 * taps * c.a["x"].numel()}
 
@@ -128,18 +130,18 @@ def _applied(shape: torch.Size, size, taps: int, mode: str | None, padding: str 
     return 2 * shape[0] * shape[1] * min(cells, taps * taps * math.prod(size))
 
 
-def _adaptive_conv(c: Call) -> dict[str, int]:
+def _adaptive_conv(c: Call) -> dict[str, float]:
     kernels = c.a["kernels"]
     taps = math.isqrt(kernels.shape[1])
     return {ELEMENTWISE: _applied(c.a["source"].shape, kernels.shape[2:], taps, c.a["interpolation"], c.a["padding"])}
 
 
-def _adaptive_conv_backward_kernels(c: Call) -> dict[str, int]:
+def _adaptive_conv_backward_kernels(c: Call) -> dict[str, float]:
     source, size, taps = c.a["source"], c.a["grad"].shape[2:], math.isqrt(c.a["taps"])
     return {ELEMENTWISE: _applied(source.shape, size, taps, c.a["interpolation"], c.a["padding"])}
 
 
-def _adaptive_conv_backward_source(c: Call) -> dict[str, int]:
+def _adaptive_conv_backward_source(c: Call) -> dict[str, float]:
     grad, taps = c.a["grad"], math.isqrt(c.a["kernels"].shape[1])
     shape = torch.Size((*grad.shape[:2], *c.a["in_size"]))
     return {ELEMENTWISE: _applied(shape, grad.shape[2:], taps, c.a["interpolation"], c.a["padding"])}
@@ -151,13 +153,13 @@ def _kernels_of(params: list[Tensor], pixels: int, radius: int) -> int:
     return 2 * pixels * (network + (2 * radius + 1) ** 2 * params[3].numel())
 
 
-def _bilateral_kernels(c: Call) -> dict[str, int]:
+def _bilateral_kernels(c: Call) -> dict[str, float]:
     guidance = c.a["guidance"]
     pixels = guidance.shape[0] * math.prod(guidance.shape[2:])
     return {ELEMENTWISE: _kernels_of(c.a["params"], pixels, c.a["radius"])}
 
 
-def _joint_bilateral_upsample(c: Call) -> dict[str, int]:
+def _joint_bilateral_upsample(c: Call) -> dict[str, float]:
     guidance, radius, (begin, end) = c.a["guidance"], c.a["radius"], c.a["span"]
     batch, _, height, width = guidance.shape
     kernels = _kernels_of(c.a["params"], batch * (end - begin) * width, radius)
@@ -166,16 +168,16 @@ def _joint_bilateral_upsample(c: Call) -> dict[str, int]:
     return {ELEMENTWISE: kernels + applied * (end - begin) // height}
 
 
-def _feature_unify(c: Call) -> dict[str, int]:
+def _feature_unify(c: Call) -> dict[str, float]:
     return {dtype_of(c.a["features"]): 2 * c.a["features"].numel() * c.a["basis"].numel()}
 
 
-def _feature_unify_backward(c: Call) -> dict[str, int]:
+def _feature_unify_backward(c: Call) -> dict[str, float]:
     passes = 1 + sum(c.a["wanted"])
     return {unit: passes * count for unit, count in _feature_unify(c).items()}
 
 
-def _gaussian_bilateral(c: Call) -> dict[str, int]:
+def _gaussian_bilateral(c: Call) -> dict[str, float]:
     """Of the largest window; of windows of their own less."""
     features, r = c.a["features"], c.a["max_radius"]
     inside = sum(i * i + j * j <= r * r for i in range(-r, r + 1) for j in range(-r, r + 1))
@@ -184,10 +186,10 @@ def _gaussian_bilateral(c: Call) -> dict[str, int]:
     return {ELEMENTWISE: 2 * batch * channels * math.prod(c.a["guidance"].shape[2:]) * cells}
 
 
-def _image_network(pixels: Callable[[Call], tuple[int, int]], ends: bool) -> Callable[[Call], dict[str, int]]:
+def _image_network(pixels: Callable[[Call], tuple[int, int]], ends: bool) -> Callable[[Call], dict[str, float]]:
     """AnyUp's and JAFAR's encoders: 15 weights, and behind them those of the 3x3 convolution and the projection."""
 
-    def formula(c: Call) -> dict[str, int]:
+    def formula(c: Call) -> dict[str, float]:
         image, parameters = c.a["image"], c.a["parameters"]
         *encoders, _, convolution, projection, _ = parameters
         matrices = [p.numel() for p in encoders if p.ndim >= 2]
@@ -213,7 +215,7 @@ def _part(c: Call) -> tuple[int, int]:
     return round(share * math.prod(c.a["image"].shape[2:])), c.a["region"][2] * c.a["region"][3]
 
 
-def _image_rectangle(c: Call) -> dict[str, int]:
+def _image_rectangle(c: Call) -> dict[str, float]:
     parameters = c.a["parameters"]
     encoder = (len(parameters) - 4) // 3
     queries = sum(p.numel() for p in (*parameters[:encoder], *parameters[2 * encoder : -4]) if p.ndim >= 2)
@@ -222,14 +224,14 @@ def _image_rectangle(c: Call) -> dict[str, int]:
     return {dtype_of(c.a["image"]): 2 * c.a["image"].shape[0] * (inner * queries + outer * ends)}
 
 
-def _naf_network(c: Call) -> dict[str, int]:
+def _naf_network(c: Call) -> dict[str, float]:
     image = c.a["image"]
     region = c.a.get("region")
     pixels = region[2] * region[3] if region else math.prod(image.shape[2:])
     return {dtype_of(image): 2 * image.shape[0] * pixels * sum(p.numel() for p in c.a["parameters"] if p.ndim >= 2)}
 
 
-def _pairs(a: dict) -> int:
+def _pairs(a: dict[str, Any]) -> int:
     """Of queries and the keys of their windows."""
     of_axes = (
         int((axis_window(a[name], out, size).multiplicity() > 0).sum())
@@ -238,24 +240,24 @@ def _pairs(a: dict) -> int:
     return a["q"].shape[0] * math.prod(of_axes)
 
 
-def _window_attention(c: Call) -> dict[str, int]:
+def _window_attention(c: Call) -> dict[str, float]:
     """Values are averaged over heads, or split among them: every channel is weighed once."""
     return {dtype_of(c.a["q"]): 2 * _pairs(c.a) * (c.a["q"].shape[1] + c.a["v"].shape[1])}
 
 
-def _window_attention_backward(c: Call) -> dict[str, int]:
+def _window_attention_backward(c: Call) -> dict[str, float]:
     """The weights again; of what is wanted, dQ = dS K, dK = dS^T Q and dV = P^T dO, and dP = dO V^T for the former."""
     q, k, v, *_ = c.a["wanted"]
     products = c.a["q"].shape[1] * (1 + q + k) + c.a["v"].shape[1] * (v + (q or k))
     return {dtype_of(c.a["q"]): 2 * _pairs(c.a) * products}
 
 
-def _dense_attention(c: Call) -> dict[str, int]:
+def _dense_attention(c: Call) -> dict[str, float]:
     q, k, v = c.a["q"], c.a["k"], c.a["v"]
     return {dtype_of(q): 2 * math.prod(q.shape[:-1]) * k.shape[1] * (q.shape[-1] + v.shape[-1])}
 
 
-def _nearest(c: Call) -> dict[str, int]:
+def _nearest(c: Call) -> dict[str, float]:
     """In the precision that candidates are found with."""
     query, bank = c.a["query"], c.a["bank"]
     copy = low_copy(c.a["index"])
@@ -267,11 +269,11 @@ def low_copy(index: list[Tensor]) -> Tensor | None:
     return index[2] if index and index[2].numel() else None
 
 
-def _k_center(c: Call) -> dict[str, int]:
+def _k_center(c: Call) -> dict[str, float]:
     return {dtype_of(c.a["features"]): 2 * c.a["features"].numel() * (c.a["count"] - 1)}
 
 
-FORMULAS: dict[str, Callable[[Call], dict[str, int]]] = {
+FORMULAS: dict[str, Callable[[Call], dict[str, float]]] = {
     "adaptive_conv": _adaptive_conv,
     "adaptive_conv_backward_kernels": _adaptive_conv_backward_kernels,
     "adaptive_conv_backward_source": _adaptive_conv_backward_source,
@@ -322,8 +324,8 @@ def register() -> None:
         sys.meta_path.insert(0, _OnImport())
 
 
-def _register(register_flop_formula: Callable) -> None:
-    def formula_of(name: str) -> Callable:
+def _register(register_flop_formula: Callable[..., Any]) -> None:
+    def formula_of(name: str) -> Callable[..., Any]:
         def total(*args, out_val=None, **kwargs) -> int:
             return int(sum(operations_of(name, args, kwargs, out_val).values()))
 
@@ -347,5 +349,5 @@ class _OnImport(MetaPathFinder):
             sys.meta_path.remove(self)
             _register(module.register_flop_formula)
 
-        spec.loader.exec_module = exec_module
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

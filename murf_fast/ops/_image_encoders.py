@@ -9,7 +9,7 @@ rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -147,14 +147,15 @@ def _launch(image, parameters, size, region, grids, normalize, backend, results)
 def network(parameters: Sequence[Tensor], dtype: torch.dtype, backend: str) -> Network:
     *weights, frequencies, convolution, projection, bias = (p.detach() for p in parameters)
     n = len(ENCODER)
-    encoders = tuple(_encoder(weights[i * n : (i + 1) * n], dtype, backend) for i in range(3))
+    image, keys, queries = (_encoder(weights[i * n : (i + 1) * n], dtype, backend) for i in range(3))
     convolution = pixel_conv_weight(convolution.to(dtype), backend)
-    return Network(encoders, frequencies, convolution, projection.to(dtype).T.contiguous(), bias.float())
+    return Network((image, keys, queries), frequencies, convolution, projection.to(dtype).T.contiguous(), bias.float())
 
 
 def rotation_of(net: Network, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the positions of rows and columns."""
-    return tuple(_angles(n, f) for n, f in zip(size, net.frequencies, strict=True))
+    rows, columns = (_angles(n, f) for n, f in zip(size, net.frequencies, strict=True))
+    return rows, columns
 
 
 def _run(image, net, size, region, normalize, backend, queries, keys) -> None:
@@ -181,7 +182,7 @@ def _run(image, net, size, region, normalize, backend, queries, keys) -> None:
 
 
 def encode(
-    x, encoder: Encoder, main, spare, backend, size=None, rotation=None, *, stop=False, found: list | None = None
+    x, encoder: Encoder, main, spare, backend, size=None, rotation=None, *, stop=False, found: list[Any] | None = None
 ):
     """Runs an encoder from ``x`` to ``main``; with ``stop`` all but its last layer, whose norm is returned: its input
     is in ``spare``, its residual in ``main``. ``size`` is that of the map, for a first layer that sees it. Gain and
@@ -206,7 +207,7 @@ def encode(
     return main
 
 
-def finish_pooled(main, spare, last: Half, size, maps: Sequence[Tensor], backend, *, statistics=False) -> list:
+def finish_pooled(main, spare, last: Half, size, maps: Sequence[Tensor], backend, *, statistics=False) -> list[Any]:
     """The encoder's last layer of averages over the cells of every map (C, h, w): both are linear. Returns what the
     layer does, for each.
     """
@@ -284,13 +285,13 @@ def project(x, band: Band, norm, net: Network, out: Tensor, backend: str) -> Non
 
 def _encoder(weights: Sequence[Tensor], dtype: torch.dtype, backend: str) -> Encoder:
     first, *rest = weights
-    halves = [
+    a, b, c, d = (
         Half(gain, offset, weight.flatten(1).T.to(dtype).contiguous())
         for gain, offset, weight in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
-    ]
+    )
     is_wide = first.shape[2:] == (3, 3)
     first = pixel_conv_weight(first.to(dtype), backend) if is_wide else first.flatten(1).T.to(dtype).contiguous()
-    return Encoder(first, is_wide, (tuple(halves[:2]), tuple(halves[2:])))
+    return Encoder(first, is_wide, ((a, b), (c, d)))
 
 
 def _angles(n: int, frequencies: Tensor) -> Tensor:

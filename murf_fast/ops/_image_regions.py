@@ -16,7 +16,7 @@ within the error of a run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,7 +112,8 @@ def _in_maps(image: Tensor, net: Network, keys: Sequence[Tensor], output, backen
     """All norms, over three maps of the image's size; fills ``keys``, (C, h, w) each. Of the queries, too, on an output
     of this size, if it is not None.
     """
-    size, found = tuple(image.shape[1:]), []
+    size = tuple(image.shape[1:])
+    found: list[Any] = []
     one, two, three = (image.new_empty((size[0] * size[1], len(net.bias))) for _ in range(3))
     to_image, to_keys, to_queries = net.encoders
     mixed = encode(pixels_of(image), to_image, one, two, backend, size, rotation_of(net, size), found=found)
@@ -130,28 +131,28 @@ def _in_bands(image: Tensor, net: Network, keys: Sequence[Tensor], output, backe
     angles, of_columns = rotation_of(net, (height, width))
     rows = min(height, rows_of_a_band(net.bias[None].to(image.dtype), (0, width)))
     buffers = [image.new_empty((rows * width, len(net.bias))) for _ in range(3)]
-    found: list[list] = [[], [], []]
+    found: list[list[Any]] = [[], [], []]
 
-    def bands() -> Iterator[tuple[int, int, list[Tensor]]]:
+    def bands() -> Iterator[tuple[int, int, tuple[Tensor, Tensor, Tensor]]]:
         """First row, end, and the buffers; the first holds the encoded image once all of its norms are known."""
         for begin in range(0, height, rows):
             end = min(begin + rows, height)
-            own = [b[: (end - begin) * width] for b in buffers]
-            yield begin, end, own
+            one, two, three = (b[: (end - begin) * width] for b in buffers)
+            yield begin, end, (one, two, three)
 
     def encoded(begin: int, end: int, own: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
         rotation, patch = (angles[begin:end], of_columns), Patch(image, (begin, end), (0, width))
         return _layers(patch, net.encoders[0], found[0], own[0], own[1], backend, rotation)
 
     for _ in range(NORMS):
-        parts = [encoded(*band) for band in bands()]
-        found[0].append(_joined(parts, net.encoders[0], len(found[0]), rows * width, height * width, backend))
+        of_image = [encoded(*band) for band in bands()]
+        found[0].append(_joined(of_image, net.encoders[0], len(found[0]), rows * width, height * width, backend))
     for _ in range(NORMS):
-        parts = ([], [])
+        parts: tuple[list[Any], list[Any]] = ([], [])
         for begin, end, own in bands():
             encoded(begin, end, own)
             for i in (1, 2):
-                parts[i - 1].append(_layers(own[0], net.encoders[i], found[i], *own[1:], backend))
+                parts[i - 1].append(_layers(own[0], net.encoders[i], found[i], own[1], own[2], backend))
         for i in (1, 2):
             found[i].append(
                 _joined(parts[i - 1], net.encoders[i], len(found[i]), rows * width, height * width, backend)
@@ -160,7 +161,7 @@ def _in_bands(image: Tensor, net: Network, keys: Sequence[Tensor], output, backe
         totals = [(torch.zeros_like(pixels_of(k)), torch.zeros_like(pixels_of(k))) for k in keys]
         for begin, end, own in bands():
             encoded(begin, end, own)
-            _layers(own[0], net.encoders[1], found[1][:3], *own[1:], backend)
+            _layers(own[0], net.encoders[1], found[1][:3], own[1], own[2], backend)
             pixel_linear(own[2], own[2], norm=found[1][3], backend=backend)
             for key, total in zip(keys, totals, strict=True):
                 for x, sums in zip(own[1:], total, strict=True):
@@ -168,13 +169,13 @@ def _in_bands(image: Tensor, net: Network, keys: Sequence[Tensor], output, backe
         weight = net.encoders[1].blocks[-1][-1].weight
         for key, (residual, x) in zip(keys, totals, strict=True):
             pixel_linear(x, pixels_of(key), weight=weight, residual=residual, backend=backend)
-    found = [norm for norms in found for norm in norms]
+    norms: list[Any] = [norm for one in found for norm in one]
     if output is not None:
-        found.append(_of_queries(image, found, net, output, backend))
-    return found
+        norms.append(_of_queries(image, norms, net, output, backend))
+    return norms
 
 
-def _of_queries(image: Tensor, norms: Sequence, net: Network, output, backend: str) -> tuple[Tensor, Tensor]:
+def _of_queries(image: Tensor, norms: Sequence[Any], net: Network, output, backend: str) -> tuple[Tensor, Tensor]:
     """The norm of the queries, over bands of rows of the output."""
     (height, width), parts = output, []
     rows = min(height, _rows_of_a_band(net, image, output, (0, width)))
@@ -239,7 +240,12 @@ def _layers(
     statistics = _first(x, encoder, main, backend, known == 0)
     for i in range(known):
         layer = encoder.blocks[i // 2][i % 2]
-        options = {"norm": norms[i], "weight": layer.weight, "statistics": i + 1 == known < NORMS, "backend": backend}
+        options: dict[str, Any] = {
+            "norm": norms[i],
+            "weight": layer.weight,
+            "statistics": i + 1 == known < NORMS,
+            "backend": backend,
+        }
         if i % 2 == 0:
             statistics = pixel_linear(main, spare, **options)
         else:
@@ -248,7 +254,7 @@ def _layers(
     return statistics
 
 
-def _joined(parts: list, encoder: Encoder, at: int, size: int, total: int, backend: str) -> tuple[Tensor, Tensor]:
+def _joined(parts: list[Any], encoder: Encoder, at: int, size: int, total: int, backend: str) -> tuple[Tensor, Tensor]:
     """Norm number ``at`` of an encoder, from the statistics of bands of ``size`` pixels (the last of what is left)."""
     statistics = join(torch.stack([torch.stack(p) for p in parts]), size, total)
     return normalized(statistics, encoder.blocks[at // 2][at % 2], total, backend)[:2]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _fork
+from murf_fast.annotations import Metric
 from murf_fast.ops import _checks
 
 
@@ -50,7 +51,7 @@ class IVFIndex:
     def __len__(self) -> int:
         return len(self.bank)
 
-    def search(self, query: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    def search(self, query: Tensor, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
         """As :func:`nearest_distance`. Where the searched clusters hold fewer than k rows: infinity and -1."""
         squared, indices = self._faiss.search(self._rows("query", query), k)
         squared, indices = torch.from_numpy(squared).clamp(min=0), torch.from_numpy(indices)

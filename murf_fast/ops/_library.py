@@ -39,18 +39,18 @@ _library = torch.library.Library("murf_fast", "DEF")
 
 def register(
     schema: str,
-    contract: Callable,
-    empty: Callable | None,
-    launch: Callable,
-    backward: Callable | None = None,
+    contract: Callable[..., Any],
+    empty: Callable[..., Any] | None,
+    launch: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
     *,
     keeps: bool = True,
     keeps_result: int | None = None,
-    forward_mode: Callable | None = None,
-    reference: Callable | None = None,
+    forward_mode: Callable[..., Any] | None = None,
+    reference: Callable[..., Any] | None = None,
     onnx: bool = False,
     checked: bool = False,
-) -> Callable:
+) -> Callable[..., Any]:
     """Defines ``murf_fast::<schema>`` with its CPU and CUDA implementation, fake implementation and derivatives.
 
     The functions take the arguments of the schema by position, the last of which is the backend. Those that say how
@@ -140,16 +140,18 @@ def register(
     return call
 
 
-LAUNCHED = object()
+LAUNCHED: Any = object()
 
 
 class _Exported:
     """What a call in an exported graph comes to, whose backend is "auto"."""
 
-    def __init__(self, op: str, contract: Callable, reference: Any, onnx: bool, work: Callable) -> None:
+    def __init__(
+        self, op: str, contract: Callable[..., Any], reference: Any, onnx: bool, work: Callable[..., Any]
+    ) -> None:
         self.op, self._contract, self._reference, self._onnx, self._work = op, contract, reference, onnx, work
 
-    def backend(self, arguments: Sequence) -> str:
+    def backend(self, arguments: Sequence[Any]) -> str:
         """That of this process for these tensors."""
         like = _first_tensor(arguments)
         if self._reference is None:
@@ -168,7 +170,7 @@ class _Exported:
             + ("; ".join(reasons) or "the reference was asked for, and it has none")
         )
 
-    def by_reference(self, arguments: Sequence) -> Any:
+    def by_reference(self, arguments: Sequence[Any]) -> Any:
         """The results of arguments of the op's functions, with a :class:`Resize`."""
         self._contract(self.op, *arguments)
         like = _first_tensor(arguments)
@@ -176,14 +178,14 @@ class _Exported:
             return self._work(*arguments[:-1], "reference")
         return self._reference(*arguments)
 
-    def settled_by(self, joined: Callable, is_differentiable: bool) -> Callable:
+    def settled_by(self, joined: Callable[..., Any], is_differentiable: bool) -> Callable[..., Any]:
         """``(flat arguments, plain)`` to (flat arguments, None), or to (None, results) where gradients are those of
         plain PyTorch, or nodes of ONNX are wanted.
 
         ``plain``: nobody traces, so that the choice can be made.
         """
 
-        def settled(arguments: tuple, plain: bool) -> tuple[tuple | None, Any]:
+        def settled(arguments: tuple[Any, ...], plain: bool) -> tuple[tuple[Any, ...] | None, Any]:
             if torch.onnx.is_in_onnx_export():
                 if not self._onnx:
                     raise NotImplementedError(
@@ -201,12 +203,12 @@ class _Exported:
         return settled
 
 
-def _first_tensor(arguments: Sequence) -> Tensor:
+def _first_tensor(arguments: Sequence[Any]) -> Tensor:
     first = arguments[0]
     return first[0] if isinstance(first, (list, tuple)) else first
 
 
-def _packing(names: Sequence[str]) -> tuple[Callable, Callable, list[int | None]]:
+def _packing(names: Sequence[str]) -> tuple[Callable[..., Any], Callable[..., Any], list[int | None]]:
     """From the arguments of a schema to those with a :class:`Resize`, and back; and where the former come from."""
     if "antialias" not in names:
         return tuple, tuple, list(range(len(names)))
@@ -218,13 +220,13 @@ def _packing(names: Sequence[str]) -> tuple[Callable, Callable, list[int | None]
     place = begin - ("size" in names)  # of the Resize
     places = [*range(size), *range(after, begin), None, *range(end, len(names))]
 
-    def joined(values: Sequence) -> tuple:
+    def joined(values: Sequence[Any]) -> tuple[Any, ...]:
         mode, antialias, *via = values[begin:end]
         via = tuple(via[0]) if has_via and via[0] is not None else None
         grid = tuple(values[size]) if after > size else None
         return (*values[:size], *values[after:begin], Resize(grid, mode, antialias, via), *values[end:])
 
-    def flat(values: Sequence) -> tuple:
+    def flat(values: Sequence[Any]) -> tuple[Any, ...]:
         grid, mode, antialias, via = values[place]
         how = (mode, antialias, via) if has_via else (mode, antialias)
         grid = (grid,) if after > size else ()
@@ -238,8 +240,12 @@ class _Saved(int):
 
 
 def _keeping(
-    joined: Callable, backward: Callable, keeps: bool, result: int | None, kernels_of: Callable[[Tensor], str]
-) -> tuple[Callable, Callable]:
+    joined: Callable[..., Any],
+    backward: Callable[..., Any],
+    keeps: bool,
+    result: int | None,
+    kernels_of: Callable[[Tensor], str],
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """What an ``autograd.Function`` does around ``backward``: keeps the arguments and brings them back."""
 
     def setup_context(ctx, inputs, output) -> None:
@@ -267,7 +273,7 @@ def _keeping(
             return [restored(entry, saved) for entry in value]
         return saved[value] if isinstance(value, _Saved) else value
 
-    def with_arguments(ctx, *grads: Any) -> Sequence:
+    def with_arguments(ctx, *grads: Any) -> Sequence[Any]:
         saved = ctx.saved_tensors
         arguments = [restored(value, saved) for value in ctx.arguments]
         place = -1 if result is None else -2  # of the backend
@@ -278,7 +284,7 @@ def _keeping(
     return setup_context, with_arguments
 
 
-def _allocating(empty: Callable, launch: Callable) -> Callable:
+def _allocating(empty: Callable[..., Any], launch: Callable[..., Any]) -> Callable[..., Any]:
     def work(*arguments: Any) -> Any:
         results = empty(*arguments)
         if _first_tensor(arguments).shape[0]:
@@ -291,7 +297,7 @@ def _allocating(empty: Callable, launch: Callable) -> Callable:
     return work
 
 
-def _writing(launch: Callable, position: int) -> Callable:
+def _writing(launch: Callable[..., Any], position: int) -> Callable[..., Any]:
     """Raises the version of what it writes into: whoever saved that tensor must notice."""
 
     def work(*arguments: Any) -> None:
@@ -303,7 +309,7 @@ def _writing(launch: Callable, position: int) -> Callable:
     return work
 
 
-def _on_one_device(op: str, arguments: Sequence) -> None:
+def _on_one_device(op: str, arguments: Sequence[Any]) -> None:
     """A fake implementation also takes a call that mixes meta tensors with others."""
     tensors = [t for a in arguments for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor)]
     if len({t.device.type == "meta" for t in tensors}) > 1:
@@ -363,7 +369,7 @@ def empty_map(like: Tensor, shape: Sequence[int], channels_last: bool, dtype: to
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def as_float32(x: Tensor | None) -> Tensor | None:
+def as_float32(x: Tensor | None) -> Tensor | Any:
     """A small companion as kernels take it: float32, contiguous."""
     return None if x is None else x.to(torch.float32).contiguous()
 

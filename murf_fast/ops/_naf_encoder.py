@@ -10,7 +10,7 @@ kept beside them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,7 +112,8 @@ def _run(image, parameters, rows, columns, num_heads, backend, queries, keys) ->
 def networks(parameters: Sequence[Tensor], dtype: torch.dtype, backend: str) -> tuple[Encoder, Encoder]:
     """The 1x1 and the 3x3 encoder."""
     parameters, count = [p.detach() for p in parameters], len(parameters) // 2
-    return tuple(_encoder(parameters[i * count : (i + 1) * count], dtype, backend) for i in range(2))
+    pointwise, wide = (_encoder(parameters[i * count : (i + 1) * count], dtype, backend) for i in range(2))
+    return pointwise, wide
 
 
 def encode(
@@ -124,7 +125,7 @@ def encode(
     backend: str,
     final: Tensor,
     keys: Sequence[Tensor],
-    found: list | None = None,
+    found: list[Any] | None = None,
 ) -> None:
     """Fills the queries (pixels, D) of an image (3, H, W), and its keys (D, h, w). Gain and offset of every norm are
     appended to ``found``.
@@ -151,7 +152,7 @@ def encode(
         pixels_of(k).copy_(pool(final, size, k.shape[1:], backend))
 
 
-def _encode_pointwise(x, encoder: Encoder, to, spare, backend, found: list) -> tuple[Tensor, Half]:
+def _encode_pointwise(x, encoder: Encoder, to, spare, backend, found: list[Any]) -> tuple[Tensor, Half]:
     """What all layers but the last make, and that layer with its norm.
 
     In ``to`` on a CPU, which has the pixels in its caches. A GPU's programs share the channels of a pixel: it goes to
@@ -186,7 +187,7 @@ def finish_pointwise(x, last: Half, pooled: Callable[[Tensor], Tensor], same: bo
         out.copy_(pooled(x))
 
 
-def _encode_wide(x, size, encoder: Encoder, to, spare, backend, found: list) -> Tensor:
+def _encode_wide(x, size, encoder: Encoder, to, spare, backend, found: list[Any]) -> Tensor:
     """All layers; an odd number of them, so that the first and the last one write to ``to``, which is returned."""
     options = {"reflect": True, "backend": backend}
     statistics = pixel_conv(x, size, to, weight=encoder.first, bias=encoder.bias, statistics=True, **options)
@@ -218,7 +219,10 @@ def rotation_of(rows: Tensor, columns: Tensor, heads: int) -> tuple[Tensor, Tens
     """(rows, 2, D) and (columns, 2, D): cosines and sines. A pair that turns by rows does not by columns."""
     still = [torch.zeros_like(turns) for turns in (rows, columns)]
     pairs = torch.cat([rows, still[0]], 1), torch.cat([still[1], columns], 1)
-    return tuple(torch.stack([p.cos(), p.sin()], 1).repeat(1, 1, 2 * heads).float().contiguous() for p in pairs)
+    of_rows, of_columns = (
+        torch.stack([p.cos(), p.sin()], 1).repeat(1, 1, 2 * heads).float().contiguous() for p in pairs
+    )
+    return of_rows, of_columns
 
 
 _naf_queries = register(

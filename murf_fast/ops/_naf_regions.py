@@ -8,6 +8,7 @@ the CPU, bit for bit. Keys are averages of all queries, which the pass over the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,7 +162,7 @@ def _wide(image, encoder: Encoder, norms: Norms, rows: Span, columns: Span, back
         left, right = columns_read(left, right, width)
     (top, bottom), wider = tops.pop(), right - left
     x = pixels_of(image[:, top:bottom, left:right])
-    layers = [(None, encoder.first, encoder.bias)]
+    layers: list[tuple[Any, ...]] = [(None, encoder.first, encoder.bias)]
     layers += [(norm, half.weight, half.bias) for norm, half in zip(norms, encoder.halves, strict=False)]
     buffers = [x.new_empty(((bottom - top) * wider, encoder.bias.shape[0])) for _ in range(min(2, len(layers)))]
     options, statistics = {"reflect": True, "statistics": True, "backend": backend}, None

@@ -14,6 +14,7 @@ Inference only, and no operation of its own: the parts that need gradients run t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,7 +53,7 @@ def pixel_conv(
     rows: tuple[int, int] | None = None,
     statistics: bool = False,
     backend: str,
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor] | Any:
     """Args:
     x: (H * W, I), any strides.
     size: Height and width of the map.

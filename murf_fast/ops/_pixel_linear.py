@@ -12,6 +12,8 @@ Inference only, and no operation of its own: the parts that need gradients run t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def pixel_linear(
     heads: int = 1,
     statistics: bool = False,
     backend: str,
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor] | Any:
     """Args:
     x: (pixels, in), any strides.
     out: (pixels, C), its rows dense; may be ``x`` or ``residual``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ def as_map(pixels: Tensor, size: Sequence[int]) -> Tensor:
     return pixels.view(*size, -1).permute(2, 0, 1)
 
 
-def pool(x: Tensor, size: Sequence[int], grid: Sequence[int], backend: str) -> Tensor:
+def pool(x: Tensor, size: Sequence[int], grid: Sequence[int], backend: Any) -> Tensor:
     """Adaptive average pooling of pixels; themselves, if there is nothing to pool."""
     if tuple(size) == tuple(grid):
         return x

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Backend, Padding, Size, SmoothMode
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import check_reflection
 from murf_fast.ops._library import (
@@ -29,13 +30,13 @@ MODES = ("bilinear", "bicubic")
 def adaptive_conv(
     source: Tensor,
     kernels: Tensor,
-    size: int | tuple[int, int] | None = None,
+    size: Size | None = None,
     *,
-    mode: str | None = "bicubic",
-    padding: str | None = "reflect",
+    mode: SmoothMode | None = "bicubic",
+    padding: Padding | None = "reflect",
     bias: Tensor | None = None,
     memory_format: torch.memory_format | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Apply per-pixel kernels to ``source`` resized to the kernels' grid, without resizing it.
 
@@ -197,7 +198,7 @@ def _partial(name: str, tensors: dict[str, Tensor], mode, padding, backend) -> T
     return _grad_kernels(grad, source, kernels.shape[1], mode, padding, kernels.dtype, backend)
 
 
-def _derivatives(op: str, result: str, first: str, second: str) -> dict[str, Callable]:
+def _derivatives(op: str, result: str, first: str, second: str) -> dict[str, Any]:
     """Backward and forward mode of the op that makes ``result`` from the other two.
 
     The third argument is a bias, which is added to what the source gives, or a size.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params, require_network
 from murf_fast.ops._derivatives import reference_second_derivative
@@ -20,7 +21,7 @@ def bilateral_kernels(
     range_mask: Tensor | None = None,
     fixup_mask: Tensor | None = None,
     dtype: torch.dtype | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Joint bilateral kernels of every pixel of ``guidance``, D x D taps with D = 2 * radius + 1.
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
-from murf_fast import backends, reference
+from murf_fast import backends
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Backend
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, empty_map, layout_of, register
+from murf_fast.reference.feature_unify import feature_unify as reference_op
 
 VARIANTS = ("released", "paper")
 
 
-def feature_unify(features: Tensor, basis: Tensor, variant: str = "released", *, backend: str | None = None) -> Tensor:
+def feature_unify(
+    features: Tensor,
+    basis: Tensor,
+    variant: Literal["released", "paper"] = "released",
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
     """Correlate every channel with a basis of filters, softmax and average: M channels, whatever came in.
 
     ``x[c, m] = (features[c] * basis[m])(p) / n(p)`` (zero padding, n taps inside the image). ``"paper"``:
@@ -74,7 +84,7 @@ def _launch(features, basis, released, backend, out) -> None:
 
 
 def _reference(features, basis, released, backend) -> Tensor:
-    result = reference.feature_unify(features, basis, VARIANTS[0] if released else VARIANTS[1])
+    result = reference_op(features, basis, VARIANTS[0] if released else VARIANTS[1])
     return result.to(features.dtype).contiguous(memory_format=layout_of(is_channels_last(features)))
 
 
@@ -108,7 +118,7 @@ def _gradient_backward(_, arguments, directions):
     grad, features, basis, released, wanted, _ = arguments
     variant = VARIANTS[0] if released else VARIANTS[1]
     of_grads, of_inputs = reference_second_derivative(
-        lambda x, b: reference.feature_unify(x, b, variant), [features, basis], [grad], directions, wanted
+        lambda x, b: reference_op(x, b, variant), [features, basis], [grad], directions, wanted
     )
     return *of_grads, *of_inputs
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import empty_map, layout_of, register, wants_channels_last
@@ -28,7 +29,7 @@ def gaussian_bilateral_upsample(
     reach: float | None = 2.0,
     low_guidance: Tensor | None = None,
     memory_format: torch.memory_format | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Average the features around every pixel, weighed by the Gaussians of their cells in position and in guidance.
 
@@ -180,7 +181,7 @@ def _backward(wanted, arguments, grad):
 
 def _gradient_requires(op, grad, *rest) -> None:
     *arguments, wanted, backend = rest
-    _requires(op, *arguments, False, backend)
+    _requires(op, *arguments, False, backend)  # type: ignore[call-arg]  # their number is not known
     features, guidance = arguments[:2]
     shape = (*features.shape[:2], *guidance.shape[2:])
     _contract.tensor(op, "grad", grad, features, shape, (features.dtype,))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Backend, Border
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import empty_map, layout_of, register
@@ -13,7 +14,7 @@ from murf_fast.ops._library import empty_map, layout_of, register
 BORDERS = ("symmetric", "reflect")
 
 
-def gaussian_blur(x: Tensor, sigma: float, *, border: str = "symmetric", backend: str | None = None) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: float, *, border: Border = "symmetric", backend: Backend | None = None) -> Tensor:
     """Convolve maps with a Gaussian, cut off at four sigma, one axis after the other.
 
     ``out = G_h x G_w^T`` with ``2 int(4 sigma + 0.5) + 1`` normalized taps per axis: 33 for sigma 4. Equal to the dense

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Layout, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import axes_of, register
 from murf_fast.ops._resize import Resize
@@ -18,16 +20,16 @@ LAYOUTS = ("cyx", "yxc")
 
 def image_to_patches(
     images: Tensor,
-    sizes: Sequence[int | tuple[int, int]],
+    sizes: Sequence[Size],
     patch_size: int,
     *,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    layout: str = "cyx",
+    layout: Layout = "cyx",
     dtype: torch.dtype | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> list[Tensor]:
     """Resize, normalize and cut a batch of images into patches, once per size, in one pass each.
 
@@ -57,21 +59,21 @@ def image_to_patches(
 
     Source: MuRF's image pyramid and the patch embedding of every ViT; SigLIP 2's NaFlex patches.
     """
-    options = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
+    options: dict[str, Any] = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
     return padded_patches(images, sizes, patch_size, 1, dtype=dtype, backend=backend, **options)
 
 
 def padded_patches(
     images: Tensor,
-    sizes: Sequence[int | tuple[int, int]],
+    sizes: Sequence[Size],
     patch_size: int,
     multiple: int,
     *,
-    mode: str,
+    mode: Mode,
     antialias: bool,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    layout: str,
+    layout: Layout,
     dtype: torch.dtype | None,
     backend: str | None,
 ) -> list[Tensor]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, SmoothMode
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params, require_network
 from murf_fast.ops._derivatives import derivatives_wanted
@@ -17,19 +19,49 @@ from murf_fast.ops.bilateral_kernels import bilateral_kernels
 from murf_fast.tables.folded import folded_axis, part
 
 
+@overload
+def joint_bilateral_upsample(
+    source: Tensor,
+    guidance: Tensor,
+    params: BilateralParams,
+    *,
+    radius: int = 3,
+    mode: SmoothMode = "bicubic",
+    bias: Tensor | None = None,
+    range_mask: Tensor | None = None,
+    fixup_mask: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+    memory_format: torch.memory_format | None = None,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def joint_bilateral_upsample(
+    source: Sequence[Tensor],
+    guidance: Tensor,
+    params: BilateralParams,
+    *,
+    radius: int = 3,
+    mode: SmoothMode = "bicubic",
+    bias: Tensor | None = None,
+    range_mask: Tensor | None = None,
+    fixup_mask: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+    memory_format: torch.memory_format | None = None,
+    backend: Backend | None = None,
+) -> list[Tensor]: ...
 def joint_bilateral_upsample(
     source: Tensor | Sequence[Tensor],
     guidance: Tensor,
     params: BilateralParams,
     *,
     radius: int = 3,
-    mode: str = "bicubic",
+    mode: SmoothMode = "bicubic",
     bias: Tensor | None = None,
     range_mask: Tensor | None = None,
     fixup_mask: Tensor | None = None,
     rows: tuple[int, int] | None = None,
     memory_format: torch.memory_format | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | list[Tensor]:
     """Upsample ``source`` to the grid of ``guidance`` with kernels that follow the guidance's edges.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from murf_fast import _fork, backends, reference
+from murf_fast.annotations import Backend, Projection
 from murf_fast.ops import _checks, _contract, _random_projection
 from murf_fast.ops._library import register
 from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
@@ -23,14 +25,14 @@ def k_center_greedy(
     *,
     count: int | None = None,
     fraction: float | None = None,
-    start: int | Tensor | str = 0,
+    start: int | Tensor | Literal["random"] = 0,
     include_start: bool = True,
-    projection: Tensor | str | None = None,
+    projection: Tensor | Projection | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     out: Tensor | None = None,
     nearest: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Select rows one by one, always the one farthest from all rows selected before: greedy k-center, a coreset.
 
@@ -142,7 +144,7 @@ def _selected(
     if backend == "reference":
         known = None if nearest is None else nearest.clone()
         chosen.copy_(reference.k_center_greedy(features, total, start, known, met))
-        if known is not None:
+        if known is not None and nearest is not None:
             nearest.copy_(known)
         return chosen
     with _fork.calling_thread_only():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from murf_fast import reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks
 from murf_fast.ops._batch_norm import batch_statistics, running_statistics, uses_batch_statistics
 from murf_fast.ops._library import layout_of, wants_channels_last
@@ -24,14 +26,14 @@ def linear_head(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    size: int | tuple[int, int],
-    via: int | tuple[int, int] | None = None,
+    size: Size,
+    via: Size | None = None,
     norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None,
     cls: Tokens | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     memory_format: torch.memory_format | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """1x1 convolution over resized, concatenated maps, without resizing or concatenating them.
 
@@ -88,12 +90,12 @@ def low_resolution_logits(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    grid: int | tuple[int, int],
+    grid: Size,
     norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None,
     cls: Tokens | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """The part of :func:`linear_head` before the resize, for the fused ops that take logits at low resolution.
 
@@ -148,7 +150,7 @@ def _logits(
             else:
                 scale, mean = running_statistics(norm, wide)
             weight = weight.to(wide) * scale
-        grids: list[tuple[int, int]] = []
+        grids: list[tuple[int, ...]] = []
         groups: list[list[tuple[Tensor, Tensor]]] = []
         shifts: list[Tensor | None] = []
         begin = 0
@@ -169,7 +171,7 @@ def _logits(
             begin = end
         maps = []
         for grid, members, shift in zip(grids, groups, shifts, strict=True):
-            total = None
+            total: Tensor | Any = None
             if shift is not None:
                 # The mean is subtracted within the product, which then rounds what is left. The bias makes up for the
                 # rounding of what was subtracted, and carries its whole gradient: in float32.
@@ -212,7 +214,7 @@ def _project(x: Tensor, weight: Tensor, channels_last: bool, total: Tensor | Non
 def check_head(
     op: str,
     features: list[Tensor],
-    weight: object,
+    weight: Any,
     bias: object,
     norm: object,
     cls: object,
@@ -308,7 +310,7 @@ def _arithmetic_dtype(x: Tensor) -> torch.dtype:
     return _autocast_dtype(x) or x.dtype
 
 
-def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     if device not in ("cpu", "cuda"):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast._constant import constant_while_compiling
+from murf_fast.annotations import Backend, Metric, Precision
 from murf_fast.ops import _cells, _checks, _contract, _nearest_float64
 from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._library import register
@@ -65,10 +67,10 @@ class NearestIndex:
         *,
         cosine: bool = False,
         ip: bool = False,
-        cells: int | str | None = None,
-        precision: str = "auto",
+        cells: int | Literal["auto"] | None = None,
+        precision: Precision = "auto",
         device: torch.device | str | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         bank = matrix(OP, "bank", bank)
         _checks.no_gradients(OP, "a nearest distance", [bank])
@@ -93,7 +95,7 @@ class NearestIndex:
                 f"{self.bank.device}; move it there, or leave `cells` out"
             )
         self.asked_for = backends.asked_for(backend)
-        self.backend = backends.resolve(backend, self.device.type, self.bank.dtype)
+        self.backend: Backend = backends.resolve(backend, self.device.type, self.bank.dtype)
         self.tensors: list[Tensor] = []
         self.cells: Cells | None = None
         self._searched: Tensor | None = None
@@ -172,7 +174,7 @@ class NearestIndex:
 
     def _grown(self, bank: Tensor, found: list[Cells]) -> Callable[[Tensor, Tensor], Cells]:
         def grown(mean: Tensor, scale: Tensor) -> Cells:
-            found.append(_cells.grown(bank, mean, scale, self.cells, self._nearest))
+            found.append(_cells.grown(bank, mean, scale, cast("Cells", self.cells), self._nearest))
             return found[0]
 
         return grown
@@ -186,10 +188,10 @@ def nearest_distance(
     bank: Tensor | NearestIndex | IVFIndex,
     *,
     k: int = 1,
-    metric: str | None = None,
-    precision: str = "auto",
-    index: str = "exact",
-    backend: str | None = None,
+    metric: Metric | None = None,
+    precision: Precision = "auto",
+    index: Literal["exact", "ivf"] = "exact",
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of a bank for every query, exactly, without the (Q, M) matrix of distances.
 
@@ -239,14 +241,15 @@ def nearest_distance(
             if metric == "ip":
                 raise ValueError(f'murf_fast.{OP}: `metric` must be a distance with index="ivf", got "ip"')
             bank = IVFIndex(bank, cosine=cosine)
-    prepared = not isinstance(bank, Tensor)
-    ip = prepared and getattr(bank, "ip", False)
-    if prepared and (bank.cosine, ip) != (cosine, metric == "ip"):
+    held: Any = None if isinstance(bank, Tensor) else bank
+    prepared = held is not None
+    ip = prepared and getattr(held, "ip", False)
+    if prepared and (held.cosine, ip) != (cosine, metric == "ip"):
         raise ValueError(
-            f"murf_fast.{OP}: `metric` is {metric!r}, but the index was prepared with cosine={bank.cosine}"
+            f"murf_fast.{OP}: `metric` is {metric!r}, but the index was prepared with cosine={held.cosine}"
             + (f" and ip={ip}" if isinstance(bank, NearestIndex) else "")
         )
-    rows = bank.bank if prepared else bank
+    rows: Tensor = bank if isinstance(bank, Tensor) else bank.bank
     k = _checks.integer(OP, "k", k, 1)
     if k > rows.shape[0]:
         raise ValueError(f"murf_fast.{OP}: `k` must be at most the {rows.shape[0]} rows of the bank, got {k}")
@@ -264,9 +267,9 @@ def nearest_distance(
     dtype = torch.float64 if torch.float64 in (query.dtype, rows.dtype) else query.dtype
     if backend is None and prepared:
         # An index for float32 searches holds its bank: float64 queries are compared with that, in float64.
-        backend = bank.backend if dtype != torch.float64 or bank.asked_for == "reference" else None
-    if getattr(bank, "cells", None) is not None:
-        bank._searched = torch.ones((), dtype=torch.float64, device="cpu")
+        backend = held.backend if dtype != torch.float64 or held.asked_for == "reference" else None
+    if getattr(held, "cells", None) is not None:
+        held._searched = torch.ones((), dtype=torch.float64, device="cpu")
     if dtype == torch.float64 and not _asked_for(backend):
         kernels = "triton" if query.is_cuda else "native"
         return _nearest_distance(query, rows, [], k, metric, precision, kernels)
@@ -276,14 +279,14 @@ def nearest_distance(
         if not prepared:
             _check_rows("bank", rows, cosine)
         return reference.nearest_distance(query, rows, k, metric)
-    if prepared and backend != bank.backend:
-        raise ValueError(f"murf_fast.{OP}: the index was prepared for backend {bank.backend!r}, not {backend!r}")
-    if getattr(bank, "cells", None) is not None:
-        distances, indices, bank._searched = _nearest_distance_cells(
-            query, rows, bank.tensors, list(bank.cells), k, metric, backend
+    if prepared and backend != held.backend:
+        raise ValueError(f"murf_fast.{OP}: the index was prepared for backend {held.backend!r}, not {backend!r}")
+    if getattr(held, "cells", None) is not None:
+        distances, indices, held._searched = _nearest_distance_cells(
+            query, rows, held.tensors, list(held.cells), k, metric, backend
         )
         return distances, indices
-    tensors = bank.tensors if prepared else []
+    tensors = held.tensors if prepared else []
     return _nearest_distance(query, rows, tensors, k, metric, precision, backend)
 
 
@@ -292,7 +295,7 @@ def _asked_for(backend: str | None) -> str | None:
     return backends.asked_for(backend)
 
 
-def _device(device: object) -> torch.device:
+def _device(device: Any) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import operator
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from murf_fast import windows
+from murf_fast.annotations import Backend, Size
 from murf_fast.backends import BackendUnavailableError
 from murf_fast.ops import _checks
 from murf_fast.ops.window_attention import head_scale, window_attention
@@ -20,12 +22,12 @@ def neighborhood_attention(
     k: Tensor,
     v: Tensor,
     *,
-    kernel_size: int | tuple[int, int],
-    stride: int | tuple[int, int] = 1,
-    dilation: int | tuple[int, int] = 1,
+    kernel_size: Size,
+    stride: Size = 1,
+    dilation: Size = 1,
     scale: float | None = None,
     bias: tuple[Tensor, Tensor] | None = None,
-    backend: str | None = None,
+    backend: Backend | Literal["natten"] | None = None,
 ) -> Tensor:
     """Attend to a window of ``kernel_size`` tokens around each token, shifted at the borders (NATTEN's ``na2d``).
 

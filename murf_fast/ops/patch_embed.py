@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import reference
+from murf_fast.annotations import Backend, Keep, Layout, Mode, PositionFlavor, Remainder, Size
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.image_to_patches import image_to_patches, padded_patches
@@ -111,25 +113,25 @@ class PackedTokens:
 
 def patch_embed(
     images: Tensor | Sequence[Tensor],
-    sizes: Sequence[int | tuple[int, int]] | Sequence[Sequence[int | tuple[int, int]]],
+    sizes: Sequence[Size] | Sequence[Sequence[Size]],
     weight: Tensor,
     bias: Tensor | None = None,
     pos_embed: Tensor | None = None,
     *,
     patch_size: int,
-    flavor: str | None = None,
+    flavor: PositionFlavor | None = None,
     num_prefix_tokens: int = 0,
     source_grid: tuple[int, int] | None = None,
     prefix: Tensor | None = None,
-    tiles: Sequence[int | tuple[int, int]] | None = None,
-    remainder: str = "raise",
-    mode: str = "bilinear",
+    tiles: Sequence[Size] | None = None,
+    remainder: Remainder = "raise",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    layout: str = "cyx",
-    keep: bool | str = "checked",
-    backend: str | None = None,
+    layout: Layout = "cyx",
+    keep: Keep = "checked",
+    backend: Backend | None = None,
 ) -> PackedTokens:
     """Resize, normalize, cut and project images at several resolutions, with positions, into one packed buffer.
 
@@ -176,7 +178,7 @@ def patch_embed(
     backend_name = _checks.backend(backend, weight)
     count = 0 if prefix is None else len(prefix)
     blocks = _blocks(batches, grids, tiles, patch_size, count)
-    tables = [None] * len(blocks)
+    tables: Sequence[Tensor | None] = [None] * len(blocks)
     if pos_embed is not None:
         if isinstance(pos_embed, Tensor) and pos_embed.dtype in _checks.DTYPES and pos_embed.dtype != weight.dtype:
             # A narrower table must not be rounded to its own dtype again, between its resize and the sum.
@@ -184,7 +186,7 @@ def patch_embed(
         tables = resample_pos_embed(
             pos_embed,
             [block.grid for block in blocks],
-            flavor=flavor,
+            flavor=cast("PositionFlavor", flavor),
             num_prefix_tokens=num_prefix_tokens,
             source_grid=source_grid,
             keep=keep,
@@ -197,7 +199,7 @@ def patch_embed(
     total = sum(block.sequences * block.length(count) for block in blocks)
     buffer = weight[:0] if functional else weight.new_empty((total, weight.shape[0]))
     packed = PackedTokens(buffer, tuple(blocks), count)
-    options = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
+    options: dict[str, Any] = {"mode": mode, "antialias": antialias, "mean": mean, "std": std, "layout": layout}
     options |= {"dtype": weight.dtype, "backend": backend}
     pairs = [(batch, size) for batch, its_sizes in zip(batches, grids, strict=True) for size in its_sizes]
     head = _with_positions(prefix, tables[0], num_prefix_tokens)
@@ -234,13 +236,13 @@ def patch_embed(
 
 def cut_sequences(
     images: Tensor,
-    sizes: Sequence[int | tuple[int, int]],
+    sizes: Sequence[Size],
     *,
     patch_size: int,
     prefix: int,
     dtype: torch.dtype,
-    tiles: Sequence[int | tuple[int, int]] | None = None,
-    remainder: str = "raise",
+    tiles: Sequence[Size] | None = None,
+    remainder: Remainder = "raise",
     **options,
 ) -> Iterator[tuple[Block, Tensor]]:
     """The patches (tiles B, h w, 3 p p) of each resolution's sequences, for embeddings that are called as modules.
@@ -333,7 +335,7 @@ def _project_all(out: Tensor, patches: Tensor, weight: Tensor, bias: Tensor | No
     if positions is not None and bias is not None:
         torch.add(positions.expand_as(rows), bias, out=rows)  # straight into the buffer, as one launch
     elif positions is not None or bias is not None:
-        rows.copy_(bias if positions is None else positions)
+        rows.copy_(cast("Tensor", bias) if positions is None else positions)
     beta = 0 if bias is None and positions is None else 1
     rows.baddbmm_(patches, weight.mT.expand(len(rows), -1, -1), beta=beta)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Keep, PositionFlavor, Size, SmoothMode
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted, in_transform, writes_nothing
 from murf_fast.ops._resize import Resize
@@ -31,15 +34,15 @@ KEEPS = (False, True, "checked")
 class Kept:
     """What ``keep`` holds of one table, as long as the table is in ``state``: the results of its latest calls."""
 
-    state: tuple
+    state: tuple[Any, ...]
     content: Tensor | None  # a copy to compare with, for `keep="checked"`
-    tables: dict[tuple, Tensor] = field(default_factory=dict)  # by how they were made
+    tables: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # by how they were made
     # By the arguments as given, so that they are found before any check: keys of the above and results; the latest
     # comes last.
-    calls: dict[tuple, tuple[list[tuple], list[Tensor]]] = field(default_factory=dict)
+    calls: dict[tuple[Any, ...], tuple[list[tuple[Any, ...]], list[Tensor]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def find(self, call: tuple) -> list[Tensor] | None:
+    def find(self, call: tuple[Any, ...]) -> list[Tensor] | None:
         """The results of a call, which is the latest from now on."""
         found = self.calls.pop(call, None)
         if found is None:
@@ -47,7 +50,7 @@ class Kept:
         self.calls[call] = found
         return found[1]
 
-    def add(self, call: tuple, keys: list[tuple], results: list[Tensor]) -> None:
+    def add(self, call: tuple[Any, ...], keys: list[tuple[Any, ...]], results: list[Tensor]) -> None:
         """Keep the results of a call, and let go of those that were used longest ago."""
         with self.lock:
             self.calls[call] = (keys, results)
@@ -67,7 +70,7 @@ _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 class Flavor:
     """How one code base resizes its table."""
 
-    mode: str
+    mode: SmoothMode
     antialias: bool
     offset: float = 0.0  # added to the grid before the scale factor is taken
 
@@ -84,15 +87,37 @@ FLAVORS = {
 }
 
 
+@overload
 def resample_pos_embed(
     pos_embed: Tensor,
-    grid: tuple[int, int] | Sequence[tuple[int, int]],
+    grid: tuple[int, int] | torch.Size,
     *,
-    flavor: str,
+    flavor: PositionFlavor,
     num_prefix_tokens: int = 0,
     source_grid: tuple[int, int] | None = None,
-    keep: bool | str = False,
-    backend: str | None = None,
+    keep: Keep = False,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def resample_pos_embed(
+    pos_embed: Tensor,
+    grid: Sequence[tuple[int, int] | torch.Size],
+    *,
+    flavor: PositionFlavor,
+    num_prefix_tokens: int = 0,
+    source_grid: tuple[int, int] | None = None,
+    keep: Keep = False,
+    backend: Backend | None = None,
+) -> list[Tensor]: ...
+def resample_pos_embed(
+    pos_embed: Tensor,
+    grid: tuple[int, int] | torch.Size | Sequence[tuple[int, int] | torch.Size],
+    *,
+    flavor: PositionFlavor,
+    num_prefix_tokens: int = 0,
+    source_grid: tuple[int, int] | None = None,
+    keep: Keep = False,
+    backend: Backend | None = None,
 ) -> Tensor | list[Tensor]:
     """Resize a learned table of positions to another grid, as a named code base does.
 
@@ -160,7 +185,7 @@ def resample_pos_embed(
     table = tables[num_prefix_tokens:].unflatten(0, source).permute(2, 0, 1)[None]
     name = _checks.backend(backend, pos_embed)
 
-    def resampled(g: tuple[int, int]) -> Tensor:
+    def resampled(g: tuple[int, ...]) -> Tensor:
         result = _resampled(prefix, table, g, FLAVORS[flavor], name)
         return result.view(*pos_embed.shape[:-2], *result.shape)
 
@@ -172,13 +197,13 @@ def resample_pos_embed(
         results = [tables[g] for g in grids]
     else:
         keys = {g: (g, flavor, num_prefix_tokens, source, name) for g in grids}
-        tables = {g: _keep(kept, key, lambda g=g: resampled(g)) for g, key in keys.items()}
+        tables = {g: _keep(kept, key, functools.partial(resampled, g)) for g, key in keys.items()}
         results = [tables[g] for g in grids]
         kept.add(call, [keys[g] for g in grids], results)
     return results[0] if single else list(results)
 
 
-def _is_single(grid: object) -> bool:
+def _is_single(grid: Any) -> bool:
     """Whether this is one grid, not a list of them."""
     return not _checks.is_sequence(grid) or (len(grid) == 2 and not any(_checks.is_sequence(n) for n in grid))
 
@@ -201,7 +226,7 @@ def _kept_of(pos_embed: object, is_checked: bool) -> Kept | None:
     return kept
 
 
-def _keep(kept: Kept, key: tuple, resampled: Callable[[], Tensor]) -> Tensor:
+def _keep(kept: Kept, key: tuple[Any, ...], resampled: Callable[[], Tensor]) -> Tensor:
     table = kept.tables.get(key)
     if table is not None:
         return table
@@ -210,7 +235,7 @@ def _keep(kept: Kept, key: tuple, resampled: Callable[[], Tensor]) -> Tensor:
         return resampled()
 
 
-def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: Flavor, backend: str) -> Tensor:
+def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, ...], flavor: Flavor, backend: str) -> Tensor:
     """Rows (P + h * w, D) of one grid, from a table (1, D, M_h, M_w)."""
     source = tuple(table.shape[2:])
     # Without an offset a table at its own grid is itself: no case for a graph of any size.
@@ -224,8 +249,8 @@ def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, int], flavor: Fla
         resized = reference.resample_pos_embed(wide, grid, flavor.mode, flavor.antialias, factors)
         return torch.cat([prefix, resized.to(table.dtype)])
     if writes_nothing([table]):
-        target = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
-        options = {"mode": flavor.mode, "antialias": flavor.antialias, "backend": backend}
+        target: dict[str, Any] = {"size": grid} if factors is None else {"scale_factor": tuple(factors)}
+        options: dict[str, Any] = {"mode": flavor.mode, "antialias": flavor.antialias, "backend": backend}
         return torch.cat([prefix, _rows(resize(table, memory_format=torch.channels_last, **target, **options))])
     result = prefix.new_empty((prefix.shape[0] + grid[0] * grid[1], prefix.shape[1]))
     result[: prefix.shape[0]] = prefix
@@ -254,9 +279,9 @@ def _source_grid(op: str, source_grid: object, patches: int) -> tuple[int, int]:
 
 def resample_patch_embed(
     weight: Tensor,
-    patch_size: int | tuple[int, int],
+    patch_size: Size,
     *,
-    mode: str = "bicubic",
+    mode: SmoothMode = "bicubic",
     antialias: bool = True,
 ) -> Tensor:
     """A patch-embedding kernel for another patch size: the pseudo-inverse resize of FlexiViT.

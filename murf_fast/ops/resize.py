@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import axes_of, empty_map, layout_of, register, wants_channels_last, written
@@ -14,14 +17,14 @@ from murf_fast.tables.resize import MAX_PIXELS, scaled_size
 
 def resize(
     x: Tensor,
-    size: int | tuple[int, int] | None = None,
+    size: Size | None = None,
     *,
     scale_factor: float | tuple[float, float] | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
+    via: Size | None = None,
     memory_format: torch.memory_format | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Resize one map: ``F.interpolate(align_corners=False)`` in every mode the field uses, and its exact adjoint.
 
@@ -69,7 +72,7 @@ def resize(
     return _resize(x, how, factors, channels_last, backend)
 
 
-def _scaled(op: str, x: Tensor, size: object, scale_factor: object, mode: str, via: object) -> tuple:
+def _scaled(op: str, x: Tensor, size: object, scale_factor: object, mode: str, via: object) -> tuple[Any, ...]:
     """The size that a factor gives, and the factors by axis; None for ``"area"``, which knows only sizes."""
     if (size is None) == (scale_factor is None):
         raise ValueError(f"murf_fast.{op}: exactly one of `size` and `scale_factor` must be given")

@@ -3,25 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import axes_of_maps, float32_rows, register
 
 
+@overload
 def upsample_argmax(
     features: Sequence[Tensor],
-    size: int | tuple[int, int],
+    size: Size,
     *,
     bias: Tensor | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
+    via: Size | None = None,
+    return_values: Literal[False] = False,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def upsample_argmax(
+    features: Sequence[Tensor],
+    size: Size,
+    *,
+    bias: Tensor | None = None,
+    mode: Mode = "bilinear",
+    antialias: bool = False,
+    via: Size | None = None,
+    return_values: Literal[True],
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def upsample_argmax(
+    features: Sequence[Tensor],
+    size: Size,
+    *,
+    bias: Tensor | None = None,
+    mode: Mode = "bilinear",
+    antialias: bool = False,
+    via: Size | None = None,
+    return_values: bool,
+    backend: Backend | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def upsample_argmax(
+    features: Sequence[Tensor],
+    size: Size,
+    *,
+    bias: Tensor | None = None,
+    mode: Mode = "bilinear",
+    antialias: bool = False,
+    via: Size | None = None,
     return_values: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The class of the largest summed, resized logit of every pixel; full-resolution logits never exist.
 

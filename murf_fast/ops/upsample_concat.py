@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import linear
 from murf_fast.ops._library import (
@@ -23,14 +24,14 @@ from murf_fast.ops.resize import resize_adjoint
 
 def upsample_concat(
     features: Sequence[Tensor],
-    size: int | tuple[int, int],
+    size: Size,
     *,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
+    via: Size | None = None,
     memory_format: torch.memory_format | None = None,
     out: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Resize every map to one grid and concatenate them over channels, in one write of the result.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._labels import check_labels, check_target
 from murf_fast.ops._library import axes_of_maps, float32_rows, register
@@ -22,11 +23,11 @@ def upsample_confusion(
     target: Tensor,
     *,
     bias: Tensor | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
+    via: Size | None = None,
     ignore_index: int = -100,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """How many pixels of every label get every class; neither logits nor classes of full resolution exist.
 

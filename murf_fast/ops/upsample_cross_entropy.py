@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._labels import check_labels, check_target
@@ -21,14 +23,14 @@ def upsample_cross_entropy(
     target: Tensor,
     *,
     bias: Tensor | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
+    via: Size | None = None,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    backend: Backend | None = None,
 ) -> Tensor:
     """``F.cross_entropy(sum_s U_s F_s + bias, target)`` without full-resolution logits, forward and backward.
 
@@ -129,7 +131,7 @@ def _launch(features, bias, target, weight, how, ignore_index, label_smoothing, 
     backends.launcher(backend).upsample_cross_entropy(*arguments, *results)
 
 
-def _of_kernels(features, bias, target, weight, how, ignore_index, label_smoothing) -> tuple:
+def _of_kernels(features, bias, target, weight, how, ignore_index, label_smoothing) -> tuple[Any, ...]:
     """What the kernels of loss and gradient both take."""
     axes = axes_of_maps(features, *how._replace(size=tuple(target.shape[1:])))
     target, weight = target.contiguous(), as_float32(weight)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Mode, Norm, Size
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, axes_of_maps, bias_gradient, empty_map, float32_rows, register
@@ -17,15 +18,15 @@ NORMS = ("softmax", "linear")
 
 def upsample_expectation(
     features: Sequence[Tensor],
-    size: int | tuple[int, int],
+    size: Size,
     values: Tensor,
     *,
     bias: Tensor | None = None,
-    norm: str = "softmax",
-    mode: str = "bilinear",
+    norm: Norm = "softmax",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
-    backend: str | None = None,
+    via: Size | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Make a distribution over channels from the summed, resized logits of every pixel and take its expectation.
 
@@ -141,7 +142,7 @@ def _gradient_backward(_, arguments, directions):
     (of_grad,), (*of_features, of_bias, of_values) = reference_second_derivative(
         expectations, [*features, bias, rows], [grad], [*of_maps, None, of_rows.view(*grad.shape[:2], -1)], wanted
     )
-    return of_grad, of_features, of_bias, of_values.sum((0, 1))
+    return of_grad, of_features, of_bias, None if of_values is None else of_values.sum((0, 1))
 
 
 _upsample_expectation = register(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import reference
+from murf_fast.annotations import Backend, Mode, Size
 from murf_fast.ops import _checks
 from murf_fast.ops._library import layout_of, wants_channels_last
 from murf_fast.ops._resize import place
@@ -17,15 +18,15 @@ from murf_fast.ops.upsample_sum import upsample_sum
 
 def upsample_mean(
     maps: Sequence[Tensor],
-    size: int | tuple[int, int],
+    size: Size,
     weights: Sequence[float] | Tensor | None = None,
     *,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
-    via: int | tuple[int, int] | None = None,
+    via: Size | None = None,
     memory_format: torch.memory_format | None = None,
     out: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Resize every map to one grid and average them, in one write of the result.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from murf_fast import backends, reference
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Backend, Values
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._derivatives import reference_second_derivative
 from murf_fast.ops._library import as_float32, empty_map, layout_of, register
@@ -19,6 +21,7 @@ from murf_fast.windows import Windows, axis_window
 VALUES = ("mean", "split")
 
 
+@overload
 def window_attention(
     q: Tensor,
     k: Tensor,
@@ -26,11 +29,52 @@ def window_attention(
     *,
     windows: Windows,
     num_heads: int,
-    values: str = "mean",
+    values: Values = "mean",
+    scale: float | None = None,
+    bias: tuple[Tensor, Tensor] | None = None,
+    return_lse: Literal[False] = False,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    windows: Windows,
+    num_heads: int,
+    values: Values = "mean",
+    scale: float | None = None,
+    bias: tuple[Tensor, Tensor] | None = None,
+    return_lse: Literal[True],
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    windows: Windows,
+    num_heads: int,
+    values: Values = "mean",
+    scale: float | None = None,
+    bias: tuple[Tensor, Tensor] | None = None,
+    return_lse: bool,
+    backend: Backend | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    windows: Windows,
+    num_heads: int,
+    values: Values = "mean",
     scale: float | None = None,
     bias: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Let every query attend to the keys of its window, without a mask, upsampled keys or a tensor of scores.
 
@@ -87,14 +131,14 @@ def window_attention(
 
 def check_attention(
     op: str,
-    q: object,
-    k: object,
-    v: object,
-    windows: object,
-    num_heads: object,
-    values: object,
-    scale: object,
-    bias: object,
+    q: Any,
+    k: Any,
+    v: Any,
+    windows: Any,
+    num_heads: Any,
+    values: Any,
+    scale: Any,
+    bias: Any,
 ) -> tuple[int, float, str, str]:
     """Heads, scale and the windows of rows and columns of a call whose arguments fit."""
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -198,7 +242,7 @@ def requires_attention(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, me
         raise ValueError(f"murf_fast.{op}: `bias_y` and `bias_x` must be given together")
 
 
-def _empty(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend) -> tuple:
+def _empty(q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, return_lse, backend) -> tuple[Any, ...]:
     batch, _, height, width = q.shape
     out = empty_map(q, (batch, v.shape[1], height, width), is_channels_last(q))
     return out, q.new_empty((batch, num_heads, height, width) if return_lse else (0,), dtype=torch.float32)

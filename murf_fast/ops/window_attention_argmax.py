@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from murf_fast import backends, reference
+from murf_fast.annotations import Backend, Values
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._library import as_float32, float32_rows, register
 from murf_fast.ops.upsample_argmax import label_dtype
@@ -19,11 +22,11 @@ def window_attention_argmax(
     *,
     windows: Windows,
     num_heads: int,
-    values: str = "mean",
+    values: Values = "mean",
     scale: float | None = None,
     bias: tuple[Tensor, Tensor] | None = None,
     class_bias: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """The class of the largest logit that every query attends to; logits of the queries' grid never exist.
 
@@ -70,7 +73,7 @@ def window_attention_argmax(
     )
 
 
-def _check_class_bias(op: str, bias: object, classes: int, q: Tensor) -> None:
+def _check_class_bias(op: str, bias: Any, classes: int, q: Tensor) -> None:
     if bias is None:
         return
     _checks.tensor(op, "class_bias", bias)
@@ -90,9 +93,10 @@ def _classes(v: Tensor, num_heads: int, mean: bool) -> int:
 def _requires(op, q, k, v, bias_y, bias_x, class_bias, rows, columns, num_heads, mean, scale, backend) -> None:
     requires_attention(op, q, k, v, bias_y, bias_x, rows, columns, num_heads, mean, scale, False, backend)
     if class_bias is not None:
-        shape = (None,) * (len(class_bias.shape) - 1) + (_classes(v, num_heads, mean),)
+        classes = _classes(v, num_heads, mean)
+        shape = (*(None,) * (len(class_bias.shape) - 1), classes)
         _contract.tensor(op, "class_bias", class_bias, q, shape, _checks.DTYPES)
-        _check_class_bias(op, class_bias, shape[-1], q)
+        _check_class_bias(op, class_bias, classes, q)
 
 
 def _empty(q, k, v, bias_y, bias_x, class_bias, rows, columns, num_heads, mean, scale, backend) -> Tensor:

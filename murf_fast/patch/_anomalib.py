@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import types
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +86,12 @@ def _version(package: types.ModuleType) -> tuple[int, int]:
     return version
 
 
-def _replace(owner: type, name: str, function: types.FunctionType) -> None:
+def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:
     replace(owner, _original.format(name), getattr(owner, name))
     replace(owner, name, function)
 
 
-def _left_as_it_was(self: object, name: str, *arguments):
+def _left_as_it_was(self: object, name: str, *arguments: Any) -> Any:
     return getattr(self, _original.format(name))(*arguments)
 
 
@@ -98,7 +100,7 @@ def _is_ours(*tensors: Tensor) -> bool:
     first = tensors[0]
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not listed
         and first.device.type in ("cpu", "cuda")
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
         and all(x.dtype == first.dtype and x.device == first.device for x in tensors)
@@ -106,7 +108,7 @@ def _is_ours(*tensors: Tensor) -> bool:
     )
 
 
-def _nearest_neighbors(self, embedding: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor]:
+def _nearest_neighbors(self: Any, embedding: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor]:
     """(n,) or, of more than one neighbour, (n, k) distances and rows of the memory bank."""
     bank = self.memory_bank
     if embedding.ndim != 2 or not _is_ours(embedding, bank):
@@ -117,7 +119,7 @@ def _nearest_neighbors(self, embedding: Tensor, n_neighbors: int) -> tuple[Tenso
 
 
 def _nearest_of_many(
-    self, features_query: Tensor, features_key: Tensor, knn_neighbors: int, normalize: bool = False
+    self: Any, features_query: Tensor, features_key: Tensor, knn_neighbors: int, normalize: bool = False
 ) -> tuple[Tensor, Tensor]:
     """(..., n, k) of queries (..., n, d) among keys (m, d), which are a layer of the memory bank.
 
@@ -132,10 +134,12 @@ def _nearest_of_many(
 
 
 # Per model, its bank as it was, and the indices of that or, of SuperADD, of the parts of that which are layers.
-_indices: weakref.WeakKeyDictionary[nn.Module, tuple[State, dict[tuple, NearestIndex]]] = weakref.WeakKeyDictionary()
+_indices: weakref.WeakKeyDictionary[nn.Module, tuple[State, dict[tuple[Any, ...], NearestIndex]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _prepared(model: nn.Module, rows: Tensor) -> Tensor | NearestIndex:
+def _prepared(model: Any, rows: Tensor) -> Tensor | NearestIndex:
     """``rows``, all or part of the model's bank, prepared once; as they are where changes of them could not be seen."""
     bank = model.memory_bank
     if bank.is_inference():
@@ -149,10 +153,10 @@ def _prepared(model: nn.Module, rows: Tensor) -> Tensor | NearestIndex:
     return known[part]
 
 
-def _selection(version: tuple[int, int]):
+def _selection(version: tuple[int, int]) -> Any:
     keeps_start = version >= _KEEPS_START
 
-    def select_coreset_idxs(self, selected_idxs: list[int] | None = None) -> list[int]:
+    def select_coreset_idxs(self: Any, selected_idxs: list[int] | None = None) -> list[int]:
         embedding, count = self.embedding, self.coreset_size
         others = count if keeps_start else count + 1
         if selected_idxs or not (_is_ours(embedding) and count > 0 and others <= len(embedding)):
@@ -180,21 +184,21 @@ def _selection(version: tuple[int, int]):
     return select_coreset_idxs
 
 
-def _blur(self, input_tensor: Tensor) -> Tensor:
+def _blur(self: Any, input_tensor: Tensor) -> Tensor:
     sigma = _sigma(self, input_tensor)
     if sigma is None or min(input_tensor.shape[2:]) <= self.height // 2:
         return _left_as_it_was(self, "forward", input_tensor)
     return gaussian_blur(input_tensor, sigma, border="reflect")
 
 
-def _sigma(blur: nn.Module, x: Tensor) -> float | None:
+def _sigma(blur: Any, x: Tensor) -> float | None:
     """Of a blur that :func:`gaussian_blur` does to ``x``."""
     if not _is_ours(x, blur.kernel) or x.ndim != 4 or x.shape[1] != blur.channels:
         return None
     return sigma_of(blur) if blur.padding == "same" and blur.border_type == "reflect" else None
 
 
-def _compute_anomaly_map(self, patch_scores: Tensor, image_size: tuple[int, int] | torch.Size | None = None) -> Tensor:
+def _compute_anomaly_map(self: Any, patch_scores: Tensor, image_size: Any = None) -> Tensor:
     """(B, 1, H, W) of (B, 1, h, w), each value repeated and all smoothed."""
     sigma = None if image_size is None else _sigma(self.blur, patch_scores)
     if sigma is None or min(image_size) <= self.blur.height // 2 or not is_as_written(self, ("anomalib",)):

@@ -7,6 +7,7 @@ import importlib.util
 import types
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -79,9 +80,9 @@ def _checked(module: object) -> types.ModuleType:
     return module
 
 
-def _forward(packages: tuple[str, ...]) -> Callable:
+def _forward(packages: tuple[str, ...]) -> Callable[..., Any]:
     def forward(
-        self,
+        self: Any,
         image: Tensor,
         features: Tensor,
         output_size: tuple[int, int] | None = None,
@@ -107,9 +108,9 @@ def _forward(packages: tuple[str, ...]) -> Callable:
     return forward
 
 
-def _split_forward(packages: tuple[str, ...]) -> Callable:
+def _split_forward(packages: tuple[str, ...]) -> Callable[..., Any]:
     def forward(
-        self,
+        self: Any,
         images: Tensor,
         features: Tensor,
         attn_mask: object,
@@ -120,7 +121,7 @@ def _split_forward(packages: tuple[str, ...]) -> Callable:
         given = _weights(self, packages)
         grid, size = tuple(features.shape[2:]), tuple(images.shape[2:] if output_size is None else output_size)
         rule = None if given is None else windows_of(attn_mask, size, grid)
-        if rule is None or not lacks_output_projection(given):
+        if given is None or rule is None or not lacks_output_projection(given):
             return getattr(self, _original)(
                 images, features, attn_mask, output_size, vis_attn=vis_attn, q_chunk_size=q_chunk_size
             )
@@ -139,11 +140,11 @@ def _split_forward(packages: tuple[str, ...]) -> Callable:
 
 def _weights(model: nn.Module, packages: tuple[str, ...]) -> dict[str, Tensor] | None:
     """Its parameters; None if more than those has a say."""
-    given = dict(model.named_parameters())
+    given: dict[str, Tensor] = dict(model.named_parameters())
     return given if "rope.freqs" in given and is_as_written(model, packages) else None
 
 
-def _size(model: nn.Module, image, features, output_size, weights) -> tuple[int, int]:
+def _size(model: Any, image: Tensor, features: Tensor, output_size: Any, weights: Any) -> tuple[int, int]:
     """The output's, of arguments that fit."""
     output_size = None if output_size is None else tuple(output_size)
     size = check_image(image, output_size, weights["rope.freqs"], model.image_encoder[0].in_channels)
@@ -151,6 +152,6 @@ def _size(model: nn.Module, image, features, output_size, weights) -> tuple[int,
     return size
 
 
-def _heads(attention: nn.Module) -> int:
+def _heads(attention: Any) -> int:
     inner = getattr(attention, "attention", attention)
     return inner.num_heads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ _BOUNDS = ("r0", "r1", "c0", "c1")
 _known: weakref.WeakKeyDictionary[object, windows.Windows | None] = weakref.WeakKeyDictionary()
 
 
-@torch.compiler.disable
-def windows_of(mask: object, size: tuple[int, int], grid: tuple[int, int]) -> windows.Windows | None:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def windows_of(mask: Any, size: tuple[int, int], grid: tuple[int, int]) -> windows.Windows | None:
     """The windows of queries on a grid of ``size`` to keys on ``grid``, of a mask whose rule holds them.
 
     A rule of ``build_upsampler_block_mask`` is a function of four tables (H, W): the first and the last row and column
@@ -32,9 +33,10 @@ def windows_of(mask: object, size: tuple[int, int], grid: tuple[int, int]) -> wi
     return rule if rule is not None and rule.out == size and rule.grid == grid else None
 
 
-def _read(function: Callable, lengths: tuple[int, int]) -> windows.Windows | None:
+def _read(function: Callable[..., Any], lengths: tuple[int, int]) -> windows.Windows | None:
     names = inspect.getclosurevars(function).nonlocals
-    bounds, columns = [names.get(name) for name in _BOUNDS], names.get("w_")
+    bounds: list[Any] = [names.get(name) for name in _BOUNDS]
+    columns = names.get("w_")
     if not isinstance(columns, int) or not all(isinstance(x, Tensor) and x.ndim == 2 for x in bounds):
         return None
     r0, r1 = (x[:, 0].int().cpu() for x in bounds[:2])

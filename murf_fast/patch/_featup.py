@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import types
+from typing import Any
 
 from torch import Tensor
 
@@ -36,6 +37,7 @@ def featup() -> None:
     """
     if importlib.util.find_spec("featup") is None:
         raise ModuleNotFoundError("murf_fast.patch.featup: the package featup is not installed", name="featup")
+    extension: Any
     try:
         extension = importlib.import_module(_EXTENSION)
     except ImportError:  # not built for this machine, or for another torch
@@ -61,7 +63,7 @@ def _apply(input: Tensor, filters: Tensor) -> Tensor:
     return adaptive_conv(input, kernels, mode=None, padding=None)
 
 
-def _forward(self, source: Tensor, guidance: Tensor) -> Tensor:
+def _forward(self: Any, source: Tensor, guidance: Tensor) -> Tensor:
     levels = [(name, getattr(self, name)) for name in ("up1", "up2", "up3", "up4")]
     if passed_over(levels, self.fixup_proj) is not None:
         return getattr(self, _original)(source, guidance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ _ROUNDINGS = 4
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[State, float | None]] = weakref.WeakKeyDictionary()
 
 
-def sigma_of(blur: nn.Module) -> float | None:
+def sigma_of(blur: Any) -> float | None:
     """Of a blur whose ``kernel`` (C, 1, n, n) is a normalized Gaussian, cut off at four sigma, in every channel; else
     None. Reading a kernel waits for its device, so each is read once, and again when it has changed.
     """

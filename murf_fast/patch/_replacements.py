@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from typing import Any, cast
 
 _MISSING = object()
 _undo: list[tuple[object, str, object]] = []
@@ -29,7 +30,7 @@ def unpatch() -> None:
             if value is _MISSING:
                 sys.modules.pop(name, None)
             else:
-                sys.modules[name] = value
+                sys.modules[name] = cast("Any", value)
         elif value is _MISSING:
             delattr(owner, name)
         else:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.annotations import SmoothMode
 from murf_fast.reference._resize import resize_map
 
 __all__ = ["adaptive_conv"]
@@ -16,7 +17,7 @@ def adaptive_conv(
     kernels: Tensor,
     size: Sequence[int],
     bias: Tensor | None = None,
-    mode: str | None = "bicubic",
+    mode: SmoothMode | None = "bicubic",
     padding: str | None = "reflect",
 ) -> Tensor:
     """Resize, pad, unfold, and contract the windows with the kernels (B, D * D, H, W)."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.reference._resize import averaged
 from murf_fast.reference.feature_unify import feature_unify
 from murf_fast.windows import Windows
 
@@ -27,8 +28,8 @@ def anyup(
     size = tuple(output_size or image.shape[2:])
     weights = {name: w.to(image.dtype) for name, w in weights.items()}
     encoded = mixed_with_positions(encoder(weights, "image_encoder", image), weights["rope.freqs"])
-    q = F.adaptive_avg_pool2d(encoder(weights, "query_encoder", encoded), size)
-    k = F.adaptive_avg_pool2d(encoder(weights, "key_encoder", encoded), features.shape[2:])
+    q = averaged(encoder(weights, "query_encoder", encoded), size)
+    k = averaged(encoder(weights, "key_encoder", encoded), features.shape[2:])
     if "key_features_encoder.0.basis" in weights:
         unified = feature_unify(F.normalize(features, dim=1), weights["key_features_encoder.0.basis"]).to(image.dtype)
         k = torch.cat([k, residual_blocks(weights, "key_features_encoder", unified)], 1)

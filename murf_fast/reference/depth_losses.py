@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def log_gradient_loss(
 ) -> Tensor:
     """``sum_s (sum |g_y+2 - g_y| + sum |g_x+2 - g_x|) / N_s`` of every s-th row and column, N_s valid pixels."""
     difference = _log_difference(depth, target, valid, eps)
-    total = 0
+    total: Any = 0
     for s in strides:
         g, v = difference[:, ::s, ::s], valid[:, ::s, ::s]
         rows = (g[:, 2:] - g[:, :-2]).abs().where(v[:, 2:] & v[:, :-2], 0)

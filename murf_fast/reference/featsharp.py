@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.reference._resize import averaged
 from murf_fast.reference.joint_bilateral_upsample import joint_bilateral_upsample
 
 _RANGE = ("range_temp", "sigma_spatial", "range_proj.0.weight", "range_proj.0.bias", "range_proj.2.weight",
@@ -113,7 +114,7 @@ def _bilateral(
     for i, factor in enumerate(factors):
         size = [n * f for n, f in zip(source.shape[2:], factor, strict=True)]
         params = [weights[f"jbu.ups.{i}.{name}"] for name in _RANGE]
-        source = joint_bilateral_upsample(source, F.adaptive_avg_pool2d(guidance, size), params, 3, "bilinear")
+        source = joint_bilateral_upsample(source, averaged(guidance, size), params, 3, "bilinear")
     return source
 
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from murf_fast.reference._resize import averaged
 
 
 def fixed_jbu(source: Tensor, guidance: Tensor, sigma_spatial: float, sigma_range: float, radius: int) -> Tensor:
@@ -19,7 +20,7 @@ def fixed_jbu(source: Tensor, guidance: Tensor, sigma_spatial: float, sigma_rang
     spatial = [(-(d**2) / (2 * sigma_spatial**2)).masked_fill(d.abs() > radius, -torch.inf) for d in away]
     spatial = (spatial[0][:, None, :, None] + spatial[1][None, :, None]).flatten(2).flatten(0, 1)
     guidance = guidance - guidance.mean((2, 3), keepdim=True)
-    keys = F.adaptive_avg_pool2d(guidance, grid).flatten(2)
+    keys = averaged(guidance, grid).flatten(2)
     products = guidance.flatten(2).mT @ keys
     scores = (products - keys.square().sum(1, keepdim=True) / 2) / sigma_range**2 + spatial
     return (source.flatten(2) @ scores.softmax(2).mT).unflatten(2, size)

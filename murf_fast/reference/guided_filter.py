@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.reference._resize import averaged
+
 
 def guided_filter(source: Tensor, guidance: Tensor, radius: int, eps: float) -> Tensor:
     """Algorithm 1 of the guided filter's paper, of any number of guides; (B, C, H, W).
@@ -11,7 +13,7 @@ def guided_filter(source: Tensor, guidance: Tensor, radius: int, eps: float) -> 
     A guidance larger than the source is averaged to its grid, and the coefficients are upsampled.
     """
     size, grid, guides = guidance.shape[2:], source.shape[2:], guidance.shape[1]
-    i, p = F.adaptive_avg_pool2d(guidance, grid), source
+    i, p = averaged(guidance, grid), source
     mean_i, mean_p = _box(i, radius), _box(p, radius)
     corr_ii, corr_ip = (_box((i[:, :, None] * x[:, None]).flatten(1, 2), radius) for x in (i, p))
     var = corr_ii.unflatten(1, (guides, -1)) - mean_i[:, :, None] * mean_i[:, None]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference._resize import resize_map
 
 __all__ = ["image_to_patches"]
@@ -16,7 +17,7 @@ def image_to_patches(
     patch_size: int,
     gain: Sequence[float],
     offset: Sequence[float],
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     layout: str = "cyx",
 ) -> Tensor:

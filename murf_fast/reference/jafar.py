@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast.reference._encoders import GROUPS, guided_encoder
+from murf_fast.reference._resize import averaged
 from murf_fast.reference.anyup import mixed_with_positions, unit_rms
 
 
@@ -29,8 +30,8 @@ def jafar_queries_and_keys(
     """Projected queries (B, H * W, D) and keys (B, h * w, D)."""
     encoded = guided_encoder(weights, "image_encoder", image, residual=True)
     encoded = mixed_with_positions(encoded, weights["rope.freqs"])
-    q = F.adaptive_avg_pool2d(guided_encoder(weights, "query_encoder", encoded, residual=True), tuple(size))
-    k = F.adaptive_avg_pool2d(guided_encoder(weights, "key_encoder", encoded, residual=True), features.shape[2:])
+    q = averaged(guided_encoder(weights, "query_encoder", encoded, residual=True), size)
+    k = averaged(guided_encoder(weights, "key_encoder", encoded, residual=True), features.shape[2:])
     known = guided_encoder(weights, "key_features_encoder", F.normalize(features, dim=1), residual=True)
     gamma, beta = (F.conv2d(known, weights[f"sft_key.{name}.weight"]) for name in ("gamma", "beta"))
     q = F.conv2d(F.group_norm(q, GROUPS), weights["cross_decode.conv2d.weight"], padding=1)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from murf_fast.annotations import SmoothMode
 from murf_fast.reference.adaptive_conv import adaptive_conv
 from murf_fast.reference.bilateral_kernels import bilateral_kernels
 
@@ -15,7 +16,7 @@ def joint_bilateral_upsample(
     guidance: Tensor,
     params: Sequence[Tensor],
     radius: int = 3,
-    mode: str = "bicubic",
+    mode: SmoothMode = "bicubic",
     bias: Tensor | None = None,
 ) -> Tensor:
     """One level: the kernels of the guidance, applied to the source resized to the guidance's grid."""

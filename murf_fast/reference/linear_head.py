@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from murf_fast.annotations import Mode
 from murf_fast.reference._resize import resize_map
 
 __all__ = ["linear_head"]
@@ -18,9 +19,9 @@ def linear_head(
     bias: Tensor | None,
     size: Sequence[int],
     via: Sequence[int] | None = None,
-    norm: nn.Module | None = None,
+    norm: _BatchNorm | None = None,
     cls: Sequence[Tensor | None] | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
 ) -> Tensor:
     """``conv1x1(norm(cat(resize(f), cls, ...)))`` at ``via`` and then resized to ``size``, or all of it at ``size``."""
@@ -28,8 +29,9 @@ def linear_head(
     columns = []
     for i, feature in enumerate(features):
         columns.append(resize_map(feature, grid, mode, antialias))
-        if cls is not None and cls[i] is not None:
-            columns.append(cls[i][:, :, None, None].expand(-1, -1, *grid))
+        tokens = None if cls is None else cls[i]
+        if tokens is not None:
+            columns.append(tokens[:, :, None, None].expand(-1, -1, *grid))
     x = torch.cat(columns, dim=1)
     if norm is not None:
         # The forward of the base class: SyncBatchNorm's own refuses to train on CPU, where it is an ordinary one.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast.reference._encoders import guided_encoder
+from murf_fast.reference._resize import averaged
 from murf_fast.windows import Windows
 
 
@@ -37,8 +38,8 @@ def naf_queries_and_keys(
         image = F.interpolate(image, [min(n, 4 * min(size)) for n in image.shape[2:]], mode="bilinear")
     names = ("image_encoder.encoder", "image_encoder.sem_encoder")
     encoded = torch.cat([guided_encoder(weights, name, image, residual=False) for name in names], 1)
-    q = turned(F.adaptive_avg_pool2d(encoded, tuple(size)), weights["image_encoder.rope.periods"], num_heads)
-    return q, F.adaptive_avg_pool2d(q, tuple(grid))
+    q = turned(averaged(encoded, size), weights["image_encoder.rope.periods"], num_heads)
+    return q, averaged(q, grid)
 
 
 def turned(x: Tensor, periods: Tensor, num_heads: int) -> Tensor:

@@ -23,6 +23,6 @@ def neighborhood_attention(
     """Window attention of a grid to itself, under NATTEN's rule; maps (B, H, W, heads, dim), biases as tables."""
     grid, heads = tuple(q.shape[1:3]), q.shape[3]
     rule = windows.neighborhood(grid, grid, tuple(kernel_size), stride=tuple(stride), dilation=tuple(dilation))
-    maps = (x.flatten(3).permute(0, 3, 1, 2) for x in (q, k, v))
-    out = window_attention(*maps, rule, heads, "split", scale, bias)
+    q, k, v = (x.flatten(3).permute(0, 3, 1, 2) for x in (q, k, v))
+    out = window_attention(q, k, v, rule, heads, "split", scale, bias)
     return out.permute(0, 2, 3, 1).unflatten(3, (heads, -1))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import SmoothMode
 from murf_fast.reference._resize import resize_map
 
 __all__ = ["resample_patch_embed", "resample_pos_embed"]
@@ -13,7 +14,7 @@ __all__ = ["resample_patch_embed", "resample_pos_embed"]
 def resample_pos_embed(
     table: Tensor,
     grid: Sequence[int],
-    mode: str,
+    mode: SmoothMode,
     antialias: bool,
     scale_factor: Sequence[float] | None = None,
 ) -> Tensor:
@@ -22,7 +23,9 @@ def resample_pos_embed(
     return resized[0].flatten(1).T
 
 
-def resample_patch_embed(weight: Tensor, size: Sequence[int], mode: str = "bicubic", antialias: bool = True) -> Tensor:
+def resample_patch_embed(
+    weight: Tensor, size: Sequence[int], mode: SmoothMode = "bicubic", antialias: bool = True
+) -> Tensor:
     """``weight_flat pinv(B)`` with B the matrix (P'^2, P^2) that resizes a patch."""
     height, width = weight.shape[2:]
     basis = torch.eye(height * width, dtype=weight.dtype, device=weight.device).view(-1, 1, height, width)

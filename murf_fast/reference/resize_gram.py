@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference._resize import resize_map
 
 __all__ = ["resize_gram"]
 
 
-def resize_gram(x: Tensor, size: Sequence[int], mode: str = "bilinear", antialias: bool = False) -> Tensor:
+def resize_gram(x: Tensor, size: Sequence[int], mode: Mode = "bilinear", antialias: bool = False) -> Tensor:
     """``(U_h^T U_h) x (U_w^T U_w)`` with the dense matrices of ``resize(x, size)``."""
 
     def gram(n: int, m: int) -> Tensor:

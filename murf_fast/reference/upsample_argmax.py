@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference.upsample_sum import upsample_sum
 
 __all__ = ["upsample_argmax"]
@@ -13,7 +14,7 @@ def upsample_argmax(
     features: Sequence[Tensor],
     size: Sequence[int],
     bias: Tensor | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:

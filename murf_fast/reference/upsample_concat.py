@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference._resize import resize_map
 
 __all__ = ["upsample_concat"]
@@ -13,7 +14,7 @@ __all__ = ["upsample_concat"]
 def upsample_concat(
     features: Sequence[Tensor],
     size: Sequence[int],
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: Sequence[int] | None = None,
 ) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference.upsample_argmax import upsample_argmax
 
 __all__ = ["upsample_confusion"]
@@ -14,7 +15,7 @@ def upsample_confusion(
     features: Sequence[Tensor],
     target: Tensor,
     bias: Tensor | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: Sequence[int] | None = None,
     ignore_index: int = -100,

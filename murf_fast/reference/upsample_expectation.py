@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference.upsample_sum import upsample_sum
 
 __all__ = ["distribution", "upsample_expectation"]
@@ -16,7 +17,7 @@ def upsample_expectation(
     values: Tensor,
     bias: Tensor | None = None,
     norm: str = "softmax",
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: Sequence[int] | None = None,
 ) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.reference._resize import resize_map
 
 __all__ = ["upsample_mean"]
@@ -13,7 +14,7 @@ def upsample_mean(
     maps: Sequence[Tensor],
     size: Sequence[int],
     weights: Sequence[float] | Tensor | None = None,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: Sequence[int] | None = None,
 ) -> Tensor:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def window_attention(
     scale: float | None = None,
     bias: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """Row after row of queries: products with the keys of the rows' windows, softmax over them, weighted values."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     (height, width), (h, w) = q.shape[2:], k.shape[2:]
@@ -26,6 +28,8 @@ def window_attention(
     counts = torch.from_numpy(columns.multiplicity()).to(q.device, dtype).log()
     q, k, v = q.to(dtype).unflatten(1, (num_heads, -1)), k.to(dtype).unflatten(1, (num_heads, -1)), v.to(dtype)
     scale = q.shape[2] ** -0.5 if scale is None else scale
+    by_row: Any
+    by_column: Any
     by_row, by_column = (None, None) if bias is None else (b.to(dtype) for b in bias)
     out, lse = [], []
     for y in range(height):

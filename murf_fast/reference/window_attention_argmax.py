@@ -25,6 +25,6 @@ def window_attention_argmax(
     if values == "split":
         logits = logits.unflatten(1, (num_heads, -1)).sum(1)
     if class_bias is not None:
-        bias = class_bias.to(torch.promote_types(class_bias.dtype, logits.dtype))
-        logits = logits + bias.view(-1, logits.shape[1], 1, 1)
+        offset = class_bias.to(torch.promote_types(class_bias.dtype, logits.dtype))
+        logits = logits + offset.view(-1, logits.shape[1], 1, 1)
     return logits.argmax(1), logits

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,29 +21,32 @@ from torch import Tensor
 
 from murf_fast import _extension
 
-_captured: dict[tuple, tuple[Tensor, ...]] = {}
+_captured: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
 
 
 def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def kept(device: torch.device, key: tuple, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+Tensors = TypeVar("Tensors", bound="tuple[Any, ...]")
+
+
+def kept(device: torch.device, key: tuple[Any, ...], tensors: Tensors) -> Tensors:
     """``tensors``; while the stream of ``device`` is capturing, those that the first capture with this ``key`` took.
 
     ``key`` says what they hold.
     """
-    return _captured.setdefault((device, *key), tensors) if is_capturing(device) else tensors
+    return cast("Tensors", _captured.setdefault((device, *key), tensors)) if is_capturing(device) else tensors
 
 
 class Table:
     """A frozen dataclass of sizes and arrays. The extension has a class of its name, with the fields as keywords."""
 
     @cached_property
-    def native(self):
+    def native(self) -> Any:
         """The table as the C++ extension holds it."""
         of_extension = getattr(_extension.module(), type(self).__name__)
-        return of_extension(**{field.name: getattr(self, field.name) for field in fields(self)})
+        return of_extension(**{field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type]  # subclasses are dataclasses
 
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
         """The arrays that Triton kernels take (:meth:`device_arrays`) as tensors on ``device``, copied there once."""
@@ -52,7 +56,7 @@ class Table:
         return kept(device, self._content, copies[device]) if is_capturing(device) else copies[device]
 
     @cached_property
-    def _content(self) -> tuple:
+    def _content(self) -> tuple[Any, ...]:
         """Type, shapes and a digest of what is copied to devices."""
         arrays: Sequence[np.ndarray] = self.device_arrays()
         digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).digest()

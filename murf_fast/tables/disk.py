@@ -51,5 +51,8 @@ def _cells(pixels: int, cells: int, device: torch.device) -> tuple[Tensor, Tenso
     cell = twice * cells // (2 * pixels)
     distance = (twice * cells - (2 * cell + 1) * pixels) / (2 * cells)
     first = np.searchsorted(cell, np.arange(cells + 1))
-    arrays = cell.astype(np.int32), distance.astype(np.float32), first.astype(np.int32)
-    return tuple(torch.from_numpy(array).to(device) for array in arrays)
+
+    def there(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return there(cell.astype(np.int32)), there(distance.astype(np.float32)), there(first.astype(np.int32))

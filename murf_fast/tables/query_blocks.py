@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,9 @@ def axis_blocks(spec: str, out: int, size: int, members: int, joined: int = FEW)
     blocks = [part for block in _merged(window, members, joined) for part in _split(block, members)]
     blocks.sort(key=lambda block: block[0])
     member_begin, key_begin, mask_begin, exact = [0], [0], [], []
-    all_members, all_keys, masks = [], [], []
+    all_members: list[Any] = []
+    all_keys: list[Any] = []
+    masks: list[Any] = []
     for block in blocks:
         counts = _counts(window, block)
         keys = np.nonzero(counts.any(0))[0]
@@ -172,7 +175,8 @@ def _merged(window: AxisWindow, limit: int, joined: int) -> Iterator[list[int]]:
     for i in range(window.out_size):
         groups.setdefault(window.index[i, : window.count[i]].tobytes(), []).append(i)
     ordered = sorted(groups.values(), key=lambda g: (*window.index[g[0], : window.count[g[0]]].tolist(), g[0]))
-    current, current_keys = [], set()
+    current: list[int] = []
+    current_keys: set[int] = set()
     for group in ordered:
         keys = set(window.index[group[0], : window.count[group[0]]].tolist())
         if current:

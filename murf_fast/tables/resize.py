@@ -26,6 +26,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from murf_fast.annotations import Mode
 from murf_fast.tables._table import Table
 
 MODES = ("bilinear", "bicubic", "area", "nearest", "nearest-exact")
@@ -89,7 +90,7 @@ def part(table: AxisTable, begin: int, end: int) -> tuple[int, AxisTable]:
 def axis(
     in_size: int,
     out_size: int,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: int | None = None,
     scale_factor: float | None = None,
@@ -119,7 +120,7 @@ def axis(
 def gram_axis(
     in_size: int,
     out_size: int,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
     via: int | None = None,
     large: bool = False,

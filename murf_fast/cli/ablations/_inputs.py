@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Model:
     std: tuple[float, ...] = STD
 
     @property
-    def normalization(self) -> dict[str, tuple[float, ...]]:
+    def normalization(self) -> dict[str, Any]:
         return {"mean": self.mean, "std": self.std}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from murf_fast.cli.ablations._inputs import Model, squares
 from murf_fast.cli.ablations._table import Table
 from murf_fast.cli.demo.featsharp import Task, train
@@ -14,7 +16,7 @@ BATCHES = 24  # of crops to learn from
 
 def windows(model: Model, patches: int, steps: int) -> Table:
     """Fidelity by the size of the local attention's window: each trained on the same batches."""
-    rows = []
+    rows: list[Any] = []
     for window in WINDOWS:
         task = Task(model.tower, model.patch, patches, BATCHES, window=window)
         if rows:  # the others have no window, and are trained already

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 
@@ -37,13 +38,15 @@ def _of_targets(function: Callable[[Model, Path | None, int], Table], what: str)
 
 
 def _trained(function: Callable[[Model, int, int], Table], what: str, steps: int) -> Ablation:
-    return Ablation(what, lambda m, n, o: function(m, n, o.steps), ("steps",), steps)
+    return Ablation(what, lambda m, n, o: function(m, n, cast("int", o.steps)), ("steps",), steps)
 
 
 ABLATIONS = {
     "anyup-parts": _trained(anyup.parts, "AnyUp, Table 8", 100),
     "anyup-basis": _trained(anyup.basis, "AnyUp, Table 9", 100),
-    "anyup-windows": Ablation("AnyUp, Figure 8", lambda m, n, o: anyup.windows(m, n, o.upsampler), ("upsampler",)),
+    "anyup-windows": Ablation(
+        "AnyUp, Figure 8", lambda m, n, o: anyup.windows(m, n, cast("Path", o.upsampler)), ("upsampler",)
+    ),
     "featsharp-windows": _trained(featsharp.windows, "FeatSharp, Figure 13", 100),
     "featsharp-tiles": Ablation("FeatSharp, Figure 15", lambda m, n, o: featsharp.tiles(m, n)),
     "siglip-hd-scales": _of_targets(siglip_hd.scales, "SigLIP-HD, Tables 2 and 9"),

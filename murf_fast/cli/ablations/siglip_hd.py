@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def _student(model: Model, student: Path | None, size: int, images: Tensor) -> t
 
 
 def _width(model: Model) -> int:
-    return model.tower.config.hidden_size
+    return cast("Any", model.tower).config.hidden_size
 
 
 def _alike(student: Tensor, target: Tensor) -> tuple[float | None, float | None, float]:
@@ -53,7 +54,7 @@ def _alike(student: Tensor, target: Tensor) -> tuple[float | None, float | None,
 
 
 def _compared(
-    title: str, choices: Sequence[tuple[str, dict]], model: Model, student: Path | None, patches: int
+    title: str, choices: Sequence[tuple[str, dict[str, Any]]], model: Model, student: Path | None, patches: int
 ) -> Table:
     """Of the student and the target of every choice of options."""
     size = patches * model.patch
@@ -97,7 +98,7 @@ def losses(model: Model, student: Path | None, patches: int) -> Table:
     gradients, values = {}, {}
     for kind in LOSSES:
         features = own.detach().clone().requires_grad_()
-        loss = fine_to_coarse_loss(features, target, kind)
+        loss = fine_to_coarse_loss(features, target, cast("Any", kind))
         (gradients[kind],) = torch.autograd.grad(loss, features)
         values[kind] = float(loss.detach())
     rows = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from murf_fast.anomaly.scoring import ScoringRules
 from murf_fast.cli.anomaly._settings import left_out
 
@@ -13,7 +15,7 @@ SCORES = {
 }
 
 
-def described(settings: dict) -> list[str]:
+def described(settings: dict[str, Any]) -> list[str]:
     """Lines, of ``detector.settings`` or of an index."""
     rules = settings["rules"] if isinstance(settings["rules"], ScoringRules) else ScoringRules(**settings["rules"])
     lines = [
@@ -27,7 +29,7 @@ def described(settings: dict) -> list[str]:
     return [*lines, f"not part of it: {missing}"] if missing else lines
 
 
-def _sizes(settings: dict) -> str:
+def _sizes(settings: dict[str, Any]) -> str:
     scales = f"scales {_numbers(settings['scales'])}" if settings["scales"] else "fixed sizes"
     if settings["shorter_side"] is not None:
         return f"{scales} of images with a shorter side of {settings['shorter_side']} pixels"
@@ -37,7 +39,7 @@ def _sizes(settings: dict) -> str:
     return f"{scales} of images {enlarged} {settings['pixels'] / 1e6:g} megapixels"
 
 
-def _banks(settings: dict) -> str:
+def _banks(settings: dict[str, Any]) -> str:
     kept = {
         "exact": "all rows, searched exactly",
         "cells": "all rows, searched exactly by cells",
@@ -63,5 +65,5 @@ def _fusion(rules: ScoringRules) -> str:
     return f"{'mean' if rules.fusion == 'mean' else 'maximum'} of all maps{weights}{smooth}"
 
 
-def _numbers(values: list) -> str:
+def _numbers(values: list[Any]) -> str:
     return ", ".join(f"{value:g}" for value in values)

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from murf_fast.cli.anomaly._images import counted, shown
 
 def tell_cost(
     detector: MultiResolutionDetector,
-    of_images: Sequence[Sequence[tuple]],
+    of_images: Sequence[Sequence[tuple[Any, ...]]],
     out: Path,
     console: Console,
     what: str = "",
@@ -42,7 +43,7 @@ def tell_cost(
     each = f"{min(patches):,} to {max(patches):,}" if min(patches) < max(patches) else f"{patches[0]:,}"
     console.print(
         f"{what}{counted(len(of_images), 'image')} of {each} patches at all scales"
-        f"{f', enlarged to {detector.pixels / 1e6:g} megapixels' if enlarged else ''}: "
+        f"{f', enlarged to {(detector.pixels or 0) / 1e6:g} megapixels' if enlarged else ''}: "
         f"{up_to}{rows:,} rows in {counted(banks, 'bank')}, {in_bytes(size)}"
         f"{f', with the {rows_before:,} rows that are there' if rows_before else ''}",
         markup=False,

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from murf_fast import _pillow
-from murf_fast._image_paths import SUFFIXES, images_below, shown
+from murf_fast._image_paths import SUFFIXES, images_below
+from murf_fast._image_paths import shown as shown
 from murf_fast.anomaly.detector import MultiResolutionDetector
 from murf_fast.cli.demo.run import MOST_PATCHES
 
@@ -39,7 +40,8 @@ def find(given: Sequence[Path], console: Console) -> list[ImageFile]:
     missing = [path for path in given if not path.exists()]
     if missing:
         raise ValueError(f"no such file or folder: {', '.join(map(shown, missing))}")
-    found, others = [], 0
+    found: list[tuple[Path, Path, tuple[str, ...]]] = []
+    others = 0
     for path in given:
         if not path.is_dir():
             found.append((path, Path(path.name), (path.resolve().parent.name,)))

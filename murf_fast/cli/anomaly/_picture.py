@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -97,7 +98,7 @@ def _crosses(scores: np.ndarray, line: float | None) -> bool:
 
 def _colour_bar(figure: Figure, place: tuple[float, float, float, float], scale: Scale) -> None:
     """The numbers of the scale, and that of the line in its colour."""
-    norm = scale.norm()
+    norm: Any = scale.norm()
     bar = figure.colorbar(ScalarMappable(norm, MAP), cax=figure.add_axes(place))
     bar.ax.tick_params(labelsize=7)
     if scale.line is None or not norm.vmin <= scale.line <= norm.vmax:

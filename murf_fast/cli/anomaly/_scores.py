@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -74,7 +74,7 @@ class ScoreFiles:
             file.close()
             os.replace(_part(path), path)
 
-    def finish(self, about: dict, skipped: dict[Path, str]) -> None:
+    def finish(self, about: dict[str, Any], skipped: dict[Path, str]) -> None:
         for file, *_ in self._tables:
             file.close()
         images = [dataclasses.asdict(row) for row in self.rows]
@@ -86,7 +86,7 @@ class ScoreFiles:
     def __enter__(self) -> ScoreFiles:
         return self
 
-    def __exit__(self, kind, *_: object) -> None:
+    def __exit__(self, kind: Any, *_: object) -> None:
         for file, *_ in self._tables:
             file.close()
         for part, _path in self._json:
@@ -98,7 +98,7 @@ def _part(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
-def _table(path: Path) -> tuple[TextIO, csv.DictWriter]:
+def _table(path: Path) -> tuple[TextIO, csv.DictWriter[str]]:
     # Names that are no text are written as the bytes that they are.
     file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
     table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
@@ -106,7 +106,7 @@ def _table(path: Path) -> tuple[TextIO, csv.DictWriter]:
     return file, table
 
 
-def _write(table: csv.DictWriter, row: Row) -> None:
+def _write(table: csv.DictWriter[str], row: Row) -> None:
     table.writerow({name: int(v) if isinstance(v, bool) else v for name, v in dataclasses.asdict(row).items()})
 
 

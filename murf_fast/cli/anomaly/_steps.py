@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -12,7 +13,9 @@ class Steps:
     """Bars for steps by name, while it is entered."""
 
     def __init__(self, console: Console) -> None:
-        self._bar, self._tasks, self._done = Progress(console=console), {}, {}
+        self._bar = Progress(console=console)
+        self._tasks: dict[str, Any] = {}
+        self._done: dict[str, Any] = {}
 
     def of(self, name: str, total: int | None = None) -> Callable[[int, int | None], None]:
         """What a step is to call with (done, in all or None); ``total`` where it does not know that."""

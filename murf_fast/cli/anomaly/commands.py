@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -249,7 +249,8 @@ def score(
         outputs = (out, scores or [], maps, map_type)
         verdicts = (threshold, pixel_threshold, vmax, labelled, fail_on_defect)
         at = (weights, device, batch, skip_broken, any_precision)
-        status = score_images(Job(bank, images, *outputs, *verdicts, *at), console())
+        arguments: tuple[Any, ...] = (*outputs, *verdicts, *at)
+        status = score_images(Job(bank, images, *arguments), console())
     raise typer.Exit(status)
 
 
@@ -301,7 +302,7 @@ def evaluate(
         run(Plan(data, out, weights, device, batch, _settings(given), *outputs), console())
 
 
-def _settings(given: dict[str, object]) -> Settings:
+def _settings(given: dict[str, Any]) -> Settings:
     """Those among a command's arguments."""
     from murf_fast.cli.anomaly._settings import Settings
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -52,7 +53,7 @@ class Plan:
     skip_broken: bool = False
 
 
-def run(plan: Plan, console: Console) -> dict:
+def run(plan: Plan, console: Console) -> dict[str, Any]:
     """Evaluates what is not done yet, writes results.json and prints it."""
     found = categories(plan.data)
     _writable(plan.out)
@@ -61,7 +62,7 @@ def run(plan: Plan, console: Console) -> dict:
     vit.model.to(device)
     made = plan.settings.detectors(vit)
     detector = made()
-    subsets = subsets_of(detector, plan.subsets)
+    subsets = subsets_of(detector, cast("Any", plan.subsets))
     console.print(
         f"{vit.description}; {len(found)} {'category' if len(found) == 1 else 'categories'} in {shown(plan.data)}",
         markup=False,
@@ -71,7 +72,8 @@ def run(plan: Plan, console: Console) -> dict:
         console.print(line, markup=False, soft_wrap=True)
     _settle(plan.out, detector, vit.description)
     todo = [c for c in found if not _is_done(_done(plan, c), c, subsets, plan)]
-    whole, broken = {}, {}
+    whole: dict[str, Category] = {}
+    broken: dict[Path, str] = {}
     for category in todo:
         files = [ImageFile(path, path, ()) for path in (*category.train, *(s.path for s in category.test))]
         files, unopened = readable(files, plan.skip_broken, decode=False)
@@ -91,11 +93,12 @@ def run(plan: Plan, console: Console) -> dict:
         for category in todo:
             # A detector of its own, so that the last one's banks go before these come.
             detector = made()
+            result: Any
             result, peak = meter.observed(
                 lambda c=whole[category.name], d=detector: _category(plan, c, d, subsets, bar), device.type
             )
             _write(_file(plan, category), {"images": _identity(_files_of(category)), **result, "memory": peak})
-    results = {c.name: _done(plan, c) for c in found}
+    results = {c.name: cast("dict[str, Any]", _done(plan, c)) for c in found}
     _write(plan.out / RESULTS, {"weights": vit.description, "mean": _mean(results), "categories": results})
     console.print(_table(results))
     if len(subsets) > 1:
@@ -107,13 +110,13 @@ def run(plan: Plan, console: Console) -> dict:
 
 def _category(
     plan: Plan, category: Category, detector: MultiResolutionDetector, subsets: dict[str, Subset], bar: Progress
-) -> dict:
+) -> dict[str, Any]:
     """Fits and scores one category. Banks that an earlier run kept are taken as they are."""
     shown_name = escape(shown(category.name))
     task = bar.add_task(f"{shown_name}: fit", total=len(category.train))
     kept = plan.out / BANKS / category.name
     made_of, start = kept.with_name(f"{category.name}.json"), time.perf_counter()
-    advance = {"batch": plan.batch, "progress": lambda done, _: bar.update(task, completed=done)}
+    advance: dict[str, Any] = {"batch": plan.batch, "progress": lambda done, _: bar.update(task, completed=done)}
     is_there = made_of.exists() and _read(made_of) == {"images": _identity(category.train)}
     try:
         if is_there:
@@ -200,12 +203,12 @@ def _file(plan: Plan, category: Category) -> Path:
     return plan.out / CATEGORIES / f"{category.name}.json"
 
 
-def _done(plan: Plan, category: Category) -> dict | None:
+def _done(plan: Plan, category: Category) -> dict[str, Any] | None:
     path = _file(plan, category)
     return _read(path) if path.exists() else None
 
 
-def _is_done(result: dict | None, category: Category, subsets: dict[str, Subset], plan: Plan) -> bool:
+def _is_done(result: dict[str, Any] | None, category: Category, subsets: dict[str, Subset], plan: Plan) -> bool:
     """Whether a result is of these images, and says all that is asked for."""
     if result is None or result.get("images") != _identity(_files_of(category)):
         return False
@@ -227,7 +230,7 @@ def _identity(files: Iterable[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -237,7 +240,7 @@ def _read(path: Path) -> dict:
     return found
 
 
-def _write(path: Path, content: dict) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     """In place when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -245,7 +248,7 @@ def _write(path: Path, content: dict) -> None:
     os.replace(part, path)
 
 
-def _mean(results: dict[str, dict], subset: str = ALL) -> dict[str, float | None]:
+def _mean(results: dict[str, dict[str, Any]], subset: str = ALL) -> dict[str, float | None]:
     """The mean of every measure over the categories that have it."""
     means = {}
     for name in MEASURES[:-1]:  # thresholds are of one category
@@ -255,7 +258,7 @@ def _mean(results: dict[str, dict], subset: str = ALL) -> dict[str, float | None
     return means
 
 
-def _table(results: dict[str, dict]) -> Table:
+def _table(results: dict[str, dict[str, Any]]) -> Table:
     table = Table("category", title="all layers and scales")
     for name in (*MEASURES, "fit s", "score s", "memory GB"):
         table.add_column(_heading(name), justify="right")
@@ -269,7 +272,7 @@ def _table(results: dict[str, dict]) -> Table:
     return table
 
 
-def _table_of_subsets(results: dict[str, dict], subsets: dict[str, Subset]) -> Table:
+def _table_of_subsets(results: dict[str, dict[str, Any]], subsets: dict[str, Subset]) -> Table:
     table = Table("layers - scales", title=f"mean of {len(results)} categories" if len(results) > 1 else None)
     for name in MEASURES[:-1]:
         table.add_column(_heading(name), justify="right")

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -102,7 +103,7 @@ class Found:
     def failed(self) -> int:
         return sum(row.verdict == FAIL for row in self.rows)
 
-    def labelled(self) -> dict | None:
+    def labelled(self) -> dict[str, Any] | None:
         parts = [dataclasses.asdict(part) for part in (self.apart, self.mistakes) if part is not None]
         return {name: value for part in parts for name, value in part.items()} or None
 
@@ -114,23 +115,23 @@ def _found(
     threshold: Threshold,
     written: ScoreFiles,
     pictures: Pictures,
-    places: Sequence[Path | None],
+    places: Sequence[Any],
     console: Console,
 ) -> Found:
     """Scores the images, and writes rows, maps and pictures; these last where the threshold is known last."""
     is_labelled = job.labelled or threshold.source == LABELLED
-    defective = labels(files) if is_labelled else [None] * len(files)
+    defective: list[Any] = labels(files) if is_labelled else [None] * len(files)
     draws = places[0] is not None
     waits = draws and threshold.source == LABELLED
     with contextlib.ExitStack() as opened:
         bar = opened.enter_context(Progress(console=console, disable=len(files) == 1))
-        waiting = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="murf_fast-"))) if waits else None
+        waiting: Any = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="murf_fast-"))) if waits else None
         task = bar.add_task("images", total=len(files))
         results = detector.score_many((file.path for file in files), batch=job.batch)
         for i, (file, anomaly, label) in enumerate(zip(files, results, defective, strict=True)):
             heat = anomaly.map.cpu().numpy()
             verdict = threshold.verdict(anomaly.score)
-            row = Row(str(file.path), anomaly.score, float(heat.max()), *heat.shape, verdict, label)
+            row = Row(str(file.path), anomaly.score, float(heat.max()), heat.shape[0], heat.shape[1], verdict, label)
             written.add(row)
             if job.maps is not None:
                 write_map(heat, job.maps / file.name, job.map_type)
@@ -140,7 +141,7 @@ def _found(
                 pictures.draw(file, heat, row, threshold, places[i])
             bar.update(task, advance=1)
         scores = [row.score for row in written.rows]
-        apart = separation(scores, defective) if is_labelled else None
+        apart: Any = separation(scores, defective) if is_labelled else None
         if threshold.source == LABELLED:
             threshold = Threshold(apart.threshold, LABELLED)
             written.judge(threshold.verdict)
@@ -150,11 +151,11 @@ def _found(
                 pictures.draw(file, np.load(waiting / f"{i}.npy"), row, threshold, places[i])
                 bar.update(task, advance=1)
     knows = is_labelled and threshold.score is not None
-    mistakes = Mistakes.of(scores, defective, threshold.score) if knows else None
+    mistakes = Mistakes.of(scores, defective, cast("float", threshold.score)) if knows else None
     return Found(written.rows, threshold, apart, mistakes, (float(heat.min()), float(heat.max())))
 
 
-def _check_outputs(job: Job, is_one: bool, out: Path | None) -> None:
+def _check_outputs(job: Job, is_one: bool, out: Any) -> None:
     if is_one and out.is_dir():
         raise ValueError(f"--out must be a picture's file name, {shown(out)} is a folder")
     for option, folder in (("--maps", job.maps), ("--out", None if is_one else out)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -42,5 +43,5 @@ def show(bank: Path, as_json: bool, console: Console) -> None:
         console.print(f"an addition stopped after {counted(done, 'image')}: `murf-fast anomaly add --resume` goes on")
 
 
-def _plain(normal: object) -> dict | None:
+def _plain(normal: Any) -> dict[str, Any] | None:
     return None if normal is None else dataclasses.asdict(normal)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging
@@ -28,7 +29,7 @@ class Weights:
 
     model: torch.nn.Module
     description: str
-    normalization: dict[str, tuple[float, float, float] | None]
+    normalization: dict[str, Any]
 
     @property
     def blocks(self) -> int:
@@ -89,7 +90,7 @@ def _shape(model: torch.nn.Module) -> str:
     return f"{len(vit.blocks)} blocks, {channels} channels, patch {vit.patch_size}"
 
 
-def _transformers(named: str, source: str, dtype: torch.dtype | str) -> tuple[torch.nn.Module, dict | None]:
+def _transformers(named: str, source: str, dtype: torch.dtype | str) -> tuple[torch.nn.Module, dict[str, Any] | None]:
     folder = Path(named).expanduser()
     if folder.is_dir():
         return _pretrained(str(folder), dtype, local_files_only=True)

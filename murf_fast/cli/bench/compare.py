@@ -18,6 +18,7 @@ Between two machines times mean nothing: there the second condition alone decide
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from murf_fast.cli.bench.records import Record
 
@@ -38,8 +39,8 @@ class Change:
 
     name: str
     verdict: str
-    before: dict
-    after: dict
+    before: dict[str, Any]
+    after: dict[str, Any]
     against: tuple[str, str] | None = None
     ratios: tuple[float, float] | None = None
 
@@ -58,7 +59,7 @@ def changes(old: Record, new: Record, *, other_machine: bool = False) -> list[Ch
     return sorted(found, key=lambda c: (order.index(c.verdict), -c.loss if c.verdict == "slower" else c.loss))
 
 
-def _judged(name: str, old: dict, new: dict, other_machine: bool) -> Change:
+def _judged(name: str, old: dict[str, Any], new: dict[str, Any], other_machine: bool) -> Change:
     before, after = old["contenders"]["murf_fast"], new["contenders"]["murf_fast"]
     common = [n for n in peers(old) if n in peers(new)]
     if not common:
@@ -74,7 +75,9 @@ def _judged(name: str, old: dict, new: dict, other_machine: bool) -> Change:
     return Change(name, verdict, before, after, (then, now), ratios)
 
 
-def _grew(before: dict, after: dict, p: dict, q: dict, other_machine: bool) -> bool:
+def _grew(
+    before: dict[str, Any], after: dict[str, Any], p: dict[str, Any], q: dict[str, Any], other_machine: bool
+) -> bool:
     """Whether ours (``before``, ``after``) became slower beside its contender (``p``, ``q``)."""
     time_grew = after["median_s"] > (1 + LEAST) * before["median_s"] and after["p20_s"] > before["p80_s"]
     ratio_fell = p["median_s"] / before["median_s"] > (1 + LEAST) * q["median_s"] / after["median_s"]
@@ -82,12 +85,12 @@ def _grew(before: dict, after: dict, p: dict, q: dict, other_machine: bool) -> b
     return ratio_fell and (time_grew or other_machine)
 
 
-def peers(case: dict) -> list[str]:
+def peers(case: dict[str, Any]) -> list[str]:
     """Contenders that do the same work as ours: not the part of it that a case is timed beside."""
     part = case["beside"][0] if case.get("beside") else None
     return [name for name in case["contenders"] if name not in ("murf_fast", part)]
 
 
-def best(case: dict, names: list[str]) -> str:
+def best(case: dict[str, Any], names: list[str]) -> str:
     """The fastest of ``names`` in this run."""
     return min(names, key=lambda name: case["contenders"][name]["median_s"])

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SCHEMA = 1
 # What makes a machine another one, and what runs on it.
@@ -37,12 +38,12 @@ class Record:
     """
 
     path: Path
-    machine: dict
+    machine: dict[str, Any]
     ceilings: dict[str, float]
-    cases: dict[str, dict]
+    cases: dict[str, dict[str, Any]]
     failed: list[str]
     quick: bool
-    options: dict | None
+    options: dict[str, Any] | None
     planned: list[str]
 
     @property
@@ -73,7 +74,7 @@ def read(path: Path) -> Record:
         ) from None
 
 
-def _of_run(path: Path, run: dict) -> Record:
+def _of_run(path: Path, run: dict[str, Any]) -> Record:
     header = run.get("murf_fast", {})
     _same_schema(path, header)
     cases = [entry["extra_info"] for entry in run["benchmarks"] if "op" in entry["extra_info"]]
@@ -85,20 +86,20 @@ def _of_run(path: Path, run: dict) -> Record:
     return Record(path, machine, ceilings, named, run.get("failed", []), quick, header.get("options"), planned)
 
 
-def _of_results(path: Path, results: dict) -> Record:
+def _of_results(path: Path, results: dict[str, Any]) -> Record:
     _same_schema(path, results)
     named = _named(path, results["cases"])
     failed = results.get("failed", [])
     return Record(path, results["machine"], results["ceilings"], named, failed, False, None, list(named))
 
 
-def _same_schema(path: Path, holder: dict) -> None:
+def _same_schema(path: Path, holder: dict[str, Any]) -> None:
     schema = holder.get("schema", SCHEMA)
     if schema != SCHEMA:
         raise ValueError(f"{path} has schema {schema!r}; this version reads {SCHEMA}")
 
 
-def _named(path: Path, cases: list[dict]) -> dict[str, dict]:
+def _named(path: Path, cases: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     named = {f"{case['op']}: {case['case']}": case for case in cases}
     if len(named) != len(cases):
         raise ValueError(f"{path} has two cases of one name")
@@ -110,6 +111,6 @@ def _named(path: Path, cases: list[dict]) -> dict[str, dict]:
     return named
 
 
-def differences(old: dict, new: dict, keys: Iterable[str]) -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """``key: old, now new`` for each of ``keys`` in which the two differ."""
     return [f"{key}: {old.get(key)}, now {new.get(key)}" for key in keys if old.get(key) != new.get(key)]

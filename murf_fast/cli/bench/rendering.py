@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -49,7 +51,7 @@ def show_changes(console: Console, old: Record, new: Record, found: list[Change]
             console.print(f"{what}: {escape('; '.join(names))}", highlight=False)
 
 
-def _other_rates(old: dict, new: dict) -> str:
+def _other_rates(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Rates of the machine that differ by more than a quarter: neighbours slow a kernel on all cores down most."""
     moved = [rate for rate in old if rate in new and not 0.8 < new[rate] / old[rate] < 1.25]
     return ", ".join(f"{r.partition('_')[0]} {old[r] / 1e9:.3g}, now {new[r] / 1e9:.3g} G/s" for r in moved)
@@ -60,8 +62,8 @@ def _moved(moved: list[Change]) -> Table:
     table = _table(None, (("", "left"), ("case", "left"), *times))
     for change in moved:
         colour = "red" if change.verdict == "slower" else "green"
-        against = " / ".join(dict.fromkeys(change.against))
-        ratios = [f"{ratio:.2f}" for ratio in change.ratios]
+        against = " / ".join(dict.fromkeys(change.against or ()))
+        ratios = [f"{ratio:.2f}" for ratio in change.ratios or ()]
         sides = [_spread(times) for times in (change.before, change.after)]
         table.add_row(f"[{colour}]{change.verdict}[/]", escape(change.name), *sides, escape(against), *ratios)
     return table
@@ -79,11 +81,11 @@ def _left_out(old: Record, new: Record, found: list[Change]) -> list[tuple[str, 
 def _table(title: str | None, columns: tuple[tuple[str, str], ...]) -> Table:
     table = Table(title=title, title_justify="left", show_edge=False)
     for name, justify in columns:
-        table.add_column(name, justify=justify)
+        table.add_column(name, justify=cast("Any", justify))
     return table
 
 
-def _spread(times: dict) -> str:
+def _spread(times: dict[str, Any]) -> str:
     """``median ms (20th to 80th percentile)``."""
     low, middle, high = (f"{times[key] * 1e3:.3g}" for key in ("p20_s", "median_s", "p80_s"))
     return f"{middle} ms ({low} to {high})"

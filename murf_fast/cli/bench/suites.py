@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from murf_fast.cli.bench import compare, records
 from murf_fast.cli.bench.records import Record
@@ -53,7 +54,7 @@ def operations() -> list[str]:
     return runpy.run_path(str(SUITES / "registry.py"))["suites"]()
 
 
-def main(options: Options, console) -> int:
+def main(options: Options, console: Any) -> int:
     """Measures, reports, compares; all that can be refused is refused before.
 
     Returns:
@@ -73,7 +74,7 @@ def main(options: Options, console) -> int:
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(name, name=name)
     machine = runpy.run_path(str(SUITES / "machine.py"))["describe"]()
-    old = options.against and _baseline(options, machine)
+    old = None if options.against is None else _baseline(options, machine)
     cases = [] if old is None else _wanted(old, options.suites)
     asked = {"suites": list(options.suites), "cases": cases}
     if options.resume:
@@ -114,9 +115,9 @@ def _check_names(names: Sequence[str]) -> None:
         )
 
 
-def _baseline(options: Options, machine: dict) -> Record:
+def _baseline(options: Options, machine: dict[str, Any]) -> Record:
     """The record to compare with, if it can be."""
-    old = records.read(options.against)
+    old = records.read(cast("Path", options.against))
     if not old.cases:
         raise ValueError(f"{old.path} holds no case")
     if old.quick != options.quick:
@@ -141,7 +142,7 @@ def _wanted(old: Record, suites: Sequence[str]) -> list[str]:
     return found
 
 
-def _resumable(options: Options, asked: dict, machine: dict) -> Record:
+def _resumable(options: Options, asked: dict[str, Any], machine: dict[str, Any]) -> Record:
     """The record that is to be continued, if it is one of this command, machine and commit."""
     if not options.record.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {options.record}")
@@ -154,14 +155,14 @@ def _resumable(options: Options, asked: dict, machine: dict) -> Record:
     return record
 
 
-def _is_due(record: Record, console) -> bool:
+def _is_due(record: Record, console: Any) -> bool:
     """Whether a resumed run has anything to do. What was refused is measured again: it may have been mended."""
     left = [name for name in record.planned if name not in record.cases]
     console.print(f"{len(record.cases)} cases are kept, {len(left)} left to measure", highlight=False)
     return bool(left)
 
 
-def _keep_earlier(record: Path, console) -> None:
+def _keep_earlier(record: Path, console: Any) -> None:
     """An earlier record goes aside, under the time of its last case."""
     if record.is_file():
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(record.stat().st_mtime))
@@ -170,7 +171,7 @@ def _keep_earlier(record: Path, console) -> None:
         console.print(f"the record that was here is now {kept}", highlight=False, soft_wrap=True)
 
 
-def _measure(options: Options, asked: dict, console) -> int:
+def _measure(options: Options, asked: dict[str, Any], console: Any) -> int:
     """Runs the suites in a process of their own, which writes the record case by case."""
     command = [sys.executable, "-m", "pytest", str(SUITES / "bench_all.py"), "--benchmark-columns=median,rounds"]
     command += ["-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", f"--record={options.record.resolve()}"]
@@ -188,7 +189,7 @@ def _measure(options: Options, asked: dict, console) -> int:
     return {0: 0, PYTEST_INTERRUPTED: INTERRUPTED}.get(status, REFUSED)
 
 
-def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """With SIGINT blocked until benchmarks/interruption.py takes it: imports would end in a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         return subprocess.Popen(command, cwd=SUITES.parent, env=environment)
@@ -199,7 +200,7 @@ def _started(command: list[str], environment: dict[str, str]) -> subprocess.Pope
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _stopped(process: subprocess.Popen, console) -> None:
+def _stopped(process: subprocess.Popen[bytes], console: Any) -> None:
     """Waits for the end of an interrupted process. A terminal's Ctrl-C reached it, too, which does no harm twice."""
     try:
         console.print("stopping after the call that runs; Ctrl-C again stops at once", highlight=False)
@@ -210,7 +211,7 @@ def _stopped(process: subprocess.Popen, console) -> None:
         process.kill()
 
 
-def _report(options: Options, record: Record, console) -> int:
+def _report(options: Options, record: Record, console: Any) -> int:
     """Tables and plots of a full record; the times alone of a quick one."""
     if options.quick:
         show_times(console, record)

@@ -8,6 +8,7 @@ import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -30,7 +31,7 @@ class Backbone:
 
     @property
     def patch(self) -> int:
-        return self.model.config.patch_size
+        return cast("Any", self.model).config.patch_size
 
 
 def load(weights: Path | None = None) -> Backbone:
@@ -69,13 +70,13 @@ def load(weights: Path | None = None) -> Backbone:
     return dataclasses.replace(_described(_random(), where), is_random=True)
 
 
-def _described(model: torch.nn.Module, where: str) -> Backbone:
+def _described(model: Any, where: str) -> Backbone:
     config = model.config
     shape = f"{config.num_hidden_layers} blocks, {config.hidden_size} channels, patch {config.patch_size}"
     return Backbone(model.eval().requires_grad_(False), f"{where} ({shape})")
 
 
-def _pretrained(name: str | Path, **options) -> torch.nn.Module:
+def _pretrained(name: str | Path, **options: Any) -> torch.nn.Module:
     kind = AutoConfig.from_pretrained(name, **options).model_type
     if kind != "dinov2":
         raise ValueError(f"the demo's backbone must be a Dinov2Model, {name} holds a model of type {kind!r}")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,12 @@ class Task:
                 "FeatSharp": lambda b: self.model.upsampler(b.low, b.guidance, b.tiles),
             }
             self.downsamplers = {name: AttentionDownsampler(channels, KERNEL) for name in self.upsamplers}
-        self.parts = {"bilinear": [], "tiles": [], "JBU": [jbu], "FeatSharp": [self.model.upsampler]}
+        self.parts: dict[str, list[nn.Module]] = {
+            "bilinear": [],
+            "tiles": [],
+            "JBU": [jbu],
+            "FeatSharp": [self.model.upsampler],
+        }
         self.learned = [self._batch(c) for c in crops]
         self.held_out = [self._batch(self._crops(held_out)) for _ in range(HELD_OUT)]
 
@@ -181,8 +186,8 @@ def train(task: Task, steps: int, every: int) -> Iterator[Progress]:
                 optimizer.step()
 
 
-def _groups(task: Task, name: str) -> list[dict]:
-    fast, others = [], list(task.downsamplers[name].parameters())
+def _groups(task: Task, name: str) -> list[dict[str, Any]]:
+    fast, others = list[Any](), list(task.downsamplers[name].parameters())
     for part in task.parts[name]:
         for key, parameter in part.named_parameters():
             (fast if key.endswith(("gamma", "tile_pos")) else others).append(parameter)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Operation:
     result: str
     fast: Callable[[], object]
     reference: Callable[[], object]
-    errors: Callable[[Sequence], list[float]]
+    errors: Callable[[Sequence[Any]], list[float]]
 
 
 def operations(maps: list[Tensor], grid: tuple[int, int], image: Tensor) -> list[Operation]:
@@ -56,7 +57,7 @@ def operations(maps: list[Tensor], grid: tuple[int, int], image: Tensor) -> list
     return rows if small is None else [*rows, _joint_bilateral(maps[small], image)]
 
 
-def _concat(maps: list[Tensor], grid) -> Operation:
+def _concat(maps: list[Tensor], grid: tuple[int, int]) -> Operation:
     def errors(results: Sequence[Tensor]) -> list[float]:
         worst, begin = [0.0] * len(results), 0
         scale = max(float(m.abs().max()) for m in maps)
@@ -76,7 +77,7 @@ def _concat(maps: list[Tensor], grid) -> Operation:
     )
 
 
-def _linear_head(maps: list[Tensor], grid, weight: Tensor) -> Operation:
+def _linear_head(maps: list[Tensor], grid: tuple[int, int], weight: Tensor) -> Operation:
     def errors(results: Sequence[Tensor]) -> list[float]:
         # In float64 head and resize commute to the last digits; the reference's order would take gigabytes.
         return _relative(results, reference.upsample_sum(_low_resolution_logits(_double(maps), weight.double()), grid))
@@ -90,7 +91,7 @@ def _linear_head(maps: list[Tensor], grid, weight: Tensor) -> Operation:
     )
 
 
-def _argmax(logits: list[Tensor], grid) -> Operation:
+def _argmax(logits: list[Tensor], grid: tuple[int, int]) -> Operation:
     def errors(results: Sequence[Tensor]) -> list[float]:
         # How far the chosen class's logit stays below the largest one; counting labels would punish ties.
         exact = reference.upsample_sum(_double(logits), grid)
@@ -106,7 +107,7 @@ def _argmax(logits: list[Tensor], grid) -> Operation:
     )
 
 
-def _expectation(bins: list[Tensor], grid, depths: Tensor) -> Operation:
+def _expectation(bins: list[Tensor], grid: tuple[int, int], depths: Tensor) -> Operation:
     return Operation(
         "upsample_expectation",
         f"depth, {depths.numel()} bins",
@@ -117,7 +118,7 @@ def _expectation(bins: list[Tensor], grid, depths: Tensor) -> Operation:
 
 
 def _cross_entropy(logits: list[Tensor], target: Tensor) -> Operation:
-    def forward_and_backward(loss_of: Callable, features: Sequence[Tensor]) -> list[Tensor]:
+    def forward_and_backward(loss_of: Callable[..., Any], features: Sequence[Tensor]) -> list[Tensor]:
         features = [f.detach().requires_grad_() for f in features]
         with torch.enable_grad():
             loss = loss_of(features, target)
@@ -137,7 +138,7 @@ def _cross_entropy(logits: list[Tensor], target: Tensor) -> Operation:
     )
 
 
-def _mean(scores: list[Tensor], grid) -> Operation:
+def _mean(scores: list[Tensor], grid: tuple[int, int]) -> Operation:
     return Operation(
         "upsample_mean",
         f"{len(scores)} score maps",

@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def _row(operation: Operation) -> Row:
     return Row(operation.name, operation.result, fast, plain)
 
 
-def _draw(photo, image, maps, resolutions, grid, backbone: str, path: Path) -> None:
+def _draw(photo: Any, image: Any, maps: Any, resolutions: Any, grid: Any, backbone: str, path: Path) -> None:
     fused = fused_projection(maps, grid)[0]
     small = photo.resize((grid[1], grid[0]))
     panels = [picture.Panel("Photo", f"{photo.width} × {photo.height} px", np.asarray(small))]

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Sequence
 from importlib.resources import as_file, files
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ MOST_FACTOR = 4  # of the paper, and of what the photos hold
 RATE = 3e-4  # the paper's is 5e-5, for 90,000 steps of 512 images
 WEIGHT_DECAY = 0.04
 WARM_UP = 4 / 90  # of the steps
-NORMALIZATION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+NORMALIZATION: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
 def train(
@@ -58,8 +59,8 @@ def train(
     photos, side = _photos(), max(factors) * BASE
 
     def loss_on(images: Tensor) -> Tensor:
-        target = multi_scale_target(teacher, images, factors, size=BASE, tiling=tiling, **NORMALIZATION)
-        return fine_to_coarse_loss(student(images).maps[0], target, loss)
+        target = multi_scale_target(teacher, images, factors, size=BASE, tiling=cast("Any", tiling), **NORMALIZATION)
+        return fine_to_coarse_loss(student(images).maps[0], target, cast("Any", loss))
 
     held_out, losses = _crops(photos, side, generator), []
     for step in range(steps + 1):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from murf_fast.cli.anomaly.weights import load
 from murf_fast.nn import DepthHead, MuRF, SegmentationHead
@@ -42,13 +43,13 @@ class Recipe:
         """Raises a ValueError where something does not load or fit; the message names it."""
         head = None if self.head is None else self._head()
         vit = load(self.weights)
-        options = {"layers": self.layers and list(self.layers), "norm": self.norm, **vit.normalization}
+        options: dict[str, Any] = {"layers": self.layers and list(self.layers), "norm": self.norm, **vit.normalization}
         murf = MuRF(vit.model.to(device, self.dtype), list(self.sizes), head, **options)
         return murf.to(device, self.dtype).eval()
 
-    def _head(self) -> nn.Module:
-        weights: Mapping[str, Tensor] = open_checkpoint("extract", self.head).weights
+    def _head(self) -> SegmentationHead | DepthHead:
+        weights: Mapping[str, Tensor] = open_checkpoint("extract", cast("Path", self.head)).weights
         if self.head_kind == "segmentation":
             return SegmentationHead.from_state_dict(weights)
-        given = {} if self.depth_range is None else {"depth_range": self.depth_range}
+        given: dict[str, Any] = {} if self.depth_range is None else {"depth_range": self.depth_range}
         return DepthHead.from_state_dict(weights, **given)

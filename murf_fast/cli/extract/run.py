@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -171,6 +172,6 @@ class _Status:
 class _Rate(ProgressColumn):
     """Images per second of this run."""
 
-    def render(self, task) -> Text:
+    def render(self, task: Any) -> Text:
         seconds, count = task.elapsed, task.completed - task.fields.get("before", 0)
         return Text(f"{count / seconds:.3g} images/s" if seconds and count else "- images/s")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,9 +54,9 @@ class Case:
         problem: Why it cannot be run, for its row.
     """
 
-    labels: dict[str, str | int]
+    labels: dict[str, Any]
     build: Callable[[], dict[str, Callable[[], object]]]
-    facts: dict[str, float | None] = field(default_factory=dict)
+    facts: Mapping[str, float | None] = field(default_factory=dict)
     work: Work = Work()
     problem: str | None = None
 
@@ -64,11 +65,11 @@ class Case:
         return ", ".join(str(value) for value in self.labels.values())
 
     @property
-    def group(self) -> tuple:
+    def group(self) -> tuple[Any, ...]:
         return tuple(value for name, value in self.labels.items() if name not in ("method", "code"))
 
     @property
-    def kind(self) -> tuple:
+    def kind(self) -> tuple[Any, ...]:
         """What has the same share of the machine's speed."""
         return tuple(self.labels.get(name) for name in ("method", "code"))
 
@@ -104,7 +105,7 @@ class Table:
     size: str
     cases: Callable[[Setting], Sequence[Case]]
     notes: tuple[str, ...] = ()
-    remark: Callable[[list[dict]], str | None] = lambda rows: None
+    remark: Callable[[list[dict[str, Any]]], str | None] = lambda rows: None
     half_on_gpu: bool = False
     replaces: bool = False
     takes_data: bool = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 from murf_fast.cli.tables.case import OURS
 from murf_fast.cli.tables.results import Results
@@ -18,7 +20,7 @@ class Column:
 
     title: str
     name: str
-    value: Callable[[dict], float | str | None]
+    value: Callable[[dict[str, Any]], float | str | None]
     shown: Callable[[float], str] = str
     is_number: bool = True
 
@@ -32,14 +34,18 @@ def columns(results: Results, memory: bool | None = None) -> list[Column]:
         found.append(Column(f"{words}, ms", f"{name}_s", _part(name, "median_s"), _milliseconds))
         if any(ratio(results, row, name) for row in results.rows):
             found.append(
-                Column("x ours", f"{name}_ratio", lambda row, n=name: ratio(results, row, n), lambda x: f"{x:.2f}")
+                Column("x ours", f"{name}_ratio", functools.partial(_ratio, results, name), lambda x: f"{x:.2f}")
             )
         if memory and any(_part(name, "peak_bytes")(row) is not None for row in results.rows):
             found.append(Column("peak, MiB", f"{name}_peak_bytes", _part(name, "peak_bytes"), _mebibytes))
     return found
 
 
-def ratio(results: Results, row: dict, part: str) -> float | None:
+def _ratio(results: Results, part: str, row: dict[str, Any]) -> float | None:
+    return ratio(results, row, part)
+
+
+def ratio(results: Results, row: dict[str, Any], part: str) -> float | None:
     """A time over that of ours in the same case; None for ours."""
     if row["labels"]["code"] == OURS or part not in row["parts"]:
         return None
@@ -47,7 +53,7 @@ def ratio(results: Results, row: dict, part: str) -> float | None:
     return None if ours is None else row["parts"][part]["median_s"] / ours["parts"][part]["median_s"]
 
 
-def cells(results: Results, row: dict) -> list[str]:
+def cells(results: Results, row: dict[str, Any]) -> list[str]:
     """A row as people read it; in place of the first time, why there is none."""
     found, error = [], row["error"]
     for column in columns(results):
@@ -56,7 +62,7 @@ def cells(results: Results, row: dict) -> list[str]:
             found.append(error)
             error = None
         else:
-            found.append(NOTHING if value is None else column.shown(value))
+            found.append(NOTHING if value is None else column.shown(cast("float", value)))
     if error:  # no row of the table has a time
         found[-1] = error
     return found
@@ -73,7 +79,7 @@ def cut_short(results: Results) -> str | None:
 def remarks(results: Results) -> Iterator[str]:
     """What is below the table: that it was cut short, first."""
     if results.cut:
-        yield cut_short(results)
+        yield cast("str", cut_short(results))
     remark = results.table.remark(results.rows)
     if remark:
         yield remark
@@ -105,7 +111,7 @@ def _count(value: float | None) -> float | None:
     return int(value) if value is not None and value == int(value) else value
 
 
-def _part(name: str, number: str) -> Callable[[dict], float | None]:
+def _part(name: str, number: str) -> Callable[[dict[str, Any]], float | None]:
     return lambda row: row["parts"].get(name, {}).get(number)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from murf_fast.cli.tables.case import Work
 
 
-def counted(function: Callable, *inputs: Tensor | nn.Module) -> Work:
+def counted(function: Callable[..., Any], *inputs: Tensor | nn.Module) -> Work:
     """Floating-point operations of the products (two for a multiplication with its addition), and the most bytes that
     lie in tensors at once, the inputs not among them, of ``function(*inputs)`` with inputs like these.
 
@@ -43,7 +44,7 @@ class _Live(TorchDispatchMode):
         self.now = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = function(*args, **(kwargs or {}))
         for t in tree_leaves(result):

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,7 +33,7 @@ class _Series:
     name: str
     code: str
     colour: str
-    values: dict
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,13 @@ def _panels(results: Results) -> list[_Panel]:
             for number, words, factor in quantities
         ]
     return [
-        _Panel(shown, words, _series(results, {None: (part, number, factor)}))
+        _Panel(shown, words, _series(results, cast("dict[str, Any]", {None: (part, number, factor)})))
         for number, words, factor in quantities
         for part, shown in parts.items()
     ]
 
 
-def _series(results: Results, numbers: dict) -> list[_Series]:
+def _series(results: Results, numbers: dict[str, Any]) -> list[_Series]:
     """By the labels that are neither along the axis nor the same everywhere, and by the code.
 
     ``numbers``: part, number and factor by the place on the axis; the place None is that of the row's own label.
@@ -107,7 +108,7 @@ def _draw(axes: Axes, panel: _Panel, results: Results) -> None:
     x = results.table.x
     places = list(results.parts) if x == PARTS else list(dict.fromkeys(row["labels"][x] for row in results.rows))
     if all(isinstance(place, (int, float)) for place in places):
-        _lines(axes, panel.series, places)
+        _lines(axes, panel.series, cast("list[float]", places))
         axes.set_xlabel(results.table.size)
     else:
         shown = [results.parts.get(p, str(p)).replace(" + ", "\n+ ").replace(": ", ":\n") for p in places]
@@ -142,7 +143,9 @@ def _bars(axes: Axes, series: Sequence[_Series], places: Sequence[str], shown: S
     width = 0.8 / len(series)
     for i, one in enumerate(series):
         at = {place: j + (i - (len(series) - 1) / 2) * width for j, place in enumerate(places)}
-        fill = {"color": one.colour} if one.code == OURS else {"facecolor": "white", "edgecolor": one.colour}
+        fill: dict[str, Any] = (
+            {"color": one.colour} if one.code == OURS else {"facecolor": "white", "edgecolor": one.colour}
+        )
         bars = axes.bar(
             [at[place] for place in one.values],
             list(one.values.values()),
@@ -156,9 +159,9 @@ def _bars(axes: Axes, series: Sequence[_Series], places: Sequence[str], shown: S
     axes.set_xticks(range(len(places)), shown)
 
 
-def _legend(figure: Figure, grid: Sequence[Axes], width: float) -> None:
+def _legend(figure: Figure, grid: Any, width: float) -> None:
     """Below, every name once, in as many columns as there is room for."""
-    found = {}
+    found: dict[str, Any] = {}
     for axes in grid:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)

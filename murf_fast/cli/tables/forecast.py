@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ class Forecast:
 
     def __init__(self, device: str, dtype: torch.dtype) -> None:
         self._rate = _rate(device, dtype)
-        self._factors: dict[tuple, float] = {}
+        self._factors: dict[tuple[Any, ...], float] = {}
 
     def seconds(self, case: Case) -> float:
         least = max(LEAST, case.work.operations / self._rate)

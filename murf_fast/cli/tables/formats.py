@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -72,7 +73,7 @@ def latex(results: Results) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def _pipes(parts) -> str:
+def _pipes(parts: Any) -> str:
     return f"| {' | '.join(parts)} |"
 
 

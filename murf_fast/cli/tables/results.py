@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,12 +37,12 @@ class Results:
     """
 
     name: str
-    machine: dict
-    setting: dict
+    machine: dict[str, Any]
+    setting: dict[str, Any]
     planned: int
     notes: list[str] = field(default_factory=list)
     cut: str | None = None
-    rows: list[dict] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None
 
     @property
@@ -53,7 +54,7 @@ class Results:
         """The parts that some row has."""
         return {n: t for n, t in self.table.parts.items() if any(n in row["parts"] for row in self.rows)}
 
-    def row(self, case: Case) -> dict:
+    def row(self, case: Case) -> dict[str, Any]:
         """The row of a case, added if there is none."""
         for row in self.rows:
             if row["labels"] == case.labels:
@@ -83,7 +84,7 @@ class Results:
         }
         return json.dumps(told, indent=1, allow_nan=False) + "\n"
 
-    def peers(self, row: dict) -> Iterator[dict]:
+    def peers(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The rows of the same case in other code."""
         own = {n: v for n, v in row["labels"].items() if n != "code"}
         for other in self.rows:
@@ -135,7 +136,7 @@ def _check(results: Results) -> None:
         row.setdefault("error", None)
 
 
-def machine(device: str) -> dict:
+def machine(device: str) -> dict[str, Any]:
     """What a table is measured on."""
     gpu = device == "cuda"
     level = _extension.current_level() if not gpu and _extension.load_error() is None else None
@@ -151,7 +152,7 @@ def machine(device: str) -> dict:
     }
 
 
-def described(machine: dict) -> str:
+def described(machine: dict[str, Any]) -> str:
     """One line."""
     if machine.get("kind") == "cuda":
         where = f"{machine.get('device')}, CUDA {machine.get('cuda')}"
@@ -162,7 +163,7 @@ def described(machine: dict) -> str:
     return f"{where}, torch {machine.get('torch')}, murf_fast {machine.get('murf_fast')}"
 
 
-def settings(setting: Setting) -> dict:
+def settings(setting: Setting) -> dict[str, Any]:
     return {
         "device": setting.device,
         "dtype": str(setting.dtype).removeprefix("torch."),

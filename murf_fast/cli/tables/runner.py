@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -45,7 +46,7 @@ def run(cases: Sequence[Case], results: Results, budget: float | None, forecast:
 
         def tell(what: str, left: float) -> None:
             if bar:
-                bar.update(task, description=what, completed=runner.done, until=time.perf_counter() + left)
+                bar.update(cast("Any", task), description=what, completed=runner.done, until=time.perf_counter() + left)
             else:  # a log
                 line = f"{runner.done} of {len(cases)}: {what}, {_clock(left)} left"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -81,7 +82,9 @@ class _Runner:
             self.results.cut = OVER_BUDGET
         self.results.write()
 
-    def _first(self, case: Case, tell: Callable) -> tuple[Case, dict[str, Callable], dict[str, float]] | None:
+    def _first(
+        self, case: Case, tell: Callable[..., Any]
+    ) -> tuple[Case, dict[str, Callable[..., Any]], dict[str, float]] | None:
         """Memory of every part, and the time of its second call; None where there is nothing to time in turns."""
         tell(case.name, self._left())
         if self.budget is not None and _first_pass(self.forecast, case) > self.budget - self._spent():
@@ -100,8 +103,12 @@ class _Runner:
         self.results.write()
         return found
 
-    def _observed(self, case: Case, row: dict) -> tuple[Case, dict[str, Callable], dict[str, float]]:
-        parts, once = case.build(), {}
+    def _observed(
+        self, case: Case, row: dict[str, Any]
+    ) -> tuple[Case, dict[str, Callable[..., Any]], dict[str, float]]:
+        parts = case.build()
+        once: dict[str, float] = {}
+        taken: Any
         for name, call in parts.items():
             meter.seconds_of(call, self.device)  # compiles, fills caches
             taken, peak = meter.observed(lambda call=call: meter.seconds_of(call, self.device), self.device)
@@ -110,7 +117,7 @@ class _Runner:
         self.forecast.learn(case, sum(once.values()))
         return case, parts, once
 
-    def _in_turns(self, measured: list[tuple], tell: Callable) -> None:
+    def _in_turns(self, measured: list[tuple[Any, ...]], tell: Callable[..., Any]) -> None:
         """The medians of every part; what is slow has its one time already."""
         names = list(self.results.table.parts)
         for i, name in enumerate(names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,9 +56,9 @@ class Upsampler:
     """
 
     make: Callable[[int, Size], nn.Module]
-    plain: Callable[[nn.Module, Tensor, Tensor], Tensor]
-    saved: Callable[[nn.Module, int, Size, Size], float] = lambda module, channels, grid, size: 0.0
-    elementwise: Callable[[nn.Module, int, Size, Size], float] = lambda module, channels, grid, size: 0.0
+    plain: Callable[[Any, Tensor, Tensor], Tensor]
+    saved: Callable[[Any, int, Size, Size], float] = lambda module, channels, grid, size: 0.0
+    elementwise: Callable[[Any, int, Size, Size], float] = lambda module, channels, grid, size: 0.0
     load: Callable[[str], nn.Module] | None = None
     least: int = 2
 
@@ -74,7 +75,7 @@ def plain_jbu(module: JBU, image: Tensor, features: Tensor) -> Tensor:
     if module.stack.norm is not None:
         source = module.stack.norm(source.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     for level in module.stack.levels:
-        guidance = F.adaptive_avg_pool2d(image, [2 * n for n in source.shape[2:]])
+        guidance = F.adaptive_avg_pool2d(image, (2 * source.shape[2], 2 * source.shape[3]))
         params = [p for p in Drawn.of(level, guidance).params if p is not None]
         kernels = reference.bilateral_kernels(guidance, params, level.radius)
         source = F.interpolate(source, guidance.shape[2:], mode=level.mode, align_corners=False)
@@ -90,7 +91,7 @@ class TapByTap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, padded: Tensor, kernels: Tensor) -> Tensor:
+    def forward(ctx: Any, padded: Tensor, kernels: Tensor) -> Tensor:
         ctx.save_for_backward(padded, kernels)
         result = torch.zeros_like(padded[:, :, : kernels.shape[2], : kernels.shape[3]])
         for tap, (y, x) in _offsets(kernels):
@@ -98,7 +99,7 @@ class TapByTap(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         padded, kernels = ctx.saved_tensors
         of_padded, of_taps = torch.zeros_like(padded), []
         for tap, (y, x) in _offsets(kernels):
@@ -175,7 +176,7 @@ def _area(size: Size) -> int:
     return size[0] * size[1]
 
 
-def _jbu(**options) -> Callable[[int, Size], nn.Module]:
+def _jbu(**options: Any) -> Callable[[int, Size], nn.Module]:
     return lambda channels, grid: JBU(JBUStack(channels, **options))
 
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ def _loaded(setting: Setting, methods: Sequence[str]) -> tuple[nn.Module, int] |
     learned = [name for name in methods if UPSAMPLERS[name].load is not None]
     if len(learned) != 1:
         raise ValueError(f"--weights are of one method: name it by --models, alone or with bilinear, got {methods}")
-    module = UPSAMPLERS[learned[0]].load(setting.weights)
+    module = cast("Callable[..., Any]", UPSAMPLERS[learned[0]].load)(setting.weights)
     inner = getattr(module, "stack", module)
     return module, getattr(inner, "v_dim", None) or getattr(inner, "dim", None) or CHANNELS
 
@@ -144,7 +145,9 @@ def _inputs(setting: Setting, size: int, channels: int, device: str) -> tuple[Te
     return features.to(setting.dtype), image.to(setting.dtype)
 
 
-def _build(setting: Setting, make: Callable, function: Callable, size: int, channels: int) -> Callable[[], dict]:
+def _build(
+    setting: Setting, make: Callable[..., Any], function: Callable[..., Any], size: int, channels: int
+) -> Callable[[], dict[str, Any]]:
     def build() -> dict[str, Callable[[], object]]:
         torch.manual_seed(0)
         features, image = _inputs(setting, size, channels, setting.device)
@@ -159,7 +162,7 @@ def _build(setting: Setting, make: Callable, function: Callable, size: int, chan
     return build
 
 
-def _gradients(module: object, function: Callable, image: Tensor, features: Tensor) -> tuple:
+def _gradients(module: object, function: Callable[..., Any], image: Tensor, features: Tensor) -> tuple[Any, ...]:
     parameters = [p for p in module.parameters() if p.requires_grad] if isinstance(module, nn.Module) else []
     if not parameters:
         features = features.detach().requires_grad_()

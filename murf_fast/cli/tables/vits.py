@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ def _dinov2(width: int, blocks: int, heads: int) -> nn.Module:
     return Dinov2Model(config).eval().requires_grad_(False)
 
 
-def counted_or_problem(function: Callable, vit: Vit, *inputs: Tensor) -> tuple[Work, str | None]:
+def counted_or_problem(function: Callable[..., Any], vit: Vit, *inputs: Tensor) -> tuple[Work, str | None]:
     """What ``function(model, *inputs)`` takes; or, of a user's model, why its own forward does not do.
 
     Models whose code does not run without memory are not counted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class ArrowFormat(Format):
 
         return fetch
 
-    def _written(self, table) -> memoryview:
+    def _written(self, table: Any) -> memoryview:
         import pyarrow as pa
 
         sink = pa.BufferOutputStream()

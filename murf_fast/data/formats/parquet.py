@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class ParquetFormat(ArrowFormat):
         self._tables.check(table.schema_arrow, sum(lengths), self.layout, len(positions))
         if any(length != self.rows for length in lengths[:-1]):
             raise ValueError("its row groups are not of the index")
-        last: list = [None, None]  # the row group that was read last: neighbours are asked for together
+        last: list[Any] = [None, None]  # the row group that was read last: neighbours are asked for together
 
         def fetch(i: int) -> dict[str, Tensor]:
             group, place = divmod(i, self.rows)
@@ -38,7 +39,7 @@ class ParquetFormat(ArrowFormat):
 
         return fetch
 
-    def _written(self, table) -> memoryview:
+    def _written(self, table: Any) -> memoryview:
         import pyarrow as pa
         import pyarrow.parquet as pq
 

@@ -6,6 +6,7 @@ import functools
 import json
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ class SafetensorsFormat(Format):
             arrays[array.name] = values.view(len(positions), *array.shape)
         return functools.partial(row, arrays)
 
-    def _entries(self, images: int) -> tuple[dict[str, dict], int]:
+    def _entries(self, images: int) -> tuple[dict[str, dict[str, Any]], int]:
         """The header without metadata, and the bytes behind it."""
         entries, end = {}, 0
         for array in self.layout.arrays:
@@ -69,4 +70,4 @@ class SafetensorsFormat(Format):
         text += b" " * (-(len(text) + 8) % ALIGNED)
         yield struct.pack("<Q", len(text)) + text
         for array in self.layout.arrays:
-            yield memoryview(content.arrays[array.name].flatten().view(torch.uint8).numpy())
+            yield memoryview(content.arrays[array.name].flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ are put in place as the other formats' are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,9 +68,9 @@ class ZarrFormat(Format):
     def _keys(self, shard: int) -> list[str]:
         return [f"{a.name}/c/{shard}" + "/0" * len(a.shape) for a in self.layout.arrays]
 
-    def _arrays(self) -> tuple[dict, dict]:
+    def _arrays(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The group in memory: its files by their keys, and its arrays."""
-        files: dict = {}
+        files: dict[str, Any] = {}
         store = self._zarr.storage.MemoryStore(files)
         attributes = {"murf_fast fingerprint": self.layout.fingerprint}
         group = self._zarr.create_group(store, zarr_format=3, attributes=attributes)

@@ -24,7 +24,7 @@ class Item(NamedTuple):
     kind: str
     path: str
     at: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple counts
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from murf_fast._image_paths import shown
 from murf_fast.data.sources.item import PARQUET, Item, Source
@@ -32,7 +33,7 @@ def source(files: Sequence[Path], column: str | None) -> Source:
     return Source(items, column=column, told=told)
 
 
-def _column(file: Path, schema, wanted: str | None) -> str:
+def _column(file: Path, schema: Any, wanted: str | None) -> str:
     """The column of images: ``wanted``, or the only one that can be, or the only one with a usual name."""
     able = [field.name for field in schema if _holds_bytes(field.type)]
     if wanted is not None:
@@ -48,7 +49,7 @@ def _column(file: Path, schema, wanted: str | None) -> str:
     return found[0]
 
 
-def _holds_bytes(kind) -> bool:
+def _holds_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
@@ -60,7 +61,9 @@ class Rows:
     """Encoded images of tables, a row group at a time; for one thread."""
 
     def __init__(self, column: str) -> None:
-        self._column, self._at, self._group = column, None, None
+        self._column = column
+        self._at: tuple[str, int] | None = None
+        self._group: Any = None
 
     def read(self, item: Item) -> bytes:
         """Raises an OSError or a ValueError where there is none."""

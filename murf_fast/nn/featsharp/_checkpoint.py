@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size
 from murf_fast.nn._checkpoint_files import Checkpoint, open_checkpoint
 from murf_fast.nn._checkpoints import few
 
@@ -31,12 +33,15 @@ class Parts:
     """The upsampler's weights and what it is made with; and the weights of the other parts that there are."""
 
     upsampler: Checkpoint
-    arguments: dict[str, object]
+    arguments: dict[str, Any]
     others: dict[str, Checkpoint]
 
 
 def read(
-    what: str, checkpoint: str | PathLike | Mapping, inputs: Sequence[str], factor: int | tuple[int, int] | None
+    what: str,
+    checkpoint: str | PathLike[str] | Mapping[str, Any],
+    inputs: Sequence[str],
+    factor: Size | None,
 ) -> Parts:
     """The parts of a training's checkpoint, or of an upsampler's state dict.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import cast
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def _characters(q: int) -> np.ndarray:
 
     Elements are polynomials over the integers mod p, numbered by their coefficients as digits.
     """
-    p, k = _prime_power(q)
+    p, k = cast("tuple[int, int]", _prime_power(q))  # checked by whoever asks
     weights = p ** np.arange(k)
     of_element = np.zeros(q, np.int8)
     powers = _powers(p, k) @ weights
@@ -103,7 +104,8 @@ def _powers(p: int, k: int) -> np.ndarray:
     """(q - 1, k): coefficients of the powers of x, modulo the first polynomial for which these are all but zero."""
     count = p**k - 1
     for low in itertools.product(range(p), repeat=k):  # x^k = low[0] + low[1] x + ...
-        power, found = (1, *[0] * (k - 1)), []
+        power: tuple[int, ...] = (1, *[0] * (k - 1))
+        found: list[tuple[int, ...]] = []
         while len(found) < count:
             found.append(power)
             power = tuple((a + power[-1] * b) % p for a, b in zip((0, *power[:-1]), low, strict=True))

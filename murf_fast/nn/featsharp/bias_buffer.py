@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +62,9 @@ class BiasBuffer(nn.Module):
         if bias.shape[2:] != features.shape[2:]:
             bias = resize(bias, tuple(features.shape[2:]))
         return features + bias.to(features.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return "channels={}, height={}, width={}".format(*self.buffer.shape[1:])

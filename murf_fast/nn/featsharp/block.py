@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +82,9 @@ class FeatSharpBlock(nn.Module):
             out.copy_(self._finished(rows, of_rows))
         return result.permute(0, 3, 1, 2)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def _finished(self, tokens: Tensor, attended: Tensor) -> Tensor:
         """What follows the attention, token by token."""
         tokens = self.ls1(self.attn.proj(attended), tokens)
@@ -95,3 +100,6 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return torch.addcmul(residual, x, self.gamma)
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,6 +71,9 @@ class ConditionalBias(nn.Module):
         tokens = self.ls2(self.mlp(self.norm2(tokens)), tokens)
         return tokens.unflatten(1, tuple(features.shape[2:])).permute(0, 3, 1, 2)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class _Attention(nn.Module):
     def __init__(self, channels: int, num_heads: int) -> None:
@@ -81,6 +86,9 @@ class _Attention(nn.Module):
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class _MLP(nn.Module):
     def __init__(self, channels: int) -> None:
@@ -90,3 +98,6 @@ class _MLP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(tokens)))
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import SharpInput, Size
 from murf_fast.nn._checkpoints import load_into
+from murf_fast.nn._options import SharpArguments, SharpOptions
 from murf_fast.nn.featsharp import _checkpoint
 from murf_fast.nn.featsharp.bias_buffer import BiasBuffer
 from murf_fast.nn.featsharp.conditional_bias import ConditionalBias
@@ -22,6 +25,9 @@ from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens
 from murf_fast.ops.resize import resize
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class FeatSharp(nn.Module):
@@ -54,11 +60,11 @@ class FeatSharp(nn.Module):
     def __init__(
         self,
         encoder: nn.Module | Callable[[Tensor], Tensor],
-        factor: int | tuple[int, int],
+        factor: Size,
         *,
-        size: int | tuple[int, int] | None = None,
+        size: Size | None = None,
         channels: int | None = None,
-        inputs: Sequence[str] = ("jbu", "tiles"),
+        inputs: Sequence[SharpInput] = ("jbu", "tiles"),
         progressive: bool = False,
         num_heads: int = 16,
         window: int = 7,
@@ -66,7 +72,7 @@ class FeatSharp(nn.Module):
         normalizer: PHIS | None = None,
         bias_buffer: BiasBuffer | None = None,
         conditional_bias: ConditionalBias | None = None,
-        **options,
+        **options: Unpack[SharpOptions],
     ) -> None:
         super().__init__()
         what = "FeatSharp"
@@ -76,28 +82,35 @@ class FeatSharp(nn.Module):
         # Tiles (rows, columns) of what the encoder sees.
         self.levels = levels_of(what, self.factor if "tiles" in inputs else (1, 1), progressive)
         self.is_packed = _is_packed(encoder)
-        self.encoder = (
-            self._packed(encoder, channels, options) if self.is_packed else _called(encoder, channels, options)
+        self.encoder: Any = (
+            self._packed(encoder, channels, dict(options))
+            if self.is_packed
+            else _called(encoder, channels, dict(options))
         )
-        width = self.encoder.family.width if self.is_packed else _checks.integer(what, "channels", channels, 1)
+        if self.is_packed:
+            width = cast("Any", self.encoder).family.width
+        else:
+            width = _checks.integer(what, "channels", channels, 1)
         self.upsampler = FeatSharpUpsampler(
             width, self.factor, inputs, progressive=progressive, num_heads=num_heads, window=window, norm=norm
         )
-        self.normalizer = _part("normalizer", normalizer, PHIS, width)
-        self.bias_buffer = _part("bias_buffer", bias_buffer, BiasBuffer, width)
-        self.conditional_bias = _part("conditional_bias", conditional_bias, ConditionalBias, width)
+        self.normalizer: PHIS | None = _part("normalizer", normalizer, PHIS, width)
+        self.bias_buffer: BiasBuffer | None = _part("bias_buffer", bias_buffer, BiasBuffer, width)
+        self.conditional_bias: ConditionalBias | None = _part(
+            "conditional_bias", conditional_bias, ConditionalBias, width
+        )
 
     @classmethod
     def from_checkpoint(
         cls,
-        checkpoint: str | PathLike | Mapping,
+        checkpoint: str | PathLike[str] | Mapping[str, Any],
         encoder: nn.Module | Callable[[Tensor], Tensor],
-        inputs: Sequence[str] = ("jbu", "tiles"),
+        inputs: Sequence[SharpInput] = ("jbu", "tiles"),
         *,
-        factor: int | tuple[int, int] | None = None,
+        factor: Size | None = None,
         num_heads: int = 16,
         window: int = 7,
-        **arguments,
+        **arguments: Unpack[SharpArguments],
     ) -> FeatSharp:
         """Trained weights around the encoder they were trained for, in eval mode.
 
@@ -122,9 +135,9 @@ class FeatSharp(nn.Module):
         """
         inputs = checked_inputs("FeatSharp", inputs)
         parts = _checkpoint.read("FeatSharp", checkpoint, inputs, factor)
-        made = dict(parts.arguments)
+        made: dict[str, Any] = dict(parts.arguments)
         channels = made.pop("channels")
-        found = {}
+        found: dict[str, Any] = {}
         for name, weights in parts.others.items():
             if name == "normalizer":
                 found[name] = PHIS(channels)
@@ -135,7 +148,7 @@ class FeatSharp(nn.Module):
                 found[name] = BiasBuffer(channels, *(shape[2:] if len(shape) == 4 else (1, 1)))
             load_into(found[name], weights)
         if not _is_packed(encoder):
-            arguments = {"channels": channels, **arguments}
+            arguments = cast("SharpArguments", {"channels": channels, **arguments})
         model = cls(
             encoder,
             made.pop("factor"),
@@ -172,6 +185,9 @@ class FeatSharp(nn.Module):
         guidance = self.guidance(images, low) if "jbu" in self.upsampler.inputs else None
         result = self.upsampler(low, guidance, tiles)
         return self.normalizer.inverse(result) if raw and self.normalizer is not None else result
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def train(self, mode: bool = True) -> FeatSharp:
         """The mode of all parts but the encoder, which is put in eval mode."""
@@ -221,7 +237,9 @@ class FeatSharp(nn.Module):
             self._check_patches("images", size)
         # A packed pass cuts tiles itself, of one factor for both sides.
         if not (self.is_packed and _are_square(self.levels)):
-            how = {name: self.encoder.resize[name] for name in ("mode", "antialias")} if self.is_packed else {}
+            how: dict[str, Any] = (
+                {name: self.encoder.resize[name] for name in ("mode", "antialias")} if self.is_packed else {}
+            )
             dtype = images.dtype if images.is_floating_point() else torch.float32
             images = split_tiles(images, self.levels[-1], size, progressive=self.upsampler.progressive, **how).to(dtype)
         if self.is_packed:
@@ -241,7 +259,7 @@ class FeatSharp(nn.Module):
             return described
         return f"encoder={getattr(self.encoder, '__name__', type(self.encoder).__name__)}, {described}"
 
-    def _packed(self, encoder: nn.Module, channels: object, options: dict) -> MultiResolutionEncoder:
+    def _packed(self, encoder: Any, channels: object, options: dict[str, Any]) -> MultiResolutionEncoder:
         """The encoder at the sizes of the levels, or of the views where these are cut for it."""
         what = "FeatSharp"
         if channels is not None:
@@ -273,7 +291,7 @@ class FeatSharp(nn.Module):
             )
 
 
-def _called(encoder: object, channels: object, options: dict) -> Callable[[Tensor], Tensor]:
+def _called(encoder: object, channels: object, options: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     what = "FeatSharp"
     if not callable(encoder):
         raise TypeError(f"murf_fast.{what}: `encoder` must be a module or a callable, got {type(encoder).__name__}")
@@ -293,7 +311,7 @@ def _is_packed(encoder: object) -> bool:
     return isinstance(encoder, MultiResolutionEncoder) or (isinstance(encoder, nn.Module) and is_supported(encoder))
 
 
-def _part(name: str, part: object, kind: type[nn.Module], channels: int) -> nn.Module | None:
+def _part(name: str, part: object, kind: type[nn.Module], channels: int) -> Any:
     if part is None:
         return None
     if not isinstance(part, kind):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,6 +85,9 @@ class LocalAttention(nn.Module):
         """
         return self.proj(self.attend(tokens))
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def projection(self) -> Tensor:
         """The weight of ``qkv``.
 
@@ -102,14 +107,16 @@ class LocalAttention(nn.Module):
         """Results of some heads, (B, H, W, d heads), from their queries, keys and values."""
         count, d = last - first, self.qkv.in_features // self.num_heads
         wide = (projected.shape[-1] // count - d) // 2
-        maps = projected.permute(0, 3, 1, 2).split([count * wide, count * wide, count * d], 1)
+        q, k, v = projected.permute(0, 3, 1, 2).split([count * wide, count * wide, count * d], 1)
         result = window_attention(
-            *maps,
+            q,
+            k,
+            v,
             windows=windows.clamped(self.window // 2),
             num_heads=count,
             values="split",
             scale=d**-0.5,
-            bias=tuple(table[first:last] for table in bias),
+            bias=(bias[0][first:last], bias[1][first:last]),
         )
         return result.permute(0, 2, 3, 1)
 

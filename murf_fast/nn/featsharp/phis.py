@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from murf_fast.ops import _checks
 
 # Rows that are converted to float64 at a time.
 _ROWS = 4096
+
+Linear = TypeVar("Linear", nn.Linear, nn.Conv2d)
 
 
 class PHIS(nn.Module):
@@ -36,6 +39,11 @@ class PHIS(nn.Module):
 
     Source: PHI-S (Ranzinger et al., 2024), as FeatSharp normalizes features (section 3.2).
     """
+
+    mean: Tensor
+    alpha: Tensor
+    rotation: Tensor
+    inv_rotation: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -144,6 +152,9 @@ class PHIS(nn.Module):
             result = F.linear(rows.to(wide) - self.mean.to(wide), self.alpha.to(wide) * self.rotation.to(wide))
         return as_given(result.to(features.dtype))
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def inverse(self, features: Tensor) -> Tensor:
         """Features from standardized ones: ``x = R^-1 x' / alpha + mean``. All else is as for :meth:`forward`."""
         wide = torch.promote_types(features.dtype, self.mean.dtype) if isinstance(features, Tensor) else None
@@ -152,7 +163,7 @@ class PHIS(nn.Module):
             result = F.linear(rows.to(wide), self.inv_rotation.to(wide) / self.alpha.to(wide), self.mean.to(wide))
         return as_given(result.to(features.dtype))
 
-    def fold(self, linear: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    def fold(self, linear: Linear) -> Linear:
         """A linear map of raw features that equals ``linear`` of standardized ones.
 
         ``W' = alpha W R``, ``b' = b - W' mean``, in float64 and rounded once.
@@ -168,7 +179,7 @@ class PHIS(nn.Module):
             ValueError: It has another number of inputs, hooks or a ``forward`` of its own, or is no 1x1 convolution.
         """
         what = "PHIS.fold"
-        kind = next((k for k in (nn.Linear, nn.Conv2d) if isinstance(linear, k)), None)
+        kind: Any = next((k for k in (nn.Linear, nn.Conv2d) if isinstance(linear, k)), None)
         if kind is None:
             got = type(linear).__name__
             raise TypeError(f"murf_fast.{what}: `linear` must be an nn.Linear or a 1x1 nn.Conv2d, got {got}")
@@ -176,9 +187,14 @@ class PHIS(nn.Module):
         if reason is not None:
             raise ValueError(f"murf_fast.{what}: `linear` {reason}, which would be lost: only its weights are read")
         weight, channels = linear.weight, len(self.mean)
-        options = {"dtype": weight.dtype, "device": weight.device}
-        plain = kind is nn.Linear or (linear.kernel_size, linear.stride, linear.groups) == ((1, 1), (1, 1), 1)
-        if not plain or (kind is nn.Conv2d and linear.padding not in ("valid", "same", 0, (0, 0))):
+        convolution: Any = linear
+        options: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
+        plain = kind is nn.Linear or (convolution.kernel_size, convolution.stride, convolution.groups) == (
+            (1, 1),
+            (1, 1),
+            1,
+        )
+        if not plain or (kind is nn.Conv2d and convolution.padding not in ("valid", "same", 0, (0, 0))):
             raise ValueError(f"murf_fast.{what}: `linear` must be a 1x1 convolution, got {linear}")
         if weight.shape[1] != channels:
             raise ValueError(f"murf_fast.{what}: `linear` must have {channels} inputs, got {weight.shape[1]}")
@@ -196,7 +212,7 @@ class PHIS(nn.Module):
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
 
-    def _rows(self, what: str, features: Tensor):
+    def _rows(self, what: str, features: Tensor) -> Any:
         """Features with channels last, and what brings a result to their shape."""
         _checks.tensor(what, "features", features)
         _checks.same_device(what, "features", features, "mean", self.mean)
@@ -224,8 +240,11 @@ def _checked_channels(channels: object) -> int:
 class _Moments:
     """Mean, and sum of products about it, of rows that come one batch after the other."""
 
+    mean: Tensor  # from the first batch on, like the sum
+    squares: Tensor
+
     def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, None, None
+        self.count = 0
 
     def add(self, i: int, x: Tensor) -> None:
         what, name = "PHIS.fit", f"features[{i}]"
@@ -237,7 +256,7 @@ class _Moments:
             )
         rows = x.detach().permute(0, 2, 3, 1) if x.ndim == 4 else x.detach()
         channels = rows.shape[-1]
-        if self.mean is None:
+        if not hasattr(self, "mean"):
             _checked_channels(channels)  # before any work
             self.mean = torch.zeros(channels, dtype=torch.float64, device=x.device)
             self.squares = torch.zeros((channels, channels), dtype=torch.float64, device=x.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,6 +30,9 @@ class SwiGLU(nn.Module):
         # What a plain layer has made is nobody else's, and is overwritten: the hidden layer is there once.
         is_ours = is_plain(self.w12, nn.Linear) and not has_global_hooks()
         return self.w3(F.silu(first, inplace=is_ours).mul_(second))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def hidden_width(inputs: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Mode, Size
 from murf_fast.nn.guided.featsharp_jbu import prime_steps
 from murf_fast.nn.vit import _images
 from murf_fast.ops import _checks
@@ -18,11 +19,11 @@ Pair = tuple[int, int]
 
 def split_tiles(
     images: Tensor,
-    factor: int | Pair,
-    size: int | Pair,
+    factor: Size,
+    size: Size,
     *,
     progressive: bool = False,
-    mode: str = "bilinear",
+    mode: Mode = "bilinear",
     antialias: bool = False,
 ) -> Tensor:
     """Views of one size: the whole image, and the tiles that the image makes ``factor`` times as large.
@@ -62,7 +63,7 @@ def split_tiles(
     return views[0] if len(views) == 1 else torch.cat(views)
 
 
-def merge_tiles(maps: Tensor, factor: int | Pair, *, progressive: bool = False) -> list[Tensor]:
+def merge_tiles(maps: Tensor, factor: Size, *, progressive: bool = False) -> list[Tensor]:
     """The maps of the views of :func:`split_tiles`, those of tiles put together.
 
     Args:
@@ -99,7 +100,7 @@ def levels_of(what: str, factor: Pair, progressive: bool) -> list[Pair]:
     _checks.flag(what, "progressive", progressive)
     levels = [(1, 1)]
     for step in prime_steps(factor) if progressive else [factor]:
-        levels.append(tuple(n * s for n, s in zip(levels[-1], step, strict=True)))
+        levels.append((levels[-1][0] * step[0], levels[-1][1] * step[1]))
     return list(dict.fromkeys(levels))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import SharpInput, Size
 from murf_fast.nn._checkpoints import load_into
 from murf_fast.nn.featsharp import _checkpoint
 from murf_fast.nn.featsharp.block import FeatSharpBlock
@@ -45,8 +47,8 @@ class FeatSharpUpsampler(nn.Module):
     def __init__(
         self,
         channels: int,
-        factor: int | tuple[int, int],
-        inputs: Sequence[str] = ("jbu", "tiles"),
+        factor: Size,
+        inputs: Sequence[SharpInput] = ("jbu", "tiles"),
         *,
         progressive: bool = False,
         num_heads: int = 16,
@@ -68,10 +70,10 @@ class FeatSharpUpsampler(nn.Module):
     @classmethod
     def from_checkpoint(
         cls,
-        checkpoint: str | PathLike | Mapping,
-        inputs: Sequence[str] = ("jbu", "tiles"),
+        checkpoint: str | PathLike[str] | Mapping[str, Any],
+        inputs: Sequence[SharpInput] = ("jbu", "tiles"),
         *,
-        factor: int | tuple[int, int] | None = None,
+        factor: Size | None = None,
         num_heads: int = 16,
         window: int = 7,
     ) -> FeatSharpUpsampler:
@@ -116,9 +118,11 @@ class FeatSharpUpsampler(nn.Module):
         if low.shape[1] != self.channels:
             raise ValueError(f"murf_fast.{what}: `low` must have {self.channels} channels, got {tuple(low.shape)}")
         if not torch.is_autocast_enabled(low.device.type):
-            _checks.same_device_and_dtype(what, "low", low, "its parameters", self.ups[0].block.ls2.gamma)
+            _checks.same_device_and_dtype(
+                what, "low", low, "its parameters", cast("Level", self.ups[0]).block.ls2.gamma
+            )
         if "tiles" not in self.inputs:
-            mosaics: list[Tensor | None] = [None] * len(self.ups)
+            mosaics: Any = [None] * len(self.ups)
         else:
             mosaics = [tiles] if isinstance(tiles, Tensor) else tiles
             if not _checks.is_sequence(mosaics) or len(mosaics) != len(self.ups):
@@ -135,7 +139,10 @@ class FeatSharpUpsampler(nn.Module):
             low = level(low, images, mosaic)
         return low
 
-    def _check_tiles(self, i: int, level: Level, low: Tensor, mosaic: object) -> None:
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def _check_tiles(self, i: int, level: Any, low: Tensor, mosaic: Any) -> None:
         what, name = "FeatSharpUpsampler", "tiles" if len(self.ups) == 1 else f"tiles[{i}]"
         _checks.map_(what, name, mosaic)
         _checks.same_device_and_dtype(what, name, mosaic, "low", low)
@@ -158,27 +165,30 @@ class Level(nn.Module):
         channels: int,
         before: tuple[int, int],
         grid: tuple[int, int],
-        inputs: Sequence[str],
+        inputs: Sequence[SharpInput],
         *,
         guides: int,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.inputs, self.grid = inputs, grid
-        self.step = tuple(n // m for n, m in zip(grid, before, strict=True))
-        self.tile_pos = nn.Parameter(torch.zeros(1, channels, *grid)) if "tiles" in inputs else None
+        self.step = grid[0] // before[0], grid[1] // before[1]
+        self.tile_pos: nn.Parameter | Any = nn.Parameter(torch.zeros(1, channels, *grid)) if "tiles" in inputs else None
         self.jbu = FeatSharpJBU(self.step, guides=guides) if "jbu" in inputs else None
         self.block = FeatSharpBlock(len(inputs) * channels, channels, **options)
 
     def forward(self, low: Tensor, images: Tensor | None, tiles: Tensor | None) -> Tensor:
         return self.block(self._together(low, images, tiles))
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def _together(self, low: Tensor, images: Tensor | None, tiles: Tensor | None) -> Tensor:
         """The inputs at the finer grid, one behind the other; what they are made of is not kept."""
         size = tuple(n * s for n, s in zip(low.shape[2:], self.step, strict=True))
-        maps = {"bilinear": low, "tiles": tiles}
+        maps: dict[str, Any] = {"bilinear": low, "tiles": tiles}
         if self.jbu is not None:
-            maps["jbu"] = self.jbu(low, resize(images, size))
+            maps["jbu"] = self.jbu(low, resize(cast("Tensor", images), size))
         # Bilinear interpolation leaves a map of the size as it is: one write for all of them.
         together = upsample_concat([maps[name] for name in self.inputs], size, memory_format=torch.channels_last)
         if self.tile_pos is not None:
@@ -193,7 +203,7 @@ class Level(nn.Module):
         cells.add_(self.tile_pos[:, :, :, None, :, None].to(cells.dtype))
 
 
-def checked_inputs(what: str, inputs: object) -> tuple[str, ...]:
+def checked_inputs(what: str, inputs: Any) -> tuple[SharpInput, ...]:
     """Some of :data:`INPUTS`, each at most once."""
     is_listed = _checks.is_sequence(inputs) and all(isinstance(name, str) for name in inputs)
     if not is_listed or len(inputs) == 0 or len(set(inputs)) != len(inputs):

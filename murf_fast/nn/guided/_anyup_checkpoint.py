@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Layout:
     lfu_dim: int
 
 
-def read(checkpoint: str | PathLike | Mapping, values: str = "mean") -> tuple[Layout, Checkpoint]:
+def read(checkpoint: str | PathLike[str] | Mapping[str, Any], values: str = "mean") -> tuple[Layout, Checkpoint]:
     """The weights under the names of the dense model, and their layout.
 
     With ``values="split"`` they may lack an output projection.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import backends, windows
+from murf_fast.annotations import Values
 from murf_fast.nn.guided import _recomputed
 from murf_fast.nn.guided._encoded import ImageKeys, ImageStatistics, grids_of
 from murf_fast.nn.guided._encoders import pooled
@@ -48,7 +50,7 @@ def upsample(
     rule: windows.Windows,
     num_heads: int,
     values: Tensor | None = None,
-    by_head: str = "mean",
+    by_head: Values = "mean",
 ) -> Tensor:
     """(B, C, *size) from checked arguments; differentiable, and without gradients in far less time and memory.
 
@@ -57,7 +59,7 @@ def upsample(
     """
     v = features if values is None else values
     dtype = torch.promote_types(v.dtype, image.dtype)
-    grid = tuple(features.shape[2:])
+    grid = (features.shape[2], features.shape[3])
     q, of_image = encode(weights, image, size, (0, 0, *size), [grid])
     k = keys_of(weights, of_image.maps[0], features)
     q, k = q.to(dtype), k.to(dtype)
@@ -69,7 +71,7 @@ def encode(
     image: Tensor,
     size: Sequence[int],
     region: Sequence[int],
-    grids: Sequence[Sequence[int]] | None,
+    grids: Sequence[tuple[int, int]] | None,
     known: ImageStatistics | None = None,
 ) -> tuple[Tensor, ImageKeys]:
     """Projected queries of the region, and the image's part of the keys; ``known`` saves the pass for it."""
@@ -81,23 +83,23 @@ def encode(
             q = _plain_queries(weights, encoded, size, region)
             return q, of_image if known is None else known.keys
         if whole and known is None:
-            q, *maps = image_queries(image, *network, size, region, grids_of(image, grids), backend)
+            q, *maps = image_queries(image, *network, size, region, grids_of(image, grids), backend)  # type: ignore[arg-type, call-arg]
             return q, ImageKeys.of(maps, grids)
         if known is None:
             known = statistics_of(weights, image, grids)
-        return image_rectangle(image, known.norms, flat(*network), size, region, backend), known.keys
+        return image_rectangle(image, cast("Tensor", known.norms), flat(*network), size, region, backend), known.keys
 
 
 def statistics_of(
-    weights: Mapping[str, Tensor], image: Tensor, grids: Sequence[Sequence[int]] | None, recompute: bool = False
+    weights: Mapping[str, Tensor], image: Tensor, grids: Sequence[tuple[int, int]] | None, recompute: bool = False
 ) -> ImageStatistics:
     """What every region needs of the whole image."""
     with torch.autocast(image.device.type, enabled=False):
         network, backend = _network(weights, image)
         if backend is None:
             _, of_image = _plain_keys(weights, image, grids)
-            return ImageStatistics("AnyUp", None, of_image, tuple(image.shape[2:]))
-        size = tuple(image.shape[2:])
+            return ImageStatistics("AnyUp", None, of_image, (image.shape[2], image.shape[3]))
+        size = (image.shape[2], image.shape[3])
         norms, *maps = image_statistics(image, flat(*network), size, grids_of(image, grids), recompute, backend)
         return ImageStatistics("AnyUp", norms, ImageKeys.of(maps, grids), size)
 
@@ -120,7 +122,7 @@ def wants_gradients(weights: Mapping[str, Tensor], image: Tensor) -> bool:
     return derivatives_wanted((image, *flat(*_parameters(weights))))
 
 
-def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[tuple, str | None]:
+def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[Any, str | Any]:
     """The parameters as the passes over pixels take them, and their backend; None where plain PyTorch has to do."""
     network = _parameters(weights)
     backend = backends.resolve(None, image.device.type, image.dtype)
@@ -128,7 +130,7 @@ def _network(weights: Mapping[str, Tensor], image: Tensor) -> tuple[tuple, str |
     return network, None if plain or wants_gradients(weights, image) else backend
 
 
-def _parameters(weights: Mapping[str, Tensor]) -> tuple:
+def _parameters(weights: Mapping[str, Tensor]) -> Any:
     encoders = [[weights[f"{name}.{part}"] for part in ENCODER] for name in _OF_IMAGE]
     return encoders, weights["rope.freqs"], weights["cross_decode.conv2d.weight"], _projection(weights, 0)
 
@@ -139,7 +141,7 @@ def _projection(weights: Mapping[str, Tensor], which: int) -> tuple[Tensor, Tens
     return weight * weights[f"{_ATTENTION}.norm_{'qk'[which]}.weight"], bias
 
 
-def _plain_keys(weights, image, grids) -> tuple[Tensor, ImageKeys]:
+def _plain_keys(weights: Any, image: Tensor, grids: Any) -> tuple[Tensor, ImageKeys]:
     """The encoded image, and the keys of it."""
     encoded = _recomputed.encoder(weights, _OF_IMAGE[0], image)
     encoded = _recomputed.mixed_with_positions(encoded, weights["rope.freqs"])
@@ -147,7 +149,7 @@ def _plain_keys(weights, image, grids) -> tuple[Tensor, ImageKeys]:
     return encoded, ImageKeys.of([pooled(of_keys, grid) for grid in grids_of(image, grids)], grids)
 
 
-def _plain_queries(weights, encoded, size, region) -> Tensor:
+def _plain_queries(weights: Any, encoded: Any, size: Any, region: Any) -> Tensor:
     (height, width), (top, left, rows, columns) = size, region
     q = pooled(_recomputed.encoder(weights, _OF_IMAGE[2], encoded), size)
     # Zeros around the output, not around the rectangle.

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from murf_fast.ops import window_attention, window_attention_argmax
+from murf_fast.annotations import Reduce, Values
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.upsample_argmax import label_dtype
+from murf_fast.ops.window_attention import window_attention
+from murf_fast.ops.window_attention_argmax import window_attention_argmax
 from murf_fast.windows import Windows
 
 REDUCTIONS = ("softmax", "argmax")
@@ -27,7 +29,7 @@ class Attention(NamedTuple):
     keys: Tensor
     rule: Windows
     num_heads: int
-    values: str
+    values: Values
 
     def __call__(self, v: Tensor) -> Tensor:
         """(B, C, H, W) of values (B, C, h, w)."""
@@ -54,7 +56,7 @@ class Attention(NamedTuple):
 
 
 def predicted(
-    attention: Attention, features: Tensor, weight: Tensor, bias: Tensor | None, reduce: str | None
+    attention: Attention, features: Tensor, weight: Tensor, bias: Tensor | None, reduce: Reduce | None
 ) -> Tensor:
     """Logits (B, K, H, W) of a linear head (K, C) on what ``attention`` makes of features (B, C, h, w), or their
     softmax, or labels (B, H, W). Where the head comes first, labels leave no logits behind; where it comes last, they

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from murf_fast import _arguments
 from murf_fast.nn.guided._encoders import pooled
 
 Region = tuple[int, int, int, int]
-Size = tuple[int, int]
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ImageKeys:
     whole: Tensor | None = None
 
     @classmethod
-    def of(cls, maps: Sequence[Tensor], grids: Sequence[Size] | None) -> ImageKeys:
+    def of(cls, maps: Sequence[Tensor], grids: Sequence[Pair] | None) -> ImageKeys:
         """Of maps on :func:`grids_of` these."""
         return cls((), maps[0]) if grids is None else cls(tuple(maps))
 
@@ -35,7 +36,7 @@ class ImageKeys:
         """One of the maps, or the whole."""
         return self.maps[0] if self.whole is None else self.whole
 
-    def on(self, what: str, grid: Size) -> Tensor:
+    def on(self, what: str, grid: Pair) -> Tensor:
         """(B, D, *grid)."""
         for map_ in self.maps:
             if tuple(map_.shape[2:]) == tuple(grid):
@@ -49,9 +50,9 @@ class ImageKeys:
         return pooled(self.whole, grid)
 
 
-def grids_of(image: Tensor, grids: Sequence[Size] | None) -> Sequence[Size]:
+def grids_of(image: Tensor, grids: Sequence[Pair] | None) -> Sequence[Pair]:
     """The grids to encode an image for: those that were named, or that of the image, for any."""
-    return [tuple(image.shape[2:])] if grids is None else grids
+    return [(image.shape[2], image.shape[3])] if grids is None else grids
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class EncodedImage:
     model: str
     queries: Tensor
     keys: ImageKeys
-    output_size: Size
+    output_size: Pair
     region: Region
 
     def crop(self, region: Sequence[int]) -> EncodedImage:
@@ -106,11 +107,11 @@ class ImageStatistics:
     model: str
     norms: Tensor | None
     keys: ImageKeys
-    image_size: Size
-    output_size: Size | None = None
+    image_size: Pair
+    output_size: Pair | None = None
 
 
-def check_region(what: str, region: object, size: Size) -> Region:
+def check_region(what: str, region: Any, size: Pair) -> Region:
     """(top, left, height, width) within an output of ``size``; None: all of it."""
     if region is None:
         return (0, 0, *size)

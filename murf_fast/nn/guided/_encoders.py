@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 
 from murf_fast import backends
 from murf_fast.nn._parts import Form, is_as_made, is_plain
-from murf_fast.ops import _checks, resize
+from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted
+from murf_fast.ops.resize import resize
 
 GROUPS = 8
 
 
-def pooled(x: Tensor, size: Sequence[int]) -> Tensor:
+def pooled(x: Tensor, size: Any) -> Tensor:
     """Adaptive average pooling, with a deterministic gradient."""
     return x if tuple(x.shape[2:]) == tuple(size) else resize(x, tuple(size), mode="area")
 
@@ -45,6 +47,9 @@ class EncoderBlock(nn.Module):
         y = self.conv2(y)
         y = y + x if self.residual else y
         return y if size is None else pooled(y, size)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def _activated(norm: nn.Module, x: Tensor) -> Tensor:
@@ -79,11 +84,11 @@ class Encoder(nn.Sequential):
 
 def convolution(inputs: int, outputs: int, kernel_size: int, *, bias: bool) -> nn.Conv2d:
     # With a padding mode, torch copies the map before the convolution even if there is nothing to pad.
-    mode = "reflect" if kernel_size > 1 else "zeros"
+    mode: Literal["reflect", "zeros"] = "reflect" if kernel_size > 1 else "zeros"
     return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, padding_mode=mode, bias=bias)
 
 
-def check_image(what: str, image: object, output_size: object, like: Tensor, *, reflects: bool) -> tuple[int, int]:
+def check_image(what: str, image: Any, output_size: Any, like: Tensor, *, reflects: bool) -> tuple[int, int]:
     """The image of a guided upsampler; returns the output's (height, width), the image's if not given.
 
     ``like`` is one of the module's parameters; with ``reflects`` an encoder pads the image by reflection.
@@ -96,7 +101,7 @@ def check_image(what: str, image: object, output_size: object, like: Tensor, *, 
         raise ValueError(
             f"murf_fast.{what}: `image` must have at least 2 rows and columns, got {tuple(image.shape[2:])}"
         )
-    return tuple(image.shape[2:]) if output_size is None else tuple(_checks.grid(what, "output_size", output_size))
+    return (image.shape[2], image.shape[3]) if output_size is None else _checks.grid(what, "output_size", output_size)
 
 
 def precise(x: Tensor) -> torch.dtype:

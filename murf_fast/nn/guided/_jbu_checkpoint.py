@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 from murf_fast.nn._checkpoint_files import Checkpoint, open_checkpoint
 from murf_fast.nn._checkpoints import few
@@ -25,7 +26,7 @@ class Layout:
     guides: int
 
 
-def read(checkpoint: str | PathLike | Mapping) -> tuple[Layout, Checkpoint]:
+def read(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> tuple[Layout, Checkpoint]:
     """The weights under the names of a stack, and its layout."""
     opened = open_checkpoint("JBUStack", checkpoint)
     state = opened.weights

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Size, SmoothMode
 from murf_fast.nn._parts import peculiarity, unlike
 from murf_fast.nn.guided.jbu_level import Drawn, JBULevel, dropout_mask, strangeness
 from murf_fast.ops import _checks, joint_bilateral_upsample
@@ -21,11 +23,11 @@ _BAND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 def run_levels(
     what: str,
     named: Sequence[tuple[str, nn.Module]],
-    factors: Sequence[int | tuple[int, int]],
+    factors: Sequence[Size],
     sources: Sequence[Tensor],
     guidance: Tensor,
     *,
-    mode: str,
+    mode: SmoothMode,
     norm: nn.Module | None = None,
     final: nn.Sequential | None = None,
     own: bool = True,
@@ -67,19 +69,19 @@ def passed_over(named: Sequence[tuple[str, nn.Module]], final: nn.Sequential | N
 
 
 def _run(
-    levels: Sequence[nn.Module],
-    factors: Sequence[int | tuple[int, int]],
+    levels: Sequence[Any],
+    factors: Sequence[Size],
     sources: Sequence[Tensor],
     guidance: Tensor,
-    mode: str,
-    final: nn.Sequential | None,
+    mode: SmoothMode,
+    final: Any,
     head: tuple[Tensor, Tensor | None] | None,
     labels: torch.dtype | None,
 ) -> list[Tensor]:
     # All draws in FeatUp's order: the same seed drops the same channels.
     drawn = [Drawn.of(level, guidance) for level in levels]
     layouts = [torch.channels_last if is_channels_last(s) else torch.contiguous_format for s in sources]
-    bias = None
+    bias: Any = None
     if final is not None:
         sources = [_corrected(s, final) for s in sources]
         bias = None if final[-1].bias is None else 0.1 * final[-1].bias
@@ -108,10 +110,10 @@ def _run(
         else:
             sources = joint_bilateral_upsample(sources, pooled, memory_format=torch.channels_last, **options)
             sources = [s.contiguous(memory_format=layout) for s, layout in zip(sources, layouts, strict=True)]
-    return sources
+    return list(sources)
 
 
-def _labels(source: Tensor, pooled: Tensor, dtype: torch.dtype, options: dict) -> Tensor:
+def _labels(source: Tensor, pooled: Tensor, dtype: torch.dtype, options: dict[str, Any]) -> Tensor:
     """(B, H, W): classes of the largest results of a level."""
     batch, _, height, width = pooled.shape
     row_bytes = max(1, batch * source.shape[1] * width * source.element_size())
@@ -125,14 +127,14 @@ def _labels(source: Tensor, pooled: Tensor, dtype: torch.dtype, options: dict) -
     return result
 
 
-def _corrected(source: Tensor, final: nn.Sequential) -> Tensor:
+def _corrected(source: Tensor, final: Any) -> Tensor:
     convolution = final[-1]
     mask = dropout_mask(final, source.shape[0], source.shape[1], source.device)
     dropped = source if mask is None else source * mask[..., None, None].to(source.dtype)
     return torch.add(source, F.conv2d(dropped, convolution.weight.to(source.dtype)), alpha=0.1)
 
 
-def _check(what: str, sources: Sequence[Tensor], guidance: Tensor, levels: Sequence[nn.Module]) -> None:
+def _check(what: str, sources: Sequence[Tensor], guidance: Tensor, levels: Sequence[Any]) -> None:
     _checks.map_(what, "guidance", guidance)
     if guidance.device != sources[0].device:
         raise ValueError(

@@ -94,7 +94,7 @@ class _Blocks(torch.autograd.Function):
             if torch.is_grad_enabled():
                 return differentiable_gradients(_plain_blocks, tensors, needed, grad)
             kept, grad_rows = [_rows(x), *ctx.saved_tensors[len(needed) :]], _rows(grad)
-            found = []
+            found: list[Any] = []
             for i, (first, second) in reversed(list(enumerate(_blocks(parameters)))):
                 rows, (of_rows, of_between) = kept[i], ctx.statistics[i]
                 between, _ = _layer(rows, of_rows, first)
@@ -187,7 +187,7 @@ def _precise(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _bands(*rows: Tensor) -> Iterator[tuple[int, Tensor, ...]]:
+def _bands(*rows: Tensor) -> Iterator[tuple[Any, ...]]:
     """Image by image, and band by band of its pixels: which image, and each argument's (pixels, C)."""
     step = _BAND if rows[0].is_cpu else _GPU_BAND
     for i, images in enumerate(zip(*rows, strict=True)):

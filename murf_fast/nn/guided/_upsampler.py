@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast._layout import is_channels_last
+from murf_fast.annotations import Reduce, Size, Values
 from murf_fast.nn.guided._attend import REDUCTIONS, Attention, predicted
-from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Region, Size, check_region
+from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Pair, Region, check_region
 from murf_fast.ops import _checks
 from murf_fast.ops._resize import place
 from murf_fast.ops.linear_head import check_head
@@ -28,12 +30,13 @@ class GuidedUpsampler(nn.Module):
     """
 
     # How heads use the values, see window_attention.
-    _values = "mean"
+    _values: Values = "mean"
+    num_heads: int
 
     def encode_image(
         self,
         image: Tensor,
-        output_size: int | Size | None = None,
+        output_size: Size | None = None,
         *,
         grids: Grids | None = None,
         region: Region | None = None,
@@ -99,7 +102,7 @@ class GuidedUpsampler(nn.Module):
     def statistics(
         self,
         image: Tensor,
-        output_size: int | Size | None = None,
+        output_size: Size | None = None,
         *,
         grids: Grids | None = None,
         recompute: bool = False,
@@ -138,9 +141,9 @@ class GuidedUpsampler(nn.Module):
         features: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        output_size: int | Size | None = None,
+        output_size: Size | None = None,
         *,
-        reduce: str | None = None,
+        reduce: Reduce | None = None,
         region: Region | None = None,
     ) -> Tensor:
         """A linear head on the upsampled features, without the upsampled features.
@@ -187,7 +190,7 @@ class GuidedUpsampler(nn.Module):
         image: Tensor | EncodedImage,
         features: Tensor,
         query: tuple[int, int],
-        output_size: int | Size | None = None,
+        output_size: Size | None = None,
     ) -> Tensor:
         """How much one pixel of the output attends to every pixel of the features (AnyUp's Figure 8).
 
@@ -217,7 +220,7 @@ class GuidedUpsampler(nn.Module):
         if any(not m <= n < m + k for n, m, k in zip(query, first, size, strict=True)):
             place = f"the output of {size}" if first == (0, 0) else f"the encoded region, {(*first, *size)}"
             raise ValueError(f"murf_fast.{what}: `query` must lie within {place}, got {tuple(query)}")
-        encoded = self._encoded(image, maps, output_size, (*query, 1, 1))
+        encoded = self._encoded(image, maps, output_size, (query[0], query[1], 1, 1))
         attention, dtype = self._attention(encoded, maps[0], maps[0].dtype)
         dtype = torch.promote_types(dtype, torch.float32)
         heads = self.num_heads
@@ -234,14 +237,14 @@ class GuidedUpsampler(nn.Module):
         self,
         image: Tensor | EncodedImage,
         features: Maps,
-        output_size: int | Size | None,
+        output_size: Size | None,
         values: Maps | None,
         region: Region | None,
     ) -> Tensor | list[Tensor]:
         """``forward`` of all three."""
         what = type(self).__name__
         single = isinstance(features, Tensor) or not isinstance(features, Sequence)
-        maps = [features] if single else list(features)
+        maps: list[Tensor] = [features] if single else list(features)  # type: ignore[list-item]
         if not maps:
             raise TypeError(f"murf_fast.{what}: `features` must be a map or a non-empty list of them, got an empty one")
         given = self._check_values(maps, values, single)
@@ -252,7 +255,7 @@ class GuidedUpsampler(nn.Module):
             results.append(attention(v.to(dtype)).to(v.dtype))
         return results[0] if single else results
 
-    def _check_values(self, maps: list[Tensor], values: Maps | None, single: bool) -> list[Tensor]:
+    def _check_values(self, maps: list[Tensor], values: Any, single: bool) -> list[Tensor]:
         what = type(self).__name__
         for f in maps:
             _checks.map_(what, "features", f)
@@ -283,7 +286,7 @@ class GuidedUpsampler(nn.Module):
         return list(given)
 
     def _encoded(
-        self, image: Tensor | EncodedImage, maps: list[Tensor], output_size: int | Size | None, region: Region | None
+        self, image: Tensor | EncodedImage, maps: list[Tensor], output_size: Size | None, region: Region | None
     ) -> EncodedImage:
         """The image's part of a call with these maps."""
         what = type(self).__name__
@@ -315,7 +318,7 @@ class GuidedUpsampler(nn.Module):
         self, encoded: EncodedImage, features: Tensor, dtype: torch.dtype, like: Tensor | None = None
     ) -> tuple[Attention, torch.dtype]:
         """Attention to features for values of ``dtype`` (in the layout of ``like``), and the dtype it runs in."""
-        grid = tuple(features.shape[2:])
+        grid = (features.shape[2], features.shape[3])
         keys = self._keys(encoded.keys.on(type(self).__name__, grid), features)
         rule = self._rule(encoded.output_size, grid)
         if encoded.region != (0, 0, *encoded.output_size):
@@ -350,31 +353,31 @@ class GuidedUpsampler(nn.Module):
     def _check_parts(self) -> None:
         """Refuses submodules that would not be called."""
 
-    def _check_windows(self, size: Size, features: Tensor) -> None:
+    def _check_windows(self, size: Pair, features: Tensor) -> None:
         """Whether the windows of an output of this size fit the features."""
 
-    def _check_image(self, image: Tensor, output_size: int | Size | None) -> Size:
+    def _check_image(self, image: Tensor, output_size: Size | None) -> Pair:
         """The output's size, of arguments that fit."""
         raise NotImplementedError
 
     def _query_channels(self) -> int:
         raise NotImplementedError
 
-    def _rule(self, size: Size, grid: Size) -> Windows:
+    def _rule(self, size: Pair, grid: Pair) -> Windows:
         raise NotImplementedError
 
     def _encode(
         self,
         image: Tensor,
-        size: Size,
+        size: Pair,
         region: Region,
-        grids: list[Size] | None,
+        grids: list[Pair] | None,
         known: ImageStatistics | None = None,
     ) -> EncodedImage:
         """``known`` has the keys, and saves the pass over the whole image."""
         raise NotImplementedError
 
-    def _statistics(self, image: Tensor, size: Size, grids: list[Size] | None, recompute: bool) -> ImageStatistics:
+    def _statistics(self, image: Tensor, size: Pair, grids: list[Pair] | None, recompute: bool) -> ImageStatistics:
         raise NotImplementedError
 
     def _wants_gradients(self, image: Tensor) -> bool:
@@ -386,21 +389,21 @@ class GuidedUpsampler(nn.Module):
         raise NotImplementedError
 
 
-def check_grids(what: str, grids: Grids) -> list[Size]:
+def check_grids(what: str, grids: Grids) -> list[Pair]:
     """(height, width) of maps, or given; each once."""
     if not isinstance(grids, Sequence) and (isinstance(grids, Tensor) or not _arguments.is_sequence(grids)):
         found = f"a {type(grids).__name__}" if isinstance(grids, Tensor) else repr(grids)
         raise TypeError(f"murf_fast.{what}: `grids` must be a list of (height, width) or of maps, got {found}")
     sizes = [
-        tuple(_checks.map_(what, f"grids[{i}]", g).shape[2:])
+        _checks.map_(what, f"grids[{i}]", g).shape[2:]
         if isinstance(g, Tensor)
-        else tuple(_checks.grid(what, f"grids[{i}]", g))
+        else _checks.grid(what, f"grids[{i}]", g)
         for i, g in enumerate(grids)
     ]
-    found: list[Size] = []
-    for size in sizes:
-        place(found, size)
-    return found
+    each: list[Pair] = []
+    for height, width in sizes:
+        place(each, (height, width))
+    return each
 
 
 def _one_map(what: str, features: Maps) -> list[Tensor]:

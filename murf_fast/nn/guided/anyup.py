@@ -7,12 +7,15 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size, Values
 from murf_fast.nn import _checkpoints, _parts
+from murf_fast.nn._options import AnyUpOptions
 from murf_fast.nn.guided import _anyup_checkpoint
 from murf_fast.nn.guided._anyup_forward import WINDOWS, encode, keys_of, statistics_of, wants_gradients, window_rule
 from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics
@@ -21,6 +24,9 @@ from murf_fast.nn.guided._upsampler import GuidedUpsampler
 from murf_fast.ops import _checks
 from murf_fast.ops.window_attention import VALUES
 from murf_fast.windows import Windows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AnyUp(GuidedUpsampler):
@@ -78,12 +84,12 @@ class AnyUp(GuidedUpsampler):
         *,
         num_heads: int = 4,
         window_ratio: float = 0.1,
-        windows: str = "dense",
+        windows: Literal["dense", "natten"] = "dense",
         input_dim: int = 3,
         kernel_size: int = 1,
         kernel_size_lfu: int = 5,
         lfu_dim: int | None = None,
-        values: str = "mean",
+        values: Values = "mean",
         image_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
@@ -127,7 +133,9 @@ class AnyUp(GuidedUpsampler):
         self._names, self._forms = [name for name, _ in self.named_parameters()], _parts.forms_of(self)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, **options) -> AnyUp:
+    def from_checkpoint(
+        cls, checkpoint: str | PathLike[str] | Mapping[str, Any], **options: Unpack[AnyUpOptions]
+    ) -> AnyUp:
         """A model with released weights, in eval mode.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -157,11 +165,33 @@ class AnyUp(GuidedUpsampler):
         _checkpoints.load_into(model, opened)
         return model.eval()
 
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Tensor,
+        output_size: Size | None = None,
+        *,
+        values: Tensor | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        q_chunk_size: int | None = None,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Sequence[Tensor],
+        output_size: Size | None = None,
+        *,
+        values: Sequence[Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        q_chunk_size: int | None = None,
+    ) -> list[Tensor]: ...
     def forward(
         self,
         image: Tensor | EncodedImage,
         features: Tensor | Sequence[Tensor],
-        output_size: int | tuple[int, int] | None = None,
+        output_size: Size | None = None,
         *,
         values: Tensor | Sequence[Tensor] | None = None,
         region: tuple[int, int, int, int] | None = None,
@@ -203,11 +233,14 @@ class AnyUp(GuidedUpsampler):
             _warn_of_chunks()
         return self._upsample(image, features, output_size, values, region)
 
-    def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def _encode(self, image: Tensor, size: Any, region: Any, grids: Any, known: Any = None) -> EncodedImage:
         encoded = encode(self._weights(), self._normalized(image), size, region, grids, known)
         return EncodedImage("AnyUp", *encoded, size, region)
 
-    def _statistics(self, image, size, grids, recompute) -> ImageStatistics:
+    def _statistics(self, image: Tensor, size: Any, grids: Any, recompute: Any) -> ImageStatistics:
         return statistics_of(self._weights(), self._normalized(image), grids, recompute)
 
     def _wants_gradients(self, image: Tensor) -> bool:
@@ -225,7 +258,7 @@ class AnyUp(GuidedUpsampler):
     def _weights(self) -> dict[str, Tensor]:
         return _parts.weights_of(self, self._names)
 
-    def _rule(self, size, grid) -> Windows:
+    def _rule(self, size: Any, grid: Any) -> Windows:
         return window_rule(self.windows, self.window_ratio, size, grid)
 
     # Results are channels_last.
@@ -237,7 +270,7 @@ class AnyUp(GuidedUpsampler):
     def _query_channels(self) -> int:
         return self.qk_dim
 
-    def _check_image(self, image, output_size) -> tuple[int, int]:
+    def _check_image(self, image: Tensor, output_size: Any) -> tuple[int, int]:
         self._check_parts()
         weights = self._weights()
         channels = weights["image_encoder.0.weight"].shape[1]
@@ -253,14 +286,14 @@ class AnyUp(GuidedUpsampler):
         )
 
 
-def check_image(image: Tensor, output_size, parameter: Tensor, channels: int) -> tuple[int, int]:
+def check_image(image: Tensor, output_size: Any, parameter: Tensor, channels: int) -> tuple[int, int]:
     """The output's (height, width), of an image that fits."""
     op = "AnyUp"
     _checks.map_(op, "image", image)
     if image.shape[1] != channels:
         raise ValueError(f"murf_fast.{op}: `image` must have {channels} channels, got {image.shape[1]}")
     _checks.same_device_and_dtype(op, "image", image, "the parameters", parameter)
-    return tuple(image.shape[2:]) if output_size is None else tuple(_checks.grid(op, "output_size", output_size))
+    return (image.shape[2], image.shape[3]) if output_size is None else _checks.grid(op, "output_size", output_size)
 
 
 def check_features(features: Tensor, image: Tensor) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn.guided._jbu_levels import run_levels
@@ -36,8 +38,9 @@ class FeatSharpJBU(nn.Module):
     Source: FeatSharp (arXiv 2502.16025), its ``JBUStack`` and ``JBULevel``.
     """
 
-    def __init__(self, factor: int | tuple[int, int], *, guides: int = 3) -> None:
+    def __init__(self, factor: Size, *, guides: int = 3) -> None:
         super().__init__()
+        self.factors: list[int] | list[tuple[int, int]]
         if _arguments.is_sequence(factor):
             self.factors = prime_steps(_arguments.pair("FeatSharpJBU", "factor", factor))
         else:
@@ -51,7 +54,7 @@ class FeatSharpJBU(nn.Module):
                 level.register_buffer(name, torch.tensor(0.0))
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, factor: int | tuple[int, int]) -> FeatSharpJBU:
+    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any], factor: Size) -> FeatSharpJBU:
         """An upsampler with trained weights, in eval mode.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -100,6 +103,9 @@ class FeatSharpJBU(nn.Module):
         source = _checks.map_("FeatSharpJBU", "source", source)
         named = [(f"ups.{i}", level) for i, level in enumerate(self.ups)]
         return run_levels("FeatSharpJBU", named, self.factors, [source], guidance, mode="bilinear")[0]
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"factors={self.factors}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from murf_fast import _arguments, windows
 from murf_fast._constant import constant_while_compiling
 from murf_fast._layout import is_channels_last
-from murf_fast.ops import _checks, resize, window_attention
+from murf_fast.ops import _checks
+from murf_fast.ops.resize import resize
+from murf_fast.ops.window_attention import window_attention
 
 
 class FixedJBU(nn.Module):
@@ -75,12 +78,17 @@ class FixedJBU(nn.Module):
             # Of the square of the difference, the term of the query alone cancels.
             q = torch.cat([centred * self.sigma_range**-2, torch.ones_like(centred[:, :1])], 1)
             k = torch.cat([small, small.square().sum(1, keepdim=True) * (-0.5 * self.sigma_range**-2)], 1)
-            bias = tuple(
+            of_rows, of_columns = (
                 (-0.5 * (_away(n, m, q) / self.sigma_spatial) ** 2)[None] for n, m in zip(size, grid, strict=True)
             )
             rule = _windows(size, grid, self.radius)
             q, v = q.contiguous(memory_format=layout), source.to(dtype)
-            return window_attention(q, k, v, windows=rule, num_heads=1, scale=1.0, bias=bias).to(source.dtype)
+            return window_attention(q, k, v, windows=rule, num_heads=1, scale=1.0, bias=(of_rows, of_columns)).to(
+                source.dtype
+            )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"sigma_spatial={self.sigma_spatial}, sigma_range={self.sigma_range}, radius={self.radius}"
@@ -106,13 +114,13 @@ def _away(out: int, size: int, like: Tensor) -> Tensor:
 
 
 @constant_while_compiling
-def _windows(size: tuple[int, int], grid: tuple[int, int], radius: int) -> windows.Windows:
+def _windows(size: tuple[int, ...], grid: tuple[int, ...], radius: int) -> windows.Windows:
     """Source pixels within the radius, which are fewer at borders."""
     return _made(size, grid, radius)
 
 
 @lru_cache(maxsize=64)
-def _made(size: tuple[int, int], grid: tuple[int, int], radius: int) -> windows.Windows:
+def _made(size: tuple[int, ...], grid: tuple[int, ...], radius: int) -> windows.Windows:
     """In whole numbers, as rounding must not decide."""
     axes = []
     for out, n in zip(size, grid, strict=True):
@@ -120,4 +128,4 @@ def _made(size: tuple[int, int], grid: tuple[int, int], radius: int) -> windows.
         start = -((2 * out * radius - twice).div(2 * out, rounding_mode="floor"))
         end = (twice + 2 * out * radius).div(2 * out, rounding_mode="floor") + 1
         axes.append((start.clamp(min=0).int(), end.clamp(max=n).int()))
-    return windows.ranges(*axes, grid)
+    return windows.ranges(axes[0], axes[1], grid)

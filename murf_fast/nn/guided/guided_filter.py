@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from murf_fast import _arguments
 from murf_fast._layout import is_channels_last
 from murf_fast.nn.guided.fixed_jbu import check_source_and_guidance, positive
-from murf_fast.ops import resize
+from murf_fast.ops.resize import resize
 
 
 class GuidedFilter(nn.Module):
@@ -77,6 +79,9 @@ class GuidedFilter(nn.Module):
                 upsampled = resize(self._box(slope[:, g]), size, memory_format=layout)
                 result = torch.addcmul(result, upsampled, fine[:, g : g + 1])
         return result.to(source.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _box(self, x: Tensor) -> Tensor:
         """Means over the window's pixels inside, rows and columns in turn."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import windows
+from murf_fast.annotations import Size
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import forms_of, refuse_peculiar
@@ -70,7 +72,7 @@ class JAFAR(GuidedUpsampler):
         if _checks.integer("JAFAR", "kernel_size", kernel_size) not in (1, 3):
             raise ValueError(f"murf_fast.JAFAR: `kernel_size` must be 1 or 3, got {kernel_size!r}")
         self.v_dim, self.qk_dim, self.num_heads, self.kernel_size = v_dim, qk_dim, num_heads, kernel_size
-        options = {"block": 1, "blocks": 2, "bias": False, "residual": True}
+        options: dict[str, Any] = {"block": 1, "blocks": 2, "bias": False, "residual": True}
         self.image_encoder = Encoder(3, qk_dim, kernel_size=kernel_size, **options)
         self.key_encoder = Encoder(qk_dim, qk_dim, kernel_size=1, **options)
         self.query_encoder = Encoder(qk_dim, qk_dim, kernel_size=1, **options)
@@ -82,7 +84,7 @@ class JAFAR(GuidedUpsampler):
         self._forms = forms_of(self)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, num_heads: int = 4) -> JAFAR:
+    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any], *, num_heads: int = 4) -> JAFAR:
         """A model with released weights, in eval mode; all but the heads follows from their shapes.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -111,11 +113,31 @@ class JAFAR(GuidedUpsampler):
         load_into(model, opened)
         return model.eval()
 
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Tensor,
+        output_size: Size | None = None,
+        *,
+        values: Tensor | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Sequence[Tensor],
+        output_size: Size | None = None,
+        *,
+        values: Sequence[Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> list[Tensor]: ...
     def forward(
         self,
         image: Tensor | EncodedImage,
         features: Tensor | Sequence[Tensor],
-        output_size: int | tuple[int, int] | None = None,
+        output_size: Size | None = None,
         *,
         values: Tensor | Sequence[Tensor] | None = None,
         region: tuple[int, int, int, int] | None = None,
@@ -150,7 +172,10 @@ class JAFAR(GuidedUpsampler):
         """
         return self._upsample(image, features, output_size, values, region)
 
-    def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def _encode(self, image: Tensor, size: Any, region: Any, grids: Any, known: Any = None) -> EncodedImage:
         network, backend = self._network(image)
         if backend is None:
             q, keys = self._called(image, size, region, grids if known is None else ())
@@ -159,12 +184,12 @@ class JAFAR(GuidedUpsampler):
             q = image_rectangle(image, known.norms, flat(*network), size, region, backend, normalize=True)
             return EncodedImage("JAFAR", q, known.keys, size, region)
         named = grids_of(image, grids) if known is None else ()
-        q, *maps = image_queries(image, *network, size, region, named, backend, normalize=True)
+        q, *maps = image_queries(image, *network, size, region, named, backend, normalize=True)  # type: ignore[call-arg, misc]
         return EncodedImage("JAFAR", q, ImageKeys.of(maps, grids) if known is None else known.keys, size, region)
 
-    def _statistics(self, image, size, grids, recompute) -> ImageStatistics:
+    def _statistics(self, image: Tensor, size: Any, grids: Any, recompute: Any) -> ImageStatistics:
         network, backend = self._network(image)
-        image_size = tuple(image.shape[2:])
+        image_size = (image.shape[2], image.shape[3])
         if backend is None:
             return ImageStatistics("JAFAR", None, self._called_keys(self._called_image(image), grids), image_size, size)
         norms, *maps = image_statistics(
@@ -172,7 +197,7 @@ class JAFAR(GuidedUpsampler):
         )
         return ImageStatistics("JAFAR", norms, ImageKeys.of(maps, grids), image_size, size)
 
-    def _network(self, image: Tensor) -> tuple[tuple, str | None]:
+    def _network(self, image: Tensor) -> tuple[Any, str | Any]:
         """The parameters as the passes over pixels take them, and their backend; None where modules are called."""
         block, backend = self.cross_decode.cross_attn, fused_backend(self, self._forms, image, self._of_image())
         encoders = [getattr(self, name).weights() for name in _OF_IMAGE]
@@ -190,7 +215,7 @@ class JAFAR(GuidedUpsampler):
     def _wants_gradients(self, image: Tensor) -> bool:
         return derivatives_wanted((image, *self._of_image()))
 
-    def _called(self, image, size, region, grids) -> tuple[Tensor, ImageKeys]:
+    def _called(self, image: Tensor, size: Any, region: Any, grids: Any) -> tuple[Tensor, ImageKeys]:
         """Queries and keys by the encoders' modules."""
         encoded = self._called_image(image)
         keys = self._called_keys(encoded, grids)
@@ -201,20 +226,20 @@ class JAFAR(GuidedUpsampler):
     def _called_image(self, image: Tensor) -> Tensor:
         return self.rope(self.image_encoder(image.contiguous(memory_format=torch.channels_last)))
 
-    def _called_keys(self, encoded: Tensor, grids) -> ImageKeys:
+    def _called_keys(self, encoded: Tensor, grids: Any) -> ImageKeys:
         return ImageKeys.of([self.key_encoder(encoded, grid) for grid in grids_of(encoded, grids)], grids)
 
     def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
         known = F.normalize(features.to(precise(features)), dim=1).to(self.rope.freqs.dtype)
         return self.cross_decode.keys(self.sft_key(of_image, self.key_features_encoder(known)))
 
-    def _rule(self, size, grid) -> windows.Windows:
+    def _rule(self, size: Any, grid: Any) -> windows.Windows:
         return windows.full()
 
     def _query_channels(self) -> int:
         return self.qk_dim
 
-    def _check_image(self, image, output_size) -> tuple[int, int]:
+    def _check_image(self, image: Tensor, output_size: Any) -> tuple[int, int]:
         self._check_parts()
         return check_image("JAFAR", image, output_size, self.rope.freqs, reflects=self.kernel_size > 1)
 
@@ -255,6 +280,9 @@ class _LearnedRotation(nn.Module):
         turned = tokens * angle.cos().to(x.dtype) + torch.cat([-b, a], 3) * angle.sin().to(x.dtype)
         return turned.permute(0, 3, 1, 2)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class _Modulation(nn.Module):
     def __init__(self, dim: int) -> None:
@@ -265,6 +293,9 @@ class _Modulation(nn.Module):
     def forward(self, keys: Tensor, features: Tensor) -> Tensor:
         return self.gamma(features) * F.group_norm(keys, GROUPS) + self.beta(features)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class _CrossDecode(nn.Module):
     """What the original does to queries and keys before it attends, under its names."""
@@ -272,7 +303,7 @@ class _CrossDecode(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv2d = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
-        self.cross_attn = nn.Module()
+        self.cross_attn: Any = nn.Module()
         self.cross_attn.norm_q = nn.RMSNorm(dim, eps=_EPS)
         self.cross_attn.norm_k = nn.RMSNorm(dim, eps=_EPS)
         self.cross_attn.attention = attention = nn.Module()
@@ -297,7 +328,7 @@ class _CrossDecode(nn.Module):
         return F.linear(block.norm_k(k.permute(0, 2, 3, 1)), block.attention.k_proj_weight, bias).permute(0, 3, 1, 2)
 
 
-def _keep_used(module: nn.Module | None, state_dict: dict, prefix: str, *rest) -> None:
+def _keep_used(module: nn.Module | None, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Drops what has no influence; takes apart the one matrix that torch keeps where ``v_dim`` is ``qk_dim``."""
     for name in _DEAD:
         state_dict.pop(prefix + name, None)

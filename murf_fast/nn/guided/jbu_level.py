@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import SmoothMode
 from murf_fast.nn._parts import unlike
 from murf_fast.ops import BilateralParams, joint_bilateral_upsample
 from murf_fast.ops.adaptive_conv import MODES
@@ -37,7 +38,7 @@ class JBULevel(nn.Module):
         *,
         guides: int = 3,
         keys: int = 32,
-        mode: str = "bicubic",
+        mode: SmoothMode = "bicubic",
         fixup: bool = True,
         dropout: float | None = 0.1,
     ) -> None:
@@ -78,6 +79,9 @@ class JBULevel(nn.Module):
         drawn = Drawn.of(self, guidance)
         return joint_bilateral_upsample(source, guidance, **drawn._asdict(), radius=self.radius, mode=self.mode)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def extra_repr(self) -> str:
         return f"radius={self.radius}, mode={self.mode!r}"
 
@@ -90,7 +94,7 @@ class Drawn(NamedTuple):
     fixup_mask: Tensor | None
 
     @classmethod
-    def of(cls, level: nn.Module, guidance: Tensor) -> Drawn:
+    def of(cls, level: Any, guidance: Tensor) -> Drawn:
         """From any module with FeatUp's names; masks are drawn in FeatUp's order."""
         fixup = getattr(level, "fixup_proj", None)
         layers = [level.range_proj[0], level.range_proj[-1], *([] if fixup is None else [fixup[0], fixup[-1]])]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import Reduce
 from murf_fast.nn import _checkpoints
 from murf_fast.nn.guided import _jbu_checkpoint
 from murf_fast.nn.guided._attend import REDUCTIONS
@@ -63,7 +65,7 @@ class JBUStack(nn.Module):
         self.norm = nn.LayerNorm(dim) if norm else None
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping) -> JBUStack:
+    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any]) -> JBUStack:
         """A stack with released weights, in eval mode; its shape follows from theirs.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -89,9 +91,13 @@ class JBUStack(nn.Module):
     def levels(self) -> list[JBULevel]:
         """The four levels, first to last; the same one four times if shared."""
         if self.shared:
-            return [self.up] * len(SCALES)
+            return [cast("JBULevel", self.up)] * len(SCALES)
         return [getattr(self, f"up{i + 1}") for i in range(len(SCALES))]
 
+    @overload
+    def forward(self, source: Tensor, guidance: Tensor, *, scale: int = 16) -> Tensor: ...
+    @overload
+    def forward(self, source: Sequence[Tensor], guidance: Tensor, *, scale: int = 16) -> list[Tensor]: ...
     def forward(self, source: Tensor | Sequence[Tensor], guidance: Tensor, *, scale: int = 16) -> Tensor | list[Tensor]:
         """Upsamples by ``scale``: 2, 4, 8 or 16, with as many levels.
 
@@ -116,6 +122,9 @@ class JBUStack(nn.Module):
         results = self._run("JBUStack", source, guidance, scale)
         return results[0] if isinstance(source, Tensor) else results
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def predict(
         self,
         source: Tensor,
@@ -124,7 +133,7 @@ class JBUStack(nn.Module):
         bias: Tensor | None = None,
         *,
         scale: int = 16,
-        reduce: str | None = None,
+        reduce: Reduce | None = None,
     ) -> Tensor:
         """A linear head on the upsampled source, without the upsampled source.
 
@@ -160,7 +169,9 @@ class JBUStack(nn.Module):
         (logits,) = self._run(what, source, guidance, scale, head)
         return logits if reduce is None else logits.softmax(1)
 
-    def _run(self, what, source, guidance, scale, head=None, labels=None) -> list[Tensor]:
+    def _run(
+        self, what: str, source: Any, guidance: Any, scale: Any, head: Any = None, labels: Any = None
+    ) -> list[Tensor]:
         sources = _checks.maps(what, source, same_channels=True, name="source")
         if self.dim is not None and sources[0].shape[1] != self.dim:
             raise ValueError(f"murf_fast.{what}: `source` must have {self.dim} channels, got {sources[0].shape[1]}")

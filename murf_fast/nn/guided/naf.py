@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import windows
+from murf_fast.annotations import Size
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import forms_of
@@ -82,7 +84,7 @@ class NAF(GuidedUpsampler):
         self._forms = forms_of(self)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | PathLike | Mapping, *, kernel_size: int = 9) -> NAF:
+    def from_checkpoint(cls, checkpoint: str | PathLike[str] | Mapping[str, Any], *, kernel_size: int = 9) -> NAF:
         """A model with released weights, in eval mode.
 
         Entries ``state_dict``, ``model``, ``teacher`` are opened, and prefixes ``module.``, ``_orig_mod.``, ``model.``
@@ -111,11 +113,31 @@ class NAF(GuidedUpsampler):
         load_into(model, opened)
         return model.eval()
 
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Tensor,
+        output_size: Size | None = None,
+        *,
+        values: Tensor | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor | EncodedImage,
+        features: Sequence[Tensor],
+        output_size: Size | None = None,
+        *,
+        values: Sequence[Tensor] | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> list[Tensor]: ...
     def forward(
         self,
         image: Tensor | EncodedImage,
         features: Tensor | Sequence[Tensor],
-        output_size: int | tuple[int, int] | None = None,
+        output_size: Size | None = None,
         *,
         values: Tensor | Sequence[Tensor] | None = None,
         region: tuple[int, int, int, int] | None = None,
@@ -152,9 +174,12 @@ class NAF(GuidedUpsampler):
         """
         return self._upsample(image, features, output_size, values, region)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     _values = "split"
 
-    def _encode(self, image, size, region, grids, known=None) -> EncodedImage:
+    def _encode(self, image: Tensor, size: Any, region: Any, grids: Any, known: Any = None) -> EncodedImage:
         parts, backend = self.image_encoder, self._backend(image)
         if backend is not None:
             arguments = self._of_image(), parts.rope.turns(size), self.num_heads
@@ -171,8 +196,8 @@ class NAF(GuidedUpsampler):
         keys = known.keys if known is not None else ImageKeys((), q) if grids is None else ImageKeys(tuple(maps))
         return EncodedImage("NAF", q, keys, size, (0, 0, *size)).crop(region)
 
-    def _statistics(self, image, size, grids, recompute) -> ImageStatistics:
-        parts, backend, image_size = self.image_encoder, self._backend(image), tuple(image.shape[2:])
+    def _statistics(self, image: Tensor, size: Any, grids: Any, recompute: Any) -> ImageStatistics:
+        parts, backend, image_size = self.image_encoder, self._backend(image), (image.shape[2], image.shape[3])
         named = [size] if grids is None else grids
         if backend is None:
             q = parts(image, size)
@@ -195,13 +220,13 @@ class NAF(GuidedUpsampler):
     def _keys(self, of_image: Tensor, features: Tensor) -> Tensor:
         return of_image
 
-    def _rule(self, size, grid) -> windows.Windows:
+    def _rule(self, size: Any, grid: Any) -> windows.Windows:
         return windows.neighborhood(size, grid, self.kernel_size)
 
     def _query_channels(self) -> int:
         return self.dim
 
-    def _check_image(self, image, output_size) -> tuple[int, int]:
+    def _check_image(self, image: Tensor, output_size: Any) -> tuple[int, int]:
         return check_image("NAF", image, output_size, self.image_encoder.rope.periods, reflects=True)
 
     def _check_features(self, features: Tensor, image: Tensor) -> None:
@@ -211,7 +236,7 @@ class NAF(GuidedUpsampler):
                 f"murf_fast.NAF: `features` must have a multiple of {self.num_heads} channels, got {features.shape[1]}"
             )
 
-    def _check_windows(self, size, features: Tensor) -> None:
+    def _check_windows(self, size: Any, features: Tensor) -> None:
         for axis, out, n in zip(("height", "width"), size, features.shape[2:], strict=True):
             if self.kernel_size * max(1, out // n) > out:
                 raise ValueError(
@@ -226,7 +251,7 @@ class NAF(GuidedUpsampler):
 class _ImageEncoder(nn.Module):
     def __init__(self, dim: int, heads: int, blocks: int, rescale: float | None) -> None:
         super().__init__()
-        options = {"blocks": blocks, "bias": True, "residual": False}
+        options: dict[str, Any] = {"blocks": blocks, "bias": True, "residual": False}
         self.encoder = Encoder(3, dim // 2, kernel_size=1, block=1, **options)
         self.sem_encoder = Encoder(3, dim // 2, kernel_size=3, block=3, **options)
         self.rope = _AxialRotation(dim, heads, rescale)
@@ -234,6 +259,9 @@ class _ImageEncoder(nn.Module):
     def forward(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         image = self.fitted(image, size).contiguous(memory_format=torch.channels_last)
         return self.rope(torch.cat([self.encoder(image, size), self.sem_encoder(image, size)], 1))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     @staticmethod
     def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -252,6 +280,8 @@ class _AxialRotation(nn.Module):
     Channel i of a head of D turns with i + D / 2; of these pairs the first half by rows, the second by columns, by
     ``2 pi position / period``, positions within -1..1.
     """
+
+    periods: Tensor
 
     def __init__(self, dim: int, heads: int, rescale: float | None, base: float = 100.0) -> None:
         super().__init__()
@@ -272,7 +302,7 @@ class _AxialRotation(nn.Module):
 
     def _factor(self, size: tuple[int, ...]) -> Tensor:
         if self._drawn is None or self._drawn[0] != size:
-            most = math.log(self.rescale)
+            most = math.log(cast("float", self.rescale))
             drawn = torch.empty(1, dtype=torch.float32, device=self.periods.device).uniform_(-most, most).exp()
             self._drawn = size, drawn
         return self._drawn[1]
@@ -286,3 +316,6 @@ class _AxialRotation(nn.Module):
         a, b = pairs.unbind(4)
         turned = torch.stack([a * cos - b * sin, b * cos + a * sin], 4)
         return turned.flatten(3).permute(0, 3, 1, 2)
+
+    if TYPE_CHECKING:
+        __call__ = forward

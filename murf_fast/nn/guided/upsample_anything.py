@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast._capture import captured, may_capture
-from murf_fast.ops import _checks, gaussian_bilateral_upsample, resize
+from murf_fast.annotations import Size
+from murf_fast.ops import _checks
+from murf_fast.ops.gaussian_bilateral_upsample import gaussian_bilateral_upsample
+from murf_fast.ops.resize import resize
 from murf_fast.tables.disk import MAX_RADIUS
 
 _WHAT = "UpsampleAnything"
@@ -96,7 +99,10 @@ class UpsampleAnything(nn.Module):
         precise = torch.float64 if features.dtype == torch.float64 else torch.float32
         return gaussian_bilateral_upsample(features, image.to(precise), *kernels, radius=self.radius, reach=self.reach)
 
-    def fit(self, image: Tensor, grid: int | tuple[int, int]) -> CellKernels:
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def fit(self, image: Tensor, grid: Size) -> CellKernels:
         """Kernels for maps of ``grid`` = (h, w) cells; they carry no gradient.
 
         float32, or float64 for an image of that; the same numbers with any number of threads.
@@ -113,9 +119,9 @@ class UpsampleAnything(nn.Module):
             raw = raw.repeat(1, len(image), 1, *grid).requires_grad_()
             on_gpu = may_capture(image.device)
             # Numbers of the host would be fixed in a graph.
-            rate = torch.tensor(self.rate, dtype=torch.float32, device=image.device) if on_gpu else self.rate
+            rate: Any = torch.tensor(self.rate, dtype=torch.float32, device=image.device) if on_gpu else self.rate
             adam = torch.optim.Adam([raw], lr=rate, betas=_BETAS, eps=_EPS, capturable=on_gpu)
-            options = {"radius": self.radius, "reach": self.reach, "low_guidance": guidance}
+            options: dict[str, Any] = {"radius": self.radius, "reach": self.reach, "low_guidance": guidance}
 
             def advance() -> None:
                 made = gaussian_bilateral_upsample(low, image, *_kernels(raw), **options)
@@ -156,7 +162,7 @@ def _positive(name: str, value: object) -> float:
     return value
 
 
-def _check(image: object, features: object) -> None:
+def _check(image: Any, features: Any) -> None:
     _checks.map_(_WHAT, "image", image)
     _checks.map_(_WHAT, "features", features)
     _checks.same_device(_WHAT, "features", features, "image", image)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import HeadGrid, Norm, Size
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
+from murf_fast.nn._options import DepthOptions
 from murf_fast.nn.heads import _head_grid
 from murf_fast.nn.heads.depth_losses import check_target, log_gradient_loss, scale_invariant_log_loss
 from murf_fast.ops import _checks, resize, upsample_expectation
 from murf_fast.ops.linear_head import low_resolution_logits
 from murf_fast.ops.upsample_expectation import NORMS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SPACINGS = ("midpoint", "linspace")
 
@@ -23,7 +29,7 @@ _MURF = Naming("MuRF", "depth_estimation_head.head")
 _DINOV2 = Naming("DINOv2", "decode_head.conv_depth")
 _DINOV3 = Naming("DINOv3", "conv_depth", "batchnorm_layer", norm_optional=True)
 
-_CONVENTIONS = {
+_CONVENTIONS: dict[Any, Any] = {
     _MURF: {"depth_range": (1e-3, 10.0), "rule": "midpoint", "norm": "softmax", "grid": "largest"},
     # The hub's heads are built for 80 m, those for NYU too.
     _DINOV2: {
@@ -75,9 +81,9 @@ class DepthHead(nn.Module):
         bins: int,
         *,
         depth_range: tuple[float, float],
-        rule: str = "midpoint",
-        norm: str = "softmax",
-        grid: str = "largest",
+        rule: Literal["midpoint", "linspace"] = "midpoint",
+        norm: Norm = "softmax",
+        grid: HeadGrid = "largest",
         upsample: int = 1,
         clamp: bool = False,
         batch_norm: bool = False,
@@ -98,7 +104,7 @@ class DepthHead(nn.Module):
         self.classifier = nn.Conv2d(columns, bins, kernel_size=1)
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor], **options) -> DepthHead:
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], **options: Unpack[DepthOptions]) -> DepthHead:
         """A head with the weights of a checkpoint, which is recognised by its names.
 
         ``depth_estimation_head.head.*`` (MuRF; 1e-3 to 10 m, mid-points, softmax, the largest grid),
@@ -134,9 +140,7 @@ class DepthHead(nn.Module):
         edges = torch.linspace(near, far, bins + 1, dtype=torch.float32, device=device)
         return 0.5 * (edges[:-1] + edges[1:])
 
-    def forward(
-        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
+    def forward(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:
         """Depth of the image.
 
         Args:
@@ -159,10 +163,11 @@ class DepthHead(nn.Module):
         depth = self.depth_on_head_grid(features, cls, size=size)
         return depth if self.grid == "image" else resize(depth[:, None], size)[:, 0]
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     @torch.no_grad()
-    def predict(
-        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
+    def predict(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:
         """:meth:`forward` without gradients."""
         return self(features, size, cls)
 
@@ -212,7 +217,7 @@ class DepthHead(nn.Module):
         if gradient_weight < 0:
             raise ValueError(f"murf_fast.{what}: `gradient_weight` must be at least 0, got {gradient_weight}")
         depth = self(features, tuple(target.shape[1:]), cls)
-        where = {"mask": mask, "max_depth": max_depth}
+        where: dict[str, Any] = {"mask": mask, "max_depth": max_depth}
         loss = scale_invariant_log_loss(depth, target, warm_up=warm_up, **where)
         return loss + gradient_weight * log_gradient_loss(depth, target, **where) if gradient_weight else loss
 
@@ -221,7 +226,7 @@ class DepthHead(nn.Module):
         features: Sequence[Tensor],
         cls: Sequence[Tensor | None] | None = None,
         *,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, ...] | None = None,
     ) -> Tensor:
         """Depth on the head's grid, before the last resize: (B, rows, columns).
 

@@ -108,7 +108,7 @@ def log_gradient_loss(
     return _Gradient.apply(depth, target.detach(), valid, strides, EPS)
 
 
-def check_target(op: str, target: object, mask: object, max_depth: object) -> None:
+def check_target(op: str, target: Any, mask: Any, max_depth: object) -> None:
     """What can be said of them before there is a depth."""
     _checks.tensor(op, "target", target)
     if target.ndim != 3 or min(target.shape[1:]) < 1:
@@ -129,7 +129,7 @@ def check_target(op: str, target: object, mask: object, max_depth: object) -> No
         raise ValueError(f"murf_fast.{op}: `max_depth` must be above 0, got {max_depth}")
 
 
-def _valid(op: str, depth: object, target: object, mask: Tensor | None, max_depth: float | None) -> Tensor:
+def _valid(op: str, depth: Any, target: Any, mask: Tensor | None, max_depth: float | None) -> Tensor:
     """(B, H, W), bool: where both losses look."""
     _checks.tensor(op, "depth", depth)
     check_target(op, target, mask, max_depth)
@@ -246,7 +246,7 @@ def _both_ways(x: Tensor, valid: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
     return (x, valid), (x.mT, valid.mT)
 
 
-def _of_plain(function, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _of_plain(function: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient where its own gradient is wanted."""
     depth, target, valid = ctx.saved_tensors
     (of_depth,) = differentiable_gradients(lambda d: function(d, target, valid, *ctx.options), [depth], [True], grad)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import _arguments
+from murf_fast.annotations import HeadGrid, Size
 from murf_fast.nn import _checkpoints
 from murf_fast.nn._checkpoints import Naming
+from murf_fast.nn._options import LossOptions
 from murf_fast.nn.heads import _head_grid
 from murf_fast.ops import _checks, upsample_argmax, upsample_confusion, upsample_cross_entropy
 from murf_fast.ops._batch_norm import running_statistics
 from murf_fast.ops.linear_head import linear_head, low_resolution_logits
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _OWN = Naming("murf_fast", "classifier", "norm", norm_optional=True)
 _MURF = Naming("MuRF", "seg_head.classifier", "seg_head.bn")
@@ -43,7 +49,7 @@ class SegmentationHead(nn.Module):
     """
 
     def __init__(
-        self, columns: int, classes: int, *, norm: bool = True, grid: str = "largest", dropout: float = 0.0
+        self, columns: int, classes: int, *, norm: bool = True, grid: HeadGrid = "largest", dropout: float = 0.0
     ) -> None:
         super().__init__()
         columns = _arguments.integer("SegmentationHead", "columns", columns, 1)
@@ -58,7 +64,7 @@ class SegmentationHead(nn.Module):
 
     @classmethod
     def from_state_dict(
-        cls, state_dict: Mapping[str, Tensor], *, grid: str | None = None, dropout: float | None = None
+        cls, state_dict: Mapping[str, Tensor], *, grid: HeadGrid | None = None, dropout: float | None = None
     ) -> SegmentationHead:
         """A head with the weights of a checkpoint, which is recognised by its names.
 
@@ -74,7 +80,7 @@ class SegmentationHead(nn.Module):
         """
         weights = _checkpoints.read("SegmentationHead", state_dict, (_OWN, _MURF, _DINOV2, _DINOV3))
         classes, columns = weights.shape
-        convention = "first" if weights.naming in (_DINOV2, _DINOV3) else "largest"
+        convention: HeadGrid = "first" if weights.naming in (_DINOV2, _DINOV3) else "largest"
         head = cls(
             columns,
             classes,
@@ -85,9 +91,7 @@ class SegmentationHead(nn.Module):
         weights.load_into(head.classifier, head.norm)
         return head
 
-    def forward(
-        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
+    def forward(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:
         """Logits of the image.
 
         Args:
@@ -110,10 +114,11 @@ class SegmentationHead(nn.Module):
         weight, bias = self.classifier.weight, self.classifier.bias
         return linear_head(features, weight, bias, size=size, via=via, norm=self.norm, cls=cls)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     @torch.no_grad()
-    def predict(
-        self, features: Sequence[Tensor], size: int | tuple[int, int], cls: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
+    def predict(self, features: Sequence[Tensor], size: Size, cls: Sequence[Tensor | None] | None = None) -> Tensor:
         """``forward(...).argmax(1)`` without gradients and without the logits of the image; arguments as there.
 
         Returns:
@@ -165,7 +170,7 @@ class SegmentationHead(nn.Module):
         """
         if self.training and (self.norm is not None or self.dropout > 0):
             raise ValueError("murf_fast.SegmentationHead.folded: the head must be in eval mode")
-        weight, bias = self.classifier.weight.flatten(1), self.classifier.bias
+        weight, bias = self.classifier.weight.flatten(1), cast("Tensor", self.classifier.bias)
         if self.norm is None:
             return weight, bias
         wide = torch.promote_types(weight.dtype, torch.float32)
@@ -175,7 +180,11 @@ class SegmentationHead(nn.Module):
         return scaled.to(weight.dtype), (bias.to(wide) + offset).to(bias.dtype)
 
     def loss(
-        self, features: Sequence[Tensor], target: Tensor, cls: Sequence[Tensor | None] | None = None, **options
+        self,
+        features: Sequence[Tensor],
+        target: Tensor,
+        cls: Sequence[Tensor | None] | None = None,
+        **options: Unpack[LossOptions],
     ) -> Tensor:
         """``F.cross_entropy(forward(...), target)`` without the logits of the image.
 
@@ -200,7 +209,7 @@ class SegmentationHead(nn.Module):
         logits, bias = self._low_resolution(features, cls, grid)
         return upsample_cross_entropy(logits, target, bias=bias, via=None if self.grid == "image" else grid, **options)
 
-    def _prepare(self, method, features, size, cls):
+    def _prepare(self, method: str, features: Sequence[Tensor], size: Any, cls: Any) -> Any:
         features = _checks.maps(f"SegmentationHead.{method}", features, same_channels=False)
         size = tuple(_checks.grid(f"SegmentationHead.{method}", "size", size))
         if self.training and self.dropout > 0:
@@ -208,7 +217,7 @@ class SegmentationHead(nn.Module):
             cls = None if cls is None else [None if t is None else F.dropout(t, self.dropout) for t in cls]
         return features, size, cls, _head_grid.head_grid(self.grid, features, size)
 
-    def _low_resolution(self, features, cls, grid):
+    def _low_resolution(self, features: Sequence[Tensor], cls: Any, grid: Any) -> tuple[list[Tensor], Tensor | None]:
         weight, bias = self.classifier.weight, self.classifier.bias
         return low_resolution_logits(features, weight, bias, grid=grid, norm=self.norm, cls=cls)
 

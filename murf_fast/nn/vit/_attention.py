@@ -7,6 +7,7 @@ import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float | None = None
     q, k, v = (t.unflatten(0, (run.sequences, run.length)).transpose(1, 2) for t in (q, k, v))
     if run.rotation is not None:
         q, k = (_rotate(t, *run.rotation) for t in (q, k))
-    by_tokens = [t.transpose(1, 2) for t in (q, k, v)]
+    by_tokens = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if _dense_attention.pays(*by_tokens):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         return _dense_attention.dense_attention(*by_tokens, scale).flatten(0, 1)
@@ -110,7 +111,7 @@ def limits(kind: str, all_runs: Sequence[Run], device: torch.device) -> object |
 
 def starts(all_runs: Sequence[Run], device: torch.device) -> Tensor:
     """(sequences + 1,) int32 offsets, made on the device: a copy from the host would stall it and be lost to graphs."""
-    options = {"dtype": torch.int32, "device": device}
+    options: dict[str, Any] = {"dtype": torch.int32, "device": device}
     parts = [torch.arange(run.start, run.stop, run.length, **options) for run in all_runs]
     return torch.cat([*parts, torch.full((1,), all_runs[-1].stop, **options)])
 
@@ -125,8 +126,8 @@ def attend_together(
         from torch.nn.attention.varlen import varlen_attn
 
         longest = max(run.length for run in all_runs)
-        options = {} if scale is None or scale == q.shape[-1] ** -0.5 else {"scale": scale}
-        return varlen_attn(q, k, v, limits, limits, longest, longest, **options)
+        options: dict[str, Any] = {} if scale is None or scale == q.shape[-1] ** -0.5 else {"scale": scale}
+        return cast("Tensor", varlen_attn(q, k, v, limits, limits, longest, longest, **options))
     from xformers.ops import memory_efficient_attention
 
     return memory_efficient_attention(q[None], k[None], v[None], attn_bias=limits, scale=scale)[0]
@@ -223,7 +224,7 @@ def _block_diagonal(lengths: tuple[int, ...], device: torch.device) -> tuple[tup
 def _rotate_all(x: Tensor, all_runs: Sequence[Run]) -> Tensor:
     """Rotary positions on queries or keys (rows, heads, dim) of all runs."""
     parts = [x[r.start : r.stop].unflatten(0, (r.sequences, r.length)).transpose(1, 2) for r in all_runs]
-    turned = [_rotate(part, *run.rotation) for part, run in zip(parts, all_runs, strict=True)]
+    turned = [_rotate(part, *cast("Rotation", run.rotation)) for part, run in zip(parts, all_runs, strict=True)]
     return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in turned])
 
 

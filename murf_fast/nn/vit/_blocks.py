@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,9 @@ def _functional(
     return x + layer.mlp_branch(x)
 
 
-def _in_place(x, layer: Layer, all_runs: list[Run], limits: object | None, buffers: _Buffers, i, into) -> None:
+def _in_place(
+    x: Tensor, layer: Layer, all_runs: list[Run], limits: object | None, buffers: _Buffers, i: Any, into: Any
+) -> None:
     """The same block on ``x`` itself: beside it live q, k, v and the attention of one segment."""
     whole = limits is not None or x.device.type != "cpu"
     buffers.products.next_block()
@@ -146,8 +149,9 @@ def _in_place(x, layer: Layer, all_runs: list[Run], limits: object | None, buffe
         del normed
         q, k, v = _heads(projected, layer.heads)
         for part, norm in ((q, layer.query_norm), (k, layer.key_norm)):
-            for rows in _chunks(part, 0, len(part)) if norm is not None else ():
-                part[rows] = norm(part[rows])
+            if norm is not None:
+                for rows in _chunks(part, 0, len(part)):
+                    part[rows] = norm(part[rows])
         if into is not None:
             seen.append(_attention.of_the_first(q, k, own_runs, layer.scale))
         attended = _attended((q, k, v), own_runs, limits, layer.scale).flatten(1)
@@ -165,10 +169,15 @@ def _finish(x: Tensor, attended: Tensor, layer: Layer, start: int, products: Pro
         part += layer.mlp_branch(part, products)
 
 
-def _attended(parts: Sequence[Tensor], all_runs: list[Run], limits: object | None, scale: float | None) -> Tensor:
+def _attended(
+    parts: tuple[Tensor, Tensor, Tensor], all_runs: list[Run], limits: object | None, scale: float | None
+) -> Tensor:
     if limits is not None:
         return _attention.attend_together(*parts, all_runs, limits, scale)
-    results = [_attention.attend(*(part[r.start : r.stop] for part in parts), r, scale) for r in all_runs]
+    q, k, v = parts
+    results = [
+        _attention.attend(q[r.start : r.stop], k[r.start : r.stop], v[r.start : r.stop], r, scale) for r in all_runs
+    ]
     return results[0] if len(results) == 1 else torch.cat(results)
 
 
@@ -197,7 +206,7 @@ class _Buffers:
         self.products = Products(x)
         self._kept: dict[int, Tensor] = {}
 
-    def project(self, key: int, x: Tensor, project: nn.Module | Product) -> Tensor:
+    def project(self, key: int, x: Tensor, project: Any) -> Tensor:
         """``project(x)``; overwritten by the next one of this key."""
         shape = (len(x), project.out_features)
         if x.device.type == "cpu" and math.prod(shape) * x.element_size() <= HANDED_OUT_AGAIN:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
 
 def fingerprint(encoder: MultiResolutionEncoder, dtype: torch.dtype | None = None) -> str:
     """With a ``dtype`` that of the encoder whose weights are rounded to it, as ``model.to(dtype)`` does."""
-    settings = {
+    settings: dict[str, Any] = {
         "model": type(encoder.model).__name__,
         "sizes": encoder.sizes,
         "scales": encoder.scales,

@@ -6,6 +6,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ def size_of(what: str, images: object, name: str | None = None) -> tuple[int, in
         if name is not None:
             shapes, got = "(3, H, W) or (H, W, 3)", images.shape[1:]
         raise ValueError(f"murf_fast.{what}: {name or '`images`'} must be {shapes} with H, W >= 1, got {tuple(got)}")
-    return tuple(images.shape[2:] if is_first else images.shape[1:3])
+    height, width = images.shape[2:] if is_first else images.shape[1:3]
+    return height, width
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def as_floats(images: Tensor) -> Tensor:
     return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
-def three_numbers(what: str, name: str, value: object) -> list[float] | None:
+def three_numbers(what: str, name: str, value: Any) -> list[float] | None:
     """``mean`` or ``std`` as floats; None stays."""
     if value is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -34,10 +35,10 @@ def images_of(what: str, images: Images, image_sizes: object, family: Family) ->
     if image_sizes is None and isinstance(images, Tensor):
         return images
     _images.size_of(what, images)
-    return _cropped(what, images, _sizes(what, "image_sizes", image_sizes, len(images)))
+    return _cropped(what, cast("Tensor", images), _sizes(what, "image_sizes", image_sizes, len(images)))
 
 
-def _of_processor(what: str, given: Mapping, image_sizes: object, family: Family) -> Tensor | list[Tensor]:
+def _of_processor(what: str, given: Mapping[str, Any], image_sizes: object, family: Family) -> Tensor | list[Tensor]:
     unknown = [key for key in given if key not in KEYS]
     if unknown or "pixel_values" not in given:
         lacks = f"has {unknown}" if unknown else "has no `pixel_values`"
@@ -145,7 +146,7 @@ def _sizes(what: str, name: str, sizes: object, count: int) -> list[tuple[int, i
     if len(sizes) != count:
         raise ValueError(f"murf_fast.{what}: `{name}` must hold one entry for each of {count} images, got {len(sizes)}")
     return [
-        tuple(_checks.grid(what, f"{name}[{i}]", tuple(size) if isinstance(size, Tensor) else size))
+        _checks.grid(what, f"{name}[{i}]", tuple(size) if isinstance(size, Tensor) else size)
         for i, size in enumerate(sizes)
     ]
 

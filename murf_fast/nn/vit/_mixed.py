@@ -21,7 +21,8 @@ def passes(grids: Sequence[Sequence[Grid]], budget: int) -> Iterator[list[int]]:
     than that is a pass of its own.
     """
     counts = [sum(rows * columns for rows, columns in its) for its in grids]
-    group, total = [], 0
+    group: list[int] = []
+    total = 0
     for i in sorted(range(len(grids)), key=lambda i: (counts[i], grids[i])):
         if group and total + counts[i] > budget:
             yield group
@@ -50,7 +51,9 @@ class ByGrid:
         """From tokens in the order of the images: one copy of them."""
         prefix, old = packed.prefix, packed.blocks
         order = sorted(range(len(old)), key=lambda i: (old[i].length(prefix), old[i].grid))
-        moved, merged, its_rotations, start = list(old), [], [], 0
+        moved, start = list(old), 0
+        merged: list[Block] = []
+        its_rotations: list[Rotation | None] = []
         for i in order:
             block = moved[i] = replace(old[i], start=start)
             if merged and merged[-1].grid == block.grid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ NONE = {"mean": None, "std": None}
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second since transformers 5
 
-Normalization = dict[str, tuple[float, float, float] | None]
+Normalization = dict[str, Any]
 
 
 def normalization_of(model: nn.Module) -> Normalization:
@@ -38,7 +39,7 @@ def normalization_of(model: nn.Module) -> Normalization:
     return dict(OPENAI if kind.name.startswith("CLIP") else IMAGENET)
 
 
-def pretrained(name: str, dtype: torch.dtype | str, **options) -> tuple[nn.Module, Normalization | None]:
+def pretrained(name: str, dtype: torch.dtype | str, **options: Any) -> tuple[nn.Module, Normalization | None]:
     """A model, and mean and deviation by the processor that lies beside it, if one does.
 
     Raises:
@@ -59,7 +60,7 @@ def pretrained(name: str, dtype: torch.dtype | str, **options) -> tuple[nn.Modul
     return model, _processor(name, vit.patch_size, **options)
 
 
-def _processor(name: str, patch_size: int, **options) -> Normalization | None:
+def _processor(name: str, patch_size: int, **options: Any) -> Normalization | None:
     from transformers.utils import cached_file
 
     for file in PROCESSORS:
@@ -81,7 +82,7 @@ def _processor(name: str, patch_size: int, **options) -> Normalization | None:
 
 
 def frozen(
-    what: str, name_or_folder: str | os.PathLike, dtype: torch.dtype | str, local_files_only: bool
+    what: str, name_or_folder: str | os.PathLike[str], dtype: torch.dtype | str, local_files_only: bool
 ) -> tuple[nn.Module, Normalization]:
     """:func:`pretrained` in eval mode and without gradients, its normalization, or that of its family; errors are in
     one sentence.

@@ -7,7 +7,7 @@ products around a GELU, whatever its class, is run as two calls, GELU in the fir
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Products:
         self._kept.clear()
         self._mlps.clear()
 
-    def linear(self, x: Tensor, project: object) -> Tensor | None:
+    def linear(self, x: Tensor, project: Any) -> Tensor | None:
         """``project(x)`` by its packed weight; None if it has none."""
         if not self._packs or type(project) not in (nn.Linear, Product) or not self._takes(project):
             return None
@@ -83,9 +83,9 @@ class _Calls(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.made: list[tuple] = []
+        self.made: list[tuple[Any, ...]] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # In evaluation dropout returns what it was given.
         if not (func is F.dropout and result is args[0]):

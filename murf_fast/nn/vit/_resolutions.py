@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,18 +19,19 @@ REMAINDERS = ("raise", "drop")
 
 def checked_sizes(what: str, name: str, sizes: object) -> list[tuple[int, int]]:
     """(height, width) of every resolution; one integer alone is one square resolution."""
-    return [tuple(_checks.grid(what, name, size)) for size in _listed(what, name, sizes, "(height, width) or integers")]
+    return [_checks.grid(what, name, size) for size in _listed(what, name, sizes, "(height, width) or integers")]
 
 
 def checked_scales(what: str, scales: object) -> list[Ratio]:
     """The exact ratio of every scale; one number alone is one scale."""
-    ratios = []
+    ratios: list[Ratio] = []
+    scale: Any
     for scale in _listed(what, "scales", scales, "numbers"):
         if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, (numbers.Real, Decimal)):
             raise TypeError(f"murf_fast.{what}: `scales` must be numbers, got {scale!r}")
-        if not 0 < scale < float("inf"):
+        if not 0 < cast("Any", scale) < float("inf"):
             raise ValueError(f"murf_fast.{what}: `scales` must be > 0 and finite, got {scale!r}")
-        ratios.append(exact_ratio(scale))
+        ratios.append(exact_ratio(cast("Any", scale)))
     return ratios
 
 
@@ -77,18 +79,20 @@ def scaled_sizes(
     """
     sizes = []
     for ratio, unit in zip(ratios, units, strict=True):
-        pixels = tuple(scaled_pixels(ratio, n, up=rounding == "murf") for n in size)
+        height, width = (scaled_pixels(ratio, n, up=rounding == "murf") for n in size)
+        pixels = height, width
         if pixels[0] < unit[0] or pixels[1] < unit[1]:
             raise ValueError(
                 f"murf_fast.{what}: an image of {size[0]} x {size[1]} pixels at scale {ratio[0] / ratio[1]:g} is "
                 f"{pixels[0]} x {pixels[1]}, and must hold a patch of {unit[0]} x {unit[1]} pixels (patch size times "
                 "tiles)"
             )
-        sizes.append(pixels if rounding == "murf" else tuple(n // u * u for n, u in zip(pixels, unit, strict=True)))
+        whole = pixels[0] // unit[0] * unit[0], pixels[1] // unit[1] * unit[1]
+        sizes.append(pixels if rounding == "murf" else whole)
     return sizes
 
 
-def _listed(what: str, name: str, value: object, kind: str) -> list:
+def _listed(what: str, name: str, value: object, kind: str) -> list[Any]:
     alone = isinstance(value, (numbers.Number, torch.SymInt)) or (isinstance(value, Tensor) and value.ndim == 0)
     listed = [value] if alone else value
     if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes)):

@@ -13,6 +13,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def packable_parts(make: Make, model: nn.Module, verify: bool) -> frozenset[Sign
         ValueError: The model's own forward does otherwise than its family; the message names the part that differs.
     """
     family = make(model)
-    packable = set()
+    packable: set[Any] = set()
     for part in (family.container, family.final_norm, family.pre_norm, family.rope):
         if part is not None:
             packable.add((shell_of if part is family.container else signature)(part, is_bare=True))
@@ -76,8 +77,8 @@ def _refuted(make: Make, model: nn.Module, indices: list[int], packable: set[Sig
     """Signatures whose modules do otherwise than their parts."""
     twin = _twin(model, {id(make(model).blocks): indices})
     family = make(twin)
-    refuted = set()
-    seen = _own_forward(family, twin)
+    refuted: set[Any] = set()
+    seen: Any = _own_forward(family, twin)
     if seen is not None:
         ours = None if family.kind.calls_embeddings else _tokens(family, seen.patches, seen.grid)
         if not _is_near(ours, seen.tokens):
@@ -86,7 +87,7 @@ def _refuted(make: Make, model: nn.Module, indices: list[int], packable: set[Sig
             refuted |= {signature(m, is_bare=True) for m in family.embedders}
         if seen.rotation is not None:
             rotation = family.rotation(seen.grid, torch.float32, torch.device("cpu"))
-            if not all(_is_near(a, b) for a, b in zip(rotation[:2], seen.rotation, strict=True)):
+            if not all(_is_near(a, b) for a, b in zip(cast("Rotation", rotation)[:2], seen.rotation, strict=True)):
                 refuted.add(signature(family.rope, is_bare=True))
         if seen.contained is not None and not _is_near(seen.last, seen.contained):
             refuted.add(shell_of(family.container, is_bare=True))
@@ -125,7 +126,8 @@ def _goes_by_rows(layer: Layer, width: int) -> bool:
     """Whether a token's results do not depend on which others are in the buffer: a layer that quantizes its input by
     the largest value (torch's dynamic quantization) has others with other resolutions.
     """
-    heads = layer.projections[0].out_features // (3 if len(layer.projections) == 1 else 1)
+    first: Any = layer.projections[0]
+    heads = first.out_features // (3 if len(layer.projections) == 1 else 1)
     for part, columns in (*((p, width) for p in (*layer.projections, layer.mlp)), (layer.output, heads)):
         x = _numbers((4, columns))
         if not _is_near(part(torch.cat([x, 64 * x]))[: len(x)], part(x)):
@@ -156,13 +158,13 @@ def _own_forward(family: Family, twin: nn.Module) -> _Seen | None:
             continue
         seen = _Seen(_patches(family, grid), grid)
 
-        def before(module: nn.Module, arguments: tuple, options: dict, seen: _Seen = seen) -> None:
+        def before(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], seen: _Seen = seen) -> None:
             seen.tokens, seen.rotation = tokens_in(arguments[0]), options.get("position_embeddings")
 
-        def after(module: nn.Module, arguments: tuple, output: object, seen: _Seen = seen) -> None:
+        def after(module: nn.Module, arguments: tuple[Any, ...], output: object, seen: _Seen = seen) -> None:
             seen.last = tokens_in(output)
 
-        def around(module: nn.Module, arguments: tuple, output: object, seen: _Seen = seen) -> None:
+        def around(module: nn.Module, arguments: tuple[Any, ...], output: object, seen: _Seen = seen) -> None:
             seen.contained = tokens_in(output)
 
         handles = [
@@ -235,9 +237,9 @@ def _own_grid(family: Family) -> tuple[int, int] | None:
     return side, side
 
 
-def _kinds(family: Family) -> dict[tuple, int]:
+def _kinds(family: Family) -> dict[tuple[Any, ...], int]:
     """The first block of every kind: by signature, shapes and attributes."""
-    kinds: dict[tuple, int] = {}
+    kinds: dict[tuple[Any, ...], int] = {}
     for i, block in enumerate(family.blocks):
         shapes = tuple(tuple(p.shape) for p in block.parameters() if not nn.parameter.is_lazy(p))
         attributes = tuple(

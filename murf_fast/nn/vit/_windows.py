@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Mode
 from murf_fast.ops.resize import resize
 
 
-def cut(images: Tensor, factor: int, size: tuple[int, int], mode: str, antialias: bool) -> Tensor:
+def cut(images: Tensor, factor: int, size: tuple[int, int], mode: Mode, antialias: bool) -> Tensor:
     """((2 factor - 1)^2 B, 3, *size), window-major and batch-minor: images resized to ``factor`` times that size."""
     height, width = size
     whole = (factor * height, factor * width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class _Places:
                 raise ValueError(_changed(path, "was replaced or moved"))
 
 
-def _place(x: Tensor | None) -> tuple | None:
+def _place(x: Tensor | None) -> tuple[Any, ...] | None:
     return None if x is None else (x.data_ptr(), x.dtype)
 
 

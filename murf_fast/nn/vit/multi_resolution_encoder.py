@@ -7,10 +7,12 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from murf_fast.annotations import Attention, Keep, Mode, Remainder, Rounding, Size
 from murf_fast.nn._signatures import has_global_hooks, is_customized, signature
 from murf_fast.nn.vit import _attention, _blocks, _images, _mixed, _resolutions
 from murf_fast.nn.vit._inputs import Images, Sizes, images_of
@@ -20,6 +22,7 @@ from murf_fast.nn.vit.families._family import Family, Rotation
 from murf_fast.ops import _checks
 from murf_fast.ops.patch_embed import PackedTokens, cut_sequences
 from murf_fast.ops.resample_pos_embed import KEEPS
+from murf_fast.scales import Ratio
 
 WHAT = "MultiResolutionEncoder"
 ROUNDINGS = ("floor", "murf")
@@ -31,7 +34,7 @@ ROUNDINGS = ("floor", "murf")
 CPU_TOKENS, OTHER_TOKENS = 4096, 32768
 
 # The packable parts of models, as their first encoder found them: classes, no reference to a model.
-_verified: weakref.WeakKeyDictionary[nn.Module, frozenset] = weakref.WeakKeyDictionary()
+_verified: weakref.WeakKeyDictionary[nn.Module, frozenset[Any]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -129,21 +132,21 @@ class MultiResolutionEncoder(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        sizes: Sequence[int | tuple[int, int]] | None = None,
+        sizes: Sequence[Size] | None = None,
         *,
         scales: Sequence[float] | None = None,
-        rounding: str = "floor",
+        rounding: Rounding = "floor",
         layers: Sequence[int] | None = None,
         norm: bool | None = None,
-        tiles: Sequence[int | tuple[int, int]] | None = None,
-        remainder: str = "raise",
-        mode: str = "bilinear",
+        tiles: Sequence[Size] | None = None,
+        remainder: Remainder = "raise",
+        mode: Mode = "bilinear",
         antialias: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        attention: str | None = None,
+        attention: Attention | None = None,
         attentions: bool = False,
-        keep_positions: bool | str = "checked",
+        keep_positions: Keep = "checked",
         tokens_per_pass: int | None = None,
         verify: bool = True,
     ) -> None:
@@ -178,7 +181,7 @@ class MultiResolutionEncoder(nn.Module):
         self.layers = _indices(what, layers, len(family.blocks))
         _checks.mode(what, mode, antialias)
         mean, std = _images.three_numbers(what, "mean", mean), _images.three_numbers(what, "std", std)
-        self.resize = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
+        self.resize: dict[str, Any] = {"mode": mode, "antialias": antialias, "mean": mean, "std": std}
         self._packable = packable_parts(self._family, model, verify)
 
     @property
@@ -192,23 +195,21 @@ class MultiResolutionEncoder(nn.Module):
         is_on_cpu = self.family.like.device.type == "cpu"
         return self._tokens_per_pass or (CPU_TOKENS if is_on_cpu else OTHER_TOKENS)
 
-    def at(
-        self, sizes: Sequence[int | tuple[int, int]], tiles: Sequence[int | tuple[int, int]] | None = None
-    ) -> MultiResolutionEncoder:
+    def at(self, sizes: Sequence[Size], tiles: Sequence[Size] | None = None) -> MultiResolutionEncoder:
         """This encoder at other ``sizes`` and ``tiles``, which are checked as by the class; all else is shared."""
         other = copy.copy(self)
         other._set_resolutions(sizes, None, tiles, "raise")
         return other
 
-    def _set_resolutions(self, sizes, scales, tiles, remainder: str) -> None:
+    def _set_resolutions(self, sizes: Any, scales: Any, tiles: Any, remainder: Remainder) -> None:
         what = "MultiResolutionEncoder"
         if (sizes is None) == (scales is None):
             raise ValueError(f"murf_fast.{what}: give either `sizes` or `scales`")
         self.sizes = None if sizes is None else _resolutions.checked_sizes(what, "sizes", sizes)
-        self._ratios = None if scales is None else _resolutions.checked_scales(what, scales)
-        self.scales = None if scales is None else [n / d for n, d in self._ratios]
-        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales))
-        self.remainder = "drop" if scales is not None else remainder
+        self._ratios: list[Ratio] = [] if scales is None else _resolutions.checked_scales(what, scales)
+        self.scales: list[float] | None = None if scales is None else [n / d for n, d in self._ratios]
+        self.tiles = _resolutions.checked_tiles(what, tiles, len(self.sizes or self.scales or ()))
+        self.remainder: Remainder = "drop" if scales is not None else remainder
         if self.sizes is not None:
             _resolutions.check_whole_patches(what, self.sizes, self._units(), self.tiles, remainder)
 
@@ -228,8 +229,18 @@ class MultiResolutionEncoder(nn.Module):
     def _units(self) -> list[tuple[int, int]]:
         """Pixels of a patch times tiles, per resolution and axis."""
         patch = self.family.patch_size
-        return [(patch * h, patch * w) for h, w in self.tiles or [(1, 1)] * len(self.sizes or self.scales)]
+        return [(patch * h, patch * w) for h, w in self.tiles or [(1, 1)] * len(self.sizes or self.scales or ())]
 
+    @overload
+    def forward(self, images: Tensor, *, image_sizes: None = None, merge: bool = True) -> MultiResolutionFeatures: ...
+    @overload
+    def forward(
+        self, images: Sequence[Tensor], *, image_sizes: None = None, merge: bool = True
+    ) -> list[MultiResolutionFeatures]: ...
+    @overload
+    def forward(
+        self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
+    ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]: ...
     def forward(
         self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]:
@@ -266,6 +277,9 @@ class MultiResolutionEncoder(nn.Module):
         packed, rotations, owns = self._embed(family, [images], self._checked_sizes(family, [images], is_batch=True))
         outputs, seen = self._outputs(family, packed, rotations, owns)
         return self._features([packed.with_tokens(tokens) for tokens in outputs], seen, merge)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def passes(
         self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
@@ -318,7 +332,7 @@ class MultiResolutionEncoder(nn.Module):
         )
         if self.norm:
             outputs = {i: self._normed(family, packed.with_tokens(tokens)) for i, tokens in outputs.items()}
-        return [outputs[i] for i in self.layers], seen and [seen[i] for i in self.layers]
+        return [outputs[i] for i in self.layers], [seen[i] for i in self.layers] if seen else None
 
     def _features(self, tokens: list[PackedTokens], seen: list[Tensor] | None, merge: bool) -> MultiResolutionFeatures:
         resolutions = range(len(tokens[0]))
@@ -413,7 +427,11 @@ class MultiResolutionEncoder(nn.Module):
             raise ValueError(
                 f"murf_fast.{what}: {name} must be on the device of `model`, {device}, got {images.device}"
             )
-        options = {"mean": self.resize["mean"], "std": self.resize["std"], "normalizes": family.kind.normalizes}
+        options: dict[str, Any] = {
+            "mean": self.resize["mean"],
+            "std": self.resize["std"],
+            "normalizes": family.kind.normalizes,
+        }
         _images.check_values(what, images, self.model, name=name, **options)
         return size
 
@@ -471,7 +489,7 @@ class MultiResolutionEncoder(nn.Module):
         return [of_grid[grid] for grid in packed.grids]
 
 
-def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **options) -> MultiResolutionEncoder:
+def encoder_of(model: nn.Module, sizes: Sequence[Size], **options: Any) -> MultiResolutionEncoder:
     """For functions that make an encoder in every call: what a model's first one verified, the others take over."""
     verified = _verified.get(model)
     wanted = options.pop("verify", True)
@@ -483,7 +501,7 @@ def encoder_of(model: nn.Module, sizes: Sequence[int | tuple[int, int]], **optio
     return encoder
 
 
-def _indices(what: str, layers: object, depth: int) -> list[int]:
+def _indices(what: str, layers: Any, depth: int) -> list[int]:
     """Indices of blocks, counted from the front; the last if None."""
     if layers is not None and not _checks.is_sequence(layers):
         raise TypeError(f"murf_fast.{what}: `layers` must be a list of indices, got {layers!r}")

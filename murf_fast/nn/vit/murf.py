@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from murf_fast import backends
+from murf_fast.annotations import Backend, Mode, Size
+from murf_fast.nn._options import EncoderOptions, FusionOptions, GraphedOptions
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit import _images
@@ -21,6 +24,10 @@ from murf_fast.ops import _checks
 from murf_fast.ops._library import wants_channels_last
 from murf_fast.ops.upsample_concat import upsample_concat
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Method = Literal["features", "tokens", "segment", "depth"]
 GRAPHED = ("features", "tokens", "segment", "depth")
 
 
@@ -48,9 +55,9 @@ class MuRF(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        sizes: Sequence[int | tuple[int, int]] | None = None,
+        sizes: Sequence[Size] | None = None,
         head: SegmentationHead | DepthHead | None = None,
-        **options,
+        **options: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
         if isinstance(model, MultiResolutionEncoder):
@@ -69,13 +76,13 @@ class MuRF(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | PathLike,
-        sizes: Sequence[int | tuple[int, int]] | None = None,
+        name_or_folder: str | PathLike[str],
+        sizes: Sequence[Size] | None = None,
         head: SegmentationHead | DepthHead | None = None,
         *,
         dtype: torch.dtype = torch.float32,
         local_files_only: bool = True,
-        **options,
+        **options: Unpack[EncoderOptions],
     ) -> MuRF:
         """A model of transformers with its weights, its family found and its images normalized as it was trained.
 
@@ -104,12 +111,57 @@ class MuRF(nn.Module):
         """
         _checks.flag("MuRF.from_pretrained", "local_files_only", local_files_only)
         model, normalization = frozen("MuRF.from_pretrained", name_or_folder, dtype, local_files_only)
-        return cls(model, sizes, head, **(normalization | options)).eval()
+        return cls(model, sizes, head, **cast("EncoderOptions", {**normalization, **options})).eval()
 
-    def forward(self, images: Images, grid: int | tuple[int, int] | None = None, **options) -> Tensor | list[Tensor]:
+    @overload
+    def forward(
+        self,
+        images: Tensor,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: None = None,
+        **options: Unpack[FusionOptions],
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: None = None,
+        **options: Unpack[FusionOptions],
+    ) -> list[Tensor]: ...
+    @overload
+    def forward(
+        self,
+        images: Images,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: Sizes | None = None,
+        **options: Unpack[FusionOptions],
+    ) -> Tensor | list[Tensor]: ...
+    def forward(
+        self,
+        images: Images,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: Sizes | None = None,
+        **options: Unpack[FusionOptions],
+    ) -> Tensor | list[Tensor]:
         """:meth:`features`."""
-        return self.features(images, grid, **options)
+        return self.features(images, grid, image_sizes=image_sizes, **options)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    @overload
+    def encode(self, images: Tensor, *, image_sizes: None = None) -> MultiResolutionFeatures: ...
+    @overload
+    def encode(self, images: Sequence[Tensor], *, image_sizes: None = None) -> list[MultiResolutionFeatures]: ...
+    @overload
+    def encode(
+        self, images: Images, *, image_sizes: Sizes | None = None
+    ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]: ...
     def encode(
         self, images: Images, *, image_sizes: Sizes | None = None
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]:
@@ -119,18 +171,45 @@ class MuRF(nn.Module):
         """
         return self.encoder(images, image_sizes=image_sizes)
 
+    @overload
+    def features(
+        self,
+        images: Tensor,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: None = None,
+        **options: Unpack[FusionOptions],
+    ) -> Tensor: ...
+    @overload
+    def features(
+        self,
+        images: Sequence[Tensor],
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: None = None,
+        **options: Unpack[FusionOptions],
+    ) -> list[Tensor]: ...
+    @overload
     def features(
         self,
         images: Images,
-        grid: int | tuple[int, int] | None = None,
+        grid: Size | Sequence[Size] | None = None,
         *,
         image_sizes: Sizes | None = None,
-        mode: str = "bilinear",
+        **options: Unpack[FusionOptions],
+    ) -> Tensor | list[Tensor]: ...
+    def features(
+        self,
+        images: Images,
+        grid: Size | Sequence[Size] | None = None,
+        *,
+        image_sizes: Sizes | None = None,
+        mode: Mode = "bilinear",
         antialias: bool = False,
-        via: int | tuple[int, int] | None = None,
+        via: Size | None = None,
         memory_format: torch.memory_format | None = None,
         out: Tensor | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> Tensor | list[Tensor]:
         """The maps of all resolutions and layers, on one grid and concatenated.
 
@@ -162,11 +241,17 @@ class MuRF(nn.Module):
         if out is not None and not isinstance(images, Tensor):
             raise ValueError(f"murf_fast.{op}: `out` must be None for images of mixed sizes")
         if out is not None and not torch.is_autocast_enabled(like.device.type):
-            _checks.out(op, out, (images.shape[0], self._columns(), *grids[0]), [like])
-        options = {"mode": mode, "antialias": antialias, "via": via, "memory_format": memory_format}
+            _checks.out(op, out, (cast("Tensor", images).shape[0], self._columns(), *grids[0]), [like])
+        options: dict[str, Any] = {"mode": mode, "antialias": antialias, "via": via, "memory_format": memory_format}
         options |= {"out": out, "backend": backend}
         return self._each(images, lambda features, i: upsample_concat(features.maps, grids[i], **options))
 
+    @overload
+    def tokens(self, images: Tensor, *, image_sizes: None = None) -> Tensor: ...
+    @overload
+    def tokens(self, images: Sequence[Tensor], *, image_sizes: None = None) -> list[Tensor]: ...
+    @overload
+    def tokens(self, images: Images, *, image_sizes: Sizes | None = None) -> Tensor | list[Tensor]: ...
     def tokens(self, images: Images, *, image_sizes: Sizes | None = None) -> Tensor | list[Tensor]:
         """(B, N, sum D) for a language model's projector: N tokens of the largest grid, whatever the resolutions.
 
@@ -182,10 +267,22 @@ class MuRF(nn.Module):
 
         return self._each(images, of_image)
 
+    @overload
+    def segment(
+        self, images: Tensor, size: Size | Sequence[Size] | None = None, *, image_sizes: None = None
+    ) -> Tensor: ...
+    @overload
+    def segment(
+        self, images: Sequence[Tensor], size: Size | Sequence[Size] | None = None, *, image_sizes: None = None
+    ) -> list[Tensor]: ...
+    @overload
+    def segment(
+        self, images: Images, size: Size | Sequence[Size] | None = None, *, image_sizes: Sizes | None = None
+    ) -> Tensor | list[Tensor]: ...
     def segment(
         self,
         images: Images,
-        size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        size: Size | Sequence[Size] | None = None,
         *,
         image_sizes: Sizes | None = None,
     ) -> Tensor | list[Tensor]:
@@ -211,10 +308,22 @@ class MuRF(nn.Module):
         """
         return self._predict("segment", SegmentationHead, images, size, image_sizes)
 
+    @overload
+    def depth(
+        self, images: Tensor, size: Size | Sequence[Size] | None = None, *, image_sizes: None = None
+    ) -> Tensor: ...
+    @overload
+    def depth(
+        self, images: Sequence[Tensor], size: Size | Sequence[Size] | None = None, *, image_sizes: None = None
+    ) -> list[Tensor]: ...
+    @overload
+    def depth(
+        self, images: Images, size: Size | Sequence[Size] | None = None, *, image_sizes: Sizes | None = None
+    ) -> Tensor | list[Tensor]: ...
     def depth(
         self,
         images: Images,
-        size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        size: Size | Sequence[Size] | None = None,
         *,
         image_sizes: Sizes | None = None,
     ) -> Tensor | list[Tensor]:
@@ -230,11 +339,38 @@ class MuRF(nn.Module):
         """
         return self._predict("depth", DepthHead, images, size, image_sizes)
 
+    @overload
+    def pca(
+        self,
+        images: Tensor,
+        size: Size | Sequence[Size] | None = None,
+        components: int = 3,
+        *,
+        image_sizes: None = None,
+    ) -> Tensor: ...
+    @overload
+    def pca(
+        self,
+        images: Sequence[Tensor],
+        size: Size | Sequence[Size] | None = None,
+        components: int = 3,
+        *,
+        image_sizes: None = None,
+    ) -> list[Tensor]: ...
+    @overload
+    def pca(
+        self,
+        images: Images,
+        size: Size | Sequence[Size] | None = None,
+        components: int = 3,
+        *,
+        image_sizes: Sizes | None = None,
+    ) -> Tensor | list[Tensor]: ...
     @torch.no_grad()
     def pca(
         self,
         images: Images,
-        size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        size: Size | Sequence[Size] | None = None,
         components: int = 3,
         *,
         image_sizes: Sizes | None = None,
@@ -257,13 +393,13 @@ class MuRF(nn.Module):
         """
         components = _checks.integer("MuRF.pca", "components", components, 1, self._columns())
         images = images_of("MuRF.pca", images, image_sizes, self.encoder.family)
-        sizes = self._targets("MuRF.pca", "size", size, images, tuple)
+        sizes = self._targets("MuRF.pca", "size", size, images, _same)
         if isinstance(images, Tensor):
             return fused_projection(self.encoder(images).maps, sizes[0], components)
         maps = [features.maps for features in self.encoder([image[0] for image in images])]
         return [projected[0] for projected in common_projection(maps, sizes, components)]
 
-    def graphed(self, images: Tensor, method: str | None = None, **options) -> GraphedCall:
+    def graphed(self, images: Tensor, method: Method | None = None, **options: Unpack[GraphedOptions]) -> GraphedCall:
         """A method captured in one CUDA graph, for images of this shape, dtype and device: encoding, fusion and head.
 
         At batch 1 a GPU waits for the host's launches; a replay is one. The method is called a few times first.
@@ -285,20 +421,20 @@ class MuRF(nn.Module):
         """
         op = "MuRF.graphed"
         if method is None:
-            kinds = (("segment", SegmentationHead), ("depth", DepthHead))
+            kinds: tuple[tuple[Method, type], ...] = (("segment", SegmentationHead), ("depth", DepthHead))
             method = next((name for name, kind in kinds if isinstance(self.head, kind)), "features")
         _checks.choice(op, "method", method, GRAPHED)
         if "out" in options:
             raise ValueError(f"murf_fast.{op}: `out` cannot be given, the graph has a result of its own")
         _images.size_of(op, images)
         check_capturable(images)
-        return GraphedCall(self, lambda x: getattr(self, method)(x, **options), images)
+        return GraphedCall(self, lambda x: getattr(self, str(method))(x, **options), images)
 
-    def _each(self, images: Tensor | list[Tensor], function: Callable[[MultiResolutionFeatures, int], Tensor]):
+    def _each(self, images: Tensor | list[Tensor], function: Callable[[MultiResolutionFeatures, int], Tensor]) -> Any:
         """``function`` of features and index: of a batch, or of every image of a list, without its batch dimension."""
         if isinstance(images, Tensor):
             return function(self.encoder(images), 0)
-        found = {}
+        found: dict[int, Tensor] = {}
         for of_pass in self.encoder.passes([image[0] for image in images]):
             found.update((i, function(features, i)[0]) for i, features in of_pass.items())
         return [found[i] for i in range(len(images))]
@@ -307,7 +443,7 @@ class MuRF(nn.Module):
         self,
         op: str,
         name: str,
-        given: object,
+        given: Any,
         images: Tensor | list[Tensor],
         default: Callable[[tuple[int, int]], tuple[int, int]],
     ) -> list[tuple[int, int]]:
@@ -318,31 +454,33 @@ class MuRF(nn.Module):
             return [default(size) for size in own]
         is_listed = _checks.is_sequence(given) and any(_checks.is_sequence(g) for g in given)
         if not is_listed or isinstance(images, Tensor):
-            return [tuple(_checks.grid(op, name, given))] * len(own)
+            return [_checks.grid(op, name, given)] * len(own)
         if len(given) != len(own):
             raise ValueError(
                 f"murf_fast.{op}: `{name}` must hold one (height, width) for each of {len(own)} images, got "
                 f"{len(given)}"
             )
-        return [tuple(_checks.grid(op, f"{name}[{i}]", g)) for i, g in enumerate(given)]
+        return [_checks.grid(op, f"{name}[{i}]", g) for i, g in enumerate(given)]
 
-    def _predict(self, method: str, kind: type, images: Images, size, image_sizes) -> Tensor | list[Tensor]:
+    def _predict(
+        self, method: str, kind: type[SegmentationHead | DepthHead], images: Images, size: Any, image_sizes: Any
+    ) -> Tensor | list[Tensor]:
         if not isinstance(self.head, kind):
             got = "none" if self.head is None else type(self.head).__name__
             raise ValueError(f"murf_fast.MuRF.{method}: `head` must be a {kind.__name__}, this model has {got}")
         images = images_of(f"MuRF.{method}", images, image_sizes, self.encoder.family)
-        sizes = self._targets(f"MuRF.{method}", "size", size, images, tuple)
-        takes_cls = self._takes_cls(method)
+        sizes = self._targets(f"MuRF.{method}", "size", size, images, _same)
+        head, takes_cls = self.head, self._takes_cls(method)
 
         def of_image(features: MultiResolutionFeatures, i: int) -> Tensor:
-            return self.head.predict(features.maps, sizes[i], features.cls if takes_cls else None)
+            return head.predict(features.maps, sizes[i], features.cls if takes_cls else None)
 
         with torch.no_grad():
             return self._each(images, of_image)
 
     def _takes_cls(self, method: str) -> bool:
         """Whether the head has columns for CLS tokens; raises where it has columns for neither."""
-        head, family = self.head.classifier, self.encoder.family
+        head, family = cast("SegmentationHead | DepthHead", self.head).classifier, self.encoder.family
         like = family.like
         if head.weight.device != like.device:
             raise ValueError(
@@ -364,7 +502,7 @@ class MuRF(nn.Module):
         )
 
     def _maps(self) -> int:
-        return len(self.encoder.layers) * len(self.encoder.sizes or self.encoder.scales)
+        return len(self.encoder.layers) * len(self.encoder.sizes or self.encoder.scales or ())
 
     def extra_repr(self) -> str:
         return f"channels={self._columns()}" + (", head=None" if self.head is None else "")
@@ -377,3 +515,7 @@ class MuRF(nn.Module):
         """(height, width) in patches of the largest resolution, per axis."""
         patch, sizes = self.encoder.family.patch_size, self.encoder.sizes_for(*size)
         return max(h for h, _ in sizes) // patch, max(w for _, w in sizes) // patch
+
+
+def _same(size: tuple[int, int]) -> tuple[int, int]:
+    return size

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from murf_fast.annotations import Size
+from murf_fast.nn._options import PassOptions
 from murf_fast.nn.vit import _images
 from murf_fast.nn.vit.multi_resolution_encoder import encoder_of
 from murf_fast.ops import _checks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @torch.no_grad()
@@ -18,8 +24,8 @@ def over_tiling_error(
     images: Tensor,
     levels: Sequence[int] = (1, 2, 3, 4),
     *,
-    size: int | tuple[int, int] | None = None,
-    **options,
+    size: Size | None = None,
+    **options: Unpack[PassOptions],
 ) -> Tensor:
     """``mean (f(resize(image, n size)) - tiles_n(resize(image, n size)))^2`` for every level n.
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from murf_fast.annotations import Size
+from murf_fast.nn._options import LayerOptions
 from murf_fast.nn.vit import _images, _resolutions
 from murf_fast.nn.vit.families import is_supported
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 from murf_fast.ops.upsample_concat import upsample_concat
-from murf_fast.scales import scaled_pixels
+from murf_fast.scales import Ratio, scaled_pixels
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class S2(nn.Module):
@@ -45,19 +51,19 @@ class S2(nn.Module):
         model: nn.Module | Callable[[Tensor], Tensor],
         scales: Sequence[float] | None = None,
         *,
-        img_sizes: Sequence[int | tuple[int, int]] | None = None,
+        img_sizes: Sequence[Size] | None = None,
         max_split_size: int | None = None,
         resize_output_to_idx: int = 0,
         num_prefix_tokens: int = 0,
-        **options,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
         if (scales is None) == (img_sizes is None):
             raise ValueError("murf_fast.S2: give either `scales` or `img_sizes`")
-        self._ratios = None if scales is None else _resolutions.checked_scales("S2", scales)
-        self.scales = None if scales is None else [n / d for n, d in self._ratios]
+        self._ratios: list[Ratio] = [] if scales is None else _resolutions.checked_scales("S2", scales)
+        self.scales: list[float] | None = None if scales is None else [n / d for n, d in self._ratios]
         self.img_sizes = None if img_sizes is None else _resolutions.checked_sizes("S2", "img_sizes", img_sizes)
-        count = len(self.scales or self.img_sizes)
+        count = len(self.scales or self.img_sizes or ())
         resize_output_to_idx = _checks.integer("S2", "resize_output_to_idx", resize_output_to_idx, 0, count - 1)
         if max_split_size is not None:
             max_split_size = _checks.integer("S2", "max_split_size", max_split_size, 1)
@@ -75,7 +81,7 @@ class S2(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         if self.is_packed:
             # Any one size: every call has its own.
-            self.encoder = MultiResolutionEncoder(model, scales=1.0, mode="bicubic", **options)
+            self.encoder = MultiResolutionEncoder(cast("nn.Module", model), scales=[1.0], mode="bicubic", **options)
         else:
             self.model = model
 
@@ -99,6 +105,9 @@ class S2(nn.Module):
         fused = self._fused(maps).permute(0, 2, 3, 1).flatten(1, 2)
         return fused if prefixes is None else torch.cat([torch.cat(prefixes, dim=-1), fused], dim=1)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def maps(self, images: Tensor) -> Tensor:
         """(B, sum D, h, w), channels_last by strides: the patches alone. All else is as for :meth:`forward`."""
         return self._fused(self._encode(images)[0])
@@ -109,7 +118,7 @@ class S2(nn.Module):
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
         height, width = _images.size_of("S2", images)
-        sizes = self.img_sizes or [tuple(scaled_pixels(ratio, n) for n in (height, width)) for ratio in self._ratios]
+        sizes = self.img_sizes or [(scaled_pixels(r, height), scaled_pixels(r, width)) for r in self._ratios]
         if min(map(min, sizes)) < 1:
             raise ValueError(
                 f"murf_fast.S2: `scales` must leave a pixel of images of {height} x {width}, got {self.scales}"
@@ -124,19 +133,19 @@ class S2(nn.Module):
                 )
         return (self._packed if self.is_packed else self._called)(images, sizes, splits)
 
-    def _packed(self, images, sizes, splits) -> tuple[list[Tensor], list[Tensor] | None]:
+    def _packed(self, images: Any, sizes: Any, splits: Any) -> tuple[list[Tensor], list[Tensor] | None]:
         features = self.encoder.at(sizes, splits)(images)
         packed = features.tokens[0]
         prefixes = [packed.prefix_tokens(s) for s in range(len(packed))] if packed.prefix else None
         return features.maps, prefixes
 
-    def _called(self, images, sizes, splits) -> tuple[list[Tensor], list[Tensor] | None]:
+    def _called(self, images: Any, sizes: Any, splits: Any) -> tuple[list[Tensor], list[Tensor] | None]:
         if not images.is_floating_point():
             raise TypeError(f"murf_fast.S2: `images` must be floating point for a callable, got {images.dtype}")
         images = images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
         resized = [resize(images, size, mode="bicubic", memory_format=torch.contiguous_format) for size in sizes]
         tiles = [_split(x, t) for x, t in zip(resized, splits, strict=True)]
-        outputs: list[Tensor | None] = [None] * len(tiles)
+        outputs: list[Any] = [None] * len(tiles)
         for shape in dict.fromkeys(x.shape[2:] for x in tiles):
             group = [i for i, x in enumerate(tiles) if x.shape[2:] == shape]
             tokens = self.model(torch.cat([tiles[i] for i in group]))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast.annotations import Mode, Size, TileFusion, Tiling
+from murf_fast.nn._options import LayerOptions
 from murf_fast.nn.vit import _images, _windows
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, encoder_of
 from murf_fast.ops import _checks
 from murf_fast.ops.upsample_concat import upsample_concat
 from murf_fast.ops.upsample_mean import upsample_mean
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TILINGS = ("disjoint", "half_overlap", "whole")
 FUSIONS = ("average", "concat", "unshuffle")
@@ -25,14 +31,14 @@ def multi_scale_target(
     images: Tensor,
     factors: Sequence[int] = (1, 2),
     *,
-    size: int | tuple[int, int] | None = None,
+    size: Size | None = None,
     weights: Sequence[float] | None = None,
-    tiling: str = "disjoint",
-    fusion: str = "average",
-    grid: int | tuple[int, int] | None = None,
-    mode: str = "bilinear",
+    tiling: Tiling = "disjoint",
+    fusion: TileFusion = "average",
+    grid: Size | None = None,
+    mode: Mode = "bilinear",
     antialias: bool = True,
-    **options,
+    **options: Unpack[LayerOptions],
 ) -> Tensor:
     """The teacher's map: base scale and finer scales in tiles of the base's size, averaged on the base grid.
 
@@ -125,26 +131,27 @@ def _checked_weights(op: str, weights: object, factors: Sequence[int], fusion: s
 
 
 def _overlapping(
-    op: str, encoder: MultiResolutionEncoder, images: Tensor, factors: Sequence[int], grid: tuple[int, int]
+    op: str, encoder: MultiResolutionEncoder, images: Tensor, factors: Sequence[int], grid: tuple[int, ...]
 ) -> list[Tensor]:
     """The map of every factor, of windows that overlap by half; all windows are one batch of the encoder."""
+    size = cast("list[tuple[int, int]]", encoder.sizes)[0]
     if grid[0] % 2 or grid[1] % 2:
         patch = encoder.family.patch_size
         raise ValueError(
             f'murf_fast.{op}: `size` must be an even number of patches of {patch} pixels for tiling="half_overlap", '
-            f"got {encoder.sizes[0]}"
+            f"got {size}"
         )
     _checks.same_device(op, "images", images, "model", encoder.family.like)
     how = encoder.resize
     _images.check_values(op, images, encoder.model, how["mean"], how["std"])
     pixels = _images.as_floats(images)
-    cut = [_windows.cut(pixels, f, encoder.sizes[0], how["mode"], how["antialias"]) for f in factors]
+    cut = [_windows.cut(pixels, f, size, how["mode"], how["antialias"]) for f in factors]
     (encoded,) = encoder(torch.cat(cut)).maps
     parts = encoded.split([len(windows) for windows in cut])
     return [_windows.merged(part, f, len(images)) for part, f in zip(parts, factors, strict=True)]
 
 
-def _unshuffled(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+def _unshuffled(maps: Sequence[Tensor], grid: tuple[int, ...]) -> Tensor:
     """Channels (c, row, column) of the cells of a map that lie in one of the grid, map after map."""
     batch = len(maps[0])
     cells = [m.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1)) for m in maps]
@@ -155,7 +162,9 @@ def _unshuffled(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
     return result
 
 
-def fine_to_coarse_loss(features: Tensor, target: Tensor, kind: str = "l1") -> Tensor:
+def fine_to_coarse_loss(
+    features: Tensor, target: Tensor, kind: Literal["l1", "cosine", "smooth_l1", "cosine_smooth_l1"] = "l1"
+) -> Tensor:
     """The student's map at the base scale against :func:`multi_scale_target`, position by position.
 
     ``"l1"``: ``mean |F_s - F_t|``, the paper's choice. ``"cosine"``: ``mean (1 - cos(F_s, F_t))`` over positions

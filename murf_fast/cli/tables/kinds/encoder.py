@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def _own(model: nn.Module, images: Tensor) -> Callable[[], object]:
     return lambda: _plain(model, images)
 
 
-def _build(setting: Setting, vit: Vit, size: int, prepared: Callable) -> Callable[[], dict]:
+def _build(setting: Setting, vit: Vit, size: int, prepared: Callable[..., Any]) -> Callable[[], dict[str, Any]]:
     def build() -> dict[str, Callable[[], object]]:
         torch.manual_seed(0)
         images = torch.randn(setting.batch, 3, size, size, device=setting.device).to(setting.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def _whole(model: nn.Module, images: Tensor) -> Tensor:
     return own_features(model, images)[0]
 
 
-def _build(setting: Setting, vit: Vit, view: int, factor: int, method: str, code: str) -> Callable[[], dict]:
+def _build(setting: Setting, vit: Vit, view: int, factor: int, method: str, code: str) -> Callable[[], dict[str, Any]]:
     def build() -> dict[str, Callable[[], object]]:
         torch.manual_seed(0)
         model, size = vit.make(), view * factor
@@ -93,7 +94,7 @@ def crossover(factors: Sequence[float], ratios: Sequence[float]) -> float | None
     return factors[first - 1] + before / (before - after) * (factors[first] - factors[first - 1])
 
 
-def _remark(rows: Sequence[dict]) -> str | None:
+def _remark(rows: Sequence[dict[str, Any]]) -> str | None:
     """Per model, from which factor on ours of FeatSharp is faster than ours of its encoder."""
     times: dict[str, dict[float, dict[str, float]]] = {}
     for row in rows:

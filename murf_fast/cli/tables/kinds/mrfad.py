@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import reference
-from murf_fast.anomaly import MultiResolutionDetector, categories
+from murf_fast.anomaly import Category, MultiResolutionDetector, categories
 from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._images import as_tensor
@@ -61,12 +63,20 @@ def _categories(setting: Setting, size: int) -> list[_Category]:
     return [
         _Category(
             c.name,
-            lambda c=c: [as_tensor(path)[0] for path in c.train[:MOST]],
-            lambda c=c: as_tensor(c.test[0].path)[0],
+            functools.partial(_train, c),
+            functools.partial(_tested, c),
             min(MOST, len(c.train)),
         )
         for c in categories(setting.data)
     ]
+
+
+def _train(category: Category) -> list[Tensor]:
+    return [as_tensor(path)[0] for path in category.train[:MOST]]
+
+
+def _tested(category: Category) -> Tensor:
+    return as_tensor(category.test[0].path)[0]
 
 
 def _pair(setting: Setting, vit: Vit, layers: Sequence[int], size: int, category: _Category) -> list[Case]:
@@ -106,11 +116,18 @@ class _Ours:
     def __init__(self, detector: MultiResolutionDetector, train: list[Tensor], test: Tensor) -> None:
         self.detector, self.train, self.test = detector, train, test
         self.rows: list[Tensor] = []
-        self.looked = self.found = None
+        self.looked: Any = None
+        self.of_image: Any = None
+        self.found: Any = None
 
     def parts(self) -> dict[str, Callable[[], object]]:
-        calls = {"encode": self.encode, "coreset": self.coreset, "features": self.features}
-        calls |= {"search": self.search, "map": self.map}
+        calls: dict[str, Callable[[], object]] = {
+            "encode": self.encode,
+            "coreset": self.coreset,
+            "features": self.features,
+            "search": self.search,
+            "map": self.map,
+        }
         return {name: torch.no_grad()(call) for name, call in calls.items()}
 
     def encode(self) -> None:
@@ -160,7 +177,7 @@ class _Plain(_Ours):
         ]
 
     def map(self) -> Tensor:
-        size = tuple(self.test.shape[1:])
+        size = (self.test.shape[1], self.test.shape[2])
         grids = self.detector.grids(size)
         maps = [
             F.interpolate(d.view(1, 1, *grids[i // len(self.detector.encoder.layers)]), size, mode="bilinear")
@@ -171,7 +188,7 @@ class _Plain(_Ours):
     def _encoded(self, image: Tensor) -> list[Tensor]:
         """Rows (N, D) per bank, layers fastest."""
         encoder = self.detector.encoder
-        pixels = self.detector._patches.look_at(as_tensor(image), "an image").pixels
+        pixels: Any = self.detector._patches.look_at(as_tensor(image), "an image").pixels
         pixels = pixels.float() / (1 if pixels.is_floating_point() else 255)
         like = next(encoder.model.parameters())
         mean, std = (normalization_of(encoder.model)[name] for name in ("mean", "std"))
@@ -194,7 +211,7 @@ def _own(model: nn.Module, pixels: Tensor, layers: Sequence[int]) -> list[Tensor
     return own_layers(model, pixels, layers)
 
 
-def _remark(rows: Sequence[dict]) -> str | None:
+def _remark(rows: Sequence[dict[str, Any]]) -> str | None:
     """What a fit and a score are altogether."""
     found = []
     for row in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def _ours(
 ) -> dict[str, Callable[[], object]]:
     murf = MuRF(model, sizes, head)
 
-    def train() -> tuple:
+    def train() -> tuple[Any, ...]:
         with torch.no_grad():
             features = murf.encode(images)
         loss = head.loss(features.maps, target, features.cls)
@@ -77,7 +78,7 @@ def _plain(
         weights = head.classifier(fused).float().softmax(1)
         return _up((weights * values[:, None, None]).sum(1, keepdim=True), image)[:, 0]
 
-    def train() -> tuple:
+    def train() -> tuple[Any, ...]:
         found = depth(_plain_maps(model, images, sizes))
         loss = reference.scale_invariant_log_loss(found, target, valid, False, 0.15, EPS)
         loss = loss + 0.5 * reference.log_gradient_loss(found, target, valid, (1, 2, 4, 6), EPS)
@@ -96,7 +97,7 @@ def _plain_maps(model: nn.Module, images: Tensor, sizes: Sequence[int]) -> Tenso
     return torch.cat([_up(x, tuple(maps[-1].shape[2:])) for x in maps], 1)
 
 
-def _up(x: Tensor, size: tuple[int, int]) -> Tensor:
+def _up(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from murf_fast.annotations import Size
 from murf_fast.nn.guided.training.views import Views
 from murf_fast.ops import _checks
 
@@ -15,7 +16,7 @@ Downsampler = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
 def downsampled_views(
-    upsampled: Tensor, views: Views, downsampler: Downsampler, size: int | tuple[int, int], *, recompute: bool = False
+    upsampled: Tensor, views: Views, downsampler: Downsampler, size: Size, *, recompute: bool = False
 ) -> Tensor:
     """``down(t(F))`` for every view t: what a backbone should make of the views, by the upsampled features.
 

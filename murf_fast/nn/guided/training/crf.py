@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def crf_loss(
         return _CRF.apply(f, p, i, *options)
 
 
-def _positions(size: tuple[int, int], like: Tensor) -> Tensor:
+def _positions(size: Sequence[int], like: Tensor) -> Tensor:
     """(1, 2, H, W), pixels by the longer side."""
     axes = (torch.arange(n, dtype=like.dtype, device=like.device) / max(size) for n in size)
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
@@ -142,7 +143,7 @@ class _CRF(torch.autograd.Function):
 
 
 def _kernel(
-    p: Tensor, i: Tensor, others_p: Tensor, others_i: Tensor, weights: tuple[float, float], deviations: tuple
+    p: Tensor, i: Tensor, others_p: Tensor, others_i: Tensor, weights: tuple[float, float], deviations: tuple[Any, ...]
 ) -> Tensor:
     """(rows, n)."""
     (appearance, smoothness), (far, color, near) = weights, deviations

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 
@@ -58,7 +59,7 @@ class LocalCrops:
 
 def local_crops(
     images: Tensor,
-    size: int | tuple[int, int],
+    size: Size,
     patch_size: int,
     *,
     count: int = 4,
@@ -103,11 +104,12 @@ def local_crops(
     if size[0] > full[0] or size[1] > full[1]:
         raise ValueError(f"murf_fast.{op}: `size` must be within the images, {full}, got {size}")
     grid = (full[0] // patch_size, full[1] // patch_size)
-    last = [(n - m) // patch_size for n, m in zip(full, size, strict=True)]
-    corners = tuple(
-        tuple(int(torch.randint(n + 1, (), generator=generator, device="cpu")) for n in last)
-        for _ in range(count * len(images))
-    )
+    bottom, right = ((n - m) // patch_size for n, m in zip(full, size, strict=True))
+
+    def drawn(last: int) -> int:
+        return int(torch.randint(last + 1, (), generator=generator, device="cpu"))
+
+    corners = tuple((drawn(bottom), drawn(right)) for _ in range(count * len(images)))
     crops = [
         images[i // count, :, y * patch_size : y * patch_size + size[0], x * patch_size : x * patch_size + size[1]]
         for i, (y, x) in enumerate(corners)

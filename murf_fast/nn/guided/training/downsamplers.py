@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from murf_fast.annotations import Size
 from murf_fast.nn.guided.training._window_sum import window_sum
 from murf_fast.ops import _checks
 
@@ -28,12 +31,12 @@ class SimpleDownsampler(nn.Module):
     Source: FeatUp, section 3.1, its simple downsampler.
     """
 
-    def __init__(self, kernel_size: int | tuple[int, int]) -> None:
+    def __init__(self, kernel_size: Size) -> None:
         super().__init__()
         self.kernel_size = _checks.grid("SimpleDownsampler", "kernel_size", kernel_size)
         self.kernel = nn.Parameter(torch.ones(self.kernel_size))
 
-    def forward(self, features: Tensor, size: int | tuple[int, int]) -> Tensor:
+    def forward(self, features: Tensor, size: Size) -> Tensor:
         """Features on a coarser grid.
 
         Args:
@@ -56,6 +59,9 @@ class SimpleDownsampler(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             result = F.conv2d(x.flatten(0, 1)[:, None], kernel[None, None], stride=stride)
         return result[:, 0].unflatten(0, x.shape[:2]).to(features.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}"
@@ -84,7 +90,7 @@ class AttentionDownsampler(nn.Module):
     def __init__(
         self,
         channels: int,
-        kernel_size: int | tuple[int, int] = 7,
+        kernel_size: Size = 7,
         *,
         dropout: float = 0.2,
         sigma: float | None = 1.0,
@@ -103,7 +109,7 @@ class AttentionDownsampler(nn.Module):
         self.weight = nn.Parameter(torch.ones(self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(self.kernel_size))
 
-    def forward(self, features: Tensor, size: int | tuple[int, int]) -> Tensor:
+    def forward(self, features: Tensor, size: Size) -> Tensor:
         """Features on a coarser grid; arguments, result and errors as of :meth:`SimpleDownsampler.forward`.
 
         The result is channels_last by strides.
@@ -113,7 +119,7 @@ class AttentionDownsampler(nn.Module):
         are, which then are 4 pixels larger.
         """
         what, margin = "AttentionDownsampler", 0 if self.sigma is None else _BLUR
-        window = tuple(n + 2 * margin for n in self.kernel_size)
+        window = self.kernel_size[0] + 2 * margin, self.kernel_size[1] + 2 * margin
         x, stride = _checked(what, features, size, window)
         if x.shape[1] != self.channels:
             raise ValueError(f"murf_fast.{what}: `features` must have {self.channels} channels, got {x.shape[1]}")
@@ -121,7 +127,7 @@ class AttentionDownsampler(nn.Module):
             kept = F.dropout(x, self.dropout, self.training)
             # A matrix product: a convolution that fills one channel of hundreds is slow.
             saliency = torch.einsum("bchw,c->bhw", kept, self.saliency.weight.to(x.dtype).flatten())[:, None]
-            saliency = _padded(saliency + self.saliency.bias.to(x.dtype), stride, window)
+            saliency = _padded(saliency + cast("Tensor", self.saliency.bias).to(x.dtype), stride, window)
             blur = None if self.sigma is None else _gaussian(self.sigma, x)
             if blur is not None:
                 saliency = F.conv2d(saliency, blur[None, None])
@@ -138,6 +144,9 @@ class AttentionDownsampler(nn.Module):
             # Every second pixel of a row is a run of channels in this layout, and one of eight bytes in the other.
             x = x.contiguous(memory_format=torch.channels_last)
             return window_sum(_padded(x, stride, window), kernels, stride).to(features.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, kernel_size={self.kernel_size}, dropout={self.dropout}, sigma={self.sigma}"

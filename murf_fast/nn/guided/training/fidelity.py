@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,9 @@ class Fidelity:
 
     def __init__(self) -> None:
         self._count = 0
-        self._mean: Tensor | None = None
-        self._spread: Tensor | None = None
-        self._error: Tensor | None = None
+        self._mean: Tensor | Any = None  # until the first batch
+        self._spread: Tensor | Any = None
+        self._error: Tensor | Any = None
 
     @torch.no_grad()
     def update(self, predictions: Tensor, targets: Tensor) -> Fidelity:

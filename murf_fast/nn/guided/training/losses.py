@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from murf_fast.annotations import Size
 from murf_fast.ops import _checks
 from murf_fast.ops.resize import resize
 
@@ -83,11 +85,11 @@ def input_consistency_loss(upsampled: Tensor, features: Tensor) -> Tensor:
 
 
 def self_consistency_loss(
-    model: Callable[[Tensor, Tensor, tuple[int, int] | None], Tensor],
+    model: Callable[[Tensor, Tensor, Any], Tensor],
     image: Tensor,
     augmented: Tensor,
     features: Tensor,
-    output_size: int | tuple[int, int] | None = None,
+    output_size: Size | None = None,
 ) -> Tensor:
     """How far the result moves when the guidance changes in colour and the features do not.
 

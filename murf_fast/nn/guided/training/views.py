@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Size
 from murf_fast.ops import _checks
 
 _DRAWS = 7  # of a view: zoom, row, column, flip, angle, and two of perspective
@@ -26,7 +27,7 @@ class Views:
 
     matrices: Tensor
 
-    def __call__(self, maps: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
+    def __call__(self, maps: Tensor, size: Size | None = None) -> Tensor:
         """Every view of the maps: bilinear, and mirrored at the image's edge beyond it.
 
         Args:
@@ -47,7 +48,7 @@ class Views:
         if len(maps) != batch:
             raise ValueError(f"murf_fast.{op}: `maps` must be of the {batch} images of the views, got {len(maps)}")
         _checks.same_device(op, "maps", maps, "matrices", self.matrices)
-        size = _checks.optional_grid(op, "size", size) or tuple(maps.shape[2:])
+        size = _checks.optional_grid(op, "size", size) or (maps.shape[2], maps.shape[3])
         # Coordinates of an image have more digits than a half type.
         wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
         seen = [_sampled(wide, self.matrices[:, i].to(wide.dtype), size) for i in range(count)]

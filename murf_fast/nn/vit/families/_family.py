@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from murf_fast.annotations import Layout as PatchLayout
+from murf_fast.annotations import PositionFlavor
 from murf_fast.nn._signatures import is_inert
 from murf_fast.nn.vit.families._layout import Factor, Layout, Product, Weights, find, part
 from murf_fast.ops.patch_embed import PackedTokens, patch_embed
@@ -68,7 +70,7 @@ class Layer:
         parts = (self.norm1, *self.projections, self.query_norm, self.key_norm, self.inner_norm, self.output)
         parts = (*parts, self.scale1, self.norm2, self.mlp, self.scale2)
         # A layer whose weight is taken is not called; an attention that holds others of the parts is no part.
-        parts = [p.owner if isinstance(p, Product) and not p.owner._modules else p for p in parts]
+        parts = [p.owner if isinstance(p, Product) and not cast("nn.Module", p.owner)._modules else p for p in parts]
         return [p for p in parts if isinstance(p, nn.Module)]
 
 
@@ -83,16 +85,17 @@ class Family:
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         model = layout.root(model)
-        self.model, self.kind = model, layout
-        self.flavor = layout.flavor or None
-        self.layout = layout.patch_layout
+        self.model: Any = model
+        self.kind = layout
+        self.flavor: PositionFlavor | None = layout.flavor or None
+        self.layout: PatchLayout = layout.patch_layout
         self.embedders = tuple(m for m in (find(model, path) for path in layout.embedders) if m is not None)
         self.pre_norm = active(find(model, layout.pre_norm))
-        self.projection: nn.Module = part(model, layout.projection)
-        self.final_norm: nn.Module | None = find(model, layout.norm)
-        self.container: nn.Module | None = find(model, layout.container)  # what calls the blocks, if no plain list
+        self.projection: Any = part(model, layout.projection)
+        self.final_norm: Any = find(model, layout.norm)
+        self.container: Any = find(model, layout.container)  # what calls the blocks, if no plain list
         self.blocks: Sequence[nn.Module] = part(model, layout.blocks)
-        self.rope: nn.Module | None = None  # if a packed pass does without its call
+        self.rope: Any = None  # if a packed pass does without its call
         self.patch_size: int = find(model, layout.patch_size) or patch_size_of(self.projection)
 
     @property
@@ -134,7 +137,7 @@ class Family:
         """The table of absolute positions."""
         return find(self.model, self.kind.positions)
 
-    def embed(self, images: Tensor | Sequence[Tensor], sizes: Sequence, **options) -> PackedTokens:
+    def embed(self, images: Tensor | Sequence[Tensor], sizes: Sequence[Any], **options: Any) -> PackedTokens:
         """Tokens of all images at all sizes in one packed pass; arguments and ``options`` of :func:`patch_embed`."""
         packed = patch_embed(
             images,
@@ -174,7 +177,7 @@ class Family:
         """The ``wanted`` blocks' outputs for (S, P + N, D), by the container's own call."""
         raise NotImplementedError
 
-    def call_model(self, model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> object:
+    def call_model(self, model: nn.Module, patches: Tensor, grid: tuple[int, ...]) -> object:
         """What the model's own forward returns for patches (S, N, 3 p p) in the family's order."""
         raise NotImplementedError
 
@@ -190,7 +193,7 @@ class Family:
         if isinstance(weight, Tensor) and weight.is_floating_point():
             return weight
         positions = self.positions()
-        return self.prefix() if positions is None else positions
+        return cast("Tensor", self.prefix()) if positions is None else positions
 
     @property
     def width(self) -> int:
@@ -203,7 +206,7 @@ class Family:
         """Channels of a head in the first block; 0 if that is built otherwise and only called."""
         try:
             layer = self.layer(self.blocks[0])
-            channels = layer.projections[0].out_features
+            channels = cast("Any", layer.projections[0]).out_features
         except AttributeError:
             return 0
         return channels // (3 if len(layer.projections) == 1 else 1) // layer.heads
@@ -235,14 +238,14 @@ def left_out(family: Family, block: nn.Module) -> Iterator[tuple[nn.Module, bool
     return walk(block)
 
 
-def active(found: object) -> nn.Module | Factor | None:
+def active(found: Any) -> Any:
     """An optional part of a block: None where it does nothing."""
     if isinstance(found, Tensor):
         return Factor(found)
     return None if found is None or is_inert(found) else found
 
 
-def tokens_in(output: object) -> Tensor:
+def tokens_in(output: Any) -> Tensor:
     """The tokens in what a block or an encoder returns."""
     return output if isinstance(output, Tensor) else output[0]
 
@@ -251,7 +254,7 @@ def convolutions_in(projection: nn.Module) -> list[nn.Conv2d]:
     return [module for module in projection.modules() if isinstance(module, nn.Conv2d)]
 
 
-def patch_size_of(projection: nn.Module) -> int:
+def patch_size_of(projection: Any) -> int:
     """Pixels of a patch; of an adapter around the projection, those of the convolution in it."""
     size = projection.kernel_size if hasattr(projection, "kernel_size") else convolutions_in(projection)[0].kernel_size
     if size[0] != size[1]:
@@ -261,7 +264,9 @@ def patch_size_of(projection: nn.Module) -> int:
 
 def _projections(block: nn.Module, ways: tuple[tuple[str | Weights, ...], ...]) -> tuple[nn.Module | Product, ...]:
     for way in ways:
-        found = tuple(_product(block, at) if isinstance(at, Weights) else find(block, at) for at in way)
+        found: tuple[Any, ...] = tuple(
+            _product(block, at) if isinstance(at, Weights) else find(block, at) for at in way
+        )
         if not any(f is None for f in found):
             return found
     raise AttributeError(f"{type(block).__name__} has none of `{ways}`")

@@ -8,9 +8,13 @@ MLPs are not named: norms and MLPs are called as the modules they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from murf_fast.annotations import Layout as PatchLayout
+from murf_fast.annotations import PositionFlavor
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,14 @@ class Layout:
     prefix: tuple[str, ...] = ()
     positioned: int = 1
     positions: str = ""
-    flavor: str = ""
+    flavor: PositionFlavor | Literal[""] = ""
     rotary: str = ""
     rope: str = ""
     patch_size: str = ""
     is_normed: bool = True
     calls_embeddings: bool = False
     normalizes: bool = False
-    patch_layout: str = "cyx"
+    patch_layout: PatchLayout = "cyx"
     options: tuple[tuple[str, object], ...] = ()
     marks: tuple[str, ...] = ()
     holders: tuple[tuple[str, str], ...] = ()
@@ -120,7 +124,7 @@ class Product:
 
     weight: Tensor
     bias: Tensor | None
-    owner: nn.Module  # where the weight lies
+    owner: nn.Module | None  # where the weight lies
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -140,10 +144,10 @@ class Factor:
         return x * self.gamma
 
 
-def find(root: object, path: str) -> object:
+def find(root: object, path: str) -> Any:
     """What lies at a path; None where nothing does."""
     for name in path.split(" | ") if path else ():
-        found = root
+        found: Any = root
         for part in name.split("."):
             found = getattr(found, part, None)
             if found is None:
@@ -153,7 +157,7 @@ def find(root: object, path: str) -> object:
     return None
 
 
-def part(root: object, path: str) -> object:
+def part(root: object, path: str) -> Any:
     """What lies at a path. AttributeError: nothing does."""
     found = find(root, path)
     if found is None:

@@ -7,6 +7,7 @@ import inspect
 import math
 import sys
 from collections.abc import Collection
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class Transformers(Family):
             self.rope = find(self.model, layout.rope)
             self.augments_positions = any(getattr(config, name, None) is not None for name in AUGMENTS)
 
-    def rotation(self, grid, dtype, device):
+    def rotation(self, grid: Any, dtype: Any, device: Any) -> Any:
         if self.rope is None:
             return None
         # Cosine and sine are rounded to the model's dtype, as in transformers; the hub keeps them in float32.
@@ -50,7 +51,7 @@ class Transformers(Family):
         angles = angles.flatten(1).tile(2)
         return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
 
-    def call_embeddings(self, patches, grid):
+    def call_embeddings(self, patches: Any, grid: Any) -> Any:
         x = patches if self.is_naflex else self.pixels(patches, grid)
         for embedder in self.embedders:
             if embedder is not self.embeddings:
@@ -66,22 +67,22 @@ class Transformers(Family):
         """The embedder that makes tokens."""
         return self.model.embeddings
 
-    def call_block(self, block, x, rotation):
+    def call_block(self, block: Any, x: Tensor, rotation: Any) -> Any:
         if rotation is not None:
             return tokens_in(block(x, position_embeddings=(rotation.cos, rotation.sin)))
-        return tokens_in(block(x, *[None] * _masks_without_default(type(block))))
+        return tokens_in(block(x, *[None] * _masks_without_default(cast("Any", type(block)))))
 
-    def call_container(self, x, rotation, wanted):
+    def call_container(self, x: Tensor, rotation: Any, wanted: Any) -> Any:
         options = {} if rotation is None else {"position_embeddings": (rotation.cos, rotation.sin)}
         return self._encoded(wanted, self.container, x, **options)
 
-    def call_model(self, model, patches, grid):
+    def call_model(self, model: Any, patches: Any, grid: Any) -> Any:
         if not self.is_naflex:
             return model(self.pixels(patches, grid), **dict(self.kind.options))
         mask = torch.ones(patches.shape[:2], dtype=torch.int32, device=patches.device)
         return model(patches, mask, torch.tensor([grid] * len(patches), device=patches.device))
 
-    def _encoded(self, wanted: Collection[int], encoder: nn.Module, x: Tensor, **options) -> dict[int, Tensor]:
+    def _encoded(self, wanted: Collection[int], encoder: nn.Module, x: Tensor, **options: Any) -> dict[int, Tensor]:
         last = len(self.blocks) - 1
         given = () if self.kind.keyword else (x,)
         options |= {self.kind.keyword: x} if self.kind.keyword else {}

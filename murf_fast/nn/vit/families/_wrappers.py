@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -10,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 PARALLEL = (nn.DataParallel, DistributedDataParallel)
 
 
-def unwrapped(model: nn.Module, holders: Mapping[str, str]) -> nn.Module:
+def unwrapped(model: Any, holders: Mapping[str, str]) -> nn.Module:
     """The module that computes the tokens: none of its wrappers is called by a packed pass.
 
     Args:

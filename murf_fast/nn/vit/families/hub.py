@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from murf_fast.annotations import PositionFlavor
 from murf_fast.nn.vit.families._family import Family, Rotation, convolutions_in, tokens_in
 from murf_fast.nn.vit.families._layout import BlockLayout, Layout, Weights, find
 from murf_fast.ops.resample_pos_embed import resample_pos_embed
@@ -140,7 +142,7 @@ class Hub(Family):
         names = ("shift_coords", "jitter_coords", "rescale_coords")
         self.augments_positions = any(getattr(rotary, name, None) is not None for name in names)
 
-    def rotation(self, grid, dtype, device):
+    def rotation(self, grid: Any, dtype: Any, device: Any) -> Any:
         # By the model's own module, once per grid and pass; cosine and sine stay in its dtype.
         rope = find(self.model, self.kind.rope)
         if rope is None:
@@ -156,7 +158,7 @@ class Hub(Family):
         sin, cos = rope.get_embed(shape=list(grid)).chunk(2, dim=-1)
         return Rotation(cos, sin, is_interleaved=not getattr(self.blocks[0].attn, "rotate_half", False))
 
-    def call_embeddings(self, patches, grid):
+    def call_embeddings(self, patches: Any, grid: Any) -> Any:
         pixels, embedding = self.pixels(patches, grid), self.embedders[0]
         has_call = type(embedding).forward is not nn.Module.forward or "forward" in embedding.__dict__
         x = embedding(pixels) if has_call else self.projection(pixels)
@@ -166,9 +168,9 @@ class Hub(Family):
         if self.positions() is not None:
             rows = self.num_position_prefix
             table = resample_pos_embed(
-                self.positions(),
+                cast("Tensor", self.positions()),
                 grid,
-                flavor=self.flavor,
+                flavor=cast("PositionFlavor", self.flavor),
                 num_prefix_tokens=rows,
                 source_grid=self.source_grid,
                 keep="checked",
@@ -182,7 +184,7 @@ class Hub(Family):
             x = tokens_in(embedder(x))
         return x
 
-    def call_block(self, block, x, rotation):
+    def call_block(self, block: Any, x: Any, rotation: Any) -> Any:
         if not self.is_batch_first:
             return tokens_in(block(x.transpose(0, 1))).transpose(0, 1)
         if rotation is None:
@@ -191,7 +193,7 @@ class Hub(Family):
             return tokens_in(block(x, rope=torch.cat([rotation.sin, rotation.cos], dim=-1)))
         return tokens_in(block([x], [(rotation.sin, rotation.cos)]))
 
-    def call_container(self, x, rotation, wanted):
+    def call_container(self, x: Any, rotation: Any, wanted: Any) -> Any:
         last = len(self.blocks) - 1
         if set(wanted) != {last}:
             raise ValueError(
@@ -202,7 +204,7 @@ class Hub(Family):
             return {last: self.container(x)}
         return {last: self.container(x.transpose(0, 1)).transpose(0, 1)}
 
-    def call_model(self, model, patches, grid):
+    def call_model(self, model: Any, patches: Any, grid: Any) -> Any:
         forward = getattr(model, "forward_features", model)
         return forward(self.pixels(patches, grid))
 
@@ -228,10 +230,14 @@ def reason_against(model: nn.Module, layout: Layout) -> str:
     return ""
 
 
-def _flavor_of(model: nn.Module) -> str:
+def _flavor_of(model: nn.Module) -> PositionFlavor:
     """The rule of a DINO hub."""
     antialias, offset = getattr(model, "interpolate_antialias", False), getattr(model, "interpolate_offset", 0.1)
-    flavors = {(False, 0.1): "dinov2-hub", (False, 0.0): "dinov2-hf", (True, 0.0): "dinov2-reg"}
+    flavors: dict[tuple[bool, float], PositionFlavor] = {
+        (False, 0.1): "dinov2-hub",
+        (False, 0.0): "dinov2-hf",
+        (True, 0.0): "dinov2-reg",
+    }
     if (bool(antialias), float(offset)) not in flavors:
         raise ValueError(
             f"murf_fast.MultiResolutionEncoder: `model` must resize its positions as one of {list(flavors)} "

@@ -1,0 +1,43 @@
+"""What ``**options`` hold: arguments of a class that they are passed on to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+from murf_fast.annotations import AnomalyRules, Backend, BankIndex, Precision, Projection
+from murf_fast.anomaly.scoring import ScoringRules
+
+
+class DetectorOptions(TypedDict, total=False):
+    """Of :class:`MultiResolutionDetector`, all but its encoder."""
+
+    layers: Sequence[int]
+    scales: Sequence[float]
+    index: BankIndex
+    foreground: Callable[[Tensor], Tensor] | None
+    pixels: float | None
+    enlarge: bool
+    norm: bool
+    shorter_side: int | None
+    rules: AnomalyRules | ScoringRules
+    coreset: float
+    projection: Projection | None
+    references: float | None
+    background: Literal["black", "keep"]
+    precision: Precision
+    on_empty: Literal["skip", "raise"]
+
+
+class IndexOptions(TypedDict, total=False):
+    """Of :class:`murf_fast.NearestIndex`, all but its bank."""
+
+    cosine: bool
+    ip: bool
+    cells: int | Literal["auto"] | None
+    precision: Precision
+    device: torch.device | str | None
+    backend: Backend | None
