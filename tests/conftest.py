@@ -80,9 +80,10 @@ def as_on_a_gpu():
         yield
         return
     from checked_memory import checked
+    from quick_interpreter import quick
     from tensor_cores import tensor_cores
 
-    with checked(), tensor_cores():
+    with checked(), tensor_cores(), quick():
         yield
 
 
