@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -36,6 +37,14 @@ def pytest_collection_modifyitems(config, items):
         others = [item for item in items if getattr(item, "originalname", None) != "test_random_cases"]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
+
+
+def pytest_collection_finish():
+    """Modules and tests stay: the collections of what tests leave, a second each where they are all in it, pass by
+    what there is before the first. Memory is measured after collections, a dozen for a table.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +89,10 @@ def as_on_a_gpu():
         yield
         return
     from checked_memory import checked
+    from quick_interpreter import quick
     from tensor_cores import tensor_cores
 
-    with checked(), tensor_cores():
+    with checked(), tensor_cores(), quick():
         yield
 
 

@@ -1,6 +1,7 @@
 """What Triton kernels become without a GPU: compiled for several, and handed to Triton's launcher.
 
-Both are made once for all processes of a test run, the launches from what was compiled.
+Both are made once for all processes of a test run. What has not changed since it was recorded is not compiled
+(compiled_record.py); what has, once for both.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def launched(factory: pytest.TempPathFactory) -> list[dict]:
     if reasons_against_launches():
         pytest.skip(reasons_against_launches())
     compiled(factory)
-    return once(factory, "launched", _launch)
+    return once(factory, "launched", launch)
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], list[dict]]) -> list[dict]:
@@ -103,7 +104,12 @@ def _compile(folder: Path, requests: Sequence[str] = REQUESTS) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _launch(folder: Path) -> list[dict]:
+def launched_now(call: str, folder: Path) -> list[dict]:
+    """As above, of one call, whose kernels are compiled whatever is recorded. ``folder`` is empty."""
+    return launch(folder, call, processes=1)
+
+
+def launch(folder: Path, *only: str, processes: int = PROCESSES) -> list[dict]:
     library = folder / "libcuda.so.1"
     build = [COMPILER, "-shared", "-fPIC", "-O1", f"-Wl,-soname,{library.name}", "-o", library]
     subprocess.run([*build, TESTS / "stand_in_cuda.c"], check=True)
@@ -111,13 +117,13 @@ def _launch(folder: Path) -> list[dict]:
     script = [sys.executable, TESTS / "triton_launch_all.py", folder]
     processes = [
         subprocess.Popen(
-            [*script, str(share), str(PROCESSES)],
+            [*script, str(share), str(processes), *only],
             env=environment(folder),
             stdout=subprocess.PIPE,
             stderr=(folder / f"launch{share}.log").open("w"),
             text=True,
         )
-        for share in range(PROCESSES)
+        for share in range(processes)
     ]
     calls = []
     for share, process in enumerate(processes):

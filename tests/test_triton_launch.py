@@ -4,6 +4,7 @@ what was passed, and calls of extreme shapes compile.
 
 from __future__ import annotations
 
+import compiled_record
 import offline
 import pytest
 import registry
@@ -28,7 +29,20 @@ def test_the_driver_gets_what_was_passed(found, name):
 
 
 def test_every_kernel_is_launched(found):
-    assert {name for call in found.values() for name in call["kernels"]} == offline.launched_kernels()
+    launched = {kernel["name"] for call in found.values() for kernel in call["kernels"]}
+    assert launched == offline.launched_kernels()
+
+
+def test_the_record_is_right(tmp_path):
+    """Of one call, compiled here: what the compiler tells of a kernel is what is recorded of it."""
+    if offline.reasons_against_launches():
+        pytest.skip(offline.reasons_against_launches())
+    known = compiled_record.read(compiled_record.LAUNCHED)
+    (call,) = offline.launched_now("upsample_argmax", tmp_path)
+    assert call["kernels"]
+    for kernel in call["kernels"]:
+        facts = {name: value for name, value in kernel.items() if name != "hash"}
+        assert known.get(kernel["hash"], facts) == facts
 
 
 @pytest.mark.parametrize("name", CALLS)

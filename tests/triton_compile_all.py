@@ -7,7 +7,7 @@ and how many there are, how many products of warp groups miss shared memory (sas
 bytes of local memory and stack per thread (spills) as cuobjdump reports them.
 
 python tests/triton_compile_all.py ARCHITECTURE:DTYPE[:tf32][:products][:recorded][:only=OPERATION] ...
-python tests/triton_compile_all.py --record    # what offline.py asks for, into tests/golden/compiled.json
+python tests/triton_compile_all.py --record    # what offline.py asks for, and the launches, into tests/golden
 
 With `products` only kernels that multiply matrices, as other requests have shown: what else there is does not depend on
 the switch for TF32, and little on the chip within a generation. With `recorded` a kernel of the record is not compiled
@@ -22,18 +22,22 @@ import multiprocessing
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+# Behind the tests, whose offline.py is meant.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import compiled_record
+import offline
 import registry
 import torch
 from launches import captured
 from sass.code import blocks_of, disassembled, instructions, resources
 from sass.descriptors import strays
+from triton.runtime.cache import triton_key
 
 
 def compile_configurations(
@@ -51,7 +55,7 @@ def compile_configurations(
 
 
 def short(kernel) -> str:
-    return kernel.hash[:16]
+    return kernel.hash[: compiled_record.DIGITS]
 
 
 def facts(kernel) -> dict:
@@ -69,6 +73,9 @@ def everything(requests: Iterable[str]) -> Iterator[dict]:
     parts = [request.split(":") for request in requests]
     known = compiled_record.read() if any("recorded" in part for part in parts) else {}
     seen, products = set(), set()
+    # What every process would begin with: a hash of half a gigabyte of Triton's own, and the benchmarks' files.
+    triton_key()
+    configurations = registry.all_configurations()
     with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
         for of_products in (False, True):
             tasks = [
@@ -76,7 +83,7 @@ def everything(requests: Iterable[str]) -> Iterator[dict]:
                  known if "recorded" in options else {})
                 for arch, dtype, *options in parts
                 if ("products" in options) == of_products
-                for name in [o[5:] for o in options if o.startswith("only=")] or registry.all_configurations()
+                for name in [o[5:] for o in options if o.startswith("only=")] or configurations
             ]  # fmt: skip
             for kernels in pool.starmap(compile_configurations, tasks, chunksize=1):
                 for kernel in kernels:
@@ -89,7 +96,11 @@ def everything(requests: Iterable[str]) -> Iterator[dict]:
 
 def main(arguments: list[str]) -> None:
     if arguments == ["--record"]:
-        compiled_record.write(everything(r for r in compiled_record.REQUESTS if "recorded" in r.split(":")))
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ |= offline.environment(Path(folder))
+            compiled_record.write(everything(compiled_record.REQUESTS))
+            calls = offline.launch(Path(folder))
+            compiled_record.write((kernel for call in calls for kernel in call["kernels"]), compiled_record.LAUNCHED)
         return
     for kernel in everything(arguments):
         print(json.dumps(kernel))

@@ -4,7 +4,10 @@ Calls run on CPU tensors: kernels are specialized, compiled and loaded as on a G
 against what the Python launcher passed: the number of parameters against the kernel's, pointers, integers and floats
 by value, grid, threads and shared memory. Results mean nothing. Prints a line of JSON for every call.
 
-python tests/triton_launch_all.py FOLDER-OF-LIBCUDA SHARE SHARES
+The code of a kernel is nothing to the stand-in, which runs none. So a kernel of the record (compiled_record.py) is not
+compiled again: Triton's launcher gets what the compiler has told of it, and no code.
+
+python tests/triton_launch_all.py FOLDER-OF-LIBCUDA SHARE SHARES [CALL]    # CALL alone, with no use of the record
 """
 
 from __future__ import annotations
@@ -13,19 +16,27 @@ import ctypes
 import json
 import os
 import struct
+import subprocess
 import sys
+import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+# Behind the tests, whose offline.py is meant.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import compiled_record
+import offline
 import registry
 import torch
 import triton
 import triton.backends.nvidia.driver as nvidia
 from edge_shapes import CALLS
+from launches import Uncompiled, uncompiled
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
 
 from murf_fast import backends, kernels  # noqa: F401  before the variable below, which would make them interpreted
@@ -37,6 +48,7 @@ os.environ["TRITON_LIBCUDA_PATH"] = sys.argv[1]
 library = ctypes.CDLL(f"{sys.argv[1]}/libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
 library.stand_in_value.restype = ctypes.c_uint64
 ARCHITECTURE = 90
+CHANGED = ("num_warps",)  # options that the compiler may change
 SCRATCH = 2  # parameters that Triton adds to those of a kernel: pointers to memory of its own
 FORMATS = {"fp32": ("f", "I"), "fp64": ("d", "Q"), "fp16": ("e", "H"), "i1": ("?", "B")}
 FORMATS |= {f"{sign}{bits}": (code, code.upper()) for bits, code in ((8, "b"), (16, "h"), (32, "i"), (64, "q"))
@@ -97,6 +109,18 @@ class CheckedLauncher(nvidia.CudaLauncher):
                 faults.append(f"{self.name}: parameter {i} is {library.stand_in_value(i):#x}, passed was {value:#x}")
 
 
+def built_quickly(name: str, source: str, folder: str, _, includes: list[str], libraries: list[str]) -> str:
+    """Instead of Triton's call of the C compiler: without optimization, as each launcher is called a few times. Their
+    only library is the driver's, whose stand-in is open already.
+    """
+    assert libraries == ["libcuda.so.1"]
+    path = Path(folder, name).with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))
+    folders = [f"-I{one}" for one in (*includes, sysconfig.get_path("include"))]
+    command = [offline.COMPILER, source, "-O0", "-w", "-shared", "-fPIC", "-o", path, *folders]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return str(path)
+
+
 class StandInDriver:
     """As much of Triton's driver as compiling, loading and launching ask for."""
 
@@ -113,9 +137,41 @@ class StandInDriver:
         return 0
 
 
-def parameters_of(kernel) -> int:
+class Compiler:
+    """``triton.compile``, and what it has told of each kernel beside its code; a kernel that is ``known`` by that gets
+    no code.
+    """
+
+    def __init__(self, known: dict[str, dict]):
+        self.compile, self.known, self.told = triton.compile, known, {}
+
+    def __call__(self, src, target, options: dict) -> CompiledKernel:
+        before = uncompiled(src, target, options)
+        facts = self.known.get(before.hash[: compiled_record.DIGITS])
+        if facts is None:
+            kernel = self.compile(src, target=target, options=options)
+            assert kernel.hash == before.hash
+            found = {n: v for n, v in kernel.metadata._asdict().items() if n not in before.metadata or n in CHANGED}
+            facts = {"parameters": parameters_of(kernel), **found}
+        else:
+            kernel = without_code(before, facts)
+        self.told[kernel.hash] = facts
+        return kernel
+
+
+def parameters_of(kernel: CompiledKernel) -> int:
     """Of a compiled kernel, as the assembler declares it."""
     return kernel.asm["ptx"].split(".entry")[1].split(")")[0].count(".param")
+
+
+def without_code(before: Uncompiled, facts: dict) -> CompiledKernel:
+    """As Triton reads it from its cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder, name) for name in (f"{before.name}.json", f"{before.name}.cubin")}
+        metadata, code = files.values()
+        metadata.write_text(json.dumps(before.metadata | facts, default=vars))
+        code.write_bytes(b"no code")
+        return CompiledKernel(before.src, files, before.hash)
 
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -125,10 +181,13 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def main() -> None:
-    share, shares = int(sys.argv[2]), int(sys.argv[3])
+    share, shares, only = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    triton.knobs.build.impl = built_quickly
     driver.set_active(StandInDriver())
     torch.empty = filled
-    launched: dict[str, triton.compiler.CompiledKernel] = {}
+    # Read by every kernel at its first launch.
+    compiler = triton.compiler.compile = Compiler({} if only else compiled_record.read(compiled_record.LAUNCHED))
+    launched: dict[str, CompiledKernel] = {}
     run = JITFunction.run
 
     def remembered(self, *arguments, **options):
@@ -138,7 +197,7 @@ def main() -> None:
 
     JITFunction.run = remembered
     for number, (label, call) in enumerate(calls()):
-        if number % shares != share:
+        if number % shares != share or (only and label not in only):
             continue
         faults.clear()
         launched.clear()
@@ -148,12 +207,13 @@ def main() -> None:
                 call()
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
+        found = []
         for kernel in launched.values():
-            passed, declared = kernels_launched.get(kernel.hash), parameters_of(kernel)
-            if passed is None or passed + SCRATCH != declared:
-                faults.append(f"{kernel.name}: {passed} parameters and {SCRATCH}, the kernel has {declared}")
-        names = sorted({kernel.name for kernel in launched.values()})
-        print(json.dumps({"call": label, "kernels": names, "faults": faults, "error": error}), flush=True)
+            told, passed = compiler.told[kernel.hash], kernels_launched.get(kernel.hash)
+            if passed is None or passed + SCRATCH != told["parameters"]:
+                faults.append(f"{kernel.name}: {passed} parameters and {SCRATCH}, the kernel has {told['parameters']}")
+            found.append({"hash": kernel.hash[: compiled_record.DIGITS], **told})
+        print(json.dumps({"call": label, "kernels": found, "faults": faults, "error": error}), flush=True)
 
 
 if __name__ == "__main__":
