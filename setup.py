@@ -9,10 +9,12 @@ MURF_FAST_REQUIRE_NATIVE=1 turns a failed build of the extension into an error.
 MURF_FAST_OBJECTS=FOLDER keeps the objects of a build there, each by all that it is made of; the next build compiles
 only what has changed, wherever its sources lie. Only csrc/bind knows of Python: builds for several Pythons share the
 other objects. What no build has asked for in two weeks is thrown away.
+MURF_FAST_PROGRESS=FILE adds the lines that tell what has been compiled to a file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -24,7 +26,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,7 +49,7 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 LEVELS = {"baseline": [], "avx2": AVX2, "avx512": AVX512} if X86 else {"baseline": []}
 # A level of a few kernels, those that multiply in bfloat16; its others are those of AVX-512 (csrc/dispatch.cpp).
 AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
-AMX_SOURCES = [f"csrc/level/{name}.cpp" for name in ("dense_attention", "pixel_conv_direct", "pixel_linear")]
+AMX_SOURCES = [f"csrc/level/{name}.cpp" for name in ("dense_attention", "gemm", "pixel_conv_direct", "pixel_linear")]
 
 # Contraction gives fused multiply-adds; no trapping math lets comparisons vectorize. Nothing here reorders sums.
 # Vectors cross no boundary between translation units, so the ABI that -Wpsabi warns of does not matter.
@@ -71,6 +75,7 @@ int main() {
 }
 """
 KEPT = os.environ.get("MURF_FAST_OBJECTS", "")
+PROGRESS = os.environ.get("MURF_FAST_PROGRESS", "")
 KEPT_SECONDS = 14 * 24 * 3600
 SANITIZE = os.environ.get("MURF_FAST_SANITIZE", "")
 if SANITIZE:
@@ -101,6 +106,58 @@ def object_key(compiler, described: tuple) -> str:
     source, *_ = described
     files = [part for path, text in sources_of(Path(source)).items() for part in (repr(str(path)).encode(), text)]
     return hashlib.sha256(b"\0".join([version, repr((command, described)).encode(), *files])).hexdigest()
+
+
+class Progress:
+    """Says what has been compiled: a line for every object, and the time of all of them.
+
+    pip shows the lines with -v. MURF_FAST_PROGRESS=FILE adds them to a file, too.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = self.kept = 0
+        self.lock = threading.Lock()
+        self.begin = self.processor = 0.0
+
+    def __enter__(self) -> Progress:
+        self.begin, self.processor = time.perf_counter(), processor_seconds()
+        return self
+
+    def __exit__(self, error: type | None, *_: object) -> None:
+        if error is not None:
+            return
+        seconds, processor = time.perf_counter() - self.begin, processor_seconds() - self.processor
+        compiled = self.total - self.kept
+        self._say(
+            f"{compiled} of {self.total} objects compiled in {seconds:.0f} s, {processor:.0f} s of processor time"
+        )
+
+    @contextlib.contextmanager
+    def step(self, level: str, source: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        with self.lock:
+            self.done += 1
+            seconds = time.perf_counter() - begin
+            self._say(f"[{self.done:3d}/{self.total}] {level:8} {Path(source).name:40} {seconds:5.1f} s")
+
+    def skip(self) -> None:
+        with self.lock:
+            self.done += 1
+            self.kept += 1
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+        if PROGRESS:
+            with open(PROGRESS, "a") as file:
+                print(line, file=file)
+
+
+def processor_seconds() -> float:
+    """What programs that this process ran have taken so far."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 class BuildFresh(build_py):
@@ -142,9 +199,10 @@ class BuildLevels(build_ext):
             compiler = python if of_python else plain
 
             def compile_to(folder: Path) -> Path:
-                (made,) = compiler.compile(
-                    [source], output_dir=str(folder), macros=macros, include_dirs=["csrc"], extra_postargs=options
-                )
+                with progress.step(level or "common", source):
+                    (made,) = compiler.compile(
+                        [source], output_dir=str(folder), macros=macros, include_dirs=["csrc"], extra_postargs=options
+                    )
                 return Path(made)
 
             if not KEPT:
@@ -153,13 +211,14 @@ class BuildLevels(build_ext):
             kept = Path(KEPT, f"{object_key(compiler, described)}.o")
             if kept.exists():
                 kept.touch()
+                progress.skip()
             else:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
                     compile_to(Path(folder)).replace(kept)  # in whole or not at all
             return kept
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with Progress(len(jobs)) as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = [str(o) for o in pool.map(compile_one, jobs)]
         if KEPT:
             for path in Path(KEPT).glob("*.o"):

@@ -5,8 +5,6 @@ namespace murf {
 namespace MURF_LEVEL {
 namespace {
 
-constexpr int kTileRows = 6;
-
 template <int Rows, int Vectors>
 inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_row,
                       float* c, int64_t c_row, bool accumulate) {
