@@ -370,12 +370,17 @@ void BlockWeights::each_weight(const Block& block, int64_t head, int64_t begin, 
       inverse[v] = load_vec(inverse_ + head * width + n + v * kLanes);
       shift[v] = shift_of(load_vec(largest_ + head * width + n + v * kLanes));
     }
-    for (int64_t j = from; j < to; ++j)
-      for (int v = 0; v < V; ++v) {
-        const int64_t at = j * width + n + v * kLanes;
-        const Vec e = exponential(load_vec(scores_ + at), shift[v]) * inverse[v];
-        store_vec(weights_ + at, add ? load_vec(weights_ + at) + e : e);
-      }
+    // visit(weight, exponential, 1 / sum) for every vector. A loop for either way of storing: with a branch inside, it
+    // is the compiler's choice whether a product and its sum are one rounding or two.
+    const auto each_vec = [&](auto visit) {
+      for (int64_t j = from; j < to; ++j)
+        for (int v = 0; v < V; ++v) {
+          const int64_t at = j * width + n + v * kLanes;
+          visit(weights_ + at, exponential(load_vec(scores_ + at), shift[v]), inverse[v]);
+        }
+    };
+    if (add) each_vec([](float* to, Vec e, Vec factor) { store_vec(to, load_vec(to) + e * factor); });
+    else each_vec([](float* to, Vec e, Vec factor) { store_vec(to, e * factor); });
   });
 }
 
