@@ -39,8 +39,9 @@ from setuptools.command.build_py import build_py
 # Kernels of csrc/level are compiled once per level, the rest of csrc once.
 KERNEL_SOURCES = sorted(str(p) for p in Path("csrc", "level").glob("*.cpp"))
 COMMON_SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
-# Python's headers and pybind11's are included here alone.
+# Python's headers and pybind11's are included here alone; native.cpp includes the other sources of its folder.
 BIND_SOURCES = sorted(str(p) for p in Path("csrc", "bind").glob("*.cpp"))
+BIND = str(Path("csrc", "bind", "native.cpp"))
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -184,10 +185,11 @@ class BuildLevels(build_ext):
         import pybind11
 
         openmp = ["-fopenmp"] if self._accepts(OPENMP, "-fopenmp") else []
-        jobs = [(sources, flags, level) for level, flags in LEVELS.items() for sources in KERNEL_SOURCES]
+        jobs = [(BIND, [], None)]  # the longest comes first
+        jobs += [(source, flags, level) for level, flags in LEVELS.items() for source in KERNEL_SOURCES]
         amx = X86 and sys.platform == "linux" and self._accepts(TILES, *AMX)
         jobs += [(source, AMX, "amx") for source in AMX_SOURCES if amx]
-        jobs += [(source, [], None) for source in [*COMMON_SOURCES, *BIND_SOURCES]]
+        jobs += [(source, [], None) for source in COMMON_SOURCES]
         python, plain = self._compilers([*ext.include_dirs, pybind11.get_include()])
 
         def compile_one(job):
@@ -195,7 +197,7 @@ class BuildLevels(build_ext):
             has = [(name, "1") for name, found in (("MURF_X86", X86), ("MURF_AMX", amx)) if found]
             macros = [("MURF_LEVEL", level)] if level else has
             options = [*FLAGS, *openmp, *flags]
-            of_python = source in BIND_SOURCES
+            of_python = source == BIND
             compiler = python if of_python else plain
 
             def compile_to(folder: Path) -> Path:

@@ -115,6 +115,21 @@ void store_values(DType dtype, void* dst, int64_t to, int64_t stride, const floa
   });
 }
 
+void stream_copy(void* dst, const void* src, int64_t bytes) {
+  char* d = static_cast<char*>(dst);
+  const char* s = static_cast<const char*>(src);
+  const int64_t head = min64(bytes, int64_t(-reinterpret_cast<uintptr_t>(d) & 63));
+  std::memcpy(d, s, size_t(head));
+  d += head, s += head, bytes -= head;
+  constexpr int64_t kVec = int64_t(sizeof(Vec));
+  for (; bytes >= kVec; bytes -= kVec, d += kVec, s += kVec) {
+    Vec v;
+    std::memcpy(&v, s, sizeof v);
+    stream_vec(reinterpret_cast<float*>(d), v);
+  }
+  std::memcpy(d, s, size_t(bytes));
+}
+
 void stream_values(DType dtype, void* dst, int64_t to, const float* src, int64_t n, float* typed) {
   char* at = static_cast<char*>(dst) + to * size_of(dtype);
   if (dtype == DType::f32) return stream_copy(at, src, n * size_of(dtype));

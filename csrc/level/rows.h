@@ -1,11 +1,7 @@
 // Row primitives: float32 arithmetic on contiguous runs of float32, bfloat16 or float16. Plain loops that the compiler
-// vectorizes for the level it is told to build; only the non-temporal store needs intrinsics. What is long to compile
-// and would be a call anyhow is compiled once, in rows.cpp.
+// vectorizes for the level it is told to build; only the non-temporal store needs builtins (<immintrin.h> would take half
+// of the time of a small source). What is long to compile and would be a call anyhow is compiled once, in rows.cpp.
 #pragma once
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 
 #include "simd.h"
 
@@ -70,36 +66,21 @@ inline float weighted_sum(const float* w, const float* src, int64_t taps) {
 inline bool worth_streaming(int64_t bytes) { return bytes >= (int64_t(8) << 20); }
 
 // Copies a finished block past the caches, so that the write-allocate read never happens.
-inline void stream_copy(void* dst, const void* src, int64_t bytes) {
-  char* d = static_cast<char*>(dst);
-  const char* s = static_cast<const char*>(src);
-  const int64_t head = min64(bytes, int64_t(-reinterpret_cast<uintptr_t>(d) & 63));
-  std::memcpy(d, s, size_t(head));
-  d += head, s += head, bytes -= head;
-#if defined(__AVX512F__)
-  for (; bytes >= 64; bytes -= 64, d += 64, s += 64)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(d), _mm512_loadu_si512(s));
-#elif defined(__AVX2__)
-  for (; bytes >= 32; bytes -= 32, d += 32, s += 32)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(d), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s)));
-#elif defined(__SSE2__)
-  for (; bytes >= 16; bytes -= 16, d += 16, s += 16)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(d), _mm_loadu_si128(reinterpret_cast<const __m128i*>(s)));
-#endif
-  std::memcpy(d, s, size_t(bytes));
-}
+void stream_copy(void* dst, const void* src, int64_t bytes);
 
 // Values past the caches: see store_values. `typed` has room for them, as floats.
 void stream_values(DType dtype, void* dst, int64_t to, const float* src, int64_t n, float* typed);
 
 // One vector past the caches; `dst` is aligned to it.
 inline void stream_vec(float* dst, Vec v) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(dst, __m512(v));
+#if defined(__SSE2__) && defined(__clang__)
+  __builtin_nontemporal_store(v, reinterpret_cast<Vec*>(dst));
+#elif defined(__AVX512F__)
+  __builtin_ia32_movntps512(dst, v);
 #elif defined(__AVX2__)
-  _mm256_stream_ps(dst, __m256(v));
+  __builtin_ia32_movntps256(dst, v);
 #elif defined(__SSE2__)
-  _mm_stream_ps(dst, __m128(v));
+  __builtin_ia32_movntps(dst, v);
 #else
   store_vec(dst, v);
 #endif
@@ -107,7 +88,7 @@ inline void stream_vec(float* dst, Vec v) {
 
 inline void stream_fence() {
 #if defined(__SSE2__)
-  _mm_sfence();
+  __builtin_ia32_sfence();
 #endif
 }
 
