@@ -16,9 +16,10 @@ inline int64_t part_size(int64_t pixels) {
   return (pixels + parts - 1) / parts;
 }
 
-template <class T, class K>
-void forward(const AdaptiveConv& conv, const Strided& source, const Strided& kernels, const float* bias,
-             const Strided& out, int threads) {
+}  // namespace
+
+void adaptive_conv(DType dtype, DType kernels_dtype, AdaptiveConv conv, Strided source, Strided kernels,
+                   const float* bias, Strided out, int threads) {
   const int64_t stride = padded(conv.channels), window = conv.y.window * conv.x.window;
   const int64_t tap_floats = padded(conv.y.taps * padded_octs(conv.x.taps)), row_taps = padded(padded_octs(conv.x.taps));
   const int64_t tile_pixels = kTileRows * kTileWidth;
@@ -26,10 +27,10 @@ void forward(const AdaptiveConv& conv, const Strided& source, const Strided& ker
   const int64_t share = SourceRows::floats(conv) + tap_floats + row_taps + tile_pixels * (padded(window) + stride) +
                         stride + pointers;
   Scratch scratch(share * threads);
-  const bool stream = worth_streaming(conv.batch * conv.channels * conv.y.out * conv.x.out * int64_t(sizeof(T)));
+  const bool stream = worth_streaming(conv.batch * conv.channels * conv.y.out * conv.x.out * size_of(dtype));
   for_row_bands(conv, threads, [&](int thread, int64_t b, int64_t y_begin, int64_t y_end) {
     float* at = scratch.data() + thread * share;
-    SourceRows rows(conv, source, at);
+    SourceRows rows(dtype, conv, source, at);
     float* taps = at + SourceRows::floats(conv);
     float* row_of_taps = taps + tap_floats;
     float* weights = row_of_taps + row_taps;
@@ -43,7 +44,7 @@ void forward(const AdaptiveConv& conv, const Strided& source, const Strided& ker
         for (int64_t r = 0; r < group_rows; ++r)
           for (int64_t i = 0; i < columns; ++i) {
             float* w = weights + (r * kTileWidth + i) * padded(window);
-            load_taps<K>(taps, kernels, b, y + r - conv.row_begin, x0 + i, conv.y.taps);
+            load_taps(kernels_dtype, taps, kernels, b, y + r - conv.row_begin, x0 + i, conv.y.taps);
             for (int64_t n = 0; n < height; ++n) {
               fold_y(row_of_taps, taps, conv.y, y + r, n);
               fold_x(w + n * conv.x.window, row_of_taps, conv.x, x0 + i);
@@ -55,7 +56,7 @@ void forward(const AdaptiveConv& conv, const Strided& source, const Strided& ker
           for (int64_t x = x0; x < x0 + columns;) {
             const int64_t group_columns = group_size(conv.x, x, x0 + columns, kTileWidth);
             for (int64_t n = 0; n < height; ++n)
-              window_rows[n] = rows.template row<T>(b, conv.y.first[y] + n) + conv.x.first[x] * stride + c;
+              window_rows[n] = rows.row(b, conv.y.first[y] + n) + conv.x.first[x] * stride + c;
             const Operand operand{window_rows, height, conv.x.count[x], stride};
             const int64_t pixels = group_rows * group_columns, part = part_size(pixels);
             for (int64_t p = 0; p < pixels; p += part) {
@@ -77,21 +78,12 @@ void forward(const AdaptiveConv& conv, const Strided& source, const Strided& ker
           if (bias != nullptr)
             for (int64_t i = 0; i < columns; ++i)
               for (int64_t c = 0; c < conv.channels; ++c) pixels[i * stride + c] += bias[c];
-          write_tile<T>(out, b, y + r, x0, columns, conv.channels, pixels, stride, typed, stream);
+          write_tile(dtype, out, b, y + r, x0, columns, conv.channels, pixels, stride, typed, stream);
         }
       }
       y += group_rows;
     }
     if (stream) stream_fence();
-  });
-}
-
-}  // namespace
-
-void adaptive_conv(DType dtype, DType kernels_dtype, AdaptiveConv conv, Strided source, Strided kernels,
-                   const float* bias, Strided out, int threads) {
-  with_dtypes(dtype, kernels_dtype, [&](auto map, auto kernel) {
-    forward<decltype(map), decltype(kernel)>(conv, source, kernels, bias, out, threads);
   });
 }
 

@@ -24,13 +24,13 @@ inline int64_t group_size(const FoldedAxis& axis, int64_t i, int64_t end, int64_
 }
 
 // Taps of one pixel in float32, rows padded to whole octs (with whatever follows: the fold multiplies it by nothing).
-template <class T>
-inline void load_taps(float* dst, const Strided& kernels, int64_t b, int64_t y, int64_t x, int64_t taps) {
-  const T* src = static_cast<const T*>(kernels.data) + b * kernels.stride_b + y * kernels.stride_y +
-                 x * kernels.stride_x;
-  const int64_t row = padded_octs(taps);
-  for (int64_t i = 0; i < taps; ++i)
-    for (int64_t j = 0; j < taps; ++j) dst[i * row + j] = to_float(src[(i * taps + j) * kernels.stride_c]);
+inline void load_taps(DType dtype, float* dst, const Strided& kernels, int64_t b, int64_t y, int64_t x, int64_t taps) {
+  const int64_t at = b * kernels.stride_b + y * kernels.stride_y + x * kernels.stride_x, row = padded_octs(taps);
+  with_dtype(dtype, [&](auto tag) {
+    const auto* src = static_cast<const decltype(tag)*>(kernels.data) + at;
+    for (int64_t i = 0; i < taps; ++i)
+      for (int64_t j = 0; j < taps; ++j) dst[i * row + j] = to_float(src[(i * taps + j) * kernels.stride_c]);
+  });
 }
 
 // dst[m] = sum_j v[j] * A_x[j][m]
@@ -62,8 +62,9 @@ class SourceRows {
     return conv.y.window * conv.x.in * padded(conv.channels) + padded(2 * conv.y.window);
   }
 
-  SourceRows(const AdaptiveConv& conv, const Strided& source, float* scratch)
-      : conv_(conv),
+  SourceRows(DType dtype, const AdaptiveConv& conv, const Strided& source, float* scratch)
+      : dtype_(dtype),
+        conv_(conv),
         source_(source),
         stride_(padded(conv.channels)),
         rows_(scratch),
@@ -71,20 +72,22 @@ class SourceRows {
     for (int64_t i = 0; i < conv.y.window; ++i) held_[i] = -1;
   }
 
-  template <class T>
   const float* row(int64_t b, int64_t y) {
     const int64_t slot = y % conv_.y.window, tag = b * conv_.y.in + y;
     float* dst = rows_ + slot * conv_.x.in * stride_;
     if (held_[slot] == tag) return dst;
     held_[slot] = tag;
-    const T* src = static_cast<const T*>(source_.data) + b * source_.stride_b + y * source_.stride_y;
-    if (source_.stride_c == 1 || conv_.channels == 1) {
-      for (int64_t x = 0; x < conv_.x.in; ++x) load_row(dst + x * stride_, src + x * source_.stride_x, conv_.channels);
-    } else {
-      for (int64_t c = 0; c < conv_.channels; ++c)
-        for (int64_t x = 0; x < conv_.x.in; ++x)
-          dst[x * stride_ + c] = to_float(src[c * source_.stride_c + x * source_.stride_x]);
-    }
+    const int64_t at = b * source_.stride_b + y * source_.stride_y;
+    with_dtype(dtype_, [&](auto tag) {
+      const auto* src = static_cast<const decltype(tag)*>(source_.data) + at;
+      if (source_.stride_c == 1 || conv_.channels == 1) {
+        for (int64_t x = 0; x < conv_.x.in; ++x) load_row(dst + x * stride_, src + x * source_.stride_x, conv_.channels);
+      } else {
+        for (int64_t c = 0; c < conv_.channels; ++c)
+          for (int64_t x = 0; x < conv_.x.in; ++x)
+            dst[x * stride_ + c] = to_float(src[c * source_.stride_c + x * source_.stride_x]);
+      }
+    });
     if (stride_ != conv_.channels)
       for (int64_t x = 0; x < conv_.x.in; ++x)
         fill_row(dst + x * stride_ + conv_.channels, 0.f, stride_ - conv_.channels);
@@ -92,6 +95,7 @@ class SourceRows {
   }
 
  private:
+  DType dtype_;
   const AdaptiveConv& conv_;
   const Strided& source_;
   int64_t stride_;
@@ -100,26 +104,21 @@ class SourceRows {
 };
 
 // A finished tile, pixels of `stride` floats, to one row of the output.
-template <class T>
-inline void write_tile(const Strided& out, int64_t b, int64_t y, int64_t x, int64_t pixels, int64_t channels,
-                       const float* tile, int64_t stride, float* scratch, bool stream) {
-  T* dst = static_cast<T*>(out.data) + b * out.stride_b + y * out.stride_y + x * out.stride_x;
+inline void write_tile(DType dtype, const Strided& out, int64_t b, int64_t y, int64_t x, int64_t pixels,
+                       int64_t channels, const float* tile, int64_t stride, float* scratch, bool stream) {
+  const int64_t at = b * out.stride_b + y * out.stride_y + x * out.stride_x;
   if (out.stride_c == 1 || channels == 1) {
     for (int64_t i = 0; i < pixels; ++i) {
-      T* pixel = dst + i * out.stride_x;
-      if (!stream) {
-        store_row(pixel, tile + i * stride, channels);
-      } else if constexpr (sizeof(T) == sizeof(float)) {
-        stream_copy(pixel, tile + i * stride, channels * int64_t(sizeof(T)));
-      } else {
-        store_row(reinterpret_cast<T*>(scratch), tile + i * stride, channels);
-        stream_copy(pixel, scratch, channels * int64_t(sizeof(T)));
-      }
+      if (stream) stream_values(dtype, out.data, at + i * out.stride_x, tile + i * stride, channels, scratch);
+      else store_values(dtype, out.data, at + i * out.stride_x, 1, tile + i * stride, channels);
     }
     return;
   }
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < pixels; ++i) from_float(tile[i * stride + c], dst[c * out.stride_c + i * out.stride_x]);
+  with_dtype(dtype, [&](auto tag) {
+    auto* dst = static_cast<decltype(tag)*>(out.data) + at;
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < pixels; ++i) from_float(tile[i * stride + c], dst[c * out.stride_c + i * out.stride_x]);
+  });
 }
 
 // Tasks are bands of rows that share their windows: groups are not torn apart, and a band refills its source rows once.
@@ -134,15 +133,6 @@ inline void for_row_bands(const AdaptiveConv& conv, int threads, Body body) {
       const int64_t y1 = band + 1 == bands ? rows : rows * (band + 1) / bands / 2 * 2;
       body(thread, b, conv.row_begin + y0, conv.row_begin + y1);
     }
-  });
-}
-
-template <class Body>
-inline void with_dtypes(DType maps, DType kernels, Body body) {
-  with_dtype(maps, [&](auto map) {
-    // Kernels have the dtype of the maps or are float32.
-    if (kernels == DType::f32) body(map, float{});
-    else body(map, map);
   });
 }
 

@@ -10,13 +10,10 @@ namespace {
 constexpr int64_t kShared = 2;
 
 // Pixels of a gradient, in float32, padded with zeros.
-template <class T>
-inline void load_pixel(float* dst, const Strided& map, int64_t b, int64_t y, int64_t x, int64_t channels,
+inline void load_pixel(DType dtype, float* dst, const Strided& map, int64_t b, int64_t y, int64_t x, int64_t channels,
                        int64_t stride) {
-  const T* src = static_cast<const T*>(map.data) + b * map.stride_b + y * map.stride_y + x * map.stride_x;
-  if (map.stride_c == 1 || channels == 1) load_row(dst, src, channels);
-  else
-    for (int64_t c = 0; c < channels; ++c) dst[c] = to_float(src[c * map.stride_c]);
+  const int64_t at = b * map.stride_b + y * map.stride_y + x * map.stride_x;
+  load_values(dst, dtype, map.data, at, channels == 1 ? 1 : map.stride_c, channels);
   fill_row(dst + channels, 0.f, stride - channels);
 }
 
@@ -44,9 +41,8 @@ inline void unfold_taps(float* taps, float* scratch, const float* window, const 
 }
 
 // grad_K = A_y (grad_out . window) A_x^T: the products of an output's gradient with its window's pixels, unfolded.
-template <class T, class K>
-void backward_kernels(const AdaptiveConv& conv, const Strided& grad, const Strided& source,
-                      const Strided& grad_kernels, int threads) {
+void backward_kernels(DType dtype, DType kernels_dtype, const AdaptiveConv& conv, const Strided& grad,
+                      const Strided& source, const Strided& grad_kernels, int threads) {
   const int64_t stride = padded(conv.channels), window = conv.y.window * conv.x.window;
   const int64_t taps_row = padded_octs(conv.x.taps);
   const int64_t pointers = padded(window * kPointerFloats);
@@ -55,7 +51,7 @@ void backward_kernels(const AdaptiveConv& conv, const Strided& grad, const Strid
   Scratch scratch(share * threads);
   for_row_bands(conv, threads, [&](int thread, int64_t b, int64_t y_begin, int64_t y_end) {
     float* at = scratch.data() + thread * share;
-    SourceRows rows(conv, source, at);
+    SourceRows rows(dtype, conv, source, at);
     float* pixels = at + SourceRows::floats(conv);
     float* products = pixels + kShared * kShared * stride;
     float* taps = products + kShared * kShared * padded(window);
@@ -69,12 +65,12 @@ void backward_kernels(const AdaptiveConv& conv, const Strided& grad, const Strid
         int64_t count = 0;
         for (int64_t r = 0; r < group_rows; ++r)
           for (int64_t i = 0; i < group_columns; ++i, ++count) {
-            load_pixel<T>(pixels + count * stride, grad, b, y + r, x + i, conv.channels, stride);
+            load_pixel(dtype, pixels + count * stride, grad, b, y + r, x + i, conv.channels, stride);
             gradients[count] = pixels + count * stride;
           }
         fill_row(products, 0.f, count * padded(window));
         for (int64_t n = 0; n < height; ++n) {
-          const float* row = rows.template row<T>(b, conv.y.first[y] + n) + conv.x.first[x] * stride;
+          const float* row = rows.row(b, conv.y.first[y] + n) + conv.x.first[x] * stride;
           for (int64_t m = 0; m < width; ++m) cells[m] = row + m * stride;
           dots(gradients, count, cells, width, stride, products + n * conv.x.window, padded(window), false);
         }
@@ -82,11 +78,14 @@ void backward_kernels(const AdaptiveConv& conv, const Strided& grad, const Strid
         for (int64_t r = 0; r < group_rows; ++r)
           for (int64_t i = 0; i < group_columns; ++i, ++count) {
             unfold_taps(taps, folded, products + count * padded(window), conv.y, y + r, conv.x, x + i);
-            K* dst = static_cast<K*>(grad_kernels.data) + b * grad_kernels.stride_b + (y + r) * grad_kernels.stride_y +
-                     (x + i) * grad_kernels.stride_x;
-            for (int64_t k = 0; k < conv.y.taps; ++k)
-              for (int64_t j = 0; j < conv.x.taps; ++j)
-                from_float(taps[k * taps_row + j], dst[(k * conv.x.taps + j) * grad_kernels.stride_c]);
+            const int64_t to = b * grad_kernels.stride_b + (y + r) * grad_kernels.stride_y +
+                               (x + i) * grad_kernels.stride_x;
+            with_dtype(kernels_dtype, [&](auto tag) {
+              auto* dst = static_cast<decltype(tag)*>(grad_kernels.data) + to;
+              for (int64_t k = 0; k < conv.y.taps; ++k)
+                for (int64_t j = 0; j < conv.x.taps; ++j)
+                  from_float(taps[k * taps_row + j], dst[(k * conv.x.taps + j) * grad_kernels.stride_c]);
+            });
           }
         x += group_columns;
       }
@@ -123,9 +122,8 @@ inline void scatter_runs(float* sums, int64_t step, int64_t width, const float* 
 
 // One row of the source's gradient: every output row that reads it gives each of its pixels' gradients to the pixels
 // of its window in this row. Rows are independent and their readers come in order: no atomics, one result.
-template <class T, class K>
-void backward_source(const AdaptiveConv& conv, const Strided& grad, const Strided& kernels, const Strided& out,
-                     int threads) {
+void backward_source(DType dtype, DType kernels_dtype, const AdaptiveConv& conv, const Strided& grad,
+                     const Strided& kernels, const Strided& out, int threads) {
   const int64_t stride = padded(conv.channels), width = conv.x.window;
   const int64_t tap_floats = padded(conv.y.taps * padded_octs(conv.x.taps)), row_taps = padded(padded_octs(conv.x.taps));
   const int64_t share = conv.x.in * stride + tap_floats + row_taps + kShared * kShared * (padded(width) + stride) +
@@ -155,15 +153,15 @@ void backward_source(const AdaptiveConv& conv, const Strided& grad, const Stride
           int64_t count = 0;
           for (int64_t r = 0; r < group_rows; ++r)
             for (int64_t i = 0; i < group_columns; ++i, ++count) {
-              load_taps<K>(taps, kernels, b, y + r, x + i, conv.y.taps);
+              load_taps(kernels_dtype, taps, kernels, b, y + r, x + i, conv.y.taps);
               fold_y(row_of_taps, taps, conv.y, y + r, n);
               fold_x(weights + count * padded(width), row_of_taps, conv.x, x + i);
               w[count] = weights + count * padded(width);
-              if (sizeof(T) == sizeof(float) && grad.stride_c == 1 && stride == conv.channels) {
+              if (dtype == DType::f32 && grad.stride_c == 1 && stride == conv.channels) {
                 g[count] = static_cast<const float*>(grad.data) + b * grad.stride_b + (y + r) * grad.stride_y +
                            (x + i) * grad.stride_x;
               } else {
-                load_pixel<T>(pixels + count * stride, grad, b, y + r, x + i, conv.channels, stride);
+                load_pixel(dtype, pixels + count * stride, grad, b, y + r, x + i, conv.channels, stride);
                 g[count] = pixels + count * stride;
               }
             }
@@ -175,7 +173,7 @@ void backward_source(const AdaptiveConv& conv, const Strided& grad, const Stride
         }
         y += group_rows;
       }
-      write_tile<T>(out, b, q, 0, conv.x.in, conv.channels, sums, stride, typed, false);
+      write_tile(dtype, out, b, q, 0, conv.x.in, conv.channels, sums, stride, typed, false);
     }
   });
 }
@@ -184,16 +182,12 @@ void backward_source(const AdaptiveConv& conv, const Strided& grad, const Stride
 
 void adaptive_conv_backward_source(DType dtype, DType kernels_dtype, AdaptiveConv conv, Strided grad, Strided kernels,
                                    Strided out, int threads) {
-  with_dtypes(dtype, kernels_dtype, [&](auto map, auto kernel) {
-    backward_source<decltype(map), decltype(kernel)>(conv, grad, kernels, out, threads);
-  });
+  backward_source(dtype, kernels_dtype, conv, grad, kernels, out, threads);
 }
 
 void adaptive_conv_backward_kernels(DType dtype, DType kernels_dtype, AdaptiveConv conv, Strided grad, Strided source,
                                     Strided out, int threads) {
-  with_dtypes(dtype, kernels_dtype, [&](auto map, auto kernel) {
-    backward_kernels<decltype(map), decltype(kernel)>(conv, grad, source, out, threads);
-  });
+  backward_kernels(dtype, kernels_dtype, conv, grad, source, out, threads);
 }
 
 }  // namespace MURF_LEVEL

@@ -64,9 +64,9 @@ inline void spread_row(const Map& map, int64_t y, Band band, const Sum* reduced,
   }
 }
 
-template <class Sum, class T, class PixelGradient>
-inline void spread_pixel_gradients_in(Maps maps, Grid grid, Bias bias, float* const* gradients, int threads,
-                                      PixelGradient pixel_gradient) {
+template <class Sum, class PixelGradient>
+inline void spread_pixel_gradients_in(DType dtype, Maps maps, Grid grid, Bias bias, float* const* gradients,
+                                      int threads, PixelGradient pixel_gradient) {
   constexpr bool kInPlace = sizeof(Sum) == sizeof(float);
   const int64_t n = grid.channels, rows_size = rows_floats(maps), taps_size = PixelTaps::floats(maps);
   int64_t lowest = grid.height;
@@ -105,7 +105,7 @@ inline void spread_pixel_gradients_in(Maps maps, Grid grid, Bias bias, float* co
         for (int64_t m = 0; m < maps.size; ++m)
           touched = touched || adjoint_band(maps.data[m].y, index, bands).touched_by(maps.data[m].y, y);
         if (!touched) continue;
-        vertical_rows<T>(maps, b, y, rows);
+        vertical_rows(dtype, maps, b, y, rows);
         fill_row(reduced, 0.f, rows_size);
         for (int64_t x = 0; x < grid.width; ++x) {
           taps.select(rows, x);
@@ -133,13 +133,13 @@ inline void spread_pixel_gradients_in(Maps maps, Grid grid, Bias bias, float* co
 // pixel_gradient(b, y, x, owned, logits) overwrites the logits by their gradients, which are spread over every map.
 // `owned` is true for exactly one visit of each pixel; returning false says that the gradients are zero. Gradients are
 // dense float32 channels_last maps.
-template <class T, class PixelGradient>
-inline void spread_pixel_gradients(Maps maps, Grid grid, Bias bias, float* const* gradients, int threads,
+template <class PixelGradient>
+inline void spread_pixel_gradients(DType dtype, Maps maps, Grid grid, Bias bias, float* const* gradients, int threads,
                                    PixelGradient pixel_gradient) {
   bool is_long = false;
   for (int64_t m = 0; m < maps.size; ++m) is_long = is_long || has_long_sums(maps.data[m]);
-  if (is_long) spread_pixel_gradients_in<double, T>(maps, grid, bias, gradients, threads, pixel_gradient);
-  else spread_pixel_gradients_in<float, T>(maps, grid, bias, gradients, threads, pixel_gradient);
+  if (is_long) spread_pixel_gradients_in<double>(dtype, maps, grid, bias, gradients, threads, pixel_gradient);
+  else spread_pixel_gradients_in<float>(dtype, maps, grid, bias, gradients, threads, pixel_gradient);
 }
 
 }  // namespace MURF_LEVEL

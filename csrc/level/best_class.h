@@ -66,20 +66,19 @@ Best best_class(const float* const* cells, const float* weights, int64_t taps, c
 }
 
 // The classes of the pixels of a row, by one thread.
-template <class T>
 class BestClasses {
  public:
   static int64_t floats(Maps maps, Grid grid) {
     return rows_floats(maps) + 2 * padded(grid.channels) + PixelTaps::floats(maps);
   }
-  BestClasses(Maps maps, Grid grid, Bias bias, float* at)
-      : maps_(maps), grid_(grid), bias_(bias), rows_(at), padded_bias_(rows_ + rows_floats(maps)),
+  BestClasses(DType dtype, Maps maps, Grid grid, Bias bias, float* at)
+      : dtype_(dtype), maps_(maps), grid_(grid), bias_(bias), rows_(at), padded_bias_(rows_ + rows_floats(maps)),
         pixel_(padded_bias_ + padded(grid.channels)), taps_(maps, pixel_ + padded(grid.channels)) {}
 
   // each(x, best) for those pixels of row y of image b that `counts(x)`.
   template <class Counts, class Each>
   void row(int64_t b, int64_t y, Counts counts, Each each) {
-    vertical_rows<T>(maps_, b, y, rows_);
+    vertical_rows(dtype_, maps_, b, y, rows_);
     const float* bias_values = nullptr;
     if (bias_.data != nullptr) {
       fill_row(padded_bias_, 0.f, padded(grid_.channels));
@@ -105,6 +104,7 @@ class BestClasses {
   }
 
  private:
+  DType dtype_;
   Maps maps_;
   Grid grid_;
   Bias bias_;

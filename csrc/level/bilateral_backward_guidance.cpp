@@ -1,4 +1,5 @@
 // bilateral_kernels, backward: from the logits of every pixel to its guidance, through the range network.
+#include "activations.h"
 #include "bilateral_backward.h"
 #include "bilateral_tile.h"
 
@@ -99,9 +100,11 @@ class GradientRows {
   int64_t* held_;
 };
 
-template <class T>
-void backward(const Bilateral& net, const Strided& guidance, const Transposed& back, Bands bands,
-              const float* grad_logits, float* grad_guidance, float* grad_params, int threads) {
+}  // namespace
+
+void bilateral_backward_guidance(DType dtype, const Bilateral& net, const Strided& guidance, const Transposed& back,
+                                 Bands bands, const float* grad_logits, float* grad_guidance, float* grad_params,
+                                 int threads) {
   const Layers layers(net);
   const int64_t radius = net.radius, diameter = 2 * radius + 1, taps = layers.taps, key = net.key;
   const int64_t pitch = ProjectedRows::pitch(net), margin = ProjectedRows::margin(net);
@@ -111,7 +114,7 @@ void backward(const Bilateral& net, const Strided& guidance, const Transposed& b
   Scratch scratch(share * threads);
   parallel(threads, net.batch * bands.count, [&](int thread, int64_t first, int64_t last) {
     float* at = scratch.data() + thread * share;
-    ProjectedRows rows(net, guidance, at);
+    ProjectedRows rows(dtype, net, guidance, at);
     GradientRows gradients(net, grad_logits, at + ring);
     float* grad = at + ring + gradient_ring;  // of one projected row
     float* spread = grad + key * pitch;       // the same over the padded columns, before they are folded back
@@ -131,7 +134,7 @@ void backward(const Bilateral& net, const Strided& guidance, const Transposed& b
         sum.clear();
         const float* own = gradients.row(b, y) + margin;
         for (int64_t t = 0; t < taps; ++t) {
-          const float* window = rows.template row<T>(b, reflect(y + t / diameter - radius, net.height));
+          const float* window = rows.row(b, reflect(y + t / diameter - radius, net.height));
           sum.add(own + t * pitch, window + margin - radius + t % diameter);
         }
         sum.evaluate(grad, pitch, key, pitch, padded(net.width), false);
@@ -146,7 +149,7 @@ void backward(const Bilateral& net, const Strided& guidance, const Transposed& b
             const int64_t center = row + radius - i;
             if (center < 0 || center >= net.height) continue;
             const float* g = gradients.row(b, center) + margin;
-            const float* p = rows.template row<T>(b, center) + margin;
+            const float* p = rows.row(b, center) + margin;
             for (int64_t j = 0; j < diameter; ++j) sum.add(g + (i * diameter + j) * pitch - j, p - j);
           }
         }
@@ -164,7 +167,7 @@ void backward(const Bilateral& net, const Strided& guidance, const Transposed& b
 
         for (int64_t x = 0; x < net.width; x += kTile) {
           const int64_t length = min64(kTile, net.width - x), width = padded(length);
-          load_guidance<T>(guides, kPitch, guidance, net.guides, b, y, x, length, width);
+          load_guidance(dtype, guides, kPitch, guidance, net.guides, b, y, x, length, width);
           apply_dense(layer0, guides, kPitch, before, kPitch, width);
           for (int64_t k = 0; k < key; ++k)
             gelu_row(hidden + k * kPitch, before + k * kPitch, rows.range_mask(b, k), width);
@@ -182,16 +185,6 @@ void backward(const Bilateral& net, const Strided& guidance, const Transposed& b
         }
       }
     }
-  });
-}
-
-}  // namespace
-
-void bilateral_backward_guidance(DType dtype, const Bilateral& net, const Strided& guidance, const Transposed& back,
-                                 Bands bands, const float* grad_logits, float* grad_guidance, float* grad_params,
-                                 int threads) {
-  with_dtype(dtype, [&](auto guide) {
-    backward<decltype(guide)>(net, guidance, back, bands, grad_logits, grad_guidance, grad_params, threads);
   });
 }
 

@@ -1,16 +1,16 @@
 // bilateral_kernels, backward: from the kernels of every pixel to its logits, its guidance behind the fix-up, and the
 // parameters of both on the way.
+#include <math.h>
+
+#include "activations.h"
 #include "bilateral_backward.h"
 #include "bilateral_tile.h"
 
 namespace murf {
 namespace MURF_LEVEL {
-namespace {
-
-template <class T, class K>
-void backward(const Bilateral& net, const Strided& guidance, const Strided& grad,
-              const Transposed& back, Bands bands, float* grad_logits, float* grad_guidance,
-              float* grad_params, int threads) {
+void bilateral_backward_logits(DType dtype, DType grad_dtype, const Bilateral& net, const Strided& guidance,
+                               const Strided& grad, const Transposed& back, Bands bands, float* grad_logits,
+                               float* grad_guidance, float* grad_params, int threads) {
   const Layers layers(net);
   const int64_t taps = layers.taps, inputs = taps + net.guides, diameter = 2 * net.radius + 1;
   const int64_t ring = padded(ProjectedRows::floats(net)), tile_floats = padded(Tile::floats(net));
@@ -18,7 +18,7 @@ void backward(const Bilateral& net, const Strided& guidance, const Strided& grad
   Scratch scratch(share * threads);
   parallel(threads, net.batch * bands.count, [&](int thread, int64_t first, int64_t last) {
     float* at = scratch.data() + thread * share;
-    ProjectedRows rows(net, guidance, at);
+    ProjectedRows rows(dtype, net, guidance, at);
     Tile tile(net, at + ring);
     float* g = at + ring + tile_floats;     // gradient of the kernels, later of the logits
     float* inner = g + taps * kPitch;       // of the fix-up's hidden layer
@@ -35,13 +35,17 @@ void backward(const Bilateral& net, const Strided& guidance, const Strided& grad
       for (int64_t y = bands.begin(net, band); y < bands.begin(net, band + 1); ++y)
         for (int64_t x = 0; x < net.width; x += kTile) {
           const int64_t length = min64(kTile, net.width - x), width = padded(length);
-          const K* src = static_cast<const K*>(grad.data) + b * grad.stride_b + y * grad.stride_y + x * grad.stride_x;
-          for (int64_t i = 0; i < length; ++i)
-            for (int64_t t = 0; t < taps; ++t) g[t * kPitch + i] = to_float(src[i * grad.stride_x + t * grad.stride_c]);
+          const int64_t from = b * grad.stride_b + y * grad.stride_y + x * grad.stride_x;
+          with_dtype(grad_dtype, [&](auto tag) {
+            const auto* src = static_cast<const decltype(tag)*>(grad.data) + from;
+            for (int64_t i = 0; i < length; ++i)
+              for (int64_t t = 0; t < taps; ++t)
+                g[t * kPitch + i] = to_float(src[i * grad.stride_x + t * grad.stride_c]);
+          });
           for (int64_t t = 0; t < taps; ++t) fill_row(g + t * kPitch + length, 0.f, width - length);
-          tile.normalized<T>(rows, b, y, x, width);
+          tile.normalized(rows, b, y, x, width);
           if (net.fixup) {
-            load_guidance<T>(tile.kernels + taps * kPitch, kPitch, guidance, net.guides, b, y, x, length, width);
+            load_guidance(dtype, tile.kernels + taps * kPitch, kPitch, guidance, net.guides, b, y, x, length, width);
             tile.fixup_hidden(b, width);
             apply_dense(back.fixup1, g, kPitch, inner, kPitch, width);
             add_weight_gradient(sums + layers.fixup_weight1, sums + layers.fixup_bias1, g, taps, kPitch, tile.hidden,
@@ -113,19 +117,6 @@ void backward(const Bilateral& net, const Strided& guidance, const Strided& grad
       sums[0] = inside ? float(grad_temp * raw) : 0.f;
       sums[1] = float(grad_sigma);
     }
-  });
-}
-
-}  // namespace
-
-void bilateral_backward_logits(DType dtype, DType grad_dtype, const Bilateral& net, const Strided& guidance,
-                               const Strided& grad, const Transposed& back, Bands bands, float* grad_logits,
-                               float* grad_guidance, float* grad_params, int threads) {
-  with_dtype(dtype, [&](auto guide) {
-    with_dtype(grad_dtype, [&](auto kernel) {
-      backward<decltype(guide), decltype(kernel)>(net, guidance, grad, back, bands, grad_logits, grad_guidance,
-                                                  grad_params, threads);
-    });
   });
 }
 

@@ -7,14 +7,14 @@ namespace murf {
 namespace MURF_LEVEL {
 namespace {
 
-template <class T, class K>
-void forward(const Bilateral& net, const Strided& guidance, const Strided& out, int threads) {
+void forward(DType dtype, DType out_dtype, const Bilateral& net, const Strided& guidance, const Strided& out,
+             int threads) {
   const int64_t share = padded(ProjectedRows::floats(net)) + padded(Tile::floats(net)) + Layers(net).taps * kPitch;
   Scratch scratch(share * threads);
   const int64_t height = net.row_end - net.row_begin, bands = max64(1, min64(2 * threads, height / 32));
   parallel(threads, net.batch * bands, [&](int thread, int64_t first, int64_t last) {
     float* at = scratch.data() + thread * share;
-    ProjectedRows rows(net, guidance, at);
+    ProjectedRows rows(dtype, net, guidance, at);
     Tile tile(net, at + padded(ProjectedRows::floats(net)));
     float* fixed = at + padded(ProjectedRows::floats(net)) + padded(Tile::floats(net));
     const int64_t taps = tile.layers.taps;
@@ -24,10 +24,10 @@ void forward(const Bilateral& net, const Strided& guidance, const Strided& out, 
       for (int64_t at_row = height * band / bands; at_row < height * (band + 1) / bands; ++at_row)
         for (int64_t x = 0; x < net.width; x += kTile) {
           const int64_t y = net.row_begin + at_row, length = min64(kTile, net.width - x), width = padded(length);
-          tile.normalized<T>(rows, b, y, x, width);
+          tile.normalized(rows, b, y, x, width);
           const float* result = tile.kernels;
           if (net.fixup) {
-            load_guidance<T>(tile.kernels + taps * kPitch, kPitch, guidance, net.guides, b, y, x, length, width);
+            load_guidance(dtype, tile.kernels + taps * kPitch, kPitch, guidance, net.guides, b, y, x, length, width);
             tile.fixup_hidden(b, width);
             apply_dense(second, tile.hidden, kPitch, fixed, kPitch, width);
             for (int64_t t = 0; t < taps; ++t) {
@@ -37,9 +37,13 @@ void forward(const Bilateral& net, const Strided& guidance, const Strided& out, 
             }
             result = fixed;
           }
-          K* dst = static_cast<K*>(out.data) + b * out.stride_b + at_row * out.stride_y + x * out.stride_x;
-          for (int64_t i = 0; i < length; ++i)
-            for (int64_t t = 0; t < taps; ++t) from_float(result[t * kPitch + i], dst[i * out.stride_x + t * out.stride_c]);
+          const int64_t to = b * out.stride_b + at_row * out.stride_y + x * out.stride_x;
+          with_dtype(out_dtype, [&](auto tag) {
+            auto* dst = static_cast<decltype(tag)*>(out.data) + to;
+            for (int64_t i = 0; i < length; ++i)
+              for (int64_t t = 0; t < taps; ++t)
+                from_float(result[t * kPitch + i], dst[i * out.stride_x + t * out.stride_c]);
+          });
         }
     }
   });
@@ -48,10 +52,7 @@ void forward(const Bilateral& net, const Strided& guidance, const Strided& out, 
 }  // namespace
 
 void bilateral_kernels(DType dtype, DType out_dtype, Bilateral net, Strided guidance, Strided out, int threads) {
-  with_dtype(dtype, [&](auto guide) {
-    with_dtype(out_dtype,
-               [&](auto kernel) { forward<decltype(guide), decltype(kernel)>(net, guidance, out, threads); });
-  });
+  forward(dtype, out_dtype, net, guidance, out, threads);
 }
 
 void bilateral_kernels_backward(DType dtype, DType grad_dtype, Bilateral net, Strided guidance, Strided grad,

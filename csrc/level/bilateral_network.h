@@ -2,7 +2,6 @@
 // ring of projected rows is all that is kept of the guidance's windows.
 #pragma once
 
-#include "activations.h"
 #include "folded.h"
 #include "launch.h"
 #include "micro.h"
@@ -22,21 +21,8 @@ struct Dense {
 };
 
 // dst[o][i] = sum_k weight[o][k] src[k][i] + bias[o], rows `dst_pitch` and `src_pitch` apart
-inline void apply_dense(const Dense& layer, const float* src, int64_t src_pitch, float* dst, int64_t dst_pitch,
-                        int64_t length) {
-  const Operand operand{&src, 1, layer.in, src_pitch};
-  for (int64_t o = 0; o < layer.out; o += kBlock) {
-    const int64_t now = min64(kBlock, layer.out - o);
-    const float* w[kBlock];
-    float* to[kBlock];
-    for (int64_t k = 0; k < now; ++k) {
-      w[k] = layer.weight + (o + k) * layer.in;
-      to[k] = dst + (o + k) * dst_pitch;
-      if (layer.bias != nullptr) fill_row(to[k], layer.bias[o + k], length);
-    }
-    product(operand, length, now, w, 0, to, layer.bias != nullptr);
-  }
-}
+void apply_dense(const Dense& layer, const float* src, int64_t src_pitch, float* dst, int64_t dst_pitch,
+                 int64_t length);
 
 // The parameters, where they lie in the packed array, which the gradient's array follows.
 struct Layers {
@@ -57,13 +43,11 @@ struct Layers {
 };
 
 // Guidance of `length` pixels in float32, zero up to the tile's width.
-template <class T>
-inline void load_guidance(float* dst, int64_t pitch, const Strided& guidance, int64_t guides, int64_t b, int64_t y,
-                          int64_t x, int64_t length, int64_t width) {
+inline void load_guidance(DType dtype, float* dst, int64_t pitch, const Strided& guidance, int64_t guides, int64_t b,
+                          int64_t y, int64_t x, int64_t length, int64_t width) {
+  const int64_t at = b * guidance.stride_b + y * guidance.stride_y + x * guidance.stride_x;
   for (int64_t g = 0; g < guides; ++g) {
-    const T* src = static_cast<const T*>(guidance.data) + b * guidance.stride_b + g * guidance.stride_c +
-                   y * guidance.stride_y + x * guidance.stride_x;
-    for (int64_t i = 0; i < length; ++i) dst[g * pitch + i] = to_float(src[i * guidance.stride_x]);
+    load_values(dst + g * pitch, dtype, guidance.data, at + g * guidance.stride_c, guidance.stride_x, length);
     fill_row(dst + g * pitch + length, 0.f, width - length);
   }
 }
@@ -79,8 +63,9 @@ class ProjectedRows {
     return rows * net.key * pitch(net) + (net.guides + 2 * net.key) * kPitch + padded(2 * rows);
   }
 
-  ProjectedRows(const Bilateral& net, const Strided& guidance, float* scratch)
-      : net_(net),
+  ProjectedRows(DType dtype, const Bilateral& net, const Strided& guidance, float* scratch)
+      : dtype_(dtype),
+        net_(net),
         layers_(net),
         guidance_(guidance),
         rows_(scratch),
@@ -89,42 +74,14 @@ class ProjectedRows {
     for (int64_t i = 0; i < 2 * net.radius + 1; ++i) held_[i] = -1;
   }
 
-  template <class T>
-  const float* row(int64_t b, int64_t y) {
-    const int64_t slot = y % (2 * net_.radius + 1), tag = b * net_.height + y, step = pitch(net_);
-    float* dst = rows_ + slot * net_.key * step;
-    if (held_[slot] == tag) return dst;
-    held_[slot] = tag;
-    const float* p = net_.params;
-    const Dense first{p + layers_.range_weight0, p + layers_.range_bias0, net_.key, net_.guides};
-    const Dense second{p + layers_.range_weight1, p + layers_.range_bias1, net_.key, net_.key};
-    float* hidden = tile_ + net_.guides * kPitch;
-    const int64_t begin = margin(net_);
-    for (int64_t x = 0; x < net_.width; x += kTile) {
-      const int64_t length = min64(kTile, net_.width - x), width = padded(length);
-      load_guidance<T>(tile_, kPitch, guidance_, net_.guides, b, y, x, length, width);
-      apply_dense(first, tile_, kPitch, hidden, kPitch, width);
-      for (int64_t k = 0; k < net_.key; ++k)
-        gelu_row(hidden + (net_.key + k) * kPitch, hidden + k * kPitch, range_mask(b, k), width);
-      apply_dense(second, hidden + net_.key * kPitch, kPitch, dst + begin + x, step, width);
-    }
-    for (int64_t k = 0; k < net_.key; ++k) {
-      float* line = dst + k * step;
-      fill_row(line, 0.f, begin);
-      fill_row(line + begin + net_.width, 0.f, step - begin - net_.width);
-      for (int64_t i = 1; i <= net_.radius; ++i) {
-        line[begin - i] = line[begin + i];
-        line[begin + net_.width - 1 + i] = line[begin + net_.width - 1 - i];
-      }
-    }
-    return dst;
-  }
+  const float* row(int64_t b, int64_t y);
 
   float range_mask(int64_t b, int64_t k) const {
     return net_.range_mask == nullptr ? 1.f : net_.range_mask[b * net_.key + k];
   }
 
  private:
+  DType dtype_;
   const Bilateral& net_;
   Layers layers_;
   const Strided& guidance_;

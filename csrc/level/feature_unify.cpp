@@ -64,13 +64,15 @@ int64_t each_tap(const FeatureUnify& f, int64_t y, int64_t x, Visit visit) {
 }
 
 // responses[c * filters + m], divided by the number of taps inside the image
-template <class T>
-void respond(const FeatureUnify& f, int64_t b, int64_t y, int64_t x, PixelScratch& w) {
+void respond(DType dtype, const FeatureUnify& f, int64_t b, int64_t y, int64_t x, PixelScratch& w) {
   fill_row(w.patches, 0.f, f.channels * w.taps_row);
-  const T* data = static_cast<const T*>(f.features.data) + b * f.features.stride_b;
-  const int64_t inside = each_tap(f, y, x, [&](int64_t t, int64_t row, int64_t column) {
-    const T* from = data + row * f.features.stride_y + column * f.features.stride_x;
-    for (int64_t c = 0; c < f.channels; ++c) w.patches[c * w.taps_row + t] = to_float(from[c * f.features.stride_c]);
+  int64_t inside = 0;
+  with_dtype(dtype, [&](auto tag) {
+    const auto* data = static_cast<const decltype(tag)*>(f.features.data) + b * f.features.stride_b;
+    inside = each_tap(f, y, x, [&](int64_t t, int64_t row, int64_t column) {
+      const auto* from = data + row * f.features.stride_y + column * f.features.stride_x;
+      for (int64_t c = 0; c < f.channels; ++c) w.patches[c * w.taps_row + t] = to_float(from[c * f.features.stride_c]);
+    });
   });
   const float share = 1.f / float(inside);
   for (int64_t i = 0; i < f.channels * w.taps_row; ++i) w.patches[i] *= share;
@@ -114,15 +116,13 @@ void softmax_in_rows(float* v, int64_t rows, int64_t columns) {
 
 // The responses' softmax. As released, the flat run of channels x filters values is read as filters rows of channels
 // ones, and the softmax goes over those rows; in the paper it goes over the filters of a channel.
-template <class T>
-void weigh(const FeatureUnify& f, int64_t b, int64_t y, int64_t x, PixelScratch& w) {
-  respond<T>(f, b, y, x, w);
+void weigh(DType dtype, const FeatureUnify& f, int64_t b, int64_t y, int64_t x, PixelScratch& w) {
+  respond(dtype, f, b, y, x, w);
   if (f.released) softmax_over_rows(w.responses, f.filters, f.channels, w.largest, w.sums);
   else softmax_in_rows(w.responses, f.channels, f.filters);
 }
 
-template <class T>
-void unify(const FeatureUnify& f, const Strided& out, int threads) {
+void unify(DType dtype, const FeatureUnify& f, const Strided& out, int threads) {
   const int64_t share = PixelScratch::floats(f);
   Scratch scratch(share * threads);
   parallel(threads, f.batch * f.height * f.width, [&](int thread, int64_t begin, int64_t end) {
@@ -130,8 +130,7 @@ void unify(const FeatureUnify& f, const Strided& out, int threads) {
     w.load_basis(f);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / f.width / f.height, y = task / f.width % f.height, x = task % f.width;
-      weigh<T>(f, b, y, x, w);
-      T* to = static_cast<T*>(out.data) + b * out.stride_b + y * out.stride_y + x * out.stride_x;
+      weigh(dtype, f, b, y, x, w);
       // Means of many nearly equal weights: what tells them apart is in the digits that a float32 sum drops, and AnyUp's
       // next step, a group norm, blows just those up.
       double* __restrict sum = w.sums;
@@ -142,15 +141,17 @@ void unify(const FeatureUnify& f, const Strided& out, int threads) {
         for (int64_t c = 0; c < f.channels; ++c)
           for (int64_t m = 0; m < f.filters; ++m) sum[m] += double(w.responses[c * f.filters + m]);
       }
-      for (int64_t m = 0; m < f.filters; ++m) from_float(float(sum[m] / double(f.channels)), to[m * out.stride_c]);
+      with_dtype(dtype, [&](auto tag) {
+        auto* to = static_cast<decltype(tag)*>(out.data) + b * out.stride_b + y * out.stride_y + x * out.stride_x;
+        for (int64_t m = 0; m < f.filters; ++m) from_float(float(sum[m] / double(f.channels)), to[m * out.stride_c]);
+      });
     }
   });
 }
 
 // Rows of an image are cut into `shares` runs; each sums its gradients of features apart, with the rows around it, and
 // the runs are added in their order. Gradients of the basis: one part per run.
-template <class T>
-void unify_backward(const FeatureUnify& f, const Strided& grad_out, const Strided& grad_features,
+void unify_backward(DType dtype, const FeatureUnify& f, const Strided& grad_out, const Strided& grad_features,
                     float* grad_basis, int64_t shares, int threads) {
   const int64_t taps = f.kernel * f.kernel, radius = f.kernel / 2, line = f.width * f.channels;
   const int64_t longest = (f.height + shares - 1) / shares + 2 * radius;
@@ -173,10 +174,11 @@ void unify_backward(const FeatureUnify& f, const Strided& grad_out, const Stride
       fill_row(basis_sums, 0.f, basis_floats);
       for (int64_t y = first_row(s); y < first_row(s + 1); ++y)
         for (int64_t x = 0; x < f.width; ++x) {
-          weigh<T>(f, b, y, x, w);
-          const T* from = static_cast<const T*>(grad_out.data) + b * grad_out.stride_b + y * grad_out.stride_y +
-                          x * grad_out.stride_x;
-          for (int64_t m = 0; m < f.filters; ++m) grad[m] = to_float(from[m * grad_out.stride_c]) / float(f.channels);
+          weigh(dtype, f, b, y, x, w);
+          load_values(grad, dtype, grad_out.data,
+                      b * grad_out.stride_b + y * grad_out.stride_y + x * grad_out.stride_x, grad_out.stride_c,
+                      f.filters);
+          for (int64_t m = 0; m < f.filters; ++m) grad[m] /= float(f.channels);
           // p (g - sum p g), the sum over the softmax
           if (f.released) {
             fill_row(w.total, 0.f, f.channels);
@@ -230,9 +232,9 @@ void unify_backward(const FeatureUnify& f, const Strided& grad_out, const Stride
           add_scaled_row(row, sums.data() + ((b * shares + s) * longest + y - top) * line + x * f.channels, 1.f,
                          f.channels);
         }
-        T* to = static_cast<T*>(grad_features.data) + b * grad_features.stride_b + y * grad_features.stride_y +
-                x * grad_features.stride_x;
-        for (int64_t c = 0; c < f.channels; ++c) from_float(row[c], to[c * grad_features.stride_c]);
+        store_values(dtype, grad_features.data,
+                     b * grad_features.stride_b + y * grad_features.stride_y + x * grad_features.stride_x,
+                     grad_features.stride_c, row, f.channels);
       }
     }
   });
@@ -241,14 +243,12 @@ void unify_backward(const FeatureUnify& f, const Strided& grad_out, const Stride
 }  // namespace
 
 void feature_unify(DType dtype, FeatureUnify f, Strided out, int threads) {
-  with_dtype(dtype, [&](auto tag) { unify<decltype(tag)>(f, out, threads); });
+  unify(dtype, f, out, threads);
 }
 
 void feature_unify_backward(DType dtype, FeatureUnify f, Strided grad_out, Strided grad_features, float* grad_basis,
                             int64_t shares, int threads) {
-  with_dtype(dtype, [&](auto tag) {
-    unify_backward<decltype(tag)>(f, grad_out, grad_features, grad_basis, shares, threads);
-  });
+  unify_backward(dtype, f, grad_out, grad_features, grad_basis, shares, threads);
 }
 
 }  // namespace MURF_LEVEL

@@ -43,8 +43,8 @@ struct Patch {
 class WithoutSubnormals {
  public:
 #if defined(__SSE2__)
-  WithoutSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8000); }
-  ~WithoutSubnormals() { _mm_setcsr(before_); }
+  WithoutSubnormals() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(before_ | 0x8000); }
+  ~WithoutSubnormals() { __builtin_ia32_ldmxcsr(before_); }
 
  private:
   unsigned before_;

@@ -42,8 +42,7 @@ void many_channels(const Window& window, const Patch& patch, const float* const*
   for (; c < pitch; c += kLanes) pixel_blocks<1>(operand, c, patch, tile, pitch);
 }
 
-template <class T>
-void forward(const GaussianBilateral& u, const Strided& out, int threads) {
+void forward(DType dtype, const GaussianBilateral& u, const Strided& out, int threads) {
   const bool few = u.channels <= kFew;
   const int64_t pitch = padded(u.channels), cells = Patches::cells_of(u);
   const int64_t own = padded(Patches::floats(u)), tile_floats = kPixels * pitch;
@@ -70,16 +69,20 @@ void forward(const GaussianBilateral& u, const Strided& out, int threads) {
         if (few) few_channels(u, window, patch, values, tile);
         else many_channels(window, patch, rows, tile, pitch);
         const int64_t step = few ? 1 : pitch, step_c = few ? kPixels : 1;
-        T* dst = static_cast<T*>(out.data) + b * out.stride_b;
         if (out.stride_c == 1 && !few) {
           for (int64_t i = 0; i < patch.count; ++i)
-            store_row(dst + patch.row[i] * out.stride_y + patch.column[i] * out.stride_x, tile + i * pitch, u.channels);
+            store_values(dtype, out.data,
+                         b * out.stride_b + patch.row[i] * out.stride_y + patch.column[i] * out.stride_x, 1,
+                         tile + i * pitch, u.channels);
           return;
         }
-        for (int64_t c = 0; c < u.channels; ++c)
-          for (int64_t i = 0; i < patch.count; ++i)
-            from_float(tile[i * step + c * step_c],
-                       dst[patch.row[i] * out.stride_y + patch.column[i] * out.stride_x + c * out.stride_c]);
+        with_dtype(dtype, [&](auto tag) {
+          auto* dst = static_cast<decltype(tag)*>(out.data) + b * out.stride_b;
+          for (int64_t c = 0; c < u.channels; ++c)
+            for (int64_t i = 0; i < patch.count; ++i)
+              from_float(tile[i * step + c * step_c],
+                         dst[patch.row[i] * out.stride_y + patch.column[i] * out.stride_x + c * out.stride_c]);
+        });
       };
       patches.each(b, index / u.width, index % u.width, gather, apply);
     }
@@ -89,7 +92,7 @@ void forward(const GaussianBilateral& u, const Strided& out, int threads) {
 }  // namespace
 
 void gaussian_bilateral_upsample(DType dtype, GaussianBilateral upsampling, Strided out, int threads) {
-  with_dtype(dtype, [&](auto type) { forward<decltype(type)>(upsampling, out, threads); });
+  forward(dtype, upsampling, out, threads);
 }
 
 }  // namespace MURF_LEVEL

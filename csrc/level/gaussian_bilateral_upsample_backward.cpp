@@ -45,16 +45,12 @@ struct Tiles {
         of_guidance(mean + kPixels) {}
 };
 
-template <class T>
-void load_gradient(const GaussianBilateral& u, const Strided& grad, int64_t b, const Patch& patch, Tiles& t) {
+void load_gradient(DType dtype, const GaussianBilateral& u, const Strided& grad, int64_t b, const Patch& patch, Tiles& t) {
   const int64_t pitch = padded(u.channels);
   for (int64_t i = 0; i < patch.count; ++i) {
-    const T* src = static_cast<const T*>(grad.data) + b * grad.stride_b + patch.row[i] * grad.stride_y +
-                   patch.column[i] * grad.stride_x;
+    const int64_t from = b * grad.stride_b + patch.row[i] * grad.stride_y + patch.column[i] * grad.stride_x;
     float* pixel = t.by_pixel + i * pitch;
-    if (grad.stride_c == 1) load_row(pixel, src, u.channels);
-    else
-      for (int64_t c = 0; c < u.channels; ++c) pixel[c] = to_float(src[c * grad.stride_c]);
+    load_values(pixel, dtype, grad.data, from, grad.stride_c, u.channels);
     fill_row(pixel + u.channels, 0.f, pitch - u.channels);
   }
   for (int64_t c = 0; c < u.channels; ++c) {
@@ -133,8 +129,7 @@ void to_values(const Window& window, const Patch& patch, const Tiles& t, int64_t
   }
 }
 
-template <class T>
-void backward(const GaussianBilateral& u, const Strided& grad, int64_t bands, const Gradients& to, int threads) {
+void backward(DType dtype, const GaussianBilateral& u, const Strided& grad, int64_t bands, const Gradients& to, int threads) {
   const int64_t pitch = padded(u.channels), cells = u.height * u.width, terms = 4 + u.guides;
   const int64_t own = padded(Patches::floats(u)), share = own + padded(Tiles::floats(u));
   const int64_t rows = Band::most_rows(u, bands) * u.width;
@@ -153,7 +148,7 @@ void backward(const GaussianBilateral& u, const Strided& grad, int64_t bands, co
         fill_row(values, 0.f, part);
         const int64_t origin = band.first * u.width;
         const auto apply = [&](const Window& window, const Patch& patch) {
-          load_gradient<T>(u, grad, b, patch, tiles);
+          load_gradient(dtype, u, grad, b, patch, tiles);
           if (to.values != nullptr) to_values(window, patch, tiles, origin, values, pitch);
           if (to.sums == nullptr && to.guidance == nullptr) return;
           to_weights(u, window, patch, image, tiles);
@@ -196,7 +191,7 @@ void backward(const GaussianBilateral& u, const Strided& grad, int64_t bands, co
 void gaussian_bilateral_upsample_backward(DType dtype, GaussianBilateral upsampling, Strided grad, int64_t shares,
                                           float* grad_values, float* grad_guidance, float* sums, int threads) {
   const Gradients to{grad_values, grad_guidance, sums};
-  with_dtype(dtype, [&](auto type) { backward<decltype(type)>(upsampling, grad, shares, to, threads); });
+  backward(dtype, upsampling, grad, shares, to, threads);
 }
 
 }  // namespace MURF_LEVEL

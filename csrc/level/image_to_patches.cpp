@@ -11,8 +11,8 @@ namespace {
 
 // dst[c][x] = sum_t w_t * image[b, c, y_t, x] for the three channels, planar
 template <class In>
-void blend_rows(const Image& image, const Axis& axis, int64_t b, int64_t y, float* mixed, float* planar,
-                int64_t planar_stride) {
+void blend_rows_of(const Image& image, const Axis& axis, int64_t b, int64_t y, float* mixed, float* planar,
+                   int64_t planar_stride) {
   const int64_t width = image.width;
   const bool interleaved = image.stride_c == 1 && image.stride_x == 3;
   for (int64_t c = 0; c < (interleaved ? 1 : 3); ++c) {
@@ -29,6 +29,12 @@ void blend_rows(const Image& image, const Axis& axis, int64_t b, int64_t y, floa
   }
 }
 
+void blend_rows(bool is_uint8, DType dtype, const Image& image, const Axis& axis, int64_t b, int64_t y, float* mixed,
+                float* planar, int64_t planar_stride) {
+  if (is_uint8) return blend_rows_of<uint8_t>(image, axis, b, y, mixed, planar, planar_stride);
+  with_dtype(dtype, [&](auto tag) { blend_rows_of<decltype(tag)>(image, axis, b, y, mixed, planar, planar_stride); });
+}
+
 // dst[x] = gain * sum_t w_t * src[x_t] + offset
 void narrow_row(const Axis& axis, const float* __restrict src, float gain, float offset, int64_t n,
                 float* __restrict dst) {
@@ -43,8 +49,9 @@ void narrow_row(const Axis& axis, const float* __restrict src, float gain, float
     dst[x] = gain * weighted_sum(axis.weights + x * axis.taps, src + axis.first[x], axis.count[x]) + offset;
 }
 
-template <class In, class Out>
-void patches(const Image& image, Axis axis_y, Axis axis_x, const PatchRows& rows, Out* out, int threads) {
+template <class Out>
+void patches(bool is_uint8, DType in, const Image& image, Axis axis_y, Axis axis_x, const PatchRows& rows, Out* out,
+             int threads) {
   const int64_t p = rows.patch, grid_h = axis_y.out / p, grid_w = axis_x.out / p, width = grid_w * p;
   const int64_t planar_stride = padded(image.width + 1);
   const int64_t share = padded(3 * image.width) + 3 * planar_stride + 3 * padded(width);
@@ -58,7 +65,7 @@ void patches(const Image& image, Axis axis_y, Axis axis_x, const PatchRows& rows
       const int64_t b = task / grid_h, patch_y = task % grid_h;
       Out* dst = out + b * rows.stride_b + patch_y * grid_w * rows.stride_row;
       for (int64_t yy = 0; yy < p; ++yy) {
-        blend_rows<In>(image, axis_y, b, patch_y * p + yy, mixed, planar, planar_stride);
+        blend_rows(is_uint8, in, image, axis_y, b, patch_y * p + yy, mixed, planar, planar_stride);
         for (int64_t c = 0; c < 3; ++c)
           narrow_row(axis_x, planar + c * planar_stride, rows.gain[c], rows.offset[c], width,
                      pixels + c * padded(width));
@@ -83,13 +90,7 @@ void patches(const Image& image, Axis axis_y, Axis axis_x, const PatchRows& rows
 void image_to_patches(bool is_uint8, DType in, DType out, Image image, Axis axis_y, Axis axis_x, PatchRows rows,
                       void* result, int threads) {
   with_dtype(out, [&](auto out_tag) {
-    using Out = decltype(out_tag);
-    Out* typed = static_cast<Out*>(result);
-    if (is_uint8) {
-      patches<uint8_t>(image, axis_y, axis_x, rows, typed, threads);
-    } else {
-      with_dtype(in, [&](auto in_tag) { patches<decltype(in_tag)>(image, axis_y, axis_x, rows, typed, threads); });
-    }
+    patches(is_uint8, in, image, axis_y, axis_x, rows, static_cast<decltype(out_tag)*>(result), threads);
   });
 }
 

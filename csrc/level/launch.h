@@ -55,5 +55,7 @@ inline void with_dtype(DType dtype, Body body) {
   else body(f16{});
 }
 
+inline int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
 }  // namespace MURF_LEVEL
 }  // namespace murf

@@ -23,17 +23,25 @@ void take(double& left, Out& out) {
   left -= double(to_float(out));
 }
 
-template <class In, class Out>
+template <class Out>
 void prepare_rows(NearestRows x, const float* mean, Out* out, int64_t out_stride, NearestRole role,
                   double* squared_norms, double* errors, int threads) {
-  parallel(threads, x.rows, [&](int, int64_t begin, int64_t end) {
+  const int64_t width = padded(x.dim);
+  Scratch scratch(x.dtype == DType::f32 ? 0 : width * threads);
+  parallel(threads, x.rows, [&](int thread, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const In* row = static_cast<const In*>(x.data) + i * x.stride;
+      const float* row = static_cast<const float*>(x.data);
+      if (x.dtype == DType::f32) {
+        row += i * x.stride;
+      } else {
+        load_values(scratch.data() + thread * width, x.dtype, x.data, i * x.stride, 1, x.dim);
+        row = scratch.data() + thread * width;
+      }
       Out* dst = out + i * out_stride;
       const double scale = x.scale == nullptr ? 1. : x.scale[i];
       double norm[8] = {}, error[8] = {};
       each_in_lanes<8>(x.dim, [&](int64_t j, int lane) {
-        const double exact = double(to_float(row[j])) * scale - (mean == nullptr ? 0. : double(mean[j]));
+        const double exact = double(row[j]) * scale - (mean == nullptr ? 0. : double(mean[j]));
         from_float(float(exact), dst[j]);
         const double rounded = double(to_float(dst[j]));
         norm[lane] += rounded * rounded;
@@ -58,7 +66,6 @@ void prepare_rows(NearestRows x, const float* mean, Out* out, int64_t out_stride
 
 // What is known about one query: rows that can still be among the k nearest (`lower` bounds their distance), the k
 // smallest upper bounds as a heap with the largest first, and the k nearest of the rows that were scored exactly.
-template <class T>
 class Search {
  public:
   Search(const NearestState& s, const NearestRows& query, const NearestRows& bank, bool ip, int64_t i, float* row)
@@ -130,14 +137,17 @@ class Search {
   // Read when the first candidate is scored: most blocks leave none that has to be.
   void load() {
     if (loaded_) return;
-    with_dtype(query_.dtype, [&](auto tag) {
-      load_row(row_, static_cast<const decltype(tag)*>(query_.data) + i_ * query_.stride, query_.dim);
-    });
+    load_values(row_, query_.dtype, query_.data, i_ * query_.stride, 1, query_.dim);
     loaded_ = true;
   }
 
   void score(int64_t j) {
     load();
+    with_dtype(bank_.dtype, [&](auto tag) { score_as<decltype(tag)>(j); });
+  }
+
+  template <class T>
+  __attribute__((noinline)) void score_as(int64_t j) {
     const T* b = static_cast<const T*>(bank_.data) + j * bank_.stride;
     const double b_scale = bank_.scale == nullptr ? 1. : bank_.scale[j];
     // Scales of rows near the smallest numbers are beyond float32.
@@ -231,7 +241,7 @@ ProductBounds bounds_of(const NearestBlock& block, int64_t i, ProductBounds*) {
   return {float((rounding + sum) * (1 + 0x1p-20)), block.relative};
 }
 
-template <class B, class P, class T>
+template <class B, class P>
 void scan_rows(const P* products, NearestBlock block, NearestRows query, NearestRows bank, NearestState state,
                int threads) {
   const int64_t width = padded(query.dim);
@@ -241,7 +251,7 @@ void scan_rows(const P* products, NearestBlock block, NearestRows query, Nearest
       const P* p = products + n * block.stride;
       const int64_t i = block.queries == nullptr ? n : block.queries[n];
       constexpr bool ip = std::is_same_v<B, ProductBounds>;
-      Search<T> search(state, query, bank, ip, i, scratch.data() + thread * width);
+      Search search(state, query, bank, ip, i, scratch.data() + thread * width);
       const B bounds = bounds_of(block, i, static_cast<B*>(nullptr));
       float threshold = bounds.threshold(search.bound());
       for (int64_t c = 0; c < block.columns; c += kScan) {
@@ -267,26 +277,19 @@ void scan_rows(const P* products, NearestBlock block, NearestRows query, Nearest
 
 void nearest_prepare(NearestRows x, const float* mean, DType out_dtype, void* out, int64_t out_stride,
                      NearestRole role, double* squared_norms, double* errors, int threads) {
-  with_dtype(x.dtype, [&](auto in) {
-    with_dtype(out_dtype, [&](auto tag) {
-      using Out = decltype(tag);
-      prepare_rows<decltype(in)>(x, mean, static_cast<Out*>(out), out_stride, role, squared_norms, errors, threads);
-    });
+  with_dtype(out_dtype, [&](auto tag) {
+    prepare_rows(x, mean, static_cast<decltype(tag)*>(out), out_stride, role, squared_norms, errors, threads);
   });
 }
 
 void nearest_scan(DType product_dtype, const void* products, NearestBlock block, NearestRows query, NearestRows bank,
                   NearestState state, NearestMetric metric, int threads) {
-  with_dtype(bank.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    const auto scan = [&](auto* p) {
-      using P = std::remove_cvref_t<decltype(*p)>;
-      if (metric == NearestMetric::ip) scan_rows<ProductBounds, P, T>(p, block, query, bank, state, threads);
-      else scan_rows<Bounds, P, T>(p, block, query, bank, state, threads);
-    };
-    if (product_dtype == DType::f32) scan(static_cast<const float*>(products));
-    else scan(static_cast<const bf16*>(products));
-  });
+  const auto scan = [&](auto* p) {
+    if (metric == NearestMetric::ip) scan_rows<ProductBounds>(p, block, query, bank, state, threads);
+    else scan_rows<Bounds>(p, block, query, bank, state, threads);
+  };
+  if (product_dtype == DType::f32) scan(static_cast<const float*>(products));
+  else scan(static_cast<const bf16*>(products));
 }
 
 void nearest_finish(NearestRows query, NearestRows bank, NearestState state, NearestMetric metric, float* distances,
@@ -296,9 +299,7 @@ void nearest_finish(NearestRows query, NearestRows bank, NearestState state, Nea
   parallel(threads, query.rows, [&](int thread, int64_t begin, int64_t end) {
     float* row = scratch.data() + thread * width;
     for (int64_t i = begin; i < end; ++i) {
-      with_dtype(bank.dtype, [&](auto tag) {
-        Search<decltype(tag)>(state, query, bank, metric == NearestMetric::ip, i, row).settle();
-      });
+      Search(state, query, bank, metric == NearestMetric::ip, i, row).settle();
       for (int64_t j = i * state.k; j < (i + 1) * state.k; ++j) {
         const double exact = state.exact[j];
         distances[j] = float(metric == NearestMetric::l2       ? __builtin_sqrt(exact)

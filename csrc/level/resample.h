@@ -13,20 +13,6 @@ namespace MURF_LEVEL {
 inline int64_t pixel_stride(const Map& map) { return padded(map.channels); }
 inline int64_t row_floats(const Map& map) { return map.x.in * pixel_stride(map); }
 
-// dst[x * stride + c] = sum_t w_t * map[b, c, y_t, x]
-template <class T>
-inline void vertical_row(const Map& map, int64_t b, int64_t y, float* dst) {
-  const int64_t n = map.channels, stride = pixel_stride(map), width = map.x.in;
-  const int64_t count = map.y.count[y];
-  const bool dense = map.stride_x == n && stride == n;
-  const int64_t runs = dense ? 1 : width, length = dense ? width * n : n;
-  const T* src = static_cast<const T*>(map.data) + b * map.stride_b + map.y.first[y] * map.stride_y;
-  for (int64_t x = 0; x < runs; ++x)
-    combine_rows(dst + x * stride, src + x * map.stride_x, map.stride_y, map.y.weights + y * map.y.taps, count, length);
-  if (stride != n)
-    for (int64_t x = 0; x < width; ++x) fill_row(dst + x * stride + n, 0.f, stride - n);
-}
-
 // dst[c] = sum_t w_t * row[x_t * stride + c], for c up to the padded channel count
 inline void horizontal_pixel(const Map& map, const float* row, int64_t x, float* dst) {
   const int64_t stride = pixel_stride(map);
@@ -40,13 +26,8 @@ inline int64_t rows_floats(Maps maps) {
   return n;
 }
 
-template <class T>
-inline void vertical_rows(Maps maps, int64_t b, int64_t y, float* rows) {
-  for (int64_t m = 0; m < maps.size; ++m) {
-    vertical_row<T>(maps.data[m], b, y, rows);
-    rows += row_floats(maps.data[m]);
-  }
-}
+// The vertical rows of all maps, of which row y of image b of the result is made.
+void vertical_rows(DType dtype, Maps maps, int64_t b, int64_t y, float* rows);
 
 // The cells of all maps that one output pixel combines: pixel[c] = bias[c] + sum_t weights[t] * cells[t][c].
 class PixelTaps {
@@ -104,7 +85,6 @@ inline const float* bias_row(Bias bias, int64_t b) {
 }
 
 // Collects finished pixels of one dense row in the caches and writes them out in long runs.
-template <class T>
 class PixelWriter {
  public:
   static constexpr int64_t kFloats = 4096;  // 16 KB of float32: half a first-level cache
@@ -113,12 +93,15 @@ class PixelWriter {
   // the next pixel overwrites and the room at the end catches.
   static int64_t floats(int64_t channels) { return 2 * run_floats(channels); }
 
-  PixelWriter(float* scratch, int64_t channels, T* dst, bool stream)
+  // Writes to `dst` from element `at` on.
+  PixelWriter(float* scratch, int64_t channels, DType dtype, void* dst, int64_t at, bool stream)
       : run_(scratch),
-        typed_(reinterpret_cast<T*>(scratch + run_floats(channels))),
+        typed_(scratch + run_floats(channels)),
         channels_(channels),
         capacity_(capacity(channels)),
+        dtype_(dtype),
         dst_(dst),
+        at_(at),
         stream_(stream) {}
 
   float* next() { return run_ + used_ * channels_; }
@@ -128,25 +111,20 @@ class PixelWriter {
   void flush() {
     const int64_t n = used_ * channels_;
     if (n == 0) return;
-    if (!stream_) {
-      store_row(dst_, run_, n);
-    } else if constexpr (sizeof(T) == sizeof(float)) {
-      stream_copy(dst_, run_, n * int64_t(sizeof(T)));
-    } else {
-      store_row(typed_, run_, n);
-      stream_copy(dst_, typed_, n * int64_t(sizeof(T)));
-    }
-    dst_ += n;
+    if (stream_) stream_values(dtype_, dst_, at_, run_, n, typed_);
+    else store_values(dtype_, dst_, at_, 1, run_, n);
+    at_ += n;
     used_ = 0;
   }
 
  private:
   static int64_t capacity(int64_t channels) { return max64(1, kFloats / channels); }
   static int64_t run_floats(int64_t channels) { return padded(capacity(channels) * channels) + 16; }
-  float* run_;
-  T* typed_;
+  float *run_, *typed_;
   int64_t channels_, capacity_;
-  T* dst_;
+  DType dtype_;
+  void* dst_;
+  int64_t at_;
   bool stream_;
   int64_t used_ = 0;
 };

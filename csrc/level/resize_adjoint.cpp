@@ -8,9 +8,14 @@ namespace murf {
 namespace MURF_LEVEL {
 namespace {
 
+template <class Sum>
+void store_sums(DType dtype, void* out, int64_t to, const Sum* sums, int64_t n) {
+  with_dtype(dtype, [&](auto tag) { store_row(static_cast<decltype(tag)*>(out) + to, sums, n); });
+}
+
 // channels_last: a full row is first reduced to low-resolution width, then added to the low-resolution rows it touches.
-template <class Sum, class T>
-void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out, int threads) {
+template <class Sum>
+void adjoint_channels_last(DType dtype, Map map, int64_t batch, void* out, int threads) {
   const int64_t n = map.channels, row = map.x.in * n;
   const int64_t bands = adjoint_bands(threads, batch, map.y.in);
   const int64_t band_rows = (map.y.in + bands - 1) / bands;
@@ -29,19 +34,19 @@ void adjoint_channels_last(const T* grad, Map map, int64_t batch, T* out, int th
         if (!band.touched_by(map.y, y)) continue;
         fill_row(reduced, 0.f, row_floats(map));
         for (int64_t x = 0; x < map.x.out; ++x) {
-          load_row(pixel, grad + b * map.stride_b + y * map.stride_y + x * map.stride_x, n);
+          load_values(pixel, dtype, map.data, b * map.stride_b + y * map.stride_y + x * map.stride_x, 1, n);
           spread_pixel(map, x, pixel, reduced);
         }
         spread_row(map, y, band, reduced, sums);
       }
-      store_row(out + (b * map.y.in + band.begin) * row, sums, (band.end - band.begin) * row);
+      store_sums(dtype, out, (b * map.y.in + band.begin) * row, sums, (band.end - band.begin) * row);
     }
   });
 }
 
 // planar: full rows are first added to the low-resolution rows they touch, then those are reduced in width.
-template <class Sum, class T>
-void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int threads) {
+template <class Sum>
+void adjoint_planar(DType dtype, Map map, int64_t batch, void* out, int threads) {
   const int64_t planes = batch * map.channels, width = map.x.out;
   const int64_t bands = adjoint_bands(threads, planes, map.y.in);
   const int64_t band_rows = (map.y.in + bands - 1) / bands;
@@ -52,15 +57,18 @@ void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int threads) 
     Sum* reduced = sums + padded(band_rows * width);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t plane = task / bands;
-      const T* source = grad + plane / map.channels * map.stride_b + plane % map.channels * map.stride_c;
+      const int64_t source = plane / map.channels * map.stride_b + plane % map.channels * map.stride_c;
       const Band band = adjoint_band(map.y, task % bands, bands);
       fill_row(sums, 0.f, (band.end - band.begin) * width);
       for (int64_t y = 0; y < map.y.out; ++y) {
         for (int64_t t = 0; t < map.y.count[y]; ++t) {
           const int64_t row = map.y.first[y] + t;
           if (row < band.begin || row >= band.end) continue;
-          add_scaled_row(sums + (row - band.begin) * width, source + y * map.stride_y,
-                         map.y.weights[y * map.y.taps + t], width);
+          with_dtype(dtype, [&](auto tag) {
+            add_scaled_row(sums + (row - band.begin) * width,
+                           static_cast<const decltype(tag)*>(map.data) + source + y * map.stride_y,
+                           map.y.weights[y * map.y.taps + t], width);
+          });
         }
       }
       for (int64_t row = band.begin; row < band.end; ++row) {
@@ -69,28 +77,20 @@ void adjoint_planar(const T* grad, Map map, int64_t batch, T* out, int threads) 
         for (int64_t x = 0; x < width; ++x)
           for (int64_t t = 0; t < map.x.count[x]; ++t)
             reduced[map.x.first[x] + t] += Sum(map.x.weights[x * map.x.taps + t]) * sum[x];
-        store_row(out + (plane * map.y.in + row) * map.x.in, reduced, map.x.in);
+        store_sums(dtype, out, (plane * map.y.in + row) * map.x.in, reduced, map.x.in);
       }
     }
   });
 }
 
-template <class Sum, class T>
-void adjoint(const T* grad, Map map, int64_t batch, T* out, bool channels_last, int threads) {
-  if (channels_last) adjoint_channels_last<Sum>(grad, map, batch, out, threads);
-  else adjoint_planar<Sum>(grad, map, batch, out, threads);
-}
-
 }  // namespace
 
 void resize_adjoint(DType dtype, Map map, int64_t batch, void* out, bool channels_last, int threads) {
-  with_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    const T* grad = static_cast<const T*>(map.data);
-    T* to = static_cast<T*>(out);
-    if (has_long_sums(map)) adjoint<double>(grad, map, batch, to, channels_last, threads);
-    else adjoint<float>(grad, map, batch, to, channels_last, threads);
-  });
+  const bool is_long = has_long_sums(map);
+  if (is_long && channels_last) adjoint_channels_last<double>(dtype, map, batch, out, threads);
+  else if (is_long) adjoint_planar<double>(dtype, map, batch, out, threads);
+  else if (channels_last) adjoint_channels_last<float>(dtype, map, batch, out, threads);
+  else adjoint_planar<float>(dtype, map, batch, out, threads);
 }
 
 }  // namespace MURF_LEVEL

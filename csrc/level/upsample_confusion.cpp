@@ -28,12 +28,13 @@ class Run {
   int64_t pair_ = -1, length_ = 0;
 };
 
-template <class T>
-void confusion(Maps maps, Grid grid, Bias bias, Labels target, int64_t* counts, int threads) {
-  const int64_t share = padded(BestClasses<T>::floats(maps, grid));
+}  // namespace
+
+void upsample_confusion(DType dtype, Maps maps, Grid grid, Bias bias, Labels target, int64_t* counts, int threads) {
+  const int64_t share = padded(BestClasses::floats(maps, grid));
   Scratch scratch(share * threads);
   parallel(threads, grid.batch * grid.height, [&](int thread, int64_t begin, int64_t end) {
-    BestClasses<T> classes(maps, grid, bias, scratch.data() + thread * share);
+    BestClasses classes(dtype, maps, grid, bias, scratch.data() + thread * share);
     Run run(counts);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = task * grid.width;
@@ -43,12 +44,6 @@ void confusion(Maps maps, Grid grid, Bias bias, Labels target, int64_t* counts, 
           [&](int64_t x, Best best) { run.add(label_at(target, row + x) * grid.channels + best.index); });
     }
   });
-}
-
-}  // namespace
-
-void upsample_confusion(DType dtype, Maps maps, Grid grid, Bias bias, Labels target, int64_t* counts, int threads) {
-  with_dtype(dtype, [&](auto tag) { confusion<decltype(tag)>(maps, grid, bias, target, counts, threads); });
 }
 
 }  // namespace MURF_LEVEL

@@ -16,8 +16,7 @@ namespace {
 
 float weight_of(CrossEntropy ce, int64_t k) { return ce.weight == nullptr ? 1.f : ce.weight[k]; }
 
-template <class T>
-void forward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse, int threads) {
+void forward(DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse, int threads) {
   const int64_t n = grid.channels, rows_size = rows_floats(maps);
   const int64_t share = rows_size + padded(n) + PixelTaps::floats(maps);
   const float smooth = ce.label_smoothing / float(n);
@@ -30,7 +29,7 @@ void forward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, floa
     PixelTaps taps(maps, pixel + padded(n));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / grid.height;
-      vertical_rows<T>(maps, b, task % grid.height, rows);
+      vertical_rows(dtype, maps, b, task % grid.height, rows);
       for (int64_t x = 0; x < grid.width; ++x) {
         const int64_t at = task * grid.width + x, target = ce.target[at];
         loss[at] = largest[at] = log_sums[at] = 0.f;
@@ -53,14 +52,13 @@ void forward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, floa
   });
 }
 
-template <class T>
-void backward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, const float* lse, const float* grad_loss,
+void backward(DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce, const float* lse, const float* grad_loss,
               float* const* gradients, int threads) {
   const int64_t n = grid.channels;
   const float smooth = ce.label_smoothing / float(n);
   const float weight_sum = ce.weight == nullptr ? float(n) : sum_of(ce.weight, n);
   const float *largest = lse, *log_sums = lse + grid.batch * grid.height * grid.width;
-  spread_pixel_gradients<T>(maps, grid, bias, gradients, threads,
+  spread_pixel_gradients(dtype, maps, grid, bias, gradients, threads,
                             [&](int64_t b, int64_t y, int64_t x, bool, float* v) {
     const int64_t at = (b * grid.height + y) * grid.width + x, target = ce.target[at];
     if (target == ce.ignore_index) return false;
@@ -84,14 +82,12 @@ void backward(Maps maps, Grid grid, Bias bias, CrossEntropy ce, const float* lse
 
 void upsample_cross_entropy(DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce, float* loss, float* lse,
                             int threads) {
-  with_dtype(dtype, [&](auto tag) { forward<decltype(tag)>(maps, grid, bias, ce, loss, lse, threads); });
+  forward(dtype, maps, grid, bias, ce, loss, lse, threads);
 }
 
 void upsample_cross_entropy_backward(DType dtype, Maps maps, Grid grid, Bias bias, CrossEntropy ce, const float* lse,
                                      const float* grad_loss, float* const* gradients, int threads) {
-  with_dtype(dtype, [&](auto tag) {
-    backward<decltype(tag)>(maps, grid, bias, ce, lse, grad_loss, gradients, threads);
-  });
+  backward(dtype, maps, grid, bias, ce, lse, grad_loss, gradients, threads);
 }
 
 }  // namespace MURF_LEVEL

@@ -19,8 +19,7 @@ float distribution(float* v, int64_t n, bool softmax) {
   return sum_of(v, n);
 }
 
-template <class T>
-void forward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out, int threads) {
+void forward(DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out, int threads) {
   const int64_t n = grid.channels, rows_size = rows_floats(maps);
   const int64_t share = rows_size + padded(n) + PixelTaps::floats(maps);
   Scratch scratch(share * threads);
@@ -30,7 +29,7 @@ void forward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax,
     PixelTaps taps(maps, pixel + padded(n));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / grid.height;
-      vertical_rows<T>(maps, b, task % grid.height, rows);
+      vertical_rows(dtype, maps, b, task % grid.height, rows);
       for (int64_t x = 0; x < grid.width; ++x) {
         taps.select(rows, x);
         taps.sum(bias_row(bias, b), pixel);
@@ -42,11 +41,10 @@ void forward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax,
 }
 
 // d out / d logit_k = p_k (value_k - out) for the softmax; for the linear norm p_k is 1 / sum where the logit is > 0.
-template <class T>
-void backward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax, const float* grad_out,
+void backward(DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax, const float* grad_out,
               float* const* gradients, float* row_value_gradients, int threads) {
   const int64_t n = grid.channels;
-  spread_pixel_gradients<T>(maps, grid, bias, gradients, threads,
+  spread_pixel_gradients(dtype, maps, grid, bias, gradients, threads,
                             [&](int64_t b, int64_t y, int64_t x, bool owned, float* v) {
     const int64_t row = b * grid.height + y;
     const float upstream = grad_out[row * grid.width + x];
@@ -77,16 +75,13 @@ void backward(Maps maps, Grid grid, Bias bias, const float* values, bool softmax
 
 void upsample_expectation(DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax, float* out,
                           int threads) {
-  with_dtype(dtype,
-             [&](auto tag) { forward<decltype(tag)>(maps, grid, bias, values, softmax, out, threads); });
+  forward(dtype, maps, grid, bias, values, softmax, out, threads);
 }
 
 void upsample_expectation_backward(DType dtype, Maps maps, Grid grid, Bias bias, const float* values, bool softmax,
                                    const float* grad_out, float* const* gradients, float* row_value_gradients,
                                    int threads) {
-  with_dtype(dtype, [&](auto tag) {
-    backward<decltype(tag)>(maps, grid, bias, values, softmax, grad_out, gradients, row_value_gradients, threads);
-  });
+  backward(dtype, maps, grid, bias, values, softmax, grad_out, gradients, row_value_gradients, threads);
 }
 
 }  // namespace MURF_LEVEL

@@ -1,5 +1,6 @@
 // Window attention, forward: see window_weights.h.
 #include "kernels.h"
+#include "window_products.h"
 #include "window_weights.h"
 
 namespace murf {
@@ -9,17 +10,17 @@ namespace {
 // Whether channels of the result are planes, written one after the other.
 bool planar(const WindowAttention& a, const Strided& out) { return out.stride_c != 1 && a.channels > 1; }
 
-template <class T>
 class Output {
  public:
-  Output(const WindowAttention& a, const Strided& out, Arena& arena) : a_(a), out_(out) {
+  Output(DType dtype, const WindowAttention& a, const Strided& out, Arena& arena)
+      : dtype_(dtype), a_(a), out_(out) {
     const int64_t queries = a.y.max_members * a.x.max_members;
     width_ = a.mean ? a.channels : a.channels / a.heads;
     row_ = (a.mean ? 1 : a.heads) * lanes_up(width_);
     // The aligned rows of a large result go past the caches.
-    const bool large = worth_streaming(a.batch * a.channels * a.y.out * a.x.out * int64_t(sizeof(T)));
+    const bool large = worth_streaming(a.batch * a.channels * a.y.out * a.x.out * size_of(dtype));
     const int64_t strides = out.stride_b | out.stride_y | out.stride_x;
-    rows_ = holds_rows<T>(out);
+    rows_ = holds_rows(dtype, out);
     stream_ = rows_ && large && reinterpret_cast<uintptr_t>(out.data) % (kLanes * sizeof(float)) == 0 &&
               strides % kLanes == 0;
     planar_ = planar(a, out);
@@ -46,7 +47,7 @@ class Output {
       const int64_t now = min64(kChannelChunk, n - c);
       for (int64_t at = begin; at < end; at += kValueChunk) {
         const int64_t stop = min64(at + kValueChunk, end);
-        pack_rows<T>(block, a_.v, at, stop, first + c, now, values_, kChannelChunk);
+        pack_rows(dtype_, block, a_.v, at, stop, first + c, now, values_, kChannelChunk);
         const float* own = weights + (at - begin) * block.width;
         if (planar_) {
           gemm(now, stop - at, block.width, values_, 1, kChannelChunk, own, block.width,
@@ -59,7 +60,7 @@ class Output {
     }
     if (last && !planar_ && block.keys > kValueChunk)
       for (int64_t m = 0; m < block.queries; ++m)
-        store_row(static_cast<T*>(out_.data) + places_[m] + first, head_result_ + m * row_ + first, n);
+        store_values(dtype_, out_.data, places_[m] + first, 1, head_result_ + m * row_ + first, n);
   }
 
  private:
@@ -104,29 +105,29 @@ class Output {
       values_tile<R, V, false>(keys, weights, block.width, values, kChannelChunk, to, begin > 0);
       return;
     }
-    T* out = static_cast<T*>(out_.data) + first;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (rows_ && rows == R && n >= V * kLanes) {
-        for (int i = 0; i < R; ++i) to[i] = out + places_[m + i];
-        if (stream_ && first % kLanes == 0)
-          values_tile<R, V, true>(keys, weights, block.width, values, kChannelChunk, to, false);
-        else values_tile<R, V, false>(keys, weights, block.width, values, kChannelChunk, to, false);
-        return;
-      }
+    if (rows_ && rows == R && n >= V * kLanes) {
+      for (int i = 0; i < R; ++i) to[i] = static_cast<float*>(out_.data) + places_[m + i] + first;
+      if (stream_ && first % kLanes == 0)
+        values_tile<R, V, true>(keys, weights, block.width, values, kChannelChunk, to, false);
+      else values_tile<R, V, false>(keys, weights, block.width, values, kChannelChunk, to, false);
+      return;
     }
     for (int i = 0; i < R; ++i) to[i] = tile_ + i * kChannelChunk;
     values_tile<R, V, false>(keys, weights, block.width, values, kChannelChunk, to, false);
-    for (int64_t i = 0; i < rows; ++i) store_row(out + places_[m + i], to[i], min64(n, V * kLanes));
+    for (int64_t i = 0; i < rows; ++i) store_values(dtype_, out_.data, places_[m + i] + first, 1, to[i], min64(n, V * kLanes));
   }
 
   void write_planes(const Block& block, int64_t first, int64_t n) {
-    for (int64_t c = first; c < first + n; ++c) {
-      T* out = static_cast<T*>(out_.data) + c * out_.stride_c;
-      const float* row = result_ + c * block.width;
-      for (int64_t m = 0; m < block.queries; ++m) from_float(row[m], out[places_[m]]);
-    }
+    with_dtype(dtype_, [&](auto tag) {
+      for (int64_t c = first; c < first + n; ++c) {
+        auto* out = static_cast<decltype(tag)*>(out_.data) + c * out_.stride_c;
+        const float* row = result_ + c * block.width;
+        for (int64_t m = 0; m < block.queries; ++m) from_float(row[m], out[places_[m]]);
+      }
+    });
   }
 
+  const DType dtype_;
   const WindowAttention& a_;
   const Strided& out_;
   int64_t row_, width_;
@@ -136,22 +137,23 @@ class Output {
   KeyRows* rows_of_;
 };
 
-template <class T>
-void forward(const WindowAttention& a, const Strided& out, float* lse, int threads) {
+}  // namespace
+
+void window_attention(DType dtype, WindowAttention attention, Strided out, float* lse, int threads) {
   auto floats = [&] {
     Arena arena(nullptr);
-    BlockWeights<T> weights(a, planar(a, out), arena);
-    Output<T> output(a, out, arena);
+    BlockWeights weights(dtype, attention, planar(attention, out), arena);
+    Output output(dtype, attention, out, arena);
     return arena.used();
   };
   const int64_t share = floats();
   Scratch scratch(share * threads);
-  parallel(threads, a.batch * a.y.blocks * a.x.blocks, [&](int thread, int64_t begin, int64_t end) {
+  parallel(threads, attention.batch * attention.y.blocks * attention.x.blocks, [&](int thread, int64_t begin, int64_t end) {
     Arena arena(scratch.data() + thread * share);
-    BlockWeights<T> weights(a, planar(a, out), arena);
-    Output<T> output(a, out, arena);
+    BlockWeights weights(dtype, attention, planar(attention, out), arena);
+    Output output(dtype, attention, out, arena);
     for (int64_t task = begin; task < end; ++task) {
-      const Block block = block_of(a, task);
+      const Block block = block_of(attention, task);
       output.enter(block);
       weights.each(block, lse, [&](int64_t head, int64_t from, int64_t to, const float* given) {
         output.take(block, head, from, to, given);
@@ -159,12 +161,6 @@ void forward(const WindowAttention& a, const Strided& out, float* lse, int threa
     }
     stream_fence();
   });
-}
-
-}  // namespace
-
-void window_attention(DType dtype, WindowAttention attention, Strided out, float* lse, int threads) {
-  with_dtype(dtype, [&](auto tag) { forward<decltype(tag)>(attention, out, lse, threads); });
 }
 
 }  // namespace MURF_LEVEL

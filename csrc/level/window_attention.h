@@ -46,19 +46,5 @@ struct Block {
   }
 };
 
-template <class T>
-inline void load_strided(float* dst, const T* src, int64_t stride, int64_t n) {
-  if (stride == 1) load_row(dst, src, n);
-  else
-    for (int64_t i = 0; i < n; ++i) dst[i] = to_float(src[i * stride]);
-}
-
-template <class T>
-inline void store_strided(T* dst, int64_t stride, const float* src, int64_t n) {
-  if (stride == 1) store_row(dst, src, n);
-  else
-    for (int64_t i = 0; i < n; ++i) from_float(src[i], dst[i * stride]);
-}
-
 }  // namespace MURF_LEVEL
 }  // namespace murf

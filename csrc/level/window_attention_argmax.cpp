@@ -1,5 +1,6 @@
 // window_attention_argmax: the class of the largest attended logit of every query; see window_weights.h. Logits lie by
 // class, then query, a block at a time, and the comparison is one of vectors of queries.
+#include "gemm.h"
 #include "kernels.h"
 #include "window_weights.h"
 
@@ -7,10 +8,10 @@ namespace murf {
 namespace MURF_LEVEL {
 namespace {
 
-template <class T>
 class Logits {
  public:
-  Logits(const WindowAttention& a, Arena& arena) : a_(a), classes_(a.mean ? a.channels : a.channels / a.heads) {
+  Logits(DType dtype, const WindowAttention& a, Arena& arena)
+      : dtype_(dtype), a_(a), classes_(a.mean ? a.channels : a.channels / a.heads) {
     logits_ = arena.floats(classes_ * lanes_up(a.y.max_members * a.x.max_members));
     values_ = arena.floats(kKeyChunk * kChannelChunk);
   }
@@ -21,7 +22,7 @@ class Logits {
       const int64_t stop = min64(at + kKeyChunk, end);
       for (int64_t c = 0; c < classes_; c += kChannelChunk) {
         const int64_t now = min64(kChannelChunk, classes_ - c);
-        pack_rows<T>(block, a_.v, at, stop, head * classes_ + c, now, values_, kChannelChunk);
+        pack_rows(dtype_, block, a_.v, at, stop, head * classes_ + c, now, values_, kChannelChunk);
         gemm(now, stop - at, block.width, values_, 1, kChannelChunk, weights + (at - begin) * block.width, block.width,
              logits_ + c * block.width, block.width, head > 0 || at > 0);
       }
@@ -54,44 +55,37 @@ class Logits {
     return bias == nullptr ? v : v + bias[c];
   }
 
+  const DType dtype_;
   const WindowAttention& a_;
   const int64_t classes_;
   float *logits_, *values_;
 };
 
-template <class T, class Label>
-void argmax(const WindowAttention& a, const Bias& bias, Label* labels, int threads) {
-  auto floats = [&] {
-    Arena arena(nullptr);
-    BlockWeights<T> weights(a, true, arena);
-    Logits<T> logits(a, arena);
-    return arena.used();
-  };
-  const int64_t share = floats();
-  Scratch scratch(share * threads);
-  parallel(threads, a.batch * a.y.blocks * a.x.blocks, [&](int thread, int64_t begin, int64_t end) {
-    Arena arena(scratch.data() + thread * share);
-    BlockWeights<T> weights(a, true, arena);
-    Logits<T> logits(a, arena);
-    for (int64_t task = begin; task < end; ++task) {
-      const Block block = block_of(a, task);
-      weights.each(block, nullptr, [&](int64_t head, int64_t from, int64_t to, const float* given) {
-        logits.take(block, head, from, to, given);
-      });
-      logits.label(block, bias, labels);
-    }
-  });
-}
-
 }  // namespace
 
 void window_attention_argmax(DType dtype, WindowAttention attention, Bias bias, int label_bytes, void* labels,
                              int threads) {
-  with_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    if (label_bytes == 1) argmax<T>(attention, bias, static_cast<uint8_t*>(labels), threads);
-    else if (label_bytes == 2) argmax<T>(attention, bias, static_cast<int16_t*>(labels), threads);
-    else argmax<T>(attention, bias, static_cast<int32_t*>(labels), threads);
+  auto floats = [&] {
+    Arena arena(nullptr);
+    BlockWeights weights(dtype, attention, true, arena);
+    Logits logits(dtype, attention, arena);
+    return arena.used();
+  };
+  const int64_t share = floats();
+  Scratch scratch(share * threads);
+  parallel(threads, attention.batch * attention.y.blocks * attention.x.blocks, [&](int thread, int64_t begin, int64_t end) {
+    Arena arena(scratch.data() + thread * share);
+    BlockWeights weights(dtype, attention, true, arena);
+    Logits logits(dtype, attention, arena);
+    for (int64_t task = begin; task < end; ++task) {
+      const Block block = block_of(attention, task);
+      weights.each(block, nullptr, [&](int64_t head, int64_t from, int64_t to, const float* given) {
+        logits.take(block, head, from, to, given);
+      });
+      if (label_bytes == 1) logits.label(block, bias, static_cast<uint8_t*>(labels));
+      else if (label_bytes == 2) logits.label(block, bias, static_cast<int16_t*>(labels));
+      else logits.label(block, bias, static_cast<int32_t*>(labels));
+    }
   });
 }
 

@@ -36,14 +36,13 @@ struct BandSums {
 };
 
 // w.grad_scores = <values of the run's keys, gradient of a query> over channels [first, first + n), which are packed.
-template <class T>
-void gradient_of_weights(const WindowAttention& a, const Block& block, int64_t first, int64_t n, Run run,
+void gradient_of_weights(DType dtype, const WindowAttention& a, const Block& block, int64_t first, int64_t n, Run run,
                          GradientScratch& w) {
   for (int64_t begin = run.begin; begin < run.end; begin += kKeyChunk) {
     const int64_t end = min64(begin + kKeyChunk, run.end);
     for (int64_t c = 0; c < n; c += kChannelChunk) {
       const int64_t now = min64(kChannelChunk, n - c);
-      pack_keys<T>(block, a.v, begin, end, first + c, now, w.values, kChannelChunk);
+      pack_keys(dtype, block, a.v, begin, end, first + c, now, w.values, kChannelChunk);
       gemm(end - begin, now, block.width, w.values, kChannelChunk, 1, w.grad_columns + c * block.width, block.width,
            w.grad_scores + (begin - run.begin) * block.width, block.width, c > 0);
     }
@@ -115,32 +114,30 @@ void gradient_of_products(const WindowAttention& a, const WindowGradients& g, co
   }
 }
 
-template <class T>
-void store_gradient_of_queries(const WindowAttention& a, const WindowGradients& g, const Block& block,
+void store_gradient_of_queries(DType dtype, const WindowAttention& a, const WindowGradients& g, const Block& block,
                                const GradientHead& h, GradientScratch& w) {
   const int64_t d = a.head_dim;
   for (int64_t m = 0; m < block.queries; ++m) {
     for (int64_t i = 0; i < d; ++i) w.rows[i] = a.scale * h.grad_q[i * block.width + m];
-    T* to = static_cast<T*>(g.q.data) + block.query_at(g.q, m) + h.head * d * g.q.stride_c;
-    store_strided(to, g.q.stride_c, w.rows, d);
+    const int64_t to = block.query_at(g.q, m) + h.head * d * g.q.stride_c;
+    store_values(dtype, g.q.data, to, g.q.stride_c, w.rows, d);
   }
 }
 
 // The gradients of heads [first, end), which share that of their weights.
-template <class T>
-void group_gradients(const WindowAttention& a, const WindowGradients& g, const Block& block, int64_t part,
-                     int64_t first, int64_t end, GradientScratch& w, const BandSums& sums) {
+void group_gradients(DType dtype, const WindowAttention& a, const WindowGradients& g, const Block& block,
+                     int64_t part, int64_t first, int64_t end, GradientScratch& w, const BandSums& sums) {
   const int64_t d = a.head_dim, width = block.width, n = a.mean ? a.channels : a.channels / a.heads;
   const int64_t channel = a.mean ? 0 : first * n;
   const float share = a.mean ? 1.f / float(a.heads) : 1.f;
-  pack_queries<T>(block, g.grad_out, channel, n, 1.f, w.grad_rows, w.channels);
+  pack_queries(dtype, block, g.grad_out, channel, n, 1.f, w.grad_rows, w.channels);
   transpose_queries(block, w.grad_rows, w.channels, n, w.grad_columns);
   auto head_of = [&](int64_t head) { return GradientHead(a, block, head, w); };
   auto each_run = [&](auto visit) {
     for (int64_t begin = 0; begin < block.keys; begin += w.run) visit(Run{begin, min64(begin + w.run, block.keys)});
   };
   auto enter = [&](const GradientHead& h) {
-    pack_queries<T>(block, a.q, h.head * d, d, a.scale, h.q_rows, w.depth);
+    pack_queries(dtype, block, a.q, h.head * d, d, a.scale, h.q_rows, w.depth);
     transpose_queries(block, h.q_rows, w.depth, d, h.q);
     fill_row(h.largest, kNever, width);
     fill_row(h.totals, 0.f, width);
@@ -153,27 +150,27 @@ void group_gradients(const WindowAttention& a, const WindowGradients& g, const B
     gradient_of_scores(a, g, block, h, share, run, w);
     if (g.bias_y != nullptr) gradient_of_bias(a, g, block, h.head, part, run, w);
     gradient_of_products(a, g, block, h, run, w, sums);
-    if (g.q.data != nullptr && run.end == block.keys) store_gradient_of_queries<T>(a, g, block, h, w);
+    if (g.q.data != nullptr && run.end == block.keys) store_gradient_of_queries(dtype, a, g, block, h, w);
   };
   const bool kept = block.keys <= w.run;
   if (!kept) {
     for (int64_t head = first; head < end; ++head) enter(head_of(head));
     each_run([&](Run run) {
-      gradient_of_weights<T>(a, block, channel, n, run, w);
+      gradient_of_weights(dtype, a, block, channel, n, run, w);
       for (int64_t head = first; head < end; ++head) {
         const GradientHead h = head_of(head);
-        score<T>(a, block, h, run, w);
+        score(dtype, a, block, h, run, w);
         exponentials(block, h, run, w);
       }
     });
     for (int64_t head = first; head < end; ++head) finish(block, head_of(head), share);
   }
   each_run([&](Run run) {
-    gradient_of_weights<T>(a, block, channel, n, run, w);
+    gradient_of_weights(dtype, a, block, channel, n, run, w);
     for (int64_t head = first; head < end; ++head) {
       const GradientHead h = head_of(head);
       if (kept) enter(h);
-      score<T>(a, block, h, run, w);
+      score(dtype, a, block, h, run, w);
       if (kept) {
         exponentials(block, h, run, w);
         finish(block, h, share);
@@ -184,16 +181,14 @@ void group_gradients(const WindowAttention& a, const WindowGradients& g, const B
   });
 }
 
-template <class T>
-void block_gradients(const WindowAttention& a, const WindowGradients& g, const Block& block, int64_t part,
-                     GradientScratch& w, const BandSums& sums) {
+void block_gradients(DType dtype, const WindowAttention& a, const WindowGradients& g, const Block& block,
+                     int64_t part, GradientScratch& w, const BandSums& sums) {
   for (int64_t head = 0; head < a.heads; head += w.group)
-    group_gradients<T>(a, g, block, part, head, head + w.group, w, sums);
+    group_gradients(dtype, a, g, block, part, head, head + w.group, w, sums);
 }
 
 // Keys belong to many queries: every share of the rows sums into its own band, and bands are added in their order.
-template <class T>
-void backward(const WindowAttention& a, const WindowGradients& g, int threads) {
+void backward(DType dtype, const WindowAttention& a, const WindowGradients& g, int threads) {
   const int64_t depth = a.heads * a.head_dim, parts = a.batch * g.shares;
   auto first_block = [&](int64_t share) { return a.y.blocks * share / g.shares; };
   Scratch table(g.shares * int64_t(sizeof(KeyBand) / sizeof(float)));
@@ -229,7 +224,7 @@ void backward(const WindowAttention& a, const WindowGradients& g, int threads) {
       }
       for (int64_t by = first_block(s); by < first_block(s + 1); ++by)
         for (int64_t bx = 0; bx < a.x.blocks; ++bx)
-          block_gradients<T>(a, g, Block(a, b, by, bx), part, w, own);
+          block_gradients(dtype, a, g, Block(a, b, by, bx), part, w, own);
     }
   });
   const int64_t longest = padded(max64(depth, a.channels));
@@ -249,8 +244,7 @@ void backward(const WindowAttention& a, const WindowGradients& g, int threads) {
             if (y < from.band.begin || y >= from.band.end) continue;
             add_scaled_row(row, (values ? from.values : from.keys) + ((y - from.band.begin) * a.x.in + x) * n, 1.f, n);
           }
-          store_strided(static_cast<T*>(to.data) + b * to.stride_b + y * to.stride_y + x * to.stride_x, to.stride_c,
-                        row, n);
+          store_values(dtype, to.data, b * to.stride_b + y * to.stride_y + x * to.stride_x, to.stride_c, row, n);
         }
     }
   });
@@ -259,7 +253,7 @@ void backward(const WindowAttention& a, const WindowGradients& g, int threads) {
 }  // namespace
 
 void window_attention_backward(DType dtype, WindowAttention attention, WindowGradients gradients, int threads) {
-  with_dtype(dtype, [&](auto tag) { backward<decltype(tag)>(attention, gradients, threads); });
+  backward(dtype, attention, gradients, threads);
 }
 
 }  // namespace MURF_LEVEL

@@ -13,12 +13,11 @@ namespace MURF_LEVEL {
 constexpr int64_t kKeptFloats = 1 << 17, kRunOfGradients = 1 << 16;
 
 // Channels [first, first + n) of the block's queries, by query: dst[m * row + i], padded with zeros to `row`.
-template <class T>
-inline void pack_queries(const Block& block, const Strided& t, int64_t first, int64_t n, float scale, float* dst,
-                         int64_t row) {
+inline void pack_queries(DType dtype, const Block& block, const Strided& t, int64_t first, int64_t n, float scale,
+                         float* dst, int64_t row) {
   for (int64_t m = 0; m < block.queries; ++m) {
     float* to = dst + m * row;
-    load_strided(to, static_cast<const T*>(t.data) + block.query_at(t, m) + first * t.stride_c, t.stride_c, n);
+    load_values(to, dtype, t.data, block.query_at(t, m) + first * t.stride_c, t.stride_c, n);
     for (int64_t i = 0; i < n; ++i) to[i] *= scale;
     fill_row(to + n, 0.f, row - n);
   }
@@ -34,11 +33,10 @@ inline void transpose_queries(const Block& block, const float* packed, int64_t r
 }
 
 // Channels [first, first + n) of keys [begin, end): dst[(j - begin) * row + i], padded with zeros to `row`.
-template <class T>
-inline void pack_keys(const Block& block, const Strided& t, int64_t begin, int64_t end, int64_t first, int64_t n,
-                      float* dst, int64_t row) {
+inline void pack_keys(DType dtype, const Block& block, const Strided& t, int64_t begin, int64_t end, int64_t first,
+                      int64_t n, float* dst, int64_t row) {
   for (int64_t j = begin; j < end; ++j, dst += row) {
-    load_strided(dst, static_cast<const T*>(t.data) + block.key_at(t, j) + first * t.stride_c, t.stride_c, n);
+    load_values(dst, dtype, t.data, block.key_at(t, j) + first * t.stride_c, t.stride_c, n);
     fill_row(dst + n, 0.f, row - n);
   }
 }
@@ -134,10 +132,10 @@ struct GradientHead {
 };
 
 // w.scores = a head's scaled products with the keys of a run and what the axes add; the keys stay in w.k.
-template <class T>
-inline void score(const WindowAttention& a, const Block& block, const GradientHead& h, Run run, GradientScratch& w) {
+inline void score(DType dtype, const WindowAttention& a, const Block& block, const GradientHead& h, Run run,
+                  GradientScratch& w) {
   const int64_t d = a.head_dim, width = block.width;
-  pack_keys<T>(block, a.k, run.begin, run.end, h.head * d, d, w.k, w.depth);
+  pack_keys(dtype, block, a.k, run.begin, run.end, h.head * d, d, w.k, w.depth);
   gemm(run.count(), d, width, w.k, w.depth, 1, h.q, width, w.scores, width, false);
   for (int64_t j = run.begin; j < run.end; ++j) {
     float* s = w.scores + (j - run.begin) * width;

@@ -7,28 +7,13 @@
 // values.
 #pragma once
 
-#include <math.h>
-
-#include "activations.h"
 #include "window_attention.h"
-#include "window_products.h"
 
 namespace murf {
 namespace MURF_LEVEL {
 
-// Scores of a run of keys: 256 KB, and as many weights. Runs are no longer because keys may have to be copied.
-constexpr int64_t kRunFloats = 1 << 16, kLongestRun = 960;
-
 // Values of so many keys are summed in registers.
 constexpr int64_t kValueChunk = 192;
-
-// Keys of an image beyond this do not stay in the second-level cache from one row of blocks to the next.
-constexpr int64_t kNearFloats = 1 << 18;
-
-template <class T>
-inline void prefetch_row(const T* row, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + i, 0, 2);
-}
 
 // Memory of one thread, cut into arrays; or only counted, from null.
 class Arena {
@@ -56,16 +41,6 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// visit(i, row, column) for keys [begin, end) of a block, i counted from `begin`; row and column of its union.
-template <class Visit>
-inline void each_key(const Block& block, int64_t begin, int64_t end, Visit visit) {
-  int64_t y = begin / block.x_keys, x = begin % block.x_keys;
-  for (int64_t i = 0; i < end - begin; ++i) {
-    visit(i, y, x);
-    if (++x == block.x_keys) x = 0, ++y;
-  }
-}
-
 // places[m]: where query m lies in its image of a map.
 inline void query_places(const Block& block, const Strided& t, int64_t* places) {
   for (int64_t y = 0; y < block.y_queries; ++y)
@@ -73,49 +48,11 @@ inline void query_places(const Block& block, const Strided& t, int64_t* places) 
       places[y * block.x_queries + x] = block.b * t.stride_b + block.ys[y] * t.stride_y + block.xs[x] * t.stride_x;
 }
 
-inline Vec load_lanes(const float* from) { return load_vec(from); }
-inline Vec load_lanes(const bf16* from) {
-  typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
-  Halves halves;
-  std::memcpy(&halves, from, sizeof halves);
-  return Vec(__builtin_convertvector(halves, UintVec) << 16);
-}
-inline Vec load_lanes(const f16* from) {
-  float lane[kLanes];
-  load_row(lane, from, kLanes);
-  return load_vec(lane);
-}
-
-// Up to kLanes values, and zeros.
-template <class T>
-inline Vec load_some(const T* from, int64_t n) {
-  if (n >= kLanes) return load_lanes(from);
-  float lane[kLanes] = {};
-  load_row(lane, from, n);
-  return load_vec(lane);
-}
-
 // Channels [first, first + n) of keys [begin, end): dst[(j - begin) * row + i], padded with zeros to `row`.
-template <class T>
-inline void pack_rows(const Block& block, const Strided& t, int64_t begin, int64_t end, int64_t first, int64_t n,
-                      float* dst, int64_t row) {
-  const T* data = static_cast<const T*>(t.data) + block.b * t.stride_b + first * t.stride_c;
-  each_key(block, begin, end, [&](int64_t i, int64_t y, int64_t x) {
-    const T* key = data + block.key_ys[y] * t.stride_y + block.key_xs[x] * t.stride_x;
-    float* to = dst + i * row;
-    int64_t c = 0;
-    if (t.stride_c == 1) {
-      for (; c + kLanes <= n; c += kLanes) store_vec(to + c, load_lanes(key + c));
-    }
-    load_strided(to + c, key + c * t.stride_c, t.stride_c, n - c);
-    fill_row(to + n, 0.f, row - n);
-  });
-}
+void pack_rows(DType dtype, const Block& block, const Strided& t, int64_t begin, int64_t end, int64_t first, int64_t n,
+               float* dst, int64_t row);
 
-template <class T>
-constexpr bool holds_rows(const Strided& t) {
-  return sizeof(T) == sizeof(float) && t.stride_c == 1;
-}
+inline bool holds_rows(DType dtype, const Strided& t) { return dtype == DType::f32 && t.stride_c == 1; }
 
 inline Block block_of(const WindowAttention& a, int64_t task) {
   const int64_t blocks = a.y.blocks * a.x.blocks, at = task % blocks;
@@ -132,300 +69,59 @@ struct KeyRows {
   int64_t begin, end;
 };
 
-inline void key_rows_of_queries(const WindowAxis& y, const Block& block, KeyRows* rows) {
-  const float* mask = y.exact[block.y_block] ? nullptr : y.masks + y.mask_begin[block.y_block];
-  for (int64_t i = 0; i < block.y_queries; ++i) {
-    int64_t begin = 0, end = block.y_keys;
-    if (mask != nullptr) {
-      while (mask[begin * block.y_queries + i] == kNever) ++begin;
-      while (mask[(end - 1) * block.y_queries + i] == kNever) --end;
-    }
-    rows[i] = {begin, end};
-  }
-}
+void key_rows_of_queries(const WindowAxis& y, const Block& block, KeyRows* rows);
 
-template <class T>
 class BlockWeights {
  public:
   // dense: weights are 0 where a band has no scores; else they are nothing there.
-  BlockWeights(const WindowAttention& a, bool dense, Arena& arena)
-      : a_(a), shared_terms_(a.bias_y == nullptr), dense_(dense) {
-    const int64_t queries = a.y.max_members * a.x.max_members, keys = a.y.max_keys * a.x.max_keys;
-    const int64_t width = lanes_up(queries), tables = shared_terms_ ? 1 : a.heads;
-    run_ = min64(max64(kRunFloats / width / kValueChunk * kValueChunk, kValueChunk), kLongestRun);
-    const int64_t run = min64(run_, keys);
-    depth_ = lanes_up(a.head_dim);
-    far_ = a.k.stride_c == 1 && a.v.stride_c == 1 && a.y.in * a.x.in * a.heads * a.head_dim > kNearFloats;
-    queries_ = arena.floats(a.heads * a.head_dim * width);
-    keys_ = holds_rows<T>(a.k) ? nullptr : arena.floats(run * depth_);
-    scores_ = arena.floats((run + kKeySlack) * width), weights_ = arena.floats(run * width);
-    terms_y_ = arena.floats(tables * a.y.max_keys * width), terms_x_ = arena.floats(tables * a.x.max_keys * width);
-    largest_ = arena.floats(a.heads * width), inverse_ = arena.floats(a.heads * width);
-    term_y_ = arena.pointers<const float*>(tables * a.y.max_keys);
-    term_x_ = arena.pointers<const float*>(tables * a.x.max_keys);
-    key_ = arena.pointers<const float*>(run + kKeySlack);
-    places_ = arena.pointers<int64_t>(queries);
-    bands_ = arena.structs<Band>(width / kLanes);
-    rows_ = arena.structs<KeyRows>(a.y.max_members);
-  }
+  BlockWeights(DType dtype, const WindowAttention& a, bool dense, Arena& arena);
 
   // take(head, begin, end, weights) for every head and run of keys of a block; where heads are averaged, once for all
   // of them. Weights lie by key, then query, block.width apart; a query's add up to 1. lse: as window_attention has it.
   template <class Take>
   void each(const Block& block, float* lse, Take take) {
-    query_places(block, a_.q, places_);
-    transpose_queries(block);
-    find_bands(block);
-    for (int64_t head = 0; head < (shared_terms_ ? 1 : a_.heads); ++head) {
-      make_terms(block, a_.y, a_.bias_y, head, true, terms_y_ + head * a_.y.max_keys * block.width,
-                 term_y_ + head * a_.y.max_keys);
-      make_terms(block, a_.x, a_.bias_x, head, false, terms_x_ + head * a_.x.max_keys * block.width,
-                 term_x_ + head * a_.x.max_keys);
-    }
-    const bool whole = block.keys <= run_;
-    for (int64_t head = 0; head < a_.heads; ++head) {
-      fill_row(largest_ + head * block.width, kNever, block.width);
-      fill_row(inverse_ + head * block.width, 0.f, block.width);
-      for (int64_t begin = 0; begin < block.keys; begin += run_) {
-        const int64_t end = min64(begin + run_, block.keys);
-        score(block, head, begin, end);
-        if (whole) exponentials<true>(block, head, begin, end);
-        else exponentials<false>(block, head, begin, end);
-      }
-      finish(block, head, lse);
-      if (!whole) continue;
-      mix(block, head, 0, block.keys);
-      if (!a_.mean) take(head, int64_t(0), block.keys, weights_);
-    }
-    if (whole) {
-      if (a_.mean) take(int64_t(0), int64_t(0), block.keys, weights_);
-      return;
-    }
-    for (int64_t begin = 0; begin < block.keys; begin += run_) {
-      const int64_t end = min64(begin + run_, block.keys);
-      for (int64_t head = 0; head < a_.heads; ++head) {
-        score(block, head, begin, end);
-        mix_exponentials(block, head, begin, end);
-        if (!a_.mean) take(head, begin, end, weights_);
-      }
-      if (a_.mean) take(int64_t(0), begin, end, weights_);
-    }
+    each(block, lse, {&take, [](void* self, int64_t head, int64_t begin, int64_t end, const float* weights) {
+                        (*static_cast<Take*>(self))(head, begin, end, weights);
+                      }});
   }
 
  private:
+  // `take`, whatever it is.
+  struct Taker {
+    void* self;
+    void (*call)(void* self, int64_t head, int64_t begin, int64_t end, const float* weights);
+    void operator()(int64_t head, int64_t begin, int64_t end, const float* weights) const {
+      call(self, head, begin, end, weights);
+    }
+  };
+  void each(const Block& block, float* lse, Taker take);
+
   // What an axis adds to the scores of a head, by key, then query; at[key] is null where that is nothing.
   void make_terms(const Block& block, const WindowAxis& axis, const float* bias, int64_t head, bool rows, float* terms,
-                  const float** at) const {
-    const int64_t own = rows ? block.y_block : block.x_block;
-    const int64_t members = rows ? block.y_queries : block.x_queries, keys = rows ? block.y_keys : block.x_keys;
-    const int32_t *member = rows ? block.ys : block.xs, *key = rows ? block.key_ys : block.key_xs;
-    const float* mask = axis.exact[own] ? nullptr : axis.masks + axis.mask_begin[own];
-    for (int64_t j = 0; j < keys; ++j) {
-      at[j] = nullptr;
-      if (mask == nullptr && bias == nullptr) continue;
-      float* to = terms + j * block.width;
-      bool any = false;
-      for (int64_t i = 0; i < members; ++i) {
-        float term = mask == nullptr ? 0.f : mask[j * members + i];
-        // A key outside the window stays outside whatever the bias says.
-        if (bias != nullptr && term != kNever) term += bias[(head * axis.out + member[i]) * axis.in + key[j]];
-        any |= term != 0.f;
-        if (rows) fill_row(to + i * block.x_queries, term, block.x_queries);
-        else
-          for (int64_t y = 0; y < block.y_queries; ++y) to[y * members + i] = term;
-      }
-      fill_row(to + block.queries, 0.f, block.width - block.queries);
-      if (any) at[j] = to;
-    }
-  }
-
-  // All heads' queries, scaled: [channel][query], zeros beyond the last query. A row of queries is read from one end to
-  // the other, as the prefetchers like it.
-  void transpose_queries(const Block& block) const {
-    const T* data = static_cast<const T*>(a_.q.data);
-    const int64_t d = a_.heads * a_.head_dim, width = block.width;
-    if (a_.q.stride_c != 1) {
-      for (int64_t i = 0; i < d; ++i) {
-        const T* channel = data + i * a_.q.stride_c;
-        for (int64_t m = 0; m < block.queries; ++m)
-          queries_[i * width + m] = a_.scale * to_float(channel[places_[m]]);
-        fill_row(queries_ + i * width + block.queries, 0.f, width - block.queries);
-      }
-      return;
-    }
-    for (int64_t first = 0; first < width; first += kLanes)
-      for (int64_t i = 0; i < d; i += kLanes) {
-        const int64_t now = min64(kLanes, d - i), rows = min64(kLanes, block.queries - first);
-        Vec vecs[kLanes];
-#pragma GCC unroll 16
-        for (int m = 0; m < kLanes; ++m) vecs[m] = m < rows ? load_some(data + places_[first + m] + i, now) : Vec{};
-        transpose_vecs(vecs);
-        for (int64_t n = 0; n < now; ++n) store_vec(queries_ + (i + n) * width + first, a_.scale * vecs[n]);
-      }
-  }
-
-  void find_bands(const Block& block) {
-    key_rows_of_queries(a_.y, block, rows_);
-    band_count_ = 0;
-    for (int64_t first = 0; first < block.width; first += kLanes) {
-      KeyRows rows = rows_[first / block.x_queries];
-      const int64_t last = (min64(first + kLanes, block.queries) - 1) / block.x_queries;
-      for (int64_t y = first / block.x_queries; y <= last; ++y)
-        rows = {min64(rows.begin, rows_[y].begin), max64(rows.end, rows_[y].end)};
-      const int64_t begin = rows.begin * block.x_keys, end = rows.end * block.x_keys;
-      Band* before = bands_ + band_count_ - 1;
-      if (band_count_ > 0 && before->key_begin == begin && before->key_end == end) ++before->vectors;
-      else bands_[band_count_++] = {first, 1, begin, end};
-    }
-  }
-
+                  const float** at) const;
+  // All heads' queries, scaled: [channel][query], zeros beyond the last query.
+  void transpose_queries(const Block& block) const;
+  void find_bands(const Block& block);
   // visit(n, VectorCount<V>, from, to) for vectors of queries from query n on and their keys of a run, counted from its
   // first.
   template <class Visit>
-  void each_band(int64_t begin, int64_t end, Visit visit) const {
-    for (int64_t i = 0; i < band_count_; ++i) {
-      const Band& band = bands_[i];
-      const int64_t from = max64(band.key_begin, begin), to = max64(min64(band.key_end, end), from);
-      each_in_vectors(band.vectors * kLanes, [&](int64_t n, auto vectors) {
-        visit(band.first + n, vectors, from - begin, to - begin);
-      });
-    }
-  }
-
+  void each_band(int64_t begin, int64_t end, Visit visit) const;
   // Points to a head's keys [begin, end) as float32 rows: in their map where it holds such rows, else to copies.
-  void find_keys(const Block& block, int64_t head, int64_t begin, int64_t end) {
-    const int64_t d = a_.head_dim;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (keys_ == nullptr) {
-        const float* data = static_cast<const float*>(a_.k.data) + block.b * a_.k.stride_b + head * d;
-        each_key(block, begin, end, [&](int64_t i, int64_t y, int64_t x) {
-          key_[i] = data + block.key_ys[y] * a_.k.stride_y + block.key_xs[x] * a_.k.stride_x;
-        });
-        return;
-      }
-    }
-    pack_rows<T>(block, a_.k, begin, end, head * d, d, keys_, depth_);
-    for (int64_t i = 0; i < end - begin; ++i) key_[i] = keys_ + i * depth_;
-  }
-
-  // Scores of keys [begin, end). Rows of a large map come from far: those of the values, and of the next head's keys,
-  // are asked for in time.
-  void score(const Block& block, int64_t head, int64_t begin, int64_t end) {
-    const int64_t count = end - begin, width = block.width, d = a_.head_dim;
-    find_keys(block, head, begin, end);
-    for (int64_t i = 0; i < kKeySlack; ++i) key_[count + i] = key_[count - 1];
-    const T* next = static_cast<const T*>(a_.k.data) + block.b * a_.k.stride_b + (head + 1) * d;
-    const int64_t n_values = a_.mean ? 0 : a_.channels / a_.heads;
-    const T* values = static_cast<const T*>(a_.v.data) + block.b * a_.v.stride_b + head * n_values;
-    const float* const* term_y = term_y_ + (shared_terms_ ? 0 : head * a_.y.max_keys);
-    const float* const* term_x = term_x_ + (shared_terms_ ? 0 : head * a_.x.max_keys);
-    int64_t asked = far_ ? 0 : count, y = begin / block.x_keys, x = begin % block.x_keys;
-    auto ahead = [&](int64_t to) {
-      for (; asked < to; ++asked) {
-        const int64_t key_y = block.key_ys[y], key_x = block.key_xs[x];
-        if (head + 1 < a_.heads) prefetch_row(next + key_y * a_.k.stride_y + key_x * a_.k.stride_x, d);
-        prefetch_row(values + key_y * a_.v.stride_y + key_x * a_.v.stride_x, n_values);
-        if (++x == block.x_keys) x = 0, ++y;
-      }
-    };
-    each_band(begin, end, [&](int64_t n, auto vectors, int64_t from, int64_t to) {
-      constexpr int V = decltype(vectors)::value;
-      float* scores = scores_ + from * width + n;
-      score_products<V>(to - from, d, key_ + from, queries_ + head * d * width + n, width, scores,
-                        [&](int64_t j) { ahead(from + j); });
-      each_key(block, begin + from, begin + to, [&](int64_t i, int64_t key_y, int64_t key_x) {
-        for (const float* term : {term_y[key_y], term_x[key_x]})
-          if (term != nullptr)
-            for (int v = 0; v < V; ++v) {
-              float* at = scores + i * width + v * kLanes;
-              store_vec(at, load_vec(at) + load_vec(term + n + v * kLanes));
-            }
-      });
-    });
-  }
-
-  // A query without a key that counts is shifted by nothing.
-  static Vec shift_of(Vec largest) { return largest == splat(kNever) ? Vec{} : largest; }
-
+  void find_keys(const Block& block, int64_t head, int64_t begin, int64_t end);
+  // Scores of keys [begin, end).
+  void score(const Block& block, int64_t head, int64_t begin, int64_t end);
   // Raises `largest` to the scores of a run and adds their exponentials to `inverse`, which holds sums until the last;
   // scores become their exponentials if they are kept.
   template <bool Keep>
-  void exponentials(const Block& block, int64_t head, int64_t run_begin, int64_t run_end) {
-    const int64_t width = block.width;
-    each_band(run_begin, run_end, [&](int64_t n, auto vectors, int64_t from, int64_t to) {
-      constexpr int V = decltype(vectors)::value;
-      const int64_t keys = to - from;
-      float* scores = scores_ + from * width + n;
-      float *largest = largest_ + head * width + n, *total = inverse_ + head * width + n;
-      Vec top[V], sum[V], shift[V];
-      for (int v = 0; v < V; ++v) top[v] = load_vec(largest + v * kLanes);
-      for (int64_t j = 0; j < keys; ++j)
-        for (int v = 0; v < V; ++v) {
-          const Vec s = load_vec(scores + j * width + v * kLanes);
-          top[v] = s > top[v] ? s : top[v];
-        }
-      for (int v = 0; v < V; ++v) {
-        shift[v] = shift_of(top[v]);
-        sum[v] = load_vec(total + v * kLanes) * exp_of_negative(load_vec(largest + v * kLanes) - shift[v]);
-        store_vec(largest + v * kLanes, top[v]);
-      }
-      for (int64_t begin = 0; begin < keys; begin += kSummedKeys) {
-        Vec part[V] = {};
-        for (int64_t j = begin; j < min64(begin + kSummedKeys, keys); ++j)
-          for (int v = 0; v < V; ++v) {
-            float* at = scores + j * width + v * kLanes;
-            const Vec e = exp_of_negative(load_vec(at) - shift[v]);
-            if constexpr (Keep) store_vec(at, e);
-            part[v] += e;
-          }
-        for (int v = 0; v < V; ++v) sum[v] += part[v];
-      }
-      for (int v = 0; v < V; ++v) store_vec(total + v * kLanes, sum[v]);
-    });
-  }
-
-  void finish(const Block& block, int64_t head, float* lse) {
-    float *largest = largest_ + head * block.width, *total = inverse_ + head * block.width;
-    if (lse != nullptr)
-      for (int64_t y = 0, m = 0; y < block.y_queries; ++y)
-        for (int64_t x = 0; x < block.x_queries; ++x, ++m)
-          lse[((block.b * a_.heads + head) * a_.y.out + block.ys[y]) * a_.x.out + block.xs[x]] =
-              (largest[m] == kNever ? 0.f : largest[m]) + logf(total[m]);
-    const float share = a_.mean ? 1.f / float(a_.heads) : 1.f;
-    for (int64_t m = 0; m < block.width; ++m) total[m] = share / total[m];
-  }
-
-  // weights = exponentials / sum, or the average of the heads' so far.
-  void mix(const Block& block, int64_t head, int64_t begin, int64_t end) {
-    each_weight(block, head, begin, end, [](Vec e, Vec) { return e; });
-  }
-
-  // The same from scores.
-  void mix_exponentials(const Block& block, int64_t head, int64_t begin, int64_t end) {
-    each_weight(block, head, begin, end, [](Vec s, Vec shift) { return exp_of_negative(s - shift); });
-  }
-
+  void exponentials(const Block& block, int64_t head, int64_t run_begin, int64_t run_end);
+  void finish(const Block& block, int64_t head, float* lse);
+  // weights = exponentials / sum, or the average of the heads' so far; and the same from scores.
+  void mix(const Block& block, int64_t head, int64_t begin, int64_t end);
+  void mix_exponentials(const Block& block, int64_t head, int64_t begin, int64_t end);
   template <class Exponential>
-  void each_weight(const Block& block, int64_t head, int64_t begin, int64_t end, Exponential exponential) {
-    const int64_t width = block.width;
-    const bool add = a_.mean && head > 0;
-    if (dense_ && !add && band_count_ > 1) fill_row(weights_, 0.f, (end - begin) * width);
-    each_band(begin, end, [&](int64_t n, auto vectors, int64_t from, int64_t to) {
-      constexpr int V = decltype(vectors)::value;
-      Vec inverse[V], shift[V];
-      for (int v = 0; v < V; ++v) {
-        inverse[v] = load_vec(inverse_ + head * width + n + v * kLanes);
-        shift[v] = shift_of(load_vec(largest_ + head * width + n + v * kLanes));
-      }
-      for (int64_t j = from; j < to; ++j)
-        for (int v = 0; v < V; ++v) {
-          const int64_t at = j * width + n + v * kLanes;
-          const Vec e = exponential(load_vec(scores_ + at), shift[v]) * inverse[v];
-          store_vec(weights_ + at, add ? load_vec(weights_ + at) + e : e);
-        }
-    });
-  }
+  void each_weight(const Block& block, int64_t head, int64_t begin, int64_t end, Exponential exponential);
 
+  const DType dtype_;
   const WindowAttention& a_;
   const bool shared_terms_, dense_;
   int64_t run_, depth_, band_count_ = 0;
