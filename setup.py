@@ -6,6 +6,7 @@ it fails the package is installed without the extension, and `murf-fast info` sa
 
 MURF_FAST_SANITIZE=address,undefined builds the extension with those sanitizers (see .ci/run).
 MURF_FAST_REQUIRE_NATIVE=1 turns a failed build of the extension into an error.
+MURF_FAST_PURE=1 leaves the extension out: the wheel is one for every Python (see .ci/wheel).
 MURF_FAST_OBJECTS=FOLDER keeps the objects of a build there, each by all that it is made of; the next build compiles
 only what has changed, wherever its sources lie. Only csrc/bind knows of Python: builds for several Pythons share the
 other objects. What no build has asked for in two weeks is thrown away.
@@ -19,12 +20,12 @@ import copy
 import hashlib
 import itertools
 import os
-import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -43,7 +44,8 @@ COMMON_SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
 BIND_SOURCES = sorted(str(p) for p in Path("csrc", "bind").glob("*.cpp"))
 BIND = str(Path("csrc", "bind", "native.cpp"))
 
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+# The machine that is built for, which a cross build names (docs/wheels.md); this one's otherwise.
+X86 = sysconfig.get_platform().endswith(("-x86_64", "-amd64"))
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC would stay at 256 bits for its default tuning.
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
@@ -66,7 +68,10 @@ FLAGS = [
     "-Wno-psabi",
 ]
 # Programs that tell what a compiler has.
-OPENMP = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
+OPENMP = {
+    "-fopenmp": "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n",
+    "-fopenmp-simd": "int main() {}\n",
+}
 TILES = """
 #include <immintrin.h>
 int main() {
@@ -79,6 +84,7 @@ KEPT = os.environ.get("MURF_FAST_OBJECTS", "")
 PROGRESS = os.environ.get("MURF_FAST_PROGRESS", "")
 KEPT_SECONDS = 14 * 24 * 3600
 SANITIZE = os.environ.get("MURF_FAST_SANITIZE", "")
+PURE = os.environ.get("MURF_FAST_PURE") == "1"
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
 
@@ -182,9 +188,11 @@ class BuildLevels(build_ext):
             print("murf_fast: the reference and Triton backends remain; `murf-fast info` has details", file=sys.stderr)
 
     def _build(self, ext: Extension) -> None:
+        if self.compiler.compiler_type == "msvc":
+            raise RuntimeError("the kernels are made of GCC's vectors, which MSVC does not have")
         import pybind11
 
-        openmp = ["-fopenmp"] if self._accepts(OPENMP, "-fopenmp") else []
+        openmp = self._openmp()
         jobs = [(BIND, [], None)]  # the longest comes first
         jobs += [(source, flags, level) for level, flags in LEVELS.items() for source in KERNEL_SOURCES]
         amx = X86 and sys.platform == "linux" and self._accepts(TILES, *AMX)
@@ -247,6 +255,10 @@ class BuildLevels(build_ext):
         plain.include_dirs = []
         return python, plain
 
+    def _openmp(self) -> list[str]:
+        """Without a runtime (Apple's compiler has none) kernels run in one thread; they sum in vectors all the same."""
+        return next(([flag] for flag, program in OPENMP.items() if self._accepts(program, flag)), [])
+
     def _accepts(self, code: str, *flags: str) -> bool:
         """Whether the compiler makes a program of it."""
         with tempfile.TemporaryDirectory() as folder:
@@ -266,6 +278,8 @@ class BuildLevels(build_ext):
 setup(
     packages=[*find_packages(include=["murf_fast", "murf_fast.*"]), "murf_fast.kernels"],
     package_dir={"murf_fast": "murf_fast", "murf_fast.kernels": "kernels"},
-    ext_modules=[Extension("murf_fast._native", sources=[*COMMON_SOURCES, *BIND_SOURCES, *KERNEL_SOURCES])],
+    ext_modules=[]
+    if PURE
+    else [Extension("murf_fast._native", sources=[*COMMON_SOURCES, *BIND_SOURCES, *KERNEL_SOURCES])],
     cmdclass={"build_py": BuildFresh, "build_ext": BuildLevels},
 )

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import types
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,13 +181,60 @@ def test_constants_of_a_trace_are_marked_as_torch_marks_them():
     assert vars(ours) == vars(theirs) != {}
 
 
-def test_every_subpackage_is_packaged(monkeypatch):
-    import setuptools
+@pytest.fixture
+def setup_script(monkeypatch):
+    """Runs setup.py but for its build: its names, and what it would give to setuptools."""
 
-    given = {}
-    monkeypatch.setattr(setuptools, "setup", lambda **options: given.update(options))
-    monkeypatch.chdir(ROOT)
-    exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), {"__name__": "setup", "__file__": "setup.py"})
+    def run():
+        given = {}
+        monkeypatch.setattr(setuptools, "setup", lambda **options: given.update(options))
+        monkeypatch.chdir(ROOT)
+        names = {"__name__": "setup", "__file__": "setup.py"}
+        exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), names)
+        return names, given
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("platform", "levels"),
+    [
+        ("linux-x86_64", ["baseline", "avx2", "avx512"]),
+        ("linux-aarch64", ["baseline"]),
+        ("macosx-11.0-arm64", ["baseline"]),
+        ("macosx-10.13-universal2", ["baseline"]),
+    ],
+)
+def test_levels_are_those_of_the_machine_that_is_built_for(setup_script, monkeypatch, platform, levels):
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", platform)
+    names, _ = setup_script()
+    assert list(names["LEVELS"]) == levels
+
+
+@pytest.mark.parametrize("accepted", [["-fopenmp", "-fopenmp-simd"], ["-fopenmp-simd"], []])
+def test_without_a_runtime_of_openmp_sums_are_of_vectors(setup_script, monkeypatch, accepted):
+    names, _ = setup_script()
+    build = names["BuildLevels"](setuptools.Distribution())
+    monkeypatch.setattr(build, "_accepts", lambda program, flag: flag in accepted)
+    assert build._openmp() == accepted[:1]
+
+
+def test_msvc_is_refused_by_name(setup_script):
+    names, given = setup_script()
+    build = names["BuildLevels"](setuptools.Distribution())
+    build.compiler = types.SimpleNamespace(compiler_type="msvc")
+    with pytest.raises(RuntimeError, match="MSVC"):
+        build._build(given["ext_modules"][0])
+
+
+def test_the_extension_can_be_left_out(setup_script, monkeypatch):
+    monkeypatch.setenv("MURF_FAST_PURE", "1")
+    _, given = setup_script()
+    assert given["ext_modules"] == []
+
+
+def test_every_subpackage_is_packaged(setup_script):
+    _, given = setup_script()
     folders = {given["package_dir"].get(name, name.replace(".", "/")) for name in given["packages"]}
     found = {str(p.parent.relative_to(ROOT)) for top in ("murf_fast", "kernels") for p in (ROOT / top).rglob("*.py")}
     assert found == folders
