@@ -7,18 +7,24 @@ it fails the package is installed without the extension, and `murf-fast info` sa
 MURF_FAST_SANITIZE=address,undefined builds the extension with those sanitizers (see .ci/run).
 MURF_FAST_REQUIRE_NATIVE=1 turns a failed build of the extension into an error.
 MURF_FAST_OBJECTS=FOLDER keeps the objects of a build there, each by all that it is made of; the next build compiles
-only what has changed, wherever its sources lie.
+only what has changed, wherever its sources lie. Only csrc/bind knows of Python: builds for several Pythons share the
+other objects. What no build has asked for in two weeks is thrown away.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,8 +34,9 @@ from setuptools.command.build_py import build_py
 
 # Kernels of csrc/level are compiled once per level, the rest of csrc once.
 KERNEL_SOURCES = sorted(str(p) for p in Path("csrc", "level").glob("*.cpp"))
-COMMON_SOURCES = sorted(str(p) for folder in ("csrc", "csrc/bind") for p in Path(folder).glob("*.cpp"))
-HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.h"))
+COMMON_SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
+# Python's headers and pybind11's are included here alone.
+BIND_SOURCES = sorted(str(p) for p in Path("csrc", "bind").glob("*.cpp"))
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -44,11 +51,13 @@ AMX_SOURCES = [f"csrc/level/{name}.cpp" for name in ("dense_attention", "pixel_c
 # Vectors cross no boundary between translation units, so the ABI that -Wpsabi warns of does not matter.
 FLAGS = [
     "-O3",
+    "-DNDEBUG",
     "-std=c++20",
     "-fvisibility=hidden",
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fwrapv",
     "-Wno-psabi",
 ]
 # Programs that tell what a compiler has.
@@ -62,9 +71,36 @@ int main() {
 }
 """
 KEPT = os.environ.get("MURF_FAST_OBJECTS", "")
+KEPT_SECONDS = 14 * 24 * 3600
 SANITIZE = os.environ.get("MURF_FAST_SANITIZE", "")
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+
+
+def compile_command(compiler) -> list[str]:
+    return list(getattr(compiler, "compiler_so_cxx", compiler.compiler_so))
+
+
+def sources_of(source: Path, seen: dict[Path, bytes] | None = None) -> dict[Path, bytes]:
+    """A source and all of csrc that it includes, with their contents; what is missing is empty."""
+    seen = {} if seen is None else seen
+    seen[source] = source.read_bytes() if source.exists() else b""
+    for name in re.findall(rb'^#include "(.+)"', seen[source], re.MULTILINE):
+        beside = Path(source.parent, name.decode())
+        header = beside if beside.exists() else Path("csrc", name.decode())
+        if header not in seen:
+            sources_of(header, seen)
+    return seen
+
+
+def object_key(compiler, described: tuple) -> str:
+    """The name of an object: a digest of the compiler, of how it is called, and of all of csrc that goes into it."""
+    command = compile_command(compiler)
+    program = itertools.takewhile(lambda word: not word.startswith("-"), command)
+    version = subprocess.run([*program, "--version"], check=True, capture_output=True).stdout
+    source, *_ = described
+    files = [part for path, text in sources_of(Path(source)).items() for part in (repr(str(path)).encode(), text)]
+    return hashlib.sha256(b"\0".join([version, repr((command, described)).encode(), *files])).hexdigest()
 
 
 class BuildFresh(build_py):
@@ -94,28 +130,30 @@ class BuildLevels(build_ext):
         jobs = [(sources, flags, level) for level, flags in LEVELS.items() for sources in KERNEL_SOURCES]
         amx = X86 and sys.platform == "linux" and self._accepts(TILES, *AMX)
         jobs += [(source, AMX, "amx") for source in AMX_SOURCES if amx]
-        jobs += [(source, [], None) for source in COMMON_SOURCES]
-        include = [*self.compiler.include_dirs, *ext.include_dirs, pybind11.get_include(), "csrc"]
-        surroundings = self._surroundings(pybind11.__version__) if KEPT else b""
+        jobs += [(source, [], None) for source in [*COMMON_SOURCES, *BIND_SOURCES]]
+        python, plain = self._compilers([*ext.include_dirs, pybind11.get_include()])
 
         def compile_one(job):
             source, flags, level = job
             has = [(name, "1") for name, found in (("MURF_X86", X86), ("MURF_AMX", amx)) if found]
             macros = [("MURF_LEVEL", level)] if level else has
             options = [*FLAGS, *openmp, *flags]
+            of_python = source in BIND_SOURCES
+            compiler = python if of_python else plain
 
             def compile_to(folder: Path) -> Path:
-                (made,) = self.compiler.compile(
-                    [source], output_dir=str(folder), macros=macros, include_dirs=include, extra_postargs=options
+                (made,) = compiler.compile(
+                    [source], output_dir=str(folder), macros=macros, include_dirs=["csrc"], extra_postargs=options
                 )
                 return Path(made)
 
             if not KEPT:
                 return compile_to(Path(self.build_temp, level or "common"))
-            described = repr((source, macros, options)).encode()
-            key = hashlib.sha256(b"\0".join([surroundings, described, Path(source).read_bytes()])).hexdigest()
-            kept = Path(KEPT, f"{key}.o")
-            if not kept.exists():
+            described = (source, macros, options, (pybind11.__version__, sys.version) if of_python else None)
+            kept = Path(KEPT, f"{object_key(compiler, described)}.o")
+            if kept.exists():
+                kept.touch()
+            else:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
                     compile_to(Path(folder)).replace(kept)  # in whole or not at all
@@ -124,19 +162,29 @@ class BuildLevels(build_ext):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = [str(o) for o in pool.map(compile_one, jobs)]
         if KEPT:
-            for old in {str(path) for path in Path(KEPT).glob("*.o")} - {*objects}:
-                Path(old).unlink()
+            for path in Path(KEPT).glob("*.o"):
+                if path.stat().st_mtime < time.time() - KEPT_SECONDS:
+                    path.unlink(missing_ok=True)
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         link_flags = [*openmp, *([f"-fsanitize={SANITIZE}"] if SANITIZE else ["-s"])]
         self.compiler.link_shared_object(objects, target, extra_postargs=link_flags, target_lang="c++")
 
-    def _surroundings(self, pybind11: str) -> bytes:
-        """What every object is made of: headers, by their names, the compiler, pybind11 and Python."""
-        compiler = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
-        version = subprocess.run([compiler[0], "--version"], check=True, capture_output=True).stdout
-        named = repr((compiler, pybind11, sys.version)).encode()
-        return b"\0".join([version, named, *(part for h in HEADERS for part in (h.encode(), Path(h).read_bytes()))])
+    def _compilers(self, include: list[str]) -> tuple:
+        """The compiler for sources that include Python's headers, and that for all others.
+
+        On Linux neither gets the flags that Python itself was compiled with: debugging information costs a build much
+        of its time, and no two Pythons would share an object. Elsewhere they hold what a platform needs.
+        """
+        python = copy.copy(self.compiler)
+        if sys.platform == "linux":
+            command = itertools.takewhile(lambda word: not word.startswith("-"), compile_command(self.compiler))
+            given = shlex.split(" ".join(os.environ.get(name, "") for name in ("CXXFLAGS", "CPPFLAGS")))
+            python.compiler_so = python.compiler_so_cxx = [*command, *given, "-fPIC"]
+        plain = copy.copy(python)
+        python.include_dirs = [*self.compiler.include_dirs, *include]
+        plain.include_dirs = []
+        return python, plain
 
     def _accepts(self, code: str, *flags: str) -> bool:
         """Whether the compiler makes a program of it."""
@@ -157,6 +205,6 @@ class BuildLevels(build_ext):
 setup(
     packages=[*find_packages(include=["murf_fast", "murf_fast.*"]), "murf_fast.kernels"],
     package_dir={"murf_fast": "murf_fast", "murf_fast.kernels": "kernels"},
-    ext_modules=[Extension("murf_fast._native", sources=[*COMMON_SOURCES, *KERNEL_SOURCES])],
+    ext_modules=[Extension("murf_fast._native", sources=[*COMMON_SOURCES, *BIND_SOURCES, *KERNEL_SOURCES])],
     cmdclass={"build_py": BuildFresh, "build_ext": BuildLevels},
 )
