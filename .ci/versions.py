@@ -4,9 +4,10 @@
     .ci/versions --python 3.10 --torch 2.6.0       # one pair; --python takes a path, too
 
 A cell installs that torch, the library with its extension from this tree, what the tests need, and runs QUICK on what
-was installed. Cells run one after the other and their environments, of up to 8 GB, are removed. What came out replaces
-the cell in docs/versions.json, from which the documentation makes its table. The status is 1 if a test failed, or a
-cell that was named cannot be had; a Python of CELLS that is not here is said and passed over.
+was installed. Cells run one after the other and their environments, of up to 8 GB, are removed; with --keep they stay,
+and the next run of such a cell only installs the library anew. What came out replaces the cell in docs/versions.json,
+from which the documentation makes its table. The status is 1 if a test failed, or a cell that was named cannot be had;
+a Python of CELLS that is not here is said and passed over.
 
 A Python is looked for among pyenv's and on PATH. Packages come from wherever pip is set up to find them. Kernels are
 compiled once for all Pythons (MURF_FAST_OBJECTS). Only the standard library is needed.
@@ -98,10 +99,22 @@ class Cell:
 
     def __init__(self, python: str, torch: str, folder: Path) -> None:
         self.python, self.torch, self.folder = python, torch, folder
-        self.bin = folder / "venv" / "bin"
+        self.bin, self.constraints = folder / "venv" / "bin", folder / "constraints.txt"
 
     def run(self) -> dict:
         """The cell's entry of the record."""
+        if not self.constraints.exists():  # written last: torch is there
+            self._install_torch()
+        self._pip("library", str(ROOT), *NEEDS, environment=BUILD)
+        missing = [reason for extra in EXTRAS if (reason := self._lacks(extra))]
+        return {**described(self._facts()), "missing": missing, **self._tests()}
+
+    def _facts(self) -> dict:
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}  # as the tests run Triton
+        command = [str(self.bin / "murf-fast"), "info", "--json"]
+        return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+
+    def _install_torch(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self._call("environment", python_of(self.python), "-m", "venv", str(self.folder / "venv"))
@@ -109,11 +122,7 @@ class Cell:
             self._pip("torch", f"torch=={self.torch}")
         except subprocess.CalledProcessError as error:
             raise NotToBeHadError(f"pip finds no torch {self.torch} for this Python: {self._said('torch')}") from error
-        (self.folder / "constraints.txt").write_text(f"torch=={self.torch}\n")
-        self._pip("library", str(ROOT), *NEEDS, environment=BUILD)
-        missing = [reason for extra in EXTRAS if (reason := self._lacks(extra))]
-        facts = json.loads(subprocess.check_output([str(self.bin / "murf-fast"), "info", "--json"], text=True))
-        return {**described(facts), "missing": missing, **self._tests()}
+        self.constraints.write_text(f"torch=={self.torch}\n")
 
     def _lacks(self, extra: str) -> str:
         try:
@@ -123,8 +132,7 @@ class Cell:
         return ""
 
     def _pip(self, step: str, *packages: str, environment: dict | None = None) -> None:
-        constraints = self.folder / "constraints.txt"
-        options = ["-c", str(constraints)] if constraints.exists() else []
+        options = ["-c", str(self.constraints)] if self.constraints.exists() else []
         python = str(self.bin / "python")
         self._call(step, python, "-m", "pip", "install", *QUIET, *options, *packages, environment=environment)
 
@@ -140,11 +148,11 @@ class Cell:
 
     def _tests(self) -> dict:
         """Outside the tree, on what was installed."""
-        report = self.folder / "tests.xml"
+        python, report = str(self.bin / "python"), self.folder / "tests.xml"
         options = ["-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), f"--junitxml={report}"]
         tests = [str(ROOT / "tests" / name) for name in QUICK]
         try:
-            self._call("tests", str(self.bin / "pytest"), *options, *tests, environment={"OMP_NUM_THREADS": "1"})
+            self._call("tests", python, "-m", "pytest", *options, *tests, environment={"OMP_NUM_THREADS": "1"})
         except subprocess.CalledProcessError as error:
             if error.returncode != 1:  # pytest's own faults are nobody's result
                 raise
@@ -228,6 +236,7 @@ def main() -> int:
             print(f"  failed: {' '.join(error.cmd[:4])} ... ended with {error.returncode}, see {cell.folder}/*.log")
         finally:
             if not arguments.keep:
+                cell.constraints.unlink(missing_ok=True)
                 shutil.rmtree(cell.folder / "venv", ignore_errors=True)
     print(f"\n{tested_versions.table(arguments.record)}")
     return 0 if good else 1
