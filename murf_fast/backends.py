@@ -20,6 +20,7 @@ import torch
 
 from murf_fast import _fork
 from murf_fast._constant import constant_while_compiling
+from murf_fast._torch_versions import is_exporting
 
 VARIABLE = "MURF_FAST_BACKEND"
 NAMES = ("reference", "native", "triton")
@@ -116,7 +117,7 @@ def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
     """
     _fork.keep_torch_to_calling_thread()  # every op comes by here before its work
     asked = asked_for(request)
-    if asked == AUTO and _is_exporting():  # what an op of this library passes on
+    if asked == AUTO and is_exporting():  # what an op of this library passes on
         return AUTO
     if asked is not None:
         _known(asked, _source(request))
@@ -130,7 +131,7 @@ def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
         return asked
     if dtype == torch.float64 and device_type != "meta":
         return "reference"
-    if _is_exporting() and device_type in ("cpu", "cuda", "meta"):
+    if is_exporting() and device_type in ("cpu", "cuda", "meta"):
         return AUTO
     if device_type == "meta":
         return "native"
@@ -140,10 +141,6 @@ def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> str:
         return preferred
     _warn_once(preferred, device_type, "; ".join(reasons))
     return "reference"
-
-
-# torch 2.6 has no such question: there a graph holds the backend of the process that captured it.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 @functools.cache
