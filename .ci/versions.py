@@ -149,7 +149,7 @@ class Cell:
     def _tests(self) -> dict:
         """Outside the tree, on what was installed."""
         python, report = str(self.bin / "python"), self.folder / "tests.xml"
-        options = ["-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), f"--junitxml={report}"]
+        options = ["-v", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), f"--junitxml={report}"]
         tests = [str(ROOT / "tests" / name) for name in QUICK]
         try:
             self._call("tests", python, "-m", "pytest", *options, *tests, environment={"OMP_NUM_THREADS": "1"})
