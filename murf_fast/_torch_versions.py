@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 # torch 2.6 has no such question: there a graph holds the backend of the process that captured it.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def _any_requires_grad(*arguments: Any) -> bool:
+    values = [x for a in arguments for x in (a if isinstance(a, (list, tuple)) else (a,))]
+    return any(isinstance(x, Tensor) and x.requires_grad for x in values)
+
+
+# Of an op's arguments, lists among them; torch 2.6 has it not.
+any_requires_grad = getattr(torch._C, "_any_requires_grad", _any_requires_grad)
 
 _dynamo_knows_known_true = torch.__version__ >= (2, 8)
 
