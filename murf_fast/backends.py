@@ -21,6 +21,7 @@ import torch
 
 from murf_fast import _fork
 from murf_fast._constant import constant_while_compiling
+from murf_fast._torch_versions import is_exporting
 from murf_fast.annotations import Backend
 
 VARIABLE = "MURF_FAST_BACKEND"
@@ -118,7 +119,7 @@ def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> Any:
     """
     _fork.keep_torch_to_calling_thread()  # every op comes by here before its work
     asked = asked_for(request)
-    if asked == AUTO and _is_exporting():  # what an op of this library passes on
+    if asked == AUTO and is_exporting():  # what an op of this library passes on
         return AUTO
     if asked is not None:
         _known(asked, _source(request))
@@ -132,7 +133,7 @@ def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> Any:
         return asked
     if dtype == torch.float64 and device_type != "meta":
         return "reference"
-    if _is_exporting() and device_type in ("cpu", "cuda", "meta"):
+    if is_exporting() and device_type in ("cpu", "cuda", "meta"):
         return AUTO
     if device_type == "meta":
         return "native"
@@ -142,10 +143,6 @@ def resolve(request: str | None, device_type: str, dtype: torch.dtype) -> Any:
         return preferred
     _warn_once(preferred, device_type, "; ".join(reasons))
     return "reference"
-
-
-# torch 2.6 has no such question: there a graph holds the backend of the process that captured it.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ LAYERS = (
     ("backends",),
     ("native", "kernels", "reference"),
     ("tables", "windows", "scales", "_arguments", "_pillow", "_files", "_image_paths"),
-    ("_extension", "_fork", "_discovery", "_constant", "_layout", "_capture", "annotations"),
+    ("_extension", "_fork", "_discovery", "_constant", "_torch_versions", "_layout", "_capture", "annotations"),
 )
 
 

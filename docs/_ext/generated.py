@@ -13,6 +13,7 @@ import drawn
 import flavours
 import operations
 import results
+import tested_versions
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
@@ -26,6 +27,7 @@ PARTS = {
     "measured-of": results.of,
     "gpu-status": results.gpu_status,
     "pos-embed-differences": flavours.table,
+    "tested-versions": tested_versions.table,
 }
 
 

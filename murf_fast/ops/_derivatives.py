@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._device import DeviceContext
 
+from murf_fast._torch_versions import any_requires_grad
 from murf_fast.backends import AUTO
 
 # Dispatch keys of a plain call (see murf_fast.ops._plain) that the dispatcher has been asked to make all the same.
@@ -101,7 +102,7 @@ def autograd_kernel(
     function = _function(op, name, backward, setup_context)
     positions = _tensor_positions(op)
     redispatch, below, after = op.redispatch, torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
-    any_requires_grad, is_grad_enabled = torch._C._any_requires_grad, torch.is_grad_enabled
+    is_grad_enabled = torch.is_grad_enabled
 
     def kernel(keyset: DispatchKeySet, *args: Any) -> Any:
         # What is traced into a graph may have entered its dual level behind Python's back, and transforms have theirs.

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from murf_fast._torch_versions import any_requires_grad
+
 
 def _made() -> Callable[[Iterable[Tensor]], bool]:
     """:func:`is_plain`, with what it asks for at hand; None of torch's functions for that are public."""
     from torch._C import (
         DispatchKey,
         DispatchKeySet,
-        _any_requires_grad,
         _dispatch_keys,
         _dispatch_tls_local_exclude_set,
         _dispatch_tls_local_include_set,
@@ -63,7 +64,7 @@ def _made() -> Callable[[Iterable[Tensor]], bool]:
             or _len_torch_function_stack()
             or _profiler_enabled()
             or forward_ad._current_level >= 0
-            or (is_grad_enabled() and _any_requires_grad(tensors))
+            or (is_grad_enabled() and any_requires_grad(tensors))
         ):
             return False
         for x in tensors:  # noqa: SIM110 (twice as fast)

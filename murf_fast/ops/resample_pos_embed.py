@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
+from murf_fast._torch_versions import known_equal
 from murf_fast.annotations import Backend, Keep, PositionFlavor, Size, SmoothMode
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted, in_transform, writes_nothing
@@ -239,8 +240,8 @@ def _resampled(prefix: Tensor, table: Tensor, grid: tuple[int, ...], flavor: Fla
     """Rows (P + h * w, D) of one grid, from a table (1, D, M_h, M_w)."""
     source = tuple(table.shape[2:])
     # Without an offset a table at its own grid is itself: no case for a graph of any size.
-    is_open = not flavor.offset and any(isinstance(n, torch.SymInt) for n in grid)
-    if not is_open and grid == source and (source[0] == source[1] or not flavor.offset):
+    is_same = grid == source and source[0] == source[1] if flavor.offset else known_equal(grid, source)
+    if is_same:
         return torch.cat([prefix, _rows(table)])
     factors = [(g + flavor.offset) / m for g, m in zip(grid, source, strict=True)] if flavor.offset else None
     if backend == "reference":
