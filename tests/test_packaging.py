@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import types
 from pathlib import Path
 
 import pytest
@@ -179,13 +181,21 @@ def test_constants_of_a_trace_are_marked_as_torch_marks_them():
     assert vars(ours) == vars(theirs) != {}
 
 
-def test_every_subpackage_is_packaged(monkeypatch):
+@pytest.fixture
+def setup_file(monkeypatch):
+    """What setup.py defines, and what it hands to setuptools under "given"."""
     import setuptools
 
     given = {}
     monkeypatch.setattr(setuptools, "setup", lambda **options: given.update(options))
     monkeypatch.chdir(ROOT)
-    exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), {"__name__": "setup", "__file__": "setup.py"})
+    names = {"__name__": "setup", "__file__": "setup.py", "given": given}
+    exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), names)
+    return names
+
+
+def test_every_subpackage_is_packaged(setup_file):
+    given = setup_file["given"]
     folders = {given["package_dir"].get(name, name.replace(".", "/")) for name in given["packages"]}
     found = {str(p.parent.relative_to(ROOT)) for top in ("murf_fast", "kernels") for p in (ROOT / top).rglob("*.py")}
     assert found == folders
@@ -194,6 +204,51 @@ def test_every_subpackage_is_packaged(monkeypatch):
     # Sources with bodies per instruction-set level and the others: every one of them is built.
     (extension,) = given["ext_modules"]
     assert {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")} == set(extension.sources)
+
+
+def test_only_the_bindings_are_compiled_for_one_python(setup_file):
+    python = re.compile(rb"#include [<\"](pybind11|Python\.h)")
+    plain = [*setup_file["KERNEL_SOURCES"], *setup_file["COMMON_SOURCES"]]
+    for source in plain:
+        for path, text in setup_file["sources_of"](Path(source)).items():
+            assert path.is_file(), f"{source} includes {path}"
+            assert not python.search(text), f"{source} includes {path}"
+    # The one source that is compiled of csrc/bind includes all others.
+    included = setup_file["sources_of"](Path(setup_file["BIND"]))
+    assert {Path(source) for source in setup_file["BIND_SOURCES"]} <= set(included)
+    assert any(python.search(text) for text in included.values())
+
+
+def test_kept_objects_are_known_by_all_that_they_are_made_of(setup_file, source_tree, monkeypatch):
+    monkeypatch.chdir(source_tree)
+    compiler = types.SimpleNamespace(compiler_so=[sys.executable, "-fPIC"])
+    source = str(Path("csrc", "level", "upsample_sum.cpp"))
+
+    def key(*options, program=compiler):
+        return setup_file["object_key"](program, (source, [], options, None))
+
+    before = key("-O3")
+    assert key("-O3") == before
+    assert key("-O2") != before
+    assert key("-O3", program=types.SimpleNamespace(compiler_so=[sys.executable, "-fPIC", "-g"])) != before
+    with Path("csrc", "level", "window_weights.h").open("a") as header:  # included by others
+        header.write("// changed")
+    assert key("-O3") == before
+    with Path("csrc", "level", "simd.h").open("a") as header:  # included by a header
+        header.write("// changed")
+    assert key("-O3") != before
+
+
+def test_a_build_says_what_it_has_compiled(setup_file, tmp_path, capsys):
+    setup_file["PROGRESS"] = str(tmp_path / "progress.log")
+    with setup_file["Progress"](2) as progress:
+        progress.skip()
+        with progress.step("avx2", "csrc/level/gemm.cpp"):
+            pass
+    first, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\[  2/2\] avx2     gemm\.cpp +\d+\.\d s", first)
+    assert re.fullmatch(r"1 of 2 objects compiled in \d+ s, \d+ s of processor time", last)
+    assert (tmp_path / "progress.log").read_text().splitlines() == [first, last]
 
 
 @pytest.fixture
