@@ -55,7 +55,10 @@ $(VENV)/.torch: Makefile
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
-	MURF_FAST_OBJECTS=$(CURDIR)/build/objects MURF_FAST_REQUIRE_NATIVE=1 $(PIP) -e '.[$(EXTRAS)]'
+	@mkdir -p build && : > build/progress.log
+	tail -f build/progress.log & trap "kill $$!" EXIT; \
+	MURF_FAST_OBJECTS=$(CURDIR)/build/objects MURF_FAST_PROGRESS=$(CURDIR)/build/progress.log \
+	MURF_FAST_REQUIRE_NATIVE=1 $(PIP) -e '.[$(EXTRAS)]'
 	$(PIP) --no-deps $(PEERS)
 	touch $@
 

@@ -136,9 +136,8 @@ class Progress:
             return
         seconds, processor = time.perf_counter() - self.begin, processor_seconds() - self.processor
         compiled = self.total - self.kept
-        self._say(
-            f"{compiled} of {self.total} objects compiled in {seconds:.0f} s, {processor:.0f} s of processor time"
-        )
+        spent = f", {processor:.0f} s of processor time" if os.name == "posix" else ""  # unknown elsewhere
+        self._say(f"{compiled} of {self.total} objects compiled in {seconds:.0f} s{spent}")
 
     @contextlib.contextmanager
     def step(self, level: str, source: str) -> Iterator[None]:

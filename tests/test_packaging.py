@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -243,6 +244,54 @@ def test_every_subpackage_is_packaged(setup_script):
     # Sources with bodies per instruction-set level and the others: every one of them is built.
     (extension,) = given["ext_modules"]
     assert {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")} == set(extension.sources)
+
+
+def test_only_the_bindings_are_compiled_for_one_python(setup_script):
+    setup_file, _ = setup_script()
+    python = re.compile(rb"#include [<\"](pybind11|Python\.h)")
+    plain = [*setup_file["KERNEL_SOURCES"], *setup_file["COMMON_SOURCES"]]
+    for source in plain:
+        for path, text in setup_file["sources_of"](Path(source)).items():
+            assert path.is_file(), f"{source} includes {path}"
+            assert not python.search(text), f"{source} includes {path}"
+    # The one source that is compiled of csrc/bind includes all others.
+    included = setup_file["sources_of"](Path(setup_file["BIND"]))
+    assert {Path(source) for source in setup_file["BIND_SOURCES"]} <= set(included)
+    assert any(python.search(text) for text in included.values())
+
+
+def test_kept_objects_are_known_by_all_that_they_are_made_of(setup_script, source_tree, monkeypatch):
+    setup_file, _ = setup_script()
+    monkeypatch.chdir(source_tree)
+    compiler = types.SimpleNamespace(compiler_so=[sys.executable, "-fPIC"])
+    source = str(Path("csrc", "level", "upsample_sum.cpp"))
+
+    def key(*options, program=compiler):
+        return setup_file["object_key"](program, (source, [], options, None))
+
+    before = key("-O3")
+    assert key("-O3") == before
+    assert key("-O2") != before
+    assert key("-O3", program=types.SimpleNamespace(compiler_so=[sys.executable, "-fPIC", "-g"])) != before
+    with Path("csrc", "level", "window_weights.h").open("a") as header:  # included by others
+        header.write("// changed")
+    assert key("-O3") == before
+    with Path("csrc", "level", "simd.h").open("a") as header:  # included by a header
+        header.write("// changed")
+    assert key("-O3") != before
+
+
+def test_a_build_says_what_it_has_compiled(setup_script, tmp_path, capsys):
+    setup_file, _ = setup_script()
+    setup_file["PROGRESS"] = str(tmp_path / "progress.log")
+    with setup_file["Progress"](2) as progress:
+        progress.skip()
+        with progress.step("avx2", "csrc/level/gemm.cpp"):
+            pass
+    first, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\[  2/2\] avx2     gemm\.cpp +\d+\.\d s", first)
+    assert re.fullmatch(r"1 of 2 objects compiled in \d+ s, \d+ s of processor time", last)
+    assert (tmp_path / "progress.log").read_text().splitlines() == [first, last]
 
 
 @pytest.fixture
