@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules import module as torch_module
 
 # torch 2.6 has no such question: there a graph holds the backend of the process that captured it.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -19,6 +20,15 @@ def _any_requires_grad(*arguments: Any) -> bool:
 
 # Of an op's arguments, lists among them; torch 2.6 has it not.
 any_requires_grad = getattr(torch._C, "_any_requires_grad", _any_requires_grad)
+
+
+def _has_any_global_hook() -> bool:
+    names = ("backward_pre_hooks", "backward_hooks", "forward_pre_hooks", "forward_hooks")
+    return any(getattr(torch_module, f"_global_{name}") for name in names)
+
+
+# Whether a call of any module runs somebody's hook; torch 2.6 keeps the hooks, but has not the question.
+has_any_global_hook = getattr(torch_module, "_has_any_global_hook", _has_any_global_hook)
 
 _dynamo_knows_known_true = torch.__version__ >= (2, 8)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from murf_fast import _torch_versions
 from murf_fast._torch_versions import known_equal
@@ -15,6 +16,26 @@ def test_any_requires_grad_looks_into_lists(ask):
     assert ask(plain, None, 3, "native", leaf)
     assert ask(None, [plain, leaf])
     assert not ask(plain, None, 3, [1, 2], [plain, plain], "native")
+    assert not ask()
+
+
+@pytest.mark.parametrize("ask", [_torch_versions._has_any_global_hook, _torch_versions.has_any_global_hook])
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.modules.module.register_module_forward_hook,
+        nn.modules.module.register_module_forward_pre_hook,
+        nn.modules.module.register_module_full_backward_hook,
+        nn.modules.module.register_module_full_backward_pre_hook,
+    ],
+)
+def test_hooks_on_every_module_are_seen(ask, register):
+    assert not ask()
+    handle = register(lambda *arguments: None)
+    try:
+        assert ask()
+    finally:
+        handle.remove()
     assert not ask()
 
 

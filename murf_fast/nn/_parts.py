@@ -106,5 +106,5 @@ def submodules_of(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     for name, child in module.named_children():
         if name != "parametrizations":
             found[f"{prefix}{name}"] = child
-            found |= submodules_of(child, f"{prefix}{name}.")
+            found.update(submodules_of(child, f"{prefix}{name}."))
     return found

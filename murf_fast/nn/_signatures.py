@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
+
+from murf_fast._torch_versions import has_any_global_hook
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -62,7 +63,7 @@ def is_customized(module: nn.Module) -> bool:
 
 def has_global_hooks() -> bool:
     """Whether hooks on every module are in place."""
-    return bool(torch_module._has_any_global_hook())
+    return bool(has_any_global_hook())
 
 
 def is_patched(kind: type[nn.Module]) -> bool:

@@ -29,6 +29,9 @@ class BilateralParams(NamedTuple):
     fixup_bias1: Tensor | None = None  # (P,)
 
 
+FIELDS = BilateralParams._fields
+
+
 def _shapes(guides: int, keys: int, radius: int) -> list[tuple[int, ...]]:
     """Of the parameters in order, 1x1 convolutions as matrices."""
     taps = (2 * radius + 1) ** 2
@@ -40,17 +43,18 @@ def check_params(op: str, params: object, guidance: Tensor, radius: int) -> list
     """The parameters that are there, with shapes that fit the guidance and the radius."""
     if not isinstance(params, BilateralParams):
         raise TypeError(f"murf_fast.{op}: `params` must be a BilateralParams, got {type(params).__name__}")
-    missing = [name for name in params._fields if getattr(params, name) is None]
-    if missing and missing != list(params._fields[6:]):
+    values = dict(zip(FIELDS, params, strict=True))
+    missing = [name for name, value in values.items() if value is None]
+    if missing and missing != list(FIELDS[6:]):
         raise ValueError(f"murf_fast.{op}: `params` lacks {', '.join(missing)}; the fix-up is given whole or not")
-    for name, value in params._asdict().items():
+    for name, value in values.items():
         if value is not None:
             _checks.tensor(op, f"params.{name}", value)
         if value is not None and value.device != guidance.device:
             raise ValueError(f"murf_fast.{op}: `params.{name}` must be on {guidance.device}, got {value.device}")
     guides = guidance.shape[1]
     shapes = _shapes(guides, params.range_bias0.numel(), radius)
-    for (name, value), shape in zip(params._asdict().items(), shapes, strict=True):
+    for (name, value), shape in zip(values.items(), shapes, strict=True):
         if value is not None and tuple(value.shape) not in (shape, (*shape, 1, 1) if len(shape) == 2 else shape):
             raise ValueError(
                 f"murf_fast.{op}: `params.{name}` must have shape {shape} for a guidance of {guides} channels and a "

@@ -80,9 +80,10 @@ def linear_head(
     if backend == "reference":
         result = reference.linear_head(features, weight, bias, how.size, norm=norm, cls=cls, **how.options)
         return result.contiguous(memory_format=layout)
-    to_grid = how._replace(size=how.via or how.size, via=None)
+    to_grid = Resize(how.via or how.size, how.mode, how.antialias)
     logits, bias = _logits(features, weight, bias, to_grid, norm, cls, channels_last, dtype, backend)
-    return upsample_sum(logits, how.size, bias=bias, **how.options, memory_format=layout, backend=backend)
+    options = {"mode": how.mode, "antialias": how.antialias, "memory_format": layout, "backend": backend}
+    return upsample_sum(logits, how.size, bias=bias, via=how.via, **options)
 
 
 def low_resolution_logits(

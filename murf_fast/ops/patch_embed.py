@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -76,7 +76,7 @@ class PackedTokens:
 
     def with_tokens(self, tokens: Tensor) -> PackedTokens:
         """The same sequences with other values."""
-        return replace(self, tokens=tokens)
+        return PackedTokens(tokens, self.blocks, self.prefix)
 
     def block(self, s: int) -> Tensor:
         """(sequences, P + N, D): all sequences of resolution ``s``."""

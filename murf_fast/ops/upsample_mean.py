@@ -74,7 +74,8 @@ def upsample_mean(
             averaged.append(weighed)
         else:
             averaged[at] = averaged[at] + weighed
-    options = {**how.options, "memory_format": memory_format, "backend": backend}
+    options = {"mode": how.mode, "antialias": how.antialias, "via": how.via}
+    options.update(memory_format=memory_format, backend=backend)
     if dtype == maps[0].dtype:
         return upsample_sum(averaged, how.size, out=out, **options)
     result = upsample_sum(averaged, how.size, **options)
