@@ -24,7 +24,6 @@ from murf_fast import backends
 
 TESTS = Path(__file__).parent
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-PROCESSES = 2  # of the launches
 
 
 def missing_tools() -> str | None:
@@ -98,39 +97,27 @@ def compiled_now(requests: Sequence[str], factory: pytest.TempPathFactory) -> li
 
 
 def _compile(folder: Path, requests: Sequence[str] = REQUESTS) -> list[dict]:
-    script = [sys.executable, TESTS / "triton_compile_all.py", *requests]
-    done = subprocess.run(script, env=environment(folder), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return _lines([TESTS / "triton_compile_all.py", *requests], folder)
 
 
-def launched_now(call: str, folder: Path) -> list[dict]:
-    """As above, of one call, whose kernels are compiled whatever is recorded. ``folder`` is empty."""
-    return launch(folder, call, processes=1)
+def launched_now(call: str, folder: Path) -> dict:
+    """What came of one call, whose kernels are compiled whatever is recorded. ``folder`` is empty."""
+    return launch(folder, call)[0]
 
 
-def launch(folder: Path, *only: str, processes: int = PROCESSES) -> list[dict]:
+def launch(folder: Path, *only: str) -> list[dict]:
     library = folder / "libcuda.so.1"
     build = [COMPILER, "-shared", "-fPIC", "-O1", f"-Wl,-soname,{library.name}", "-o", library]
     subprocess.run([*build, TESTS / "stand_in_cuda.c"], check=True)
     (folder / "libcuda.so").symlink_to(library)
-    script = [sys.executable, TESTS / "triton_launch_all.py", folder]
-    processes = [
-        subprocess.Popen(
-            [*script, str(share), str(processes), *only],
-            env=environment(folder),
-            stdout=subprocess.PIPE,
-            stderr=(folder / f"launch{share}.log").open("w"),
-            text=True,
-        )
-        for share in range(processes)
-    ]
-    calls = []
-    for share, process in enumerate(processes):
-        lines = process.communicate()[0].splitlines()
-        assert process.returncode == 0, (folder / f"launch{share}.log").read_text()
-        calls += map(json.loads, lines)
-    return calls
+    return _lines([TESTS / "triton_launch_all.py", folder, *only], folder)
+
+
+def _lines(script: Sequence[str | Path], folder: Path) -> list[dict]:
+    """What a script prints."""
+    done = subprocess.run([sys.executable, *script], env=environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -7,13 +7,14 @@ by value, grid, threads and shared memory. Results mean nothing. Prints a line o
 The code of a kernel is nothing to the stand-in, which runs none. So a kernel of the record (compiled_record.py) is not
 compiled again: Triton's launcher gets what the compiler has told of it, and no code.
 
-python tests/triton_launch_all.py FOLDER-OF-LIBCUDA SHARE SHARES [CALL]    # CALL alone, with no use of the record
+python tests/triton_launch_all.py FOLDER-OF-LIBCUDA [CALL]    # CALL alone, with no use of the record
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
 import os
 import struct
 import subprocess
@@ -22,6 +23,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 # Behind the tests, whose offline.py is meant.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
@@ -36,8 +38,10 @@ import triton.backends.nvidia.driver as nvidia
 from edge_shapes import CALLS
 from launches import Uncompiled, uncompiled
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas_version
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
+from triton.runtime.cache import triton_key
 
 from murf_fast import backends, kernels  # noqa: F401  before the variable below, which would make them interpreted
 
@@ -174,46 +178,51 @@ def without_code(before: Uncompiled, facts: dict) -> CompiledKernel:
         return CompiledKernel(before.src, files, before.hash)
 
 
-def calls() -> Iterator[tuple[str, Callable[[], object]]]:
-    for name, configurations in registry.all_configurations().items():
-        yield name, lambda configurations=configurations: configurations("cpu", torch.float32)
-    yield from CALLS.items()
+def calls() -> dict[str, Callable[[], object]]:
+    found = {
+        name: lambda configurations=configurations: configurations("cpu", torch.float32)
+        for name, configurations in registry.all_configurations().items()
+    }
+    return found | CALLS
 
 
-def main() -> None:
-    share, shares, only = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    triton.knobs.build.impl = built_quickly
-    driver.set_active(StandInDriver())
-    torch.empty = filled
-    # Read by every kernel at its first launch.
-    compiler = triton.compiler.compile = Compiler({} if only else compiled_record.read(compiled_record.LAUNCHED))
-    launched: dict[str, CompiledKernel] = {}
+def launched(label: str) -> dict:
+    """What came of a call. In a process of its own: Triton's key of a kernel depends on the kernels before it."""
+    of_call: dict[str, CompiledKernel] = {}
     run = JITFunction.run
 
     def remembered(self, *arguments, **options):
         kernel = run(self, *arguments, **options)
-        launched[kernel.hash] = kernel
+        of_call[kernel.hash] = kernel
         return kernel
 
-    JITFunction.run = remembered
-    for number, (label, call) in enumerate(calls()):
-        if number % shares != share or (only and label not in only):
-            continue
-        faults.clear()
-        launched.clear()
-        error = None
+    error = None
+    with mock.patch.object(JITFunction, "run", remembered), backends.use_backend("triton"):
         try:
-            with backends.use_backend("triton"):
-                call()
+            calls()[label]()
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
-        found = []
-        for kernel in launched.values():
-            told, passed = compiler.told[kernel.hash], kernels_launched.get(kernel.hash)
-            if passed is None or passed + SCRATCH != told["parameters"]:
-                faults.append(f"{kernel.name}: {passed} parameters and {SCRATCH}, the kernel has {told['parameters']}")
-            found.append({"hash": kernel.hash[: compiled_record.DIGITS], **told})
-        print(json.dumps({"call": label, "kernels": found, "faults": faults, "error": error}), flush=True)
+    told = []
+    for kernel in of_call.values():
+        facts, passed = triton.compiler.compile.told[kernel.hash], kernels_launched.get(kernel.hash)
+        if passed is None or passed + SCRATCH != facts["parameters"]:
+            faults.append(f"{kernel.name}: {passed} parameters and {SCRATCH}, the kernel has {facts['parameters']}")
+        told.append({"hash": kernel.hash[: compiled_record.DIGITS], **facts})
+    return {"call": label, "kernels": told, "faults": faults, "error": error}
+
+
+def main() -> None:
+    only = sys.argv[2:]
+    triton.knobs.build.impl = built_quickly
+    driver.set_active(StandInDriver())
+    torch.empty = filled
+    # Read by every kernel at its first launch.
+    triton.compiler.compile = Compiler({} if only else compiled_record.read(compiled_record.LAUNCHED))
+    # What every process would begin with. The assembler is a part of the keys: that of triton_compile_all.py's.
+    triton_key(), get_ptxas_version(ARCHITECTURE)
+    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
+        for call in pool.imap(launched, only or calls(), chunksize=1):
+            print(json.dumps(call), flush=True)
 
 
 if __name__ == "__main__":
