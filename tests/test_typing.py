@@ -134,3 +134,5 @@ def test_public_signatures_are_whole():
         arguments = re.sub(r"'[^']*'|\"[^\"]*\"", "T", line[line.index("(") + 1 : line.rindex(")")])
         untyped = [a for a in re.findall(r"(?:^|, )(\*{0,2}[a-z_]\w*)(?=,|=|$)", arguments) if a not in ("self", "cls")]
         assert not untyped, line
+        is_function = line[: line.index("(")].rpartition(".")[2][0].islower()
+        assert ") -> " in line or not is_function, line
