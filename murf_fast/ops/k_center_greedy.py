@@ -14,8 +14,8 @@ from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
 
 OP = "k_center_greedy"
 STARTS = ("random",)
-# That are projected at once where they must be converted first.
-ROWS = 1 << 16
+# That are projected at once: shards that begin at a multiple of it have the projected rows of the whole, bit for bit.
+ROWS = 1 << 13
 
 
 def k_center_greedy(
@@ -114,7 +114,7 @@ def k_center_greedy(
     if total > rows:
         raise ValueError(f"murf_fast.{OP}: `count` must leave a row for `start`, got {count} of {rows}")
     if projection is not None and total > len(start):
-        features = _projected(features, projection.to(promoted))
+        features = projected(features, projection.to(promoted))
     if progress is None and out is None and nearest is None and total > len(start) and backend != "reference":
         chosen = _k_center_greedy(features, start, total, backend)
     else:
@@ -177,11 +177,12 @@ def _met(nearest: Tensor, start: Tensor) -> int:
     return min(met, len(start) - 1)
 
 
-def _projected(features: Tensor, projection: Tensor) -> Tensor:
-    """The product, in the dtype of ``projection``; rows of another are converted a few at a time."""
-    if features.dtype == projection.dtype:
-        return features @ projection.T
-    return torch.cat([rows.to(projection.dtype) @ projection.T for rows in features.split(ROWS)])
+def projected(features: Tensor, projection: Tensor) -> Tensor:
+    """The product (N, P), in the dtype of ``projection``, block by block of ``ROWS`` rows."""
+    found = features.new_empty((len(features), len(projection)), dtype=projection.dtype)
+    for rows, own in zip(features.split(ROWS), found.split(ROWS), strict=True):
+        torch.mm(rows.to(projection.dtype), projection.T, out=own)
+    return found
 
 
 def _count(count: int | None, fraction: float | None, rows: int) -> int:

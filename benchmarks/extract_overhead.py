@@ -1,0 +1,125 @@
+"""What Ray costs beside the plain loop of `murf-fast extract`: processor seconds per image, one worker against one loop.
+
+``python benchmarks/extract_overhead.py IMAGES --weights FOLDER [--write]`` prints docs/guides/extract.md's paragraph, or
+puts it there. Counted is the time that processors spend (user and system) on the whole tree of processes, decoders and
+Ray's own servers too, from the first shard's record to the last one's. Other work on the machine changes that far less
+than it changes the clock; rounds are in turns, so that it meets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from murf_fast.cli.extract.model import Recipe
+from murf_fast.data.extraction import Machines, Progress, extract
+from murf_fast.data.settings import Options
+from murf_fast.data.sources import open_source
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "extract.md"
+BEGIN, END = "<!-- benchmarks/extract_overhead.py -->\n", "<!-- end of overhead -->\n"
+PLAIN, RAY = "plain loop", "Ray, 1 worker"
+
+
+@dataclass
+class Run:
+    """Images after the first shard's, and what they took: of the clock, and of all processors together."""
+
+    images: int
+    seconds: float
+    processor: float
+
+
+def processor_seconds() -> float:
+    """Of this process and those below it, ended ones included."""
+    total, own = 0.0, psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def measured(source: Path, recipe: Recipe, batch: int, *, ray: bool) -> Run:
+    """One extraction, a batch a shard, into a folder that is removed."""
+    seen: list[tuple[int, float, float]] = []
+
+    def step(images: int) -> None:
+        seen.append((images, time.perf_counter(), processor_seconds()))
+
+    with tempfile.TemporaryDirectory() as out:
+        machines = Machines(torch.device("cpu"), 1, ray, None, 1 if ray else None, 1)
+        options, progress = Options(batch=batch, shard=batch), Progress(step=step)
+        extract(open_source(str(source)), Path(out, "o"), recipe, options, machines, progress=progress)
+    (_, *first), (_, *last) = seen[0], seen[-1]
+    return Run(sum(images for images, *_ in seen[1:]), last[0] - first[0], last[1] - first[1])
+
+
+def paragraph(rows: dict[str, list[Run]], sizes: str, images: int, batch: int) -> str:
+    text = (
+        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores shared with other work, ViT-S/14 at "
+        f"{sizes}, {images} images, batches and shards of {batch}, one thread a model, {len(rows[RAY])} rounds in turns; "
+        "processor seconds (user and system) of all processes per image, Ray's servers included:\n\n"
+        "| | median | every round | images/s by the clock, every round |\n|---|---:|---|---|\n"
+    )
+    medians = {}
+    for name, runs in rows.items():
+        each = [r.processor / r.images for r in runs]
+        medians[name] = statistics.median(each)
+        clock = ", ".join(f"{r.images / r.seconds:.3f}" for r in runs)
+        text += f"| {name} | {medians[name]:.2f} | {', '.join(f'{s:.2f}' for s in each)} | {clock} |\n"
+    pairs = [100 * (b.processor / b.images * a.images / a.processor - 1) for a, b in zip(rows[PLAIN], rows[RAY], strict=True)]
+    more = 100 * (medians[RAY] / medians[PLAIN] - 1)
+    return text + (
+        f"\nOf the medians Ray takes {more:+.1f} %; of the rounds {', '.join(f'{p:+.1f} %' for p in pairs)}.\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--sizes", default="266,518,784")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="one run without Ray, as JSON")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = Recipe(given.weights, tuple((int(n), int(n)) for n in given.sizes.split(",")))
+    if given.plain:
+        print(json.dumps(vars(measured(given.images, recipe, given.batch, ray=False))))
+        return
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    command = [sys.executable, __file__, *sys.argv[1:], "--plain"]
+    rows: dict[str, list[Run]] = {PLAIN: [], RAY: []}
+    for _ in range(given.rounds):
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        rows[PLAIN].append(Run(**json.loads(found.splitlines()[-1])))
+        rows[RAY].append(measured(given.images, recipe, given.batch, ray=True))
+        for name, runs in rows.items():
+            print(name, runs[-1], file=sys.stderr, flush=True)
+    text = paragraph(rows, given.sizes, len(open_source(str(given.images)).items), given.batch)
+    if not given.write:
+        print(text, end="")
+        return
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(before + BEGIN + text + END + rest.partition(END)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
