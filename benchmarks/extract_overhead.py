@@ -1,9 +1,10 @@
-"""What Ray costs beside the plain loop of `murf-fast extract`: processor seconds per image, one worker against one loop.
+"""What Ray costs beside the plain loop of `murf-fast extract`: processor seconds per image, one worker each.
 
-``python benchmarks/extract_overhead.py IMAGES --weights FOLDER [--write]`` prints docs/guides/extract.md's paragraph, or
+``python benchmarks/extract_overhead.py IMAGES --weights FOLDER [--write]`` prints docs/guides/extract.md's table, or
 puts it there. Counted is the time that processors spend (user and system) on the whole tree of processes, decoders and
 Ray's own servers too, from the first shard's record to the last one's. Other work on the machine changes that far less
-than it changes the clock; rounds are in turns, so that it meets both.
+than it changes the clock; rounds are in turns, so that it meets both. Ray's servers take time by the clock, whether
+there is work or not: they are counted apart, as a busy machine has more of the clock for the same work.
 """
 
 from __future__ import annotations
@@ -35,55 +36,65 @@ PLAIN, RAY = "plain loop", "Ray, 1 worker"
 
 @dataclass
 class Run:
-    """Images after the first shard's, and what they took: of the clock, and of all processors together."""
+    """Images after the first shard's, and what they took: seconds of the clock, and of processors in those that work
+    (model and decoders) and in those that serve (the driver of Ray and its servers)."""
 
     images: int
     seconds: float
-    processor: float
+    work: float
+    serve: float
 
 
-def processor_seconds() -> float:
-    """Of this process and those below it, ended ones included."""
-    total, own = 0.0, psutil.Process()
+def processor_seconds(ray: bool) -> tuple[float, float]:
+    """Of this process and those below it, ended ones included: what works, what serves."""
+    own, work, serve = psutil.Process(), 0.0, 0.0
     for process in (own, *own.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
+            seconds = times.user + times.system + times.children_user + times.children_system
+            words = " ".join(process.cmdline())
+            if not ray or "MapWorker" in words or "_reader_process" in words:
+                work += seconds
+            else:
+                serve += seconds
+    return work, serve
 
 
 def measured(source: Path, recipe: Recipe, batch: int, *, ray: bool) -> Run:
     """One extraction, a batch a shard, into a folder that is removed."""
-    seen: list[tuple[int, float, float]] = []
+    seen: list[tuple[int, float, float, float]] = []
 
     def step(images: int) -> None:
-        seen.append((images, time.perf_counter(), processor_seconds()))
+        seen.append((images, time.perf_counter(), *processor_seconds(ray)))
 
     with tempfile.TemporaryDirectory() as out:
         machines = Machines(torch.device("cpu"), 1, ray, None, 1 if ray else None, 1)
         options, progress = Options(batch=batch, shard=batch), Progress(step=step)
         extract(open_source(str(source)), Path(out, "o"), recipe, options, machines, progress=progress)
     (_, *first), (_, *last) = seen[0], seen[-1]
-    return Run(sum(images for images, *_ in seen[1:]), last[0] - first[0], last[1] - first[1])
+    return Run(sum(images for images, *_ in seen[1:]), *(b - a for a, b in zip(first, last, strict=True)))
 
 
 def paragraph(rows: dict[str, list[Run]], sizes: str, images: int, batch: int) -> str:
+    """A table of every round, and what follows from the medians."""
+    work = {name: [r.work / r.images for r in runs] for name, runs in rows.items()}
+    middle = {name: statistics.median(each) for name, each in work.items()}
+    serve = [r.serve / r.seconds for r in rows[RAY]]
     text = (
         f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores shared with other work, ViT-S/14 at "
-        f"{sizes}, {images} images, batches and shards of {batch}, one thread a model, {len(rows[RAY])} rounds in turns; "
-        "processor seconds (user and system) of all processes per image, Ray's servers included:\n\n"
-        "| | median | every round | images/s by the clock, every round |\n|---|---:|---|---|\n"
+        f"{sizes}, {images} images, batches and shards of {batch}, one thread a model, {len(rows[RAY])} rounds in "
+        "turns; processor seconds per image (user and system) of the processes that work, and of Ray's driver and "
+        "servers per second of the clock:\n\n"
+        "| | median | every round | driver and servers, per second | images/s by the clock |\n|---|---:|---|---|---|\n"
     )
-    medians = {}
     for name, runs in rows.items():
-        each = [r.processor / r.images for r in runs]
-        medians[name] = statistics.median(each)
-        clock = ", ".join(f"{r.images / r.seconds:.3f}" for r in runs)
-        text += f"| {name} | {medians[name]:.2f} | {', '.join(f'{s:.2f}' for s in each)} | {clock} |\n"
-    pairs = [100 * (b.processor / b.images * a.images / a.processor - 1) for a, b in zip(rows[PLAIN], rows[RAY], strict=True)]
-    more = 100 * (medians[RAY] / medians[PLAIN] - 1)
+        each, clock = (", ".join(f"{x:.2f}" for x in xs) for xs in (work[name], [r.images / r.seconds for r in runs]))
+        served = ", ".join(f"{x:.3f}" for x in serve) if name == RAY else "none"
+        text += f"| {name} | {middle[name]:.2f} | {each} | {served} | {clock} |\n"
+    more, server = 100 * (middle[RAY] / middle[PLAIN] - 1), 100 * statistics.median(serve)
     return text + (
-        f"\nOf the medians Ray takes {more:+.1f} %; of the rounds {', '.join(f'{p:+.1f} %' for p in pairs)}.\n"
+        f"\nThe worker takes {more:+.1f} % beside the plain loop, driver and servers {server:.1f} % of one core: for "
+        f"one worker of one thread that has a core to itself {more + server:+.1f} % together, for more of them less.\n"
     )
 
 

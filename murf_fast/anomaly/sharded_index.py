@@ -55,8 +55,9 @@ class ShardedIndex:
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def search(self, query: Tensor, *, k: int = 1, metric: str = "l2") -> tuple[Tensor, Tensor]:
-        """As :func:`nearest_distance`; ``query`` must be the same on every rank, and not float64.
+    def search(self, query: Tensor, *, k: int = 1, metric: str | None = "l2") -> tuple[Tensor, Tensor]:
+        """As :func:`nearest_distance`; ``query`` must be the same on every rank, and not float64. ``metric`` None: that
+        which the rows were prepared for.
 
         Distances are those of one bank, bit for bit. Of rows at distances that are equal in float32 the lowest index
         comes first, where one bank still tells them apart in float64.

@@ -16,15 +16,13 @@ import ray
 import ray.data
 import torch
 
+from murf_fast._ray_cluster import joined, room, told
 from murf_fast.data import _records
 from murf_fast.data._reading import BrokenImageError
 from murf_fast.data._records import Record
 from murf_fast.data._worker import Shard, Task, Worker
 from murf_fast.data.settings import Make
 from murf_fast.data.sources.item import Item
-
-# Ends of remote tracebacks that are no bugs.
-FOR_USERS = ("ValueError", "OSError", "FileNotFoundError", "PermissionError", "ModuleNotFoundError", "ImportError")
 
 
 def records(task: Task, make: Make, shards: list[Shard], machines, step: Callable[[int], None]) -> Iterator[Record]:
@@ -38,7 +36,7 @@ def records(task: Task, make: Make, shards: list[Shard], machines, step: Callabl
         return
     with _connected(machines.address):
         gpus = 1 if machines.device.type == "cuda" else 0
-        count = min(len(shards), _workers(machines.workers, machines.threads, gpus))
+        count = min(len(shards), room(machines.workers, machines.threads, gpus))
         rows = [{"shard": s.number, "items": json.dumps(s.items)} for s in shards]
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
@@ -54,7 +52,7 @@ def records(task: Task, make: Make, shards: list[Shard], machines, step: Callabl
                 step(len(record.names) + len(record.failed))
                 yield record
         except ray.exceptions.RayError as error:
-            raise _error(error) from error
+            raise told(error) from error
 
 
 class _Actor:
@@ -97,50 +95,14 @@ def _received(task: Task, row: dict) -> Record:
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """A cluster, which is left again if it was not there before; Ray's own progress is not shown."""
-    was_there = ray.is_initialized()
-    if not was_there:
+    """A cluster; the progress of `ray.data` itself is not shown."""
+    with joined(address):
+        context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+        shown, context.enable_progress_bars = context.enable_progress_bars, False
+        level = log.level
+        log.setLevel(logging.ERROR)
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f"no cluster answers at --address {address}" if address else "no cluster starts here"
-            raise ValueError(f"Ray: {where}: {_last_line(error)}") from error
-    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    shown, context.enable_progress_bars = context.enable_progress_bars, False
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = shown
-        log.setLevel(level)
-        if not was_there:
-            ray.shutdown()
-
-
-def _workers(wanted: int | None, threads: int, gpus: int) -> int:
-    """Actors for which the cluster has processors, busy ones too: those are waited for."""
-    there = ray.cluster_resources()
-    room = int(there.get("CPU", 0)) // threads
-    room = min(room, int(there.get("GPU", 0))) if gpus else room
-    if room < (wanted or 1):
-        of_gpu = ", each with a GPU" if gpus else ""
-        raise ValueError(
-            f"the cluster has room for {room} workers of {threads} CPU threads{of_gpu}, not for {wanted or 1}: fewer "
-            "--workers or --threads"
-        )
-    return wanted or room
-
-
-def _error(error: Exception) -> Exception:
-    """What a worker said, as far as a user can put it right; else that Ray gave up, with all that it says."""
-    kind, _, reason = _last_line(error).partition(": ")
-    if kind in FOR_USERS:
-        return ValueError(f"a worker of Ray: {reason}")
-    return RuntimeError(f"Ray: {error}")
-
-
-def _last_line(error: BaseException) -> str:
-    """Of a remote traceback: what went wrong."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+            yield
+        finally:
+            context.enable_progress_bars = shown
+            log.setLevel(level)

@@ -132,7 +132,7 @@ def _selected(
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     _check_values(features, start)
-    met = 0 if nearest is None else _met(nearest, start)
+    already = 0 if nearest is None else met(nearest, start)
     chosen = _empty(features, start, total, backend) if out is None else out
     # `start` first: whatever ends the call, `out` has no fewer rows than `nearest` has met.
     chosen[: len(start)] = start[:total]
@@ -141,12 +141,12 @@ def _selected(
         return chosen
     if backend == "reference":
         known = None if nearest is None else nearest.clone()
-        chosen.copy_(reference.k_center_greedy(features, total, start, known, met))
+        chosen.copy_(reference.k_center_greedy(features, total, start, known, already))
         if known is not None:
             nearest.copy_(known)
         return chosen
     with _fork.calling_thread_only():
-        _select(features, chosen, len(start), backend, nearest, met, progress)
+        _select(features, chosen, len(start), backend, nearest, already, progress)
     return chosen
 
 
@@ -165,7 +165,7 @@ def _check_nearest(nearest: object, features: Tensor) -> None:
         raise ValueError(f"murf_fast.{OP}: `nearest` must be squared distances, not below 0 and no NaN")
 
 
-def _met(nearest: Tensor, start: Tensor) -> int:
+def met(nearest: Tensor, start: Tensor) -> int:
     """How many of ``start``, counted from its first, all rows have met; the last one is met again.
 
     At 0 from those met is who has been met himself, or equals one of them, so that meeting him changes nothing.

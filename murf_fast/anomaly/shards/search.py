@@ -28,22 +28,24 @@ class SearchShard:
     def __init__(self, index: NearestIndex, first: int) -> None:
         self._index, self._first = index, first
 
-    def nearest(self, query: Tensor, k: int, metric: str) -> tuple[Tensor]:
+    def nearest(self, query: Tensor, k: int, metric: str | None) -> tuple[Tensor]:
         """(Q, k) int64, rising: distance and index of the nearest rows, ``FARTHER`` where there are fewer."""
+        asked_on, query = query.device, query.to(self._index.device)
         distances, numbers = nearest_distance(query, self._index, k=min(k, len(self._index)), metric=metric)
         packed = torch.full((len(query), k), FARTHER, dtype=torch.int64, device=query.device)
         packed[:, : distances.shape[1]] = (distances.view(torch.int32).long() << 32) | (numbers + self._first)
-        return (packed,)
+        return (packed.to(asked_on),)
 
     def rows(self, numbers: Tensor) -> tuple[Tensor]:
         """(n, D): the rows of these numbers, zeros where they are others'."""
         return (own_rows(self._index.bank, self._first, numbers).to(self._index.device),)
 
 
-def search(shards: Shards, query: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+def search(shards: Shards, query: Tensor, k: int, metric: str | None) -> tuple[Tensor, Tensor]:
     """Distances (Q, k) float32, rising, and indices (Q, k): those of one bank with all rows."""
     if k == 1:
         packed = shards.least("nearest", query, 1, metric)
     else:
         packed = torch.cat([answer for (answer,) in shards.ask("nearest", query, k, metric)], 1).sort(1).values[:, :k]
+    packed = packed.to(query.device)
     return (packed >> 32).int().view(torch.float32), packed & 0xFFFFFFFF
