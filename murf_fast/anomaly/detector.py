@@ -337,8 +337,8 @@ class MultiResolutionDetector:
             The detector itself.
 
         Raises:
-            TypeError, ValueError: As for :meth:`fit`; ranks or workers hold parts of the banks (``group`` or ``cluster``
-                of :meth:`load`); ``in_place`` without a folder, or another detector is in it by now.
+            TypeError, ValueError: As for :meth:`fit`; ranks or workers hold parts of the banks (``group``
+                or ``cluster`` of :meth:`load`); ``in_place`` without a folder, or another detector is in it by now.
 
         Memory: as for :meth:`fit`; old and new rows are written to the folder, or to files without a name.
         """

@@ -2,7 +2,8 @@
 
 Every shard is worked on by the same :class:`Worker` as without Ray, and written by the actor: the folder must lie where
 all machines see it. What comes back is the shard's record. An actor that dies is started again by Ray and its shard
-given out again; a shard whose record is there is not worked on twice.
+given out again; a shard whose record is there is not worked on twice, and an image that takes every actor down is
+given up.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import ray
 import ray.data
 import torch
 
 from murf_fast._ray_cluster import joined, room, told
-from murf_fast.data import _records
+from murf_fast.data import _attempts, _records
+from murf_fast.data._attempts import Attempts
 from murf_fast.data._reading import BrokenImageError
 from murf_fast.data._records import Record
 from murf_fast.data._worker import Shard, Task, Worker
@@ -34,7 +37,7 @@ def records(task: Task, make: Make, shards: list[Shard], machines, step: Callabl
     """
     if not shards:
         return
-    with _connected(machines.address):
+    with _connected(machines.address), _noted(task.folder):
         gpus = 1 if machines.device.type == "cuda" else 0
         count = min(len(shards), room(machines.workers, machines.threads, gpus))
         rows = [{"shard": s.number, "items": json.dumps(s.items)} for s in shards]
@@ -53,6 +56,16 @@ def records(task: Task, make: Make, shards: list[Shard], machines, step: Callabl
                 yield record
         except ray.exceptions.RayError as error:
             raise told(error) from error
+
+
+@contextlib.contextmanager
+def _noted(folder: Path) -> Iterator[None]:
+    """What actors note of their attempts, which is of this run alone."""
+    _attempts.forget(folder)
+    try:
+        yield
+    finally:
+        _attempts.forget(folder)
 
 
 class _Actor:
@@ -78,7 +91,7 @@ class _Actor:
         try:
             _records.read_record(self._task.folder, shard.number, self._task.layout)
         except FileNotFoundError:
-            list(self._worker.records([shard]))
+            self._worker.record(shard, Attempts(self._task.folder, shard.number))
 
 
 def _answer(number: int, error: str, reason: str) -> dict:
