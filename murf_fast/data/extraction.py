@@ -66,8 +66,8 @@ def extract(
     Which images share a shard, and within it a batch, follows from the source and the options alone; so does every
     byte that is written, on processors of one kind with the same number of threads.
 
-    ``strict``: stop at the first broken image. ``verify``: read what is there to compare its checksums; else lengths are
-    compared, as files are in place only when they are whole.
+    ``strict``: stop at the first broken image. ``verify``: read what is there to compare its checksums; else lengths
+    are compared, as files are in place only when they are whole.
 
     Returns:
         A record for every shard.
