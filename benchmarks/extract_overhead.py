@@ -2,7 +2,8 @@
 
 ``python benchmarks/extract_overhead.py IMAGES --weights FOLDER [--write]`` prints docs/guides/extract.md's table, or
 puts it there. Counted is the time that processors spend (user and system) on the whole tree of processes, decoders and
-Ray's own servers too, from the first shard's record to the last one's. Other work on the machine changes that far less
+Ray's own servers too, from when the first shard's record is in the folder to when the last one's is, as the driver of
+Ray hears of them late. Other work on the machine changes that far less
 than it changes the clock; rounds are in turns, so that it meets both. Ray's servers take time by the clock, whether
 there is work or not: they are counted apart, as a busy machine has more of the clock for the same work.
 """
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +27,15 @@ import psutil
 import torch
 
 from murf_fast.cli.extract.model import Recipe
-from murf_fast.data.extraction import Machines, Progress, extract
+from murf_fast.data import _records
+from murf_fast.data.extraction import Machines, extract
 from murf_fast.data.settings import Options
 from murf_fast.data.sources import open_source
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "extract.md"
 BEGIN, END = "<!-- benchmarks/extract_overhead.py -->\n", "<!-- end of overhead -->\n"
 PLAIN, RAY = "plain loop", "Ray, 1 worker"
+WATCH = 0.05  # seconds between two looks at the folder
 
 
 @dataclass
@@ -62,17 +66,24 @@ def processor_seconds(ray: bool) -> tuple[float, float]:
 
 def measured(source: Path, recipe: Recipe, batch: int, *, ray: bool) -> Run:
     """One extraction, a batch a shard, into a folder that is removed."""
-    seen: list[tuple[int, float, float, float]] = []
-
-    def step(images: int) -> None:
-        seen.append((images, time.perf_counter(), *processor_seconds(ray)))
-
+    seen: list[tuple[float, float, float]] = []
     with tempfile.TemporaryDirectory() as out:
         machines = Machines(torch.device("cpu"), 1, ray, None, 1 if ray else None, 1)
-        options, progress = Options(batch=batch, shard=batch), Progress(step=step)
-        extract(open_source(str(source)), Path(out, "o"), recipe, options, machines, progress=progress)
-    (_, *first), (_, *last) = seen[0], seen[-1]
-    return Run(sum(images for images, *_ in seen[1:]), *(b - a for a, b in zip(first, last, strict=True)))
+        options, opened, folder = Options(batch=batch, shard=batch), open_source(str(source)), Path(out, "o")
+        shards = -(-len(opened.items) // batch)
+        watch = threading.Thread(target=watched, args=(folder, shards, ray, seen), daemon=True)
+        watch.start()
+        extract(opened, folder, recipe, options, machines)
+        watch.join()
+    return Run(len(opened.items) - batch, *(b - a for a, b in zip(*seen, strict=True)))
+
+
+def watched(folder: Path, shards: int, ray: bool, seen: list[tuple[float, float, float]]) -> None:
+    """Notes the clock and the processors when the first record is there, and when the last is."""
+    for record in (0, shards - 1):
+        while not (folder / _records.RECORDS / _records.record_name(record)).exists():
+            time.sleep(WATCH)
+        seen.append((time.perf_counter(), *processor_seconds(ray)))
 
 
 def paragraph(rows: dict[str, list[Run]], sizes: str, images: int, batch: int) -> str:
