@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch.multiprocessing import get_context
 
 from murf_fast import NearestIndex, k_center_greedy, nearest_distance, use_backend
-from murf_fast.anomaly import ShardedIndex, reweighted_score, sharded_k_center_greedy
+from murf_fast.anomaly import RayWorkers, ShardedIndex, reweighted_score, sharded_k_center_greedy
 from murf_fast.anomaly.shards import k_center
 from murf_fast.anomaly.shards.k_center import KCenterShard, select
 from murf_fast.anomaly.shards.rows import bounds, rows_of
@@ -157,7 +158,7 @@ def test_searches_are_those_of_one_bank(rows, dim, cut, k, metric, dtype):
     query[:5] = x[:5].float()[:5] if rows >= 5 else query[:5]
     cosine, k = metric == "cosine", min(k, rows)
     shards = parts(x, [max(1, int(cut * rows))], lambda r, first: SearchShard(NearestIndex(r, cosine=cosine), first))
-    distances, numbers = ShardedIndex.of(shards).search(query, k=k, metric=metric)
+    distances, numbers = ShardedIndex._of(shards).search(query, k=k, metric=metric)
     expected, theirs = nearest_distance(query, x, k=k, metric=metric)
     assert torch.equal(distances, expected)
     differ = numbers != theirs
@@ -174,7 +175,7 @@ def _at_the_end(distances, differ, x, query, metric):
 
 def test_rows_by_their_numbers():
     x = bank(90, 6)
-    index = ShardedIndex.of(parts(x, [10, 50], lambda r, first: SearchShard(NearestIndex(r), first)))
+    index = ShardedIndex._of(parts(x, [10, 50], lambda r, first: SearchShard(NearestIndex(r), first)))
     numbers = torch.tensor([89, 0, 9, 10, 49, 50, 50])
     assert torch.equal(index.rows(numbers), x[numbers])
     assert len(index) == 90
@@ -187,7 +188,13 @@ def test_patchcore_s_score_over_shards(cosine):
     shards = parts(x, [70, 71], lambda r, first: SearchShard(NearestIndex(r, cosine=cosine), first))
     distances, numbers = nearest_distance(query, whole)
     expected = reweighted_score(query, distances[:, 0], numbers[:, 0], whole)
-    assert reweighted_score(query, distances[:, 0], numbers[:, 0], ShardedIndex.of(shards)) == expected
+    assert reweighted_score(query, distances[:, 0], numbers[:, 0], ShardedIndex._of(shards)) == expected
+
+
+def test_without_ray(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"RayWorkers: needs ray: pip install 'murf-fast\[ray\]'"):
+        RayWorkers()
 
 
 def test_bounds_leave_nobody_without_rows():

@@ -41,7 +41,7 @@ class ShardedIndex:
         self._over(ranks)
 
     @classmethod
-    def of(cls, shards: Shards) -> ShardedIndex:
+    def _of(cls, shards: Shards) -> ShardedIndex:
         """One whose shards, each a ``SearchShard``, another transport asks."""
         index = cls.__new__(cls)
         index._over(shards)

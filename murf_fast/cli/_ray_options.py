@@ -59,7 +59,9 @@ class Cluster:
         return self.ray or self.address is not None
 
     def check(self) -> None:
-        """Raises a ValueError where options are given without what they are of."""
+        """Raises a ValueError where options are given without what they are of, a ModuleNotFoundError without Ray."""
+        if self.is_used:
+            self._workers("cpu")
         for option, value in (("--workers", self.workers), ("--threads", self.threads)):
             if value is not None and not self.is_used:
                 raise ValueError(f"{option} is about Ray's workers: give --ray, too")
@@ -70,8 +72,11 @@ class Cluster:
         if not self.is_used:
             yield None
             return
+        with self._workers(device) as workers:
+            yield workers
+
+    def _workers(self, device: str) -> RayWorkers:
         from murf_fast.anomaly import RayWorkers
 
         kind = torch.device(device).type
-        with RayWorkers(self.address, workers=self.workers, threads=self.threads, device=kind) as workers:
-            yield workers
+        return RayWorkers(self.address, workers=self.workers, threads=self.threads, device=kind)

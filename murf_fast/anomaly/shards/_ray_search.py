@@ -26,7 +26,7 @@ def search_shards(pool: Pool, name: str, rows: Range, device: str, options: dict
     parts = [dataclasses.replace(rows, begin=begin, end=end) for begin, end in itertools.pairwise(cuts)]
     options = {**options, "device": device}
     counts = [part.end - part.begin for part in parts]
-    return ShardedIndex.of(
+    return ShardedIndex._of(
         RayShards(pool, name, counts, lambda shard: (_search_shard, (parts[shard], rows.begin, options)))
     )
 
