@@ -129,12 +129,14 @@ def main() -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     command = [sys.executable, __file__, *sys.argv[1:], "--plain"]
     rows: dict[str, list[Run]] = {PLAIN: [], RAY: []}
-    for _ in range(given.rounds):
-        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        rows[PLAIN].append(Run(**json.loads(found.splitlines()[-1])))
-        rows[RAY].append(measured(given.images, recipe, given.batch, ray=True))
-        for name, runs in rows.items():
-            print(name, runs[-1], file=sys.stderr, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # what is whole by then counts
+        for _ in range(given.rounds):
+            found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            plain = Run(**json.loads(found.splitlines()[-1]))
+            of_ray = measured(given.images, recipe, given.batch, ray=True)
+            rows[PLAIN].append(plain)
+            rows[RAY].append(of_ray)
+            print(plain, of_ray, file=sys.stderr, flush=True)
     text = paragraph(rows, given.sizes, len(open_source(str(given.images)).items), given.batch)
     if not given.write:
         print(text, end="")

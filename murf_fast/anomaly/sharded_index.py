@@ -33,7 +33,7 @@ class ShardedIndex:
     def __init__(self, rows: Tensor, *, group: dist.ProcessGroup | None = None, **options) -> None:
         if options.get("ip"):
             raise ValueError("murf_fast.ShardedIndex: `ip` must be False: ranks are merged by the least distance")
-        own = NearestIndex(rows, **options)
+        self.local = own = NearestIndex(rows, **options)
         if own.bank.dtype == torch.float64:
             raise TypeError("murf_fast.ShardedIndex: `rows` must be float32, bfloat16 or float16, got torch.float64")
         ranks = Ranks(len(own), group, own.device)

@@ -62,6 +62,7 @@ class Pool:
     def replace(self, worker: int, dead: object) -> None:
         """A new worker for one that died, unless that has happened by now."""
         if self._actors[worker] is dead:
+            ray.kill(dead)  # one that only does not answer would keep its processors
             self._actors[worker], self._held[worker] = self._new(), set()
 
     def drop(self, name: str) -> None:
