@@ -251,6 +251,9 @@ def test_misuse_is_one_line(cluster, paths, tmp_path, undisturbed):
         RayWorkers(workers=3, threads=1),
     ):
         pass
+    detector(index="ivf").fit(iter(paths[:2]), folder=tmp_path / "ivf", cluster=cluster, held_out=0)
+    with pytest.raises(ValueError, match='banks with index="ivf" cannot be sharded'):
+        MultiResolutionDetector.load(tmp_path / "ivf", model(), cluster=cluster)
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(ValueError, match=r"broken\.png is not an image"):
         detector().fit(iter([*paths, tmp_path / "broken.png"]), folder=tmp_path / "bank", cluster=cluster)

@@ -29,15 +29,10 @@ def prepared(
     device: torch.device,
     sharded: Sharded | None,
 ) -> Index:
-    """The bank of this number, as ``index``, ``rules`` and ``precision`` of a detector say; ``sharded``: over shards.
-
-    Raises:
-        ValueError: Approximate banks cannot be sharded.
-    """
+    """The bank of this number, as ``index``, ``rules`` and ``precision`` of a detector say; ``sharded``: over shards,
+    of exact ones."""
     cosine = rules.metric == "cosine"
     if kind == "ivf":
-        if sharded is not None:
-            raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
         return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
     options = {"cosine": cosine, "precision": precision}
     if kind == "cells":

@@ -287,7 +287,8 @@ class MultiResolutionDetector:
                 normal = None
             elif chosen is None:
                 others = [r[:n] for r, n in zip(rows, before, strict=True)]
-                normal = self._normal_range(held, rows, others, workers and workers.sharded(growing))
+                sharded = None if workers is None or self.index == "ivf" else workers.sharded(growing)
+                normal = self._normal_range(held, rows, others, sharded)
             else:
                 others = [r[c[c < n]] for r, c, n in zip(rows, chosen, before, strict=True)]
                 normal = self._normal_range(held, rows, others)
@@ -609,6 +610,8 @@ class MultiResolutionDetector:
         home, told = _files.Home.of(folder), _description.told(folder)
         if is_cluster(cluster) and group is not None:
             raise ValueError(f"murf_fast.{WHAT}: `group` and `cluster` exclude each other")
+        if told["index"] == "ivf" and (group is not None or cluster is not None):
+            raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
         detector = cls(
             encoder,
             told["layers"],

@@ -205,6 +205,8 @@ def _k_center_shard(rows: Range, nearest: Tensor, projection: Tensor | None, cen
 
 
 def _file(growing: GrowingBanks, number: int) -> tuple[Path, str]:
+    """Where the rows of a bank are, for other machines: file systems over a network show them what is synced."""
+    growing.files[number].sync()
     path = growing.files[number].path
     return path.parent.resolve(), path.name
 
