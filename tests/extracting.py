@@ -64,12 +64,15 @@ def recipe(weights: Path, **options) -> Recipe:
     return Recipe(str(weights), **{"sizes": SIZES, **options})
 
 
-def run(source, out, make, *, ray: bool = False, workers=None, strict=False, step=None, readers=1, **options):
+def run(
+    source, out, make, *, ray: bool = False, workers=None, strict=False, verify=False, step=None, readers=1, **options
+):
     """One extraction of few images in a shard; returns its records."""
     machines = Machines(torch.device("cpu"), readers, ray, None, workers, 1)
     progress = Progress(step=step or (lambda _: None))
     options = Options(**{"batch": 2, "shard": 3, **options})
-    return extract(open_source(str(source)), Path(out), make, options, machines, strict=strict, progress=progress)
+    how = {"strict": strict, "verify": verify, "progress": progress}
+    return extract(open_source(str(source)), Path(out), make, options, machines, **how)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -129,6 +130,18 @@ def test_weights_that_do_not_load(photos, weights, tmp_path):
                 "--weights",
                 folder,
             )
+
+
+def test_clusters_in_one_line(photos, weights, tmp_path, monkeypatch):
+    fit = ("anomaly", "fit", photos, "--out", tmp_path / "bank", "--weights", weights)
+    refused("--workers is about Ray's workers: give --ray, too", *fit, "--workers", 2)
+    refused("--threads is about Ray's workers: give --ray, too", *fit, "--threads", 2)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for command in (fit, ("anomaly", "score", tmp_path / "bank", photos)):
+        result = invoke(*command, "--ray")
+        assert result.exit_code == 1, result.output
+        assert "this needs ray: pip install 'murf-fast[ray]'" in result.output
+    assert not (tmp_path / "bank").exists()
 
 
 def test_random_weights_are_refused(photos, tmp_path, monkeypatch):

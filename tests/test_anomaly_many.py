@@ -119,8 +119,8 @@ def test_adding_images(vit, index, tmp_path):
     assert MultiResolutionDetector.load(tmp_path, vit).images_ == 2
     with pytest.raises(ValueError, match=r"fit\(\) or load\(\) first"):
         MultiResolutionDetector(vit, **options).add(more)
-    loaded._group = object()
-    with pytest.raises(ValueError, match="banks of which ranks hold parts"):
+    loaded._sharded = object()
+    with pytest.raises(ValueError, match="banks of which ranks or workers hold parts"):
         loaded.add(more)
 
 

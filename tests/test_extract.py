@@ -30,8 +30,10 @@ from extracting import (
     run,
 )
 
-from murf_fast.data import Features, _records
+from murf_fast.data import Features, _records, extraction
+from murf_fast.data._attempts import Attempts
 from murf_fast.data._reading import BrokenImageError
+from murf_fast.data._worker import Worker
 from murf_fast.data.formats import FORMATS
 from murf_fast.nn import DepthHead, SegmentationHead
 
@@ -414,3 +416,108 @@ def test_records_say_what_is_in_a_shard(undisturbed):
         *(f"data/{i:06}.safetensors" for i in range(3)),
     }
     assert Path(_records.LOCK).name not in undisturbed
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Shards are worked on by processes that begin anew when one dies, as Ray's do; the number of deaths."""
+    deaths = []
+
+    def here(task, make, shards, machines, step):
+        for shard in shards:
+            while True:
+                pid = os.fork()
+                if pid == 0:
+                    status = 1
+                    try:
+                        with Worker(task, make, machines.device) as worker:
+                            worker.record(shard, Attempts(task.folder, shard.number))
+                        status = 0
+                    finally:
+                        os._exit(status)
+                _, status = os.waitpid(pid, 0)
+                if not status:
+                    break
+                assert os.WTERMSIG(status) == signal.SIGKILL
+                deaths.append(shard.number)
+            yield _records.read_record(task.folder, shard.number, task.layout)
+
+    monkeypatch.setattr(extraction, "_here", here)
+    return deaths
+
+
+@pytest.mark.parametrize(
+    ("deadly", "failed", "deaths"),
+    [
+        ({3}, {3: "2 workers died of it"}, 4),  # of its batch, then of itself
+        ({3, 4}, {3: "2 workers died of it", 4: "2 workers died of it"}, 6),
+        ({6, 7}, {6: "2 workers died of it", 7: "2 workers died of it"}, 6),
+    ],
+)
+def test_images_that_workers_die_of(source, make, forked, tmp_path, deadly, failed, deaths):
+    """They are broken after a few deaths; all others have the features of batches without them."""
+    pixels = [p.flatten()[:64] for p in pixels_of(source, [f"{i:03}.png" for i in sorted(deadly)])]
+
+    def dies(murf, given):
+        if any(torch.equal(p.flatten()[:64], d) for p in given for d in pixels):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    records = run(source, tmp_path / "out", lambda device: _Watched(make(device), dies))
+    found = {f.image: f.reason for r in records for f in r.failed}
+    assert found == {f"{i:03}.png": f"{i:03}.png: {reason}" for i, reason in failed.items()}
+    assert len(forked) == deaths
+    features = Features(tmp_path / "out")
+    assert len(features) == 8 - len(deadly)
+    for first in range(0, 8, 3):
+        for batch in ([first, first + 1], [first + 2]):
+            left = [i for i in batch if i < 8 and i not in deadly]
+            names = [f"{i:03}.png" for i in left]
+            expected = make(None).features(pixels_of(source, names)) if left else []
+            rows = [f for f in features if f["name"] in names]
+            for row, one in zip(rows, expected, strict=True):
+                assert torch.equal(row["features"], one)
+
+
+def test_a_batch_that_workers_die_of_though_no_image_is_to_blame(source, make, forked, tmp_path):
+    """As where two images together take too much memory."""
+
+    def dies(murf, given):
+        if len(given) == 2 and torch.equal(given[0].flatten()[:64], first):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    (first,) = (p.flatten()[:64] for p in pixels_of(source, ["003.png"]))
+    records = run(source, tmp_path / "out", lambda device: _Watched(make(device), dies))
+    reasons = [f.reason for r in records for f in r.failed]
+    assert reasons == [f"00{i}.png: 3 workers died of its batch, and of none of its images" for i in (3, 4)]
+    assert len(forked) == 3
+
+
+class _Watched:
+    """A model that calls a function before it makes features."""
+
+    def __init__(self, murf, before):
+        self._murf, self._before = murf, before
+
+    def __getattr__(self, name):
+        return getattr(self._murf, name)
+
+    def features(self, pixels, grid=None):
+        self._before(self._murf, pixels)
+        return self._murf.features(pixels, grid)
+
+
+def test_damage_that_keeps_the_length_is_seen_on_request(source, make, tmp_path):
+    out = tmp_path / "out"
+    run(source, out, make)
+    (out / "features.json").unlink()
+    path = out / "data" / "000001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"000001\.safetensors is damaged.*checksum.*remove .*000001\.json and the same"
+    ):
+        run(source, out, make, verify=True)
+    run(source, out, make)  # by lengths alone it is whole
+    with pytest.raises(ValueError, match=r"000001\.safetensors is damaged"):
+        Features(out).verify()

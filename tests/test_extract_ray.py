@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,9 @@ pytest.importorskip("psutil")
 import psutil
 import ray
 from extracting import CRASHES, WAITS, contents, make_images, put_patched_decoder, recipe, run
+from PIL import Image
 
+from murf_fast.data import Features
 from murf_fast.data._reading import BrokenImageError
 
 # Workers start in seconds each, and there are few cores: one cluster and one run without Ray for all of them.
@@ -150,3 +153,31 @@ def test_a_worker_that_cannot_start_is_one_line(scene, tmp_path):
         run(images, tmp_path / "out", only_here, ray=True, workers=1, shard=SHARD)
     with pytest.raises(ValueError, match=r"room for 2 workers of 1 CPU threads, not for 3"):
         run(images, tmp_path / "out", make, ray=True, workers=3, shard=SHARD)
+
+
+def test_an_image_that_every_worker_dies_of(scene, tmp_path):
+    """It ends in failed.jsonl, and all others are there."""
+    images, make, *_ = scene
+    size = (23, 41)
+    shutil.copytree(images, tmp_path / "images")
+    Image.new("RGB", size[::-1]).save(tmp_path / "images" / "010.png")
+
+    def deadly(device):
+        murf = make(device)
+        features = murf.features
+
+        def dies(pixels, grid=None):
+            if any(tuple(p.shape[1:]) == size for p in pixels):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return features(pixels, grid)
+
+        murf.features = dies
+        return murf
+
+    run(tmp_path / "images", tmp_path / "out", deadly, ray=True, shard=2)
+    lines = (tmp_path / "out" / "failed.jsonl").read_text().splitlines()
+    told = {line["image"]: line["reason"] for line in map(json.loads, lines)}
+    assert set(told) == {"005.png", "010.png", "011.png"}
+    assert told["010.png"] == "010.png: 2 workers died of it"
+    assert sum(1 for _ in Features(tmp_path / "out").names()) == IMAGES - 3
+    assert not (tmp_path / "out" / "attempts").exists()

@@ -6,9 +6,11 @@ from murf_fast.anomaly.methods import METHODS, Method
 from murf_fast.anomaly.metrics import au_pro, au_roc, best_f1
 from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.pixel_curves import PixelCurves
+from murf_fast.anomaly.ray_workers import RayWorkers
 from murf_fast.anomaly.result import Anomaly
 from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score
 from murf_fast.anomaly.sharded_index import ShardedIndex
+from murf_fast.anomaly.shards.k_center import sharded_k_center_greedy
 from murf_fast.anomaly.subsets import Subset, subset_scores, subsets_of
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "MultiResolutionDetector",
     "NormalRange",
     "PixelCurves",
+    "RayWorkers",
     "Sample",
     "ScoringRules",
     "ShardedIndex",
@@ -30,6 +33,7 @@ __all__ = [
     "categories",
     "mean_top",
     "reweighted_score",
+    "sharded_k_center_greedy",
     "subset_scores",
     "subsets_of",
 ]

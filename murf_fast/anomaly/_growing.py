@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 import tempfile
@@ -15,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from murf_fast._files import BLOCK, open_regular, read_json, sync_folder, write_json
@@ -23,14 +23,14 @@ from murf_fast.anomaly import _files
 from murf_fast.anomaly._files import UNFINISHED, WHAT, RowFile
 from murf_fast.anomaly._selection import Selection
 
-FORMAT = "murf_fast unfinished fit"
+FORMAT = "murf_fast unfinished fit, version 2"  # version 1 told images apart in another way
 SECONDS = 1.0  # of work that the end of a process may cost
 SHARE = 0.05  # of the time that writing to the disk what is done may take, where that would take longer
 
 
 @dataclasses.dataclass(frozen=True)
 class _Whole:
-    """What is complete: so many images, what :meth:`GrowingBanks.see` said of the last, and the rows of every bank.
+    """What is complete: so many images, what tells them from others, and the rows of every bank.
 
     One value, as an interruption may come between any two.
     """
@@ -60,7 +60,7 @@ class GrowingBanks:
     ) -> None:
         self.places, self._settings = places, settings
         self.folder: Path | Any = folder  # None: files without names
-        self._whole, self._chain = _Whole(0, "", [0] * len(places)), ""
+        self._whole = _Whole(0, "", [0] * len(places))
         self._lock: int | None = None
         if folder is None:
             self._next = math.inf
@@ -93,26 +93,19 @@ class GrowingBanks:
                 file.append(block)
         self._whole = _Whole(0, "", [file.rows for file in self.files])
 
-    def append(self, rows: list[Tensor | None], seen: str) -> None:
-        """The rows of one image, per bank, None where it has none; and what :meth:`see` said of it."""
+    def append(self, rows: list[Tensor | None], digest: str) -> None:
+        """The rows of one image, per bank, None where it has none; and what tells the image from others."""
         for file, of_bank in zip(self.files, rows, strict=True):
             if of_bank is not None:
                 file.append(of_bank)
+        seen = _chained(self._whole.seen, digest)
         self._whole = _Whole(self.done + 1, seen, [file.rows for file in self.files])
         if time.monotonic() > self._next:
             self._tell()
 
-    def see(self, image: Tensor) -> str:
-        """What stands for the pixels of the next image and of all before it; empty outside of a folder."""
-        if self.folder is not None:
-            digest = hashlib.sha256(f"{self._chain} {tuple(image.shape)} {image.dtype}".encode())
-            digest.update(image.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-            self._chain = digest.hexdigest()
-        return self._chain
-
-    def check_seen(self, again: int) -> None:
-        """After the images that are done were seen again, so many of them: whether they are the same."""
-        if again < self.done or self._chain != self._whole.seen:
+    def check_seen(self, digests: list[str]) -> None:
+        """After the images that are done were seen again, what tells them from others: whether they are the same."""
+        if len(digests) < self.done or functools.reduce(_chained, digests, "") != self._whole.seen:
             raise ValueError(
                 f"{WHAT}: {self.folder} holds a fit that stopped after {self.done} images, and the first "
                 f"{self.done} of `images` are others; give the same in the same order, or start anew"
@@ -233,6 +226,11 @@ def unfinished(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{WHAT}: {path} is damaged: {error}; start anew") from error
     return told
+
+
+def _chained(before: str, digest: str) -> str:
+    """What tells images in their order from others, with one more."""
+    return hashlib.sha256(f"{before} {digest}".encode()).hexdigest()
 
 
 def _new(path: Path) -> RowFile:

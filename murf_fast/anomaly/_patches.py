@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,16 @@ from murf_fast.anomaly._reading import read_ahead
 from murf_fast.nn import MultiResolutionEncoder
 
 WHAT = "MultiResolutionDetector"
+
+
+class HasPatches(Protocol):
+    """An image of which it is known how many patches are encoded, before or after a look at its pixels."""
+
+    @property
+    def patches(self) -> int: ...
+
+
+Sized = TypeVar("Sized", bound=HasPatches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +46,8 @@ class LookedAt:
     """An image (1, 3, H, W) at the size it is encoded in, and of every scale the numbers of the patches that count
     (None: all) and their grid.
 
-    ``pixels`` is None where no patch counts at any scale. ``size`` is the image's own; ``seen`` what a fit into a
-    folder keeps of it and of those before it; ``ahead`` whether the image after it is there without waiting for it.
+    ``pixels`` is None where no patch counts at any scale. ``size`` is the image's own; ``seen`` what tells it from
+    others, for a fit into a folder; ``ahead`` whether the image after it is there without waiting for it.
     """
 
     pixels: Tensor | None
@@ -46,6 +56,11 @@ class LookedAt:
     size: tuple[int, int]
     seen: str = ""
     ahead: bool = False
+
+    @property
+    def patches(self) -> int:
+        """That are encoded."""
+        return 0 if self.pixels is None else sum(math.prod(grid) for grid in self.grids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +142,7 @@ class PatchEncoder:
         for group in self.groups(images, batch):
             yield from zip(group, self.encode(group), strict=True)
 
-    def groups(self, images: Iterable[LookedAt], batch: int | None = None) -> Iterator[list[LookedAt]]:
+    def groups(self, images: Iterable[Sized], batch: int | None = None) -> Iterator[list[Sized]]:
         """Neighbours that share a pass, as far as it takes them.
 
         Images of up to some 250 pixels gain from it; large ones go alone.
@@ -136,12 +151,11 @@ class PatchEncoder:
         patches = 0
         most = math.inf if batch is None else batch
         for looked in images:
-            count = 0 if looked.pixels is None else sum(rows * columns for rows, columns in looked.grids)
-            if group and patches + count > self.encoder.tokens_per_pass:
+            if group and patches + looked.patches > self.encoder.tokens_per_pass:
                 yield group
                 group, patches = [], 0
             group.append(looked)
-            patches += count
+            patches += looked.patches
             # A large image does not wait while the next one is read.
             if patches >= self.encoder.tokens_per_pass or len(group) >= most:
                 yield group

@@ -54,9 +54,14 @@ class Selection:
     def done(self) -> int:
         return int((self.chosen >= 0).sum())
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the file was written long ago."""
+        return time.monotonic() > self._told + SECONDS
+
     def tell(self) -> None:
         """Writes the file if that was long ago."""
-        if time.monotonic() > self._told + SECONDS:
+        if self.is_due:
             self.save()
 
     def save(self) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -20,26 +18,28 @@ from murf_fast.annotations import AnomalyMethod, AnomalyRules, BankIndex, Image,
 from murf_fast.anomaly import _description, _files, _images
 from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
+from murf_fast.anomaly._filling import Filling, OneProcess, fill
+from murf_fast.anomaly._fit_arguments import is_cluster, several, share
 from murf_fast.anomaly._growing import GrowingBanks
 from murf_fast.anomaly._images import Size
+from murf_fast.anomaly._indices import Index, Sharded, over_ranks, prepared, search
 from murf_fast.anomaly._options import DetectorOptions
 from murf_fast.anomaly._overlap import encoded
 from murf_fast.anomaly._patches import WHAT, HeldOut, LookedAt, PatchEncoder, Patches
 from murf_fast.anomaly._references import references_of
 from murf_fast.anomaly.methods import configured
 from murf_fast.anomaly.normal_range import NormalRange
+from murf_fast.anomaly.ray_workers import RayWorkers
 from murf_fast.anomaly.result import Anomaly
 from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score, rules_of
-from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.nn.vit import _resolutions
 from murf_fast.nn.vit._fingerprint import fingerprint, rounded
 from murf_fast.nn.vit.families import resolved
-from murf_fast.ops._ivf import IVFIndex
 from murf_fast.ops._random_projection import PROJECTIONS
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
-from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex, nearest_distance
+from murf_fast.ops.nearest_distance import PRECISIONS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 INDICES = ("exact", "cells", "coreset", "ivf")
 ON_EMPTY = ("skip", "raise")
 BACKGROUNDS = ("black", "keep")
-Index = NearestIndex | IVFIndex | ShardedIndex
 HELD_OUT = 4
 
 
@@ -138,8 +137,8 @@ class MultiResolutionDetector:
             if enlarge:
                 raise ValueError(f"murf_fast.{WHAT}: `enlarge` is of `pixels`, which `shorter_side` stands in for")
             pixels = None
-        coreset = _share("coreset", coreset)
-        references = None if references is None else _share("references", references)
+        coreset = share("coreset", coreset)
+        references = None if references is None else share("references", references)
         if projection is not None:
             _arguments.choice(WHAT, "projection", projection, PROJECTIONS)
         if foreground is not None and not callable(foreground):
@@ -166,7 +165,7 @@ class MultiResolutionDetector:
         self.images_ = 0
         self.normal_: NormalRange | None = None
         self._indices: list[Index | None] = []
-        self._group: dist.ProcessGroup | None = None
+        self._sharded: Sharded | None = None
         self._home: _files.Home | None = None
 
     @classmethod
@@ -221,6 +220,7 @@ class MultiResolutionDetector:
         resume: bool = False,
         held_out: int = HELD_OUT,
         batch: int | None = None,
+        cluster: RayWorkers | None = None,
         progress: Callable[[int, int | None], None] | None = None,
         references_progress: Callable[[int, int], None] | None = None,
         coreset_progress: Callable[[int, int], None] | None = None,
@@ -241,6 +241,10 @@ class MultiResolutionDetector:
             held_out: So many images at most, and a quarter of all, are scored by the rows of those before them, which
                 gives ``normal_``; 0: none. Their rows are in the banks all the same.
             batch: As for :meth:`score_many`.
+            cluster: Its workers encode the images, read files by themselves, and choose the rows of coresets, each from
+                a part of them; ``folder`` must lie where all see it. The files are those of one process, bit for bit
+                on processors of one kind with as many threads, and either goes on with what the other began.
+                ``foreground`` needs ``batch=1``; ``references`` are chosen in this process.
             progress: Called with (images done, images in all or None) after every image.
             references_progress: With ``references``, called with (images done, images in all) while they are chosen.
             coreset_progress: With ``index="coreset"``, called with (rows selected, rows wanted) of all banks together.
@@ -261,19 +265,21 @@ class MultiResolutionDetector:
         images: what :meth:`score` takes.
         """
         place = None if folder is None else _files.folder_of(folder)
-        for name, value in (("overwrite", overwrite), ("resume", resume)):
+        given = {"overwrite": overwrite, "resume": resume, "cluster": is_cluster(cluster)}
+        for name, value in given.items():
             if _arguments.flag(WHAT, name, value) and place is None:
                 raise ValueError(f"murf_fast.{WHAT}: `{name}` needs a `folder`")
         if place is not None:
             _files.check_free(place, overwrite, resume)
         told = {"references_progress": references_progress, "coreset_progress": coreset_progress}
-        images = self._patches.checked(_several(images, held_out, batch, progress=progress, **told), self._check_rows)
+        images = self._patches.checked(several(images, held_out, batch, progress=progress, **told), self._check_rows)
         growing = GrowingBanks(_description.places(self.encoder), place, self._settings(place), resume)
-        home = None
+        home = workers = None
         try:
             if self.references is not None:
                 images = references_of(self._patches, images, self.references, references_progress)
-            held = self._fill(growing, images, held_out, batch, progress)
+            workers = None if cluster is None else cluster._fit(self._patches, images, batch)
+            held = self._fill(growing, images, held_out, batch, progress, workers)
             rows = growing.mapped()
             self._tell_empty(rows)
             banks, chosen = rows, None
@@ -283,7 +289,8 @@ class MultiResolutionDetector:
                     "backend": backends.resolve(None, "cpu", rows[0].dtype),
                 }
                 selection = functools.partial(growing.selection, **of)
-                chosen = coresets(rows, self.coreset, self.projection, coreset_progress, selection)
+                choose = {} if workers is None else {"choose": workers.choose(growing)}
+                chosen = coresets(rows, self.coreset, self.projection, coreset_progress, selection, **choose)
                 banks = [r[c] for r, c in zip(rows, chosen, strict=True)]
             self._check_rows([len(bank) for bank in banks[:: len(self.encoder.layers)]])
             held = held[-max(1, growing.done // 4) :] if growing.done > 1 else []
@@ -291,7 +298,9 @@ class MultiResolutionDetector:
             if not held:
                 normal = None
             elif chosen is None:
-                normal = self._normal_range(held, rows, [r[:n] for r, n in zip(rows, before, strict=True)])
+                others = [r[:n] for r, n in zip(rows, before, strict=True)]
+                sharded = None if workers is None or self.index == "ivf" else workers.sharded(growing)
+                normal = self._normal_range(held, rows, others, sharded)
             else:
                 others = [r[c[c < n]] for r, c, n in zip(rows, chosen, before, strict=True)]
                 normal = self._normal_range(held, rows, others)
@@ -303,9 +312,12 @@ class MultiResolutionDetector:
         except BaseException:
             growing.stop()
             raise
+        finally:
+            if workers is not None:
+                workers.close()
         growing.close()
         self.banks_, self.images_, self.normal_ = banks, growing.done, normal
-        self._group, self._home, self._indices = None, home, []
+        self._sharded, self._home, self._indices = None, home, []
         return self
 
     def add(
@@ -338,15 +350,16 @@ class MultiResolutionDetector:
             The detector itself.
 
         Raises:
-            TypeError, ValueError: As for :meth:`fit`; ranks hold parts of the banks (``load(..., group=...)``);
-                ``in_place`` without a folder, or another detector is in it by now.
+            TypeError, ValueError: As for :meth:`fit`; ranks or workers hold parts of the banks (``group``
+                or ``cluster`` of :meth:`load`); ``in_place`` without a folder, or another detector is in it by now.
 
         Memory: as for :meth:`fit`; old and new rows are written to the folder, or to files without a name.
         """
         self._fitted()
-        if self._group is not None:
+        if self._sharded is not None:
             raise ValueError(
-                f"murf_fast.{WHAT}: banks of which ranks hold parts take no further images; load() them whole"
+                f"murf_fast.{WHAT}: banks of which ranks or workers hold parts take no further images; load() them "
+                "whole"
             )
         dtype = next(self.encoder.model.parameters()).dtype
         other = next((bank.dtype for bank in self.banks_ if len(bank) and bank.dtype != dtype), None)
@@ -357,7 +370,7 @@ class MultiResolutionDetector:
         place, settings = self._place_of_addition(in_place, overwrite, resume)
         n, coreset = len(self.encoder.layers), self.index == "coreset"
         images = self._patches.checked(
-            _several(images, held_out, batch, progress=progress),
+            several(images, held_out, batch, progress=progress),
             self._check_rows,
             [len(bank) for bank in self.banks_[::n]],
         )
@@ -413,27 +426,12 @@ class MultiResolutionDetector:
         held_out: int,
         batch: int | None,
         progress: Callable[..., Any] | None,
+        workers: Filling | None = None,
     ) -> list[HeldOut]:
-        """Writes the rows of all images. Returns the last ``held_out`` of them."""
+        """Writes the rows of all images, which ``workers`` or this process encode. Returns the last ``held_out``."""
         total = len(cast("Any", images)) if hasattr(images, "__len__") else None
-        held: deque[Any] = deque(maxlen=held_out)
-        looked_at = self._patches.look_at_each(images, growing.see)
-        if growing.done:
-            again = 0
-            for looked in itertools.islice(looked_at, growing.done):
-                held.append(HeldOut.of(looked))
-                again += 1
-            growing.check_seen(again)
-            if progress is not None:
-                progress(growing.done, total)
-        for looked, of_image in self._patches.encode_each(looked_at, batch):
-            growing.append([patches.rows for patches in of_image], looked.seen)
-            held.append(HeldOut.of(looked))
-            if progress is not None:
-                progress(growing.done, total)
-        if not growing.done:
-            raise ValueError(f"murf_fast.{WHAT}: `images` must hold at least one image")
-        return list(held)
+        filling = workers or OneProcess(self._patches, images, batch, growing.folder is not None)
+        return fill(growing, filling, total, held_out, progress)
 
     def _chosen_anew(self, bank: Tensor, new: Tensor) -> Tensor:
         """A coreset of the rows of one and of new ones, larger by its share of these."""
@@ -445,13 +443,17 @@ class MultiResolutionDetector:
 
     @torch.no_grad()
     def _normal_range(
-        self, held: Sequence[HeldOut], rows: Sequence[Tensor], others: Sequence[Tensor] | None
+        self,
+        held: Sequence[HeldOut],
+        rows: Sequence[Tensor],
+        others: Sequence[Tensor] | None,
+        sharded: Sharded | None = None,
     ) -> NormalRange | None:
         """What images whose rows are the last of ``rows`` score by banks of ``others``; None: by the detector's own."""
         n, device = len(self.encoder.layers), self._patches.device
         indices = None
         if others is not None:
-            indices = [self._prepare(bank, None) if len(bank) >= self.rules.k else None for bank in others]
+            indices = self._prepared(others, sharded, self.rules.k)
         ends, found = [len(r) for r in rows], []
         for image in reversed(held):
             of_image = []
@@ -585,6 +587,7 @@ class MultiResolutionDetector:
         *,
         foreground: Callable[[Tensor], Tensor] | None = None,
         group: dist.ProcessGroup | None = None,
+        cluster: RayWorkers | None = None,
         verify: bool = True,
         any_precision: bool = False,
     ) -> MultiResolutionDetector:
@@ -599,6 +602,9 @@ class MultiResolutionDetector:
             foreground: Again, where the detector had one: functions are not saved.
             group: A ``torch.distributed`` process group (``dist.group.WORLD`` for all ranks): every rank searches its
                 part of every bank, and all get the same scores for the same images.
+            cluster: Its workers search the banks, of each of which every one holds a part; they open the same folder,
+                of which this process checks the files. Images are encoded here. The detector is used while the cluster
+                is.
             verify: Read every bank once, in blocks, to compare its sha256. False, for banks too large for that, still
                 checks their number, order, shapes and types.
             any_precision: Take the same weights in another floating-point type, such as a float16 copy for a GPU. Its
@@ -614,6 +620,10 @@ class MultiResolutionDetector:
         """
         folder = _files.folder_of(folder)
         home, told = _files.Home.of(folder), _description.told(folder)
+        if is_cluster(cluster) and group is not None:
+            raise ValueError(f"murf_fast.{WHAT}: `group` and `cluster` exclude each other")
+        if told["index"] == "ivf" and (group is not None or cluster is not None):
+            raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
         detector = cls(
             encoder,
             told["layers"],
@@ -651,8 +661,12 @@ class MultiResolutionDetector:
         banks = _description.banks(folder, told, detector.encoder, verify, theirs is not None)
         detector._check_rows([len(bank) for bank in banks[:: len(detector.encoder.layers)]])
         detector.banks_ = banks
-        detector.images_, detector.normal_, detector._group = told["images"], told["normal"], group
+        detector.images_, detector.normal_ = told["images"], told["normal"]
         detector.method, detector._home = told["method"], home
+        if group is not None:
+            detector._sharded = over_ranks(group, detector._patches.device)
+        elif cluster is not None:
+            detector._sharded = cluster._sharded(folder, [bank["file"] for bank in told["banks"]])
         return detector
 
     def _encoded(self, images: Iterable[Image], batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
@@ -684,7 +698,7 @@ class MultiResolutionDetector:
                 maps.append(None)
                 weighted.append(0.0)
                 continue
-            found, nearest = self._search(index, patches.rows)
+            found, nearest = search(index, patches.rows, self.rules)
             distances = patches.rows.new_zeros(patches.grid[0] * patches.grid[1], dtype=torch.float32)
             distances[slice(None) if patches.kept is None else patches.kept] = self.rules.of_neighbors(found).float()
             maps.append(distances.view(1, 1, *patches.grid))
@@ -755,45 +769,10 @@ class MultiResolutionDetector:
     def _searchable(self) -> list[Index | None]:
         """The banks, prepared at the first search; None for those without rows."""
         if not self._indices:
-            self._indices = [self._prepare(bank, self._group) if len(bank) else None for bank in self.banks_]
+            self._indices = self._prepared(self.banks_, self._sharded)
         return self._indices
 
-    def _search(self, index: Index, rows: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(index, ShardedIndex):
-            return index.search(rows, k=self.rules.k, metric=self.rules.metric)
-        return nearest_distance(rows, index, k=self.rules.k, metric=self.rules.metric)
-
-    def _prepare(self, bank: Tensor, group: Any) -> Index:
-        cosine = self.rules.metric == "cosine"
-        if self.index == "ivf":
-            if group is not None:
-                raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
-            return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
-        options: dict[str, Any] = {"cosine": cosine, "precision": self.precision, "device": self._patches.device}
-        if self.index == "cells":
-            options["cells"] = "auto"
-        if group is None:
-            return NearestIndex(bank, **options)
-        if self.rules.image_score == "reweighted":
-            raise ValueError(f'murf_fast.{WHAT}: "reweighted" scores need whole banks, these are sharded')
-        rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-        part = bank[len(bank) * rank // ranks : len(bank) * (rank + 1) // ranks]
-        return ShardedIndex(part, group=group, **options)
-
-
-def _share(name: str, value: object) -> float:
-    share = _arguments.number(WHAT, name, value)
-    if not 0 < share <= 1:
-        raise ValueError(f"murf_fast.{WHAT}: `{name}` must be in (0, 1], got {share!r}")
-    return share
-
-
-def _several(images: Any, held_out: Any, batch: Any, **functions: Any) -> Iterable[Any]:
-    """The images of a fit, with its other arguments checked."""
-    _arguments.integer(WHAT, "held_out", held_out, 0)
-    if batch is not None:
-        _arguments.integer(WHAT, "batch", batch, 1)
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise TypeError(f"murf_fast.{WHAT}: `{name}` must be callable, got {type(function).__name__}")
-    return _images.many(images)
+    def _prepared(self, banks: Sequence[Tensor], sharded: Sharded | None, least: int = 1) -> list[Index | None]:
+        """None for banks of fewer rows than ``least``."""
+        how = (self.index, self.rules, self.precision, self._patches.device, sharded)
+        return [prepared(i, bank, *how) if len(bank) >= least else None for i, bank in enumerate(banks)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from murf_fast import _arguments
 from murf_fast.annotations import AnomalyRules, Border, Distance, Mode
+from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.ops.gaussian_blur import BORDERS
 from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
 from murf_fast.ops.resize import resize
@@ -162,7 +163,7 @@ def mean_top(scores: Tensor, fraction: float = 0.01) -> float:
 
 
 def reweighted_score(
-    query: Tensor, distances: Tensor, indices: Tensor, index: NearestIndex, neighbors: int = 9
+    query: Tensor, distances: Tensor, indices: Tensor, index: NearestIndex | ShardedIndex, neighbors: int = 9
 ) -> float:
     """PatchCore's image score: the largest patch distance, times how far its neighbour's neighbours are beyond it.
 
@@ -181,8 +182,18 @@ def reweighted_score(
     largest = float(distances[farthest])
     if neighbors == 1:
         return largest
-    nearest = index.bank[indices[farthest].to(index.bank.device)][None].to(query.device)
-    _, around = nearest_distance(nearest, index, k=min(neighbors, len(index)))
-    rows = index.bank[around[0].to(index.bank.device)].to(query.device)
+    neighbors = min(neighbors, len(index))
+    nearest = _rows(index, indices[farthest][None]).to(query.device)
+    if isinstance(index, ShardedIndex):
+        _, around = index.search(nearest, k=neighbors, metric=None)
+    else:
+        _, around = nearest_distance(nearest, index, k=neighbors)
+    rows = _rows(index, around[0]).to(query.device)
     beyond = (rows.double() - query[farthest].double()).square().sum(1).sqrt()
     return (1 - float(torch.softmax(beyond, 0)[0])) * largest
+
+
+def _rows(index: NearestIndex | ShardedIndex, numbers: Tensor) -> Tensor:
+    if isinstance(index, ShardedIndex):
+        return index.rows(numbers)
+    return index.bank[numbers.to(index.bank.device)]

@@ -1,4 +1,4 @@
-"""A bank whose rows lie on several ranks of ``torch.distributed``."""
+"""A bank whose rows lie on several shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from murf_fast.annotations import Distance
 from murf_fast.anomaly._options import IndexOptions
-from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
+from murf_fast.anomaly.shards.rows import rows_of
+from murf_fast.anomaly.shards.search import LARGEST, SearchShard, search
+from murf_fast.anomaly.shards.transport import Ranks, Shards
+from murf_fast.ops.nearest_distance import NearestIndex
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,25 +42,34 @@ class ShardedIndex:
     ) -> None:
         if options.get("ip"):
             raise ValueError("murf_fast.ShardedIndex: `ip` must be False: ranks are merged by the least distance")
-        self.group, self.local = group, NearestIndex(rows, **options)
-        if self.local.bank.dtype == torch.float64:
+        self.local = own = NearestIndex(rows, **options)
+        if own.bank.dtype == torch.float64:
             raise TypeError("murf_fast.ShardedIndex: `rows` must be float32, bfloat16 or float16, got torch.float64")
-        counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=self.local.device)
-        counts[dist.get_rank(group)] = len(self.local)
-        dist.all_reduce(counts, group=group)
-        self.counts = counts.tolist()
-        self.offset = sum(self.counts[: dist.get_rank(group)])
-        if sum(self.counts) >= 2**32:
-            raise ValueError(f"murf_fast.ShardedIndex: at most 2^32 rows, got {sum(self.counts)}")
+        ranks = Ranks(len(own), group, own.device)
+        ranks.shard = SearchShard(own, ranks.offset)
+        self._over(ranks)
+
+    @classmethod
+    def _of(cls, shards: Shards) -> ShardedIndex:
+        """One whose shards, each a ``SearchShard``, another transport asks."""
+        index = cls.__new__(cls)
+        index._over(shards)
+        return index
+
+    def _over(self, shards: Shards) -> None:
+        if sum(shards.counts) >= LARGEST:
+            raise ValueError(f"murf_fast.ShardedIndex: at most 2^32 rows, got {sum(shards.counts)}")
+        self._shards, self.counts = shards, shards.counts
 
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def search(self, query: Tensor, *, k: int = 1, metric: Distance = "l2") -> tuple[Tensor, Tensor]:
-        """As :func:`nearest_distance`; ``query`` must be the same on every rank, and not float64.
+    def search(self, query: Tensor, *, k: int = 1, metric: Distance | None = "l2") -> tuple[Tensor, Tensor]:
+        """As :func:`nearest_distance`; ``query`` must be the same on every rank, and not float64. ``metric`` None: that
+        which the rows were prepared for.
 
-        Distances are not negative, so their bits order as they do: distance and index travel as one integer, of which
-        a minimum is exact and takes the lower index among equals.
+        Distances are those of one bank, bit for bit. Of rows at distances that are equal in float32 the lowest index
+        comes first, where one bank still tells them apart in float64.
 
         Raises:
             TypeError, ValueError: An argument is wrong, or ``k`` is more than the rows of all ranks.
@@ -68,14 +80,8 @@ class ShardedIndex:
             raise TypeError("murf_fast.ShardedIndex: `query` must be float32, bfloat16 or float16, got torch.float64")
         if k > len(self):
             raise ValueError(f"murf_fast.ShardedIndex: `k` must be at most the {len(self)} rows of the bank, got {k}")
-        distances, indices = nearest_distance(query, self.local, k=min(k, len(self.local)), metric=metric)
-        packed = (distances.view(torch.int32).long() << 32) | (indices + self.offset)
-        if k == 1:
-            dist.all_reduce(packed, op=dist.ReduceOp.MIN, group=self.group)
-        else:
-            mine = torch.full((len(query), k), torch.iinfo(torch.int64).max, dtype=torch.int64, device=packed.device)
-            mine[:, : packed.shape[1]] = packed
-            everyone = [torch.empty_like(mine) for _ in self.counts]
-            dist.all_gather(everyone, mine, group=self.group)
-            packed = torch.cat(everyone, 1).sort(1).values[:, :k]
-        return (packed >> 32).int().view(torch.float32), packed & 0xFFFFFFFF
+        return search(self._shards, query, k, metric)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """(n, D): rows of the bank by their numbers (n,) int64; the same on every rank."""
+        return rows_of(self._shards, numbers)

@@ -51,8 +51,11 @@ class Output:
                 self.folder.rmdir()
         self._lock.release()
 
-    def begin(self, settings: dict[str, Any], layout: Layout, form: Format) -> list[Record]:
-        """Notes the configuration, and gives the records of what an earlier run of the same has done.
+    def begin(
+        self, settings: dict[str, Any], layout: Layout, form: Format, verify: bool = False
+    ) -> list[Record]:
+        """Notes the configuration, and gives the records of what an earlier run of the same has done; ``verify``: with
+        their checksums compared, which reads all of it.
 
         Raises:
             OSError: The disk has not the room for the rest, or cannot be written to.
@@ -62,7 +65,7 @@ class Output:
         if (self.folder / SETTINGS).exists():
             self._compare(told)
             _records.remove_parts(self.folder)
-        done = self._done(layout, form)
+        done = self._done(layout, form, verify)
         self._check_room(layout, layout.images - sum(len(r.names) + len(r.failed) for r in done))
         for path, data in form.common().items():
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -87,13 +90,13 @@ class Output:
                 f"{shown(self.folder)} is of another configuration: {which}; give the same, or another --out"
             )
 
-    def _done(self, layout: Layout, form: Format) -> list[Record]:
-        """The shards that are there, with files of the lengths that their records say."""
+    def _done(self, layout: Layout, form: Format, checksums: bool) -> list[Record]:
+        """The shards that are there, with files of the lengths, or ``checksums``, that their records say."""
         done, files = [], ShardFiles(self.folder, form)
         for shard in range(layout.shards):
             try:
                 record = _records.read_record(self.folder, shard, layout)
-                files.check(record, checksums=False)
+                files.check(record, checksums=checksums)
             except FileNotFoundError:
                 continue
             except ValueError as error:

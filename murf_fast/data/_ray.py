@@ -2,7 +2,8 @@
 
 Every shard is worked on by the same :class:`Worker` as without Ray, and written by the actor: the folder must lie where
 all machines see it. What comes back is the shard's record. An actor that dies is started again by Ray and its shard
-given out again; a shard whose record is there is not worked on twice.
+given out again; a shard whose record is there is not worked on twice, and an image that takes every actor down is
+given up.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
 import torch
 
-from murf_fast.data import _records
+from murf_fast._ray_cluster import joined, room, told
+from murf_fast.data import _attempts, _records
+from murf_fast.data._attempts import Attempts
 from murf_fast.data._reading import BrokenImageError
 from murf_fast.data._records import Record
 from murf_fast.data._worker import Shard, Task, Worker
 from murf_fast.data.settings import Make
 from murf_fast.data.sources.item import Item
-
-# Ends of remote tracebacks that are no bugs.
-FOR_USERS = ("ValueError", "OSError", "FileNotFoundError", "PermissionError", "ModuleNotFoundError", "ImportError")
 
 
 def records(
@@ -39,9 +40,9 @@ def records(
     """
     if not shards:
         return
-    with _connected(machines.address):
+    with _connected(machines.address), _noted(task.folder):
         gpus = 1 if machines.device.type == "cuda" else 0
-        count = min(len(shards), _workers(machines.workers, machines.threads, gpus))
+        count = min(len(shards), room(machines.workers, machines.threads, gpus))
         rows = [{"shard": s.number, "items": json.dumps(s.items)} for s in shards]
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
@@ -57,7 +58,17 @@ def records(
                 step(len(record.names) + len(record.failed))
                 yield record
         except ray.exceptions.RayError as error:
-            raise _error(error) from error
+            raise told(error) from error
+
+
+@contextlib.contextmanager
+def _noted(folder: Path) -> Iterator[None]:
+    """What actors note of their attempts, which is of this run alone."""
+    _attempts.forget(folder)
+    try:
+        yield
+    finally:
+        _attempts.forget(folder)
 
 
 class _Actor:
@@ -83,7 +94,7 @@ class _Actor:
         try:
             _records.read_record(self._task.folder, shard.number, self._task.layout)
         except FileNotFoundError:
-            list(self._worker.records([shard]))
+            self._worker.record(shard, Attempts(self._task.folder, shard.number))
 
 
 def _answer(number: int, error: str, reason: str) -> dict[str, Any]:
@@ -100,50 +111,14 @@ def _received(task: Task, row: dict[str, Any]) -> Record:
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """A cluster, which is left again if it was not there before; Ray's own progress is not shown."""
-    was_there = ray.is_initialized()
-    if not was_there:
+    """A cluster; the progress of `ray.data` itself is not shown."""
+    with joined(address):
+        context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+        shown, context.enable_progress_bars = context.enable_progress_bars, False
+        level = log.level
+        log.setLevel(logging.ERROR)
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f"no cluster answers at --address {address}" if address else "no cluster starts here"
-            raise ValueError(f"Ray: {where}: {_last_line(error)}") from error
-    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    shown, context.enable_progress_bars = context.enable_progress_bars, False
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = shown
-        log.setLevel(level)
-        if not was_there:
-            ray.shutdown()
-
-
-def _workers(wanted: int | None, threads: int, gpus: int) -> int:
-    """Actors for which the cluster has processors, busy ones too: those are waited for."""
-    there = ray.cluster_resources()
-    room = int(there.get("CPU", 0)) // threads
-    room = min(room, int(there.get("GPU", 0))) if gpus else room
-    if room < (wanted or 1):
-        of_gpu = ", each with a GPU" if gpus else ""
-        raise ValueError(
-            f"the cluster has room for {room} workers of {threads} CPU threads{of_gpu}, not for {wanted or 1}: fewer "
-            "--workers or --threads"
-        )
-    return wanted or room
-
-
-def _error(error: Exception) -> Exception:
-    """What a worker said, as far as a user can put it right; else that Ray gave up, with all that it says."""
-    kind, _, reason = _last_line(error).partition(": ")
-    if kind in FOR_USERS:
-        return ValueError(f"a worker of Ray: {reason}")
-    return RuntimeError(f"Ray: {error}")
-
-
-def _last_line(error: BaseException) -> str:
-    """Of a remote traceback: what went wrong."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+            yield
+        finally:
+            context.enable_progress_bars = shown
+            log.setLevel(level)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from murf_fast._files import write_whole
 from murf_fast.data import _records
+from murf_fast.data._attempts import Attempts
 from murf_fast.data._encoding import Encoding, problem
 from murf_fast.data._reading import BrokenImageError, Readers
 from murf_fast.data._records import Failure, Record
@@ -89,16 +90,63 @@ class Worker:
 
         Memory: a shard's arrays, and the images of three batches.
         """
-        batch = self._task.options.batch
         items = (item for shard in shards for item in shard.items)
-        pixels = self._readers.read(items, BATCHES_AHEAD * batch)
+        pixels = self._readers.read(items, BATCHES_AHEAD * self._task.options.batch)
         for shard in shards:
-            rows, failed = _Rows(self._task.layout, len(shard.items)), []
-            for first in range(0, len(shard.items), batch):
-                its_items = shard.items[first : first + batch]
-                failed += self._batch(rows, first, its_items, [next(pixels) for _ in its_items])
-                progress(len(its_items))
-            yield self._written(shard, rows, failed)
+            yield self._shard(shard, lambda _, its_items: [next(pixels) for _ in its_items], progress)
+
+    def record(self, shard: Shard, attempts: Attempts) -> Record:
+        """As :meth:`records` of one shard, which other workers may have died of: images that they died of are broken.
+
+        Raises:
+            BrokenImageError, OSError: As :meth:`records`.
+        """
+        try:
+            if attempts.is_first:
+                ahead = self._readers.read(shard.items, BATCHES_AHEAD * self._task.options.batch)
+                record = self._shard(shard, lambda first, items: _noted(attempts, first, items, ahead))
+            else:
+                record = self._shard(shard, lambda first, items: self._carefully(attempts, first, items))
+        except BaseException:
+            attempts.end()
+            raise
+        attempts.end()
+        return record
+
+    def _shard(
+        self,
+        shard: Shard,
+        read: Callable[[int, list[Item]], list[np.ndarray | BrokenImageError]],
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Record:
+        """``read`` gives the pixels of a batch, of which it is told the first position and the items."""
+        rows, failed, batch = _Rows(self._task.layout, len(shard.items)), [], self._task.options.batch
+        for first in range(0, len(shard.items), batch):
+            its_items = shard.items[first : first + batch]
+            failed += self._batch(rows, first, its_items, read(first, its_items))
+            progress(len(its_items))
+        return self._written(shard, rows, failed)
+
+    def _carefully(self, attempts: Attempts, first: int, items: list[Item]) -> list[np.ndarray | BrokenImageError]:
+        """The pixels of a batch of a shard that workers died of: nothing is read ahead, and where the batch is to blame
+        every image is encoded by itself first."""
+        left = [i for i in range(first, first + len(items)) if attempts.given_up(i) is None]
+        alone, found = attempts.one_by_one(left), []
+        attempts.begin(left)
+        for i, item in enumerate(items, first):
+            reason = attempts.given_up(i)
+            if reason is not None:
+                found.append(BrokenImageError(f"{item.name}: {reason}"))
+                continue
+            if alone:
+                attempts.begin([i])
+            (pixels,) = self._readers.read([item], 0)
+            if alone and not isinstance(pixels, BrokenImageError):
+                self._encoding([pixels])
+            found.append(pixels)
+        if alone:
+            attempts.begin(left)
+        return found
 
     def _batch(self, rows: _Rows, first: int, items: list[Item], pixels: list[Any]) -> list[Failure]:
         """Encodes what can be read of a batch; the others are returned."""
@@ -131,6 +179,13 @@ class Worker:
         record = Record(shard.number, self._task.layout.fingerprint, names, positions, failed, files)
         _records.write_record(folder, record)
         return record
+
+
+def _noted(
+    attempts: Attempts, first: int, items: list[Item], pixels: Iterator[np.ndarray | BrokenImageError]
+) -> list[np.ndarray | BrokenImageError]:
+    attempts.begin(range(first, first + len(items)))
+    return [next(pixels) for _ in items]
 
 
 class _Rows:

@@ -59,12 +59,16 @@ def extract(
     machines: Machines,
     *,
     strict: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> list[Record]:
     """Writes the features of every image; what an earlier run of the same configuration has written stays.
 
     Which images share a shard, and within it a batch, follows from the source and the options alone; so does every
     byte that is written, on processors of one kind with the same number of threads.
+
+    ``strict``: stop at the first broken image. ``verify``: read what is there to compare its checksums; else lengths
+    are compared, as files are in place only when they are whole.
 
     Returns:
         A record for every shard.
@@ -84,7 +88,7 @@ def extract(
         size = options.images_per_shard(arrays)
         layout = Layout(arrays, len(source.items), size, sha256_of_json(settings))
         form = FORMATS[options.form](layout)
-        records = {r.shard: r for r in output.begin(settings, layout, form)}
+        records = {r.shard: r for r in output.begin(settings, layout, form, verify)}
         if strict and (broken := _records.write_failed(folder, list(records.values()))):
             raise ValueError(f"--strict: {broken[0].reason}")
         progress.begin(layout.images, sum(layout.planned(shard) for shard in records), layout)

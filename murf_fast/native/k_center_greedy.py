@@ -58,29 +58,71 @@ class _Codes:
 
     def __init__(self, features: Tensor) -> None:
         rows, dim = features.shape
-        mean = sum(part.sum(0, dtype=torch.float64) for part in features.split(4096)).div(rows).float()
+        self.mean = sum(part.sum(0, dtype=torch.float64) for part in features.split(4096)).div(rows).float()
         self.codes = empty((rows, (dim + 63) // 64 * 64), torch.int8)
         self.numbers = empty((3, rows), torch.float64)
+        self.encode(features, 0, rows)
+
+    def encode(self, features: Tensor, begin: int, end: int) -> None:
+        """Of the rows ``begin`` to ``end``."""
+        some = features[begin:end]
         extension.k_center_encode(
-            x=rows_of(features),
-            mean=address(mean, torch.float32, dim),
-            codes=self.native(features),
+            x=rows_of(some),
+            mean=address(self.mean, torch.float32, some.shape[1]),
+            codes=self.native(some, begin),
             threads=_fork.threads(),
         )
 
-    def native(self, features: Tensor) -> Any:
-        """For the kernels, which walk the codes of these rows."""
+    def native(self, features: Tensor, begin: int = 0) -> Any:
+        """For the kernels, which walk the codes of these rows, from ``begin`` on."""
         (rows, dim), width = features.shape, self.codes.shape[1]
         if width < dim:
             raise ValueError(f"murf_fast: codes of {width} columns stand for no rows of {dim}")
-        scales, squared_norms, errors = self.numbers
+        scales, squared_norms, errors = self.numbers[:, begin:]
         return extension.KCenterCodes(
-            data=address(self.codes, torch.int8, rows * width),
+            data=address(self.codes[begin:], torch.int8, rows * width),
             stride=width,
             scales=address(scales, torch.float64, rows),
             squared_norms=address(squared_norms, torch.float64, rows),
             errors=address(errors, torch.float64, rows),
         )
+
+
+class Visited:
+    """Rows that meet centers which need not be among them: what each shard does of a selection over several.
+
+    Args:
+        rows: (N, D), copied; 0 rows are allowed.
+        nearest: (N,) float64: squared distances to the nearest of the centers met before; copied.
+
+    Attributes:
+        nearest: As it is by now.
+
+    Memory: the copy, 1 byte per value and 32 bytes per row.
+    """
+
+    ROOM = 64  # centers that are met in one go
+
+    def __init__(self, rows: Tensor, nearest: Tensor) -> None:
+        self._count = len(rows)
+        # Kernels know a center by its number among the rows, so visitors sit behind them.
+        self._rows = empty((len(rows) + self.ROOM, rows.shape[1]), rows.dtype)
+        self._rows[: len(rows)], self._rows[len(rows) :] = rows, 0
+        self._squared = torch.zeros(len(self._rows), dtype=torch.float64, device="cpu")
+        self.nearest = self._squared[: len(rows)].copy_(nearest)
+        with _fork.calling_thread_only():
+            self._codes = _Codes(self._rows)
+
+    def meet(self, centers: Tensor) -> None:
+        """Takes in centers (n, D) of the rows' dtype."""
+        for some in centers.split(self.ROOM) if self._count else ():
+            begin, end = self._count, self._count + len(some)
+            rows, numbers = self._rows[:end], torch.arange(begin, end + 1, dtype=torch.int64, device="cpu")
+            rows[begin:] = some
+            with _fork.calling_thread_only():
+                self._codes.encode(rows, begin, end)
+                # All are given but the one behind the last, which the kernel writes its farthest row to.
+                _steps(rows, self._codes, self._squared[:end], numbers, len(some), 0, len(some))
 
 
 def _steps(features: Tensor, codes: _Codes, nearest: Tensor, centers: Tensor, given: int, begin: int, end: int) -> None:

@@ -16,8 +16,8 @@ from murf_fast.ops._rows import check_finite, contiguous_rows, matrix
 
 OP = "k_center_greedy"
 STARTS = ("random",)
-# That are projected at once where they must be converted first.
-ROWS = 1 << 16
+# That are projected at once: shards that begin at a multiple of it have the projected rows of the whole, bit for bit.
+ROWS = 1 << 13
 
 
 def k_center_greedy(
@@ -116,7 +116,7 @@ def k_center_greedy(
     if total > rows:
         raise ValueError(f"murf_fast.{OP}: `count` must leave a row for `start`, got {count} of {rows}")
     if projection is not None and total > len(start):
-        features = _projected(features, projection.to(promoted))
+        features = projected(features, projection.to(promoted))
     if progress is None and out is None and nearest is None and total > len(start) and backend != "reference":
         chosen = _k_center_greedy(features, start, total, backend)
     else:
@@ -134,7 +134,7 @@ def _selected(
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     _check_values(features, start)
-    met = 0 if nearest is None else _met(nearest, start)
+    already = 0 if nearest is None else met(nearest, start)
     chosen = _empty(features, start, total, backend) if out is None else out
     # `start` first: whatever ends the call, `out` has no fewer rows than `nearest` has met.
     chosen[: len(start)] = start[:total]
@@ -143,12 +143,12 @@ def _selected(
         return chosen
     if backend == "reference":
         known = None if nearest is None else nearest.clone()
-        chosen.copy_(reference.k_center_greedy(features, total, start, known, met))
+        chosen.copy_(reference.k_center_greedy(features, total, start, known, already))
         if known is not None and nearest is not None:
             nearest.copy_(known)
         return chosen
     with _fork.calling_thread_only():
-        _select(features, chosen, len(start), backend, nearest, met, progress)
+        _select(features, chosen, len(start), backend, nearest, already, progress)
     return chosen
 
 
@@ -167,7 +167,7 @@ def _check_nearest(nearest: object, features: Tensor) -> None:
         raise ValueError(f"murf_fast.{OP}: `nearest` must be squared distances, not below 0 and no NaN")
 
 
-def _met(nearest: Tensor, start: Tensor) -> int:
+def met(nearest: Tensor, start: Tensor) -> int:
     """How many of ``start``, counted from its first, all rows have met; the last one is met again.
 
     At 0 from those met is who has been met himself, or equals one of them, so that meeting him changes nothing.
@@ -179,11 +179,12 @@ def _met(nearest: Tensor, start: Tensor) -> int:
     return min(met, len(start) - 1)
 
 
-def _projected(features: Tensor, projection: Tensor) -> Tensor:
-    """The product, in the dtype of ``projection``; rows of another are converted a few at a time."""
-    if features.dtype == projection.dtype:
-        return features @ projection.T
-    return torch.cat([rows.to(projection.dtype) @ projection.T for rows in features.split(ROWS)])
+def projected(features: Tensor, projection: Tensor) -> Tensor:
+    """The product (N, P), in the dtype of ``projection``, block by block of ``ROWS`` rows."""
+    found = features.new_empty((len(features), len(projection)), dtype=projection.dtype)
+    for rows, own in zip(features.split(ROWS), found.split(ROWS), strict=True):
+        torch.mm(rows.to(projection.dtype), projection.T, out=own)
+    return found
 
 
 def _count(count: int | None, fraction: float | None, rows: int) -> int:

@@ -17,13 +17,17 @@ def k_center_greedy(features: Tensor, count: int, start: Tensor, nearest: Tensor
     """
     features = features if features.dtype == torch.float64 else features.float()
     centers = start.tolist()
-    step_rows = max(1, (VALUES_CPU if features.is_cpu else VALUES) // max(1, features.shape[1]))
     if nearest is None:
         nearest = torch.full((len(features),), torch.inf, dtype=features.dtype, device=features.device)
     for step in range(met, count - 1):
-        center = features[centers[step]]
-        for some, rows in zip(nearest.split(step_rows), features.split(step_rows), strict=True):
-            torch.minimum(some, (rows - center).square().sum(1), out=some)
+        meet(features, features[centers[step]], nearest)
         if step + 1 == len(centers):
             centers.append(int(nearest.argmax()))
     return torch.tensor(centers, dtype=torch.int64, device=features.device)
+
+
+def meet(features: Tensor, center: Tensor, nearest: Tensor) -> None:
+    """Takes the squared distances to ``center`` (D,) into ``nearest`` (N,)."""
+    step_rows = max(1, (VALUES_CPU if features.is_cpu else VALUES) // max(1, features.shape[1]))
+    for some, rows in zip(nearest.split(step_rows), features.split(step_rows), strict=True):
+        torch.minimum(some, (rows - center).square().sum(1), out=some)

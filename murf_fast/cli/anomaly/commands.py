@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from murf_fast.cli._ray_options import Address, Cluster, Ray, Threads, Workers
 from murf_fast.cli._terminal import console, numbers, one_line, parsed
 
 if TYPE_CHECKING:
@@ -134,15 +135,35 @@ def fit(
     skip_broken: SkipBroken = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bank that --out holds.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that did not finish.")] = False,
+    ray: Ray = False,
+    address: Address = None,
+    workers: Workers = None,
+    threads: Threads = None,
 ) -> None:
-    """Fill banks with the patches of normal images."""
+    """Fill banks with the patches of normal images.
+
+    With --ray workers encode the images and choose coresets; --out must lie where all machines see it.
+    """
     given = locals()  # before anything else is one
     with one_line("anomaly,cli,models"):
         from murf_fast.cli.anomaly.fit import Job
         from murf_fast.cli.anomaly.fit import fit as fit_banks
 
         fit_banks(
-            Job(images, out, _settings(given), weights, device, batch, skip_broken, force, resume, held_out), console()
+            Job(
+                images,
+                out,
+                _settings(given),
+                weights,
+                device,
+                batch,
+                skip_broken,
+                force,
+                resume,
+                held_out,
+                Cluster(ray, address, workers, threads),
+            ),
+            console(),
         )
 
 
@@ -236,8 +257,14 @@ def score(
     any_precision: Annotated[
         bool, typer.Option("--any-precision", help="Take the bank's weights in another floating-point type.")
     ] = False,
+    ray: Ray = False,
+    address: Address = None,
+    workers: Workers = None,
+    threads: Threads = None,
 ) -> None:
     """Score images, say which pass and which fail, and draw their heat maps on one scale.
+
+    With --ray workers search the banks, of which each holds a part.
 
     Exit status: 0, whatever images score; 2 for bad input; 10 with --fail-on-defect if an image fails; 130 if
     interrupted.
@@ -248,7 +275,7 @@ def score(
 
         outputs = (out, scores or [], maps, map_type)
         verdicts = (threshold, pixel_threshold, vmax, labelled, fail_on_defect)
-        at = (weights, device, batch, skip_broken, any_precision)
+        at = (weights, device, batch, skip_broken, any_precision, Cluster(ray, address, workers, threads))
         arguments: tuple[Any, ...] = (*outputs, *verdicts, *at)
         status = score_images(Job(bank, images, *arguments), console())
     raise typer.Exit(status)

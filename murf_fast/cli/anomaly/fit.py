@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from murf_fast.anomaly import _files
 from murf_fast.anomaly.normal_range import NormalRange
+from murf_fast.cli._ray_options import Cluster
 from murf_fast.cli.anomaly._configuration import described
 from murf_fast.cli.anomaly._cost import tell_cost
 from murf_fast.cli.anomaly._images import counted, find, grids, readable, shown, tell_skipped
@@ -31,14 +33,16 @@ class Job:
     force: bool
     resume: bool
     held_out: int
+    cluster: Cluster
 
 
 def fit(job: Job, console: Console) -> None:
     if job.out.exists() and not job.out.is_dir():
         raise ValueError(f"--out must be a folder, {shown(job.out)} is a file")
     _check_free(job)
+    job.cluster.check()
     files, broken = readable(find(job.images, console), job.skip_broken, decode=False)
-    device = device_of(job.device)
+    device = torch.device("cpu") if job.cluster.is_used else device_of(job.device)  # workers have devices of their own
     vit = encoder(job.weights)
     console.print(vit.description, markup=False)
     vit.model.to(device)
@@ -50,7 +54,7 @@ def fit(job: Job, console: Console) -> None:
     broken |= damaged
     tell_cost(detector, grids(detector, files), job.out, console)
     paths = [file.path for file in files]
-    with Steps(console) as steps:
+    with job.cluster.joined(job.device) as cluster, Steps(console) as steps:
         try:
             detector.fit(
                 # A list is decoded once more; where references are chosen it is gone through twice.
@@ -60,6 +64,7 @@ def fit(job: Job, console: Console) -> None:
                 resume=job.resume,
                 held_out=job.held_out,
                 batch=job.batch,
+                cluster=cluster,
                 progress=steps.of("images", len(paths)),
                 references_progress=steps.of("references"),
                 coreset_progress=steps.of("coreset"),

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from murf_fast.anomaly.detector import MultiResolutionDetector
+from murf_fast.cli._ray_options import Cluster
 from murf_fast.cli.anomaly._images import ImageFile, counted, find, grids, readable, shown, tell_skipped
 from murf_fast.cli.anomaly._inputs import device_of, loaded
 from murf_fast.cli.anomaly._labels import Mistakes, Separation, labels, separation
@@ -49,17 +50,27 @@ class Job:
     batch: int | None
     skip_broken: bool
     any_precision: bool
+    cluster: Cluster
 
 
 def score(job: Job, console: Console) -> int:
     """The exit status: 0, or with ``fail_on_defect`` that of a defect where an image fails or was not looked at."""
+    with contextlib.ExitStack() as opened:
+        return _score(job, opened, console)
+
+
+def _score(job: Job, opened: contextlib.ExitStack, console: Console) -> int:
     is_one = len(job.images) == 1 and not job.images[0].is_dir()
     out = PICTURE if is_one and job.out is None else job.out
     _check_outputs(job, is_one, out)
+    job.cluster.check()
     files, broken = readable(find(job.images, console), job.skip_broken, decode=False)
     if job.labelled or job.threshold == LABELLED:
         labels(files)
-    vit, detector = loaded(job.bank, job.weights, device_of(job.device), any_precision=job.any_precision)
+    cluster = opened.enter_context(job.cluster.joined(job.device))
+    vit, detector = loaded(
+        job.bank, job.weights, device_of(job.device), any_precision=job.any_precision, cluster=cluster
+    )
     threshold = Threshold.of(job.threshold, detector.normal_)
     if job.fail_on_defect and threshold.score is None and threshold.source != LABELLED:
         raise ValueError("--fail-on-defect needs a --threshold: the bank has no range of normal images")

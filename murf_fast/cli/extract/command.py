@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from murf_fast.cli._ray_options import Address, Ray, Workers
 from murf_fast.cli._terminal import console, one_line
 from murf_fast.cli.anomaly.commands import Weights
 
@@ -69,14 +70,12 @@ def extract(
         typer.Option(min=1, max=1024, help="CPU threads of a model; torch's number if left out.", show_default=False),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first broken image.")] = False,
-    ray: Annotated[bool, typer.Option("--ray", help="By Ray's actors: one a GPU, or one for every --threads.")] = False,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Of Ray's cluster; else $RAY_ADDRESS, else this machine. Implies --ray.", show_default=False),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Ray's actors; all there is room for if left out.", show_default=False)
-    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the shards that are there before going on, to compare checksums.")
+    ] = False,
+    ray: Ray = False,
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
     """Write the features of many images to shards that `murf_fast.data.Features` reads.
 
@@ -89,6 +88,6 @@ def extract(
         from murf_fast.cli.extract.run import Job, run
 
         what = (sizes, layers, norm, fuse, grid, dtype, model_dtype, format, head, head_kind, depth_range)
-        how = (column, batch, shard, readers, device, threads, strict, ray, address, workers)
+        how = (column, batch, shard, readers, device, threads, strict, verify, ray, address, workers)
         status = run(Job(source, out, weights, *what, *how), console())
     raise typer.Exit(status)

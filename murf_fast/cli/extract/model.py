@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from murf_fast.cli.anomaly.weights import load
+from murf_fast.cli.anomaly.weights import Weights, load
 from murf_fast.nn import DepthHead, MuRF, SegmentationHead
 from murf_fast.nn._checkpoint_files import open_checkpoint
+from murf_fast.nn.vit.families import resolved
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,22 @@ class Recipe:
         """Raises a ValueError where something does not load or fit; the message names it."""
         head = None if self.head is None else self._head()
         vit = load(self.weights)
+        self._check_sizes(vit)
         options: dict[str, Any] = {"layers": self.layers and list(self.layers), "norm": self.norm, **vit.normalization}
         murf = MuRF(vit.model.to(device, self.dtype), list(self.sizes), head, **options)
         return murf.to(device, self.dtype).eval()
+
+    def _check_sizes(self, vit: Weights) -> None:
+        inner, family = resolved(vit.model)
+        patch = family(inner).patch_size
+        for size in self.sizes:
+            if any(n % patch for n in size):
+                near = [(below, below + patch) for below in (n // patch * patch for n in size)]
+                some = " or ".join("x".join(map(str, sides)) for sides in zip(*near, strict=True) if all(sides))
+                raise ValueError(
+                    f"--sizes must be multiples of {patch} pixels, a patch of these weights, got "
+                    f"{'x'.join(map(str, size))}; {some} would do"
+                )
 
     def _head(self) -> SegmentationHead | DepthHead:
         weights: Mapping[str, Tensor] = open_checkpoint("extract", cast("Path", self.head)).weights

@@ -58,6 +58,7 @@ class Job:
     device: str = "cpu"
     threads: int | None = None
     strict: bool = False
+    verify: bool = False
     ray: bool = False
     address: str | None = None
     workers: int | None = None
@@ -79,7 +80,16 @@ def run(job: Job, console: Console) -> int:
     status = _Status(console)
     try:
         with status.bar(len(source.items)) as progress:
-            records = extract(source, job.out, recipe, options, machines, strict=job.strict, progress=progress)
+            records = extract(
+                source,
+                job.out,
+                recipe,
+                options,
+                machines,
+                strict=job.strict,
+                verify=job.verify,
+                progress=progress,
+            )
     except KeyboardInterrupt:
         console.print(
             f"interrupted: what is written of {counted(len(source.items), 'image')} stays in {shown(job.out)}, "
