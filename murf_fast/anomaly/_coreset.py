@@ -19,7 +19,9 @@ def _unkept(bank: int, rows: int, count: int) -> Selection:
     return Selection(None, {}, rows, count)
 
 
-def _choose(number: int, bank: Tensor, own: Selection, projection: Projection | None, told: Callable[[int], None]) -> None:
+def _choose(
+    number: int, bank: Tensor, own: Selection, projection: Projection | None, told: Callable[[int], None]
+) -> None:
     def progress(done: int, _: int) -> None:
         own.tell()
         told(done)
@@ -75,7 +77,12 @@ def _counted_from(before: int, wanted: int, progress: Callable[[int, int], None]
 
 
 def _select(
-    choose: Choose, number: int, bank: Tensor, own: Selection, projection: Projection | None, told: Callable[[int], None]
+    choose: Choose,
+    number: int,
+    bank: Tensor,
+    own: Selection,
+    projection: Projection | None,
+    told: Callable[[int], None],
 ) -> None:
     try:
         choose(number, bank, own, projection, told)

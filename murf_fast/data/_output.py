@@ -51,9 +51,7 @@ class Output:
                 self.folder.rmdir()
         self._lock.release()
 
-    def begin(
-        self, settings: dict[str, Any], layout: Layout, form: Format, verify: bool = False
-    ) -> list[Record]:
+    def begin(self, settings: dict[str, Any], layout: Layout, form: Format, verify: bool = False) -> list[Record]:
         """Notes the configuration, and gives the records of what an earlier run of the same has done; ``verify``: with
         their checksums compared, which reads all of it.
 
