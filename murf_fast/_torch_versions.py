@@ -30,7 +30,7 @@ def _has_any_global_hook() -> bool:
 # Whether a call of any module runs somebody's hook; torch 2.6 keeps the hooks, but has not the question.
 has_any_global_hook = getattr(torch_module, "_has_any_global_hook", _has_any_global_hook)
 
-_dynamo_knows_known_true = torch.__version__ >= (2, 8)
+_dynamo_knows_known_true = torch.__version__ >= "2.8"
 
 
 def known_equal(sizes: Sequence[int], others: Sequence[int]) -> bool:

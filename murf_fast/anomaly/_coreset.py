@@ -12,7 +12,7 @@ from murf_fast.anomaly._selection import Selection
 from murf_fast.ops.k_center_greedy import k_center_greedy
 
 Select = Callable[[int, int, int], Selection]
-Choose = Callable[[int, Tensor, Selection, str | None, Callable[[int], None]], None]
+Choose = Callable[[int, Tensor, Selection, Projection | None, Callable[[int], None]], None]
 
 
 def _unkept(bank: int, rows: int, count: int) -> Selection:

@@ -7,7 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class OneProcess:
         tells: Whether images are told apart; else their digests are empty.
     """
 
-    def __init__(self, patches: PatchEncoder, images: Iterable, batch: int | None, tells: bool) -> None:
+    def __init__(self, patches: PatchEncoder, images: Iterable[Any], batch: int | None, tells: bool) -> None:
         self._patches, self._batch = patches, batch
         self._looked_at = patches.look_at_each(images, *([digest_of] if tells else []))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from murf_fast import _arguments
 from murf_fast.anomaly import _images
@@ -18,7 +19,7 @@ def share(name: str, value: object) -> float:
     return found
 
 
-def several(images: object, held_out: object, batch: object, **functions: object) -> Iterable:
+def several(images: object, held_out: object, batch: object, **functions: object) -> Iterable[Any]:
     """The images of a fit, with its other arguments checked."""
     _arguments.integer(WHAT, "held_out", held_out, 0)
     if batch is not None:

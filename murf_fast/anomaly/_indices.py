@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
 
 Index = NearestIndex | IVFIndex | ShardedIndex
 # Of a bank's number, its rows and the options of `NearestIndex`: what searches it over shards.
-Sharded = Callable[[int, Tensor, dict], ShardedIndex]
+Sharded = Callable[[int, Tensor, dict[str, Any]], ShardedIndex]
 
 
 def prepared(
@@ -34,7 +35,7 @@ def prepared(
     cosine = rules.metric == "cosine"
     if kind == "ivf":
         return IVFIndex(bank, nlist=min(512, len(bank)), nprobe=min(32, len(bank)), cosine=cosine)
-    options = {"cosine": cosine, "precision": precision}
+    options: dict[str, Any] = {"cosine": cosine, "precision": precision}
     if kind == "cells":
         options["cells"] = "auto"
     if sharded is not None:
@@ -46,7 +47,7 @@ def over_ranks(group: dist.ProcessGroup, device: torch.device) -> Sharded:
     """Every rank of ``torch.distributed`` holds a part of each bank."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
 
-    def sharded(_: int, bank: Tensor, options: dict) -> ShardedIndex:
+    def sharded(_: int, bank: Tensor, options: dict[str, Any]) -> ShardedIndex:
         cuts = bounds(len(bank), ranks)
         if len(cuts) <= ranks:
             raise ValueError(f"murf_fast.{WHAT}: a bank of {len(bank)} rows has none for each of {ranks} ranks")

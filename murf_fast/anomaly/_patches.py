@@ -147,7 +147,7 @@ class PatchEncoder:
 
         Images of up to some 250 pixels gain from it; large ones go alone.
         """
-        group: list[LookedAt] = []
+        group: list[Sized] = []
         patches = 0
         most = math.inf if batch is None else batch
         for looked in images:

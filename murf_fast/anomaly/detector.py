@@ -39,7 +39,7 @@ from murf_fast.nn.vit.families import resolved
 from murf_fast.ops._random_projection import PROJECTIONS
 from murf_fast.ops.gaussian_blur import gaussian_blur
 from murf_fast.ops.k_center_greedy import k_center_greedy
-from murf_fast.ops.nearest_distance import PRECISIONS
+from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

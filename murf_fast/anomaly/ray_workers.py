@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -98,20 +98,20 @@ class RayWorkers:
             raise ValueError(f"murf_fast.{WHAT}: is used within `with RayWorkers(...) as cluster:`")
         return self._pool
 
-    def _fit(self, patches: PatchEncoder, images: Iterable, batch: int | None) -> RayFit:
+    def _fit(self, patches: PatchEncoder, images: Iterable[Any], batch: int | None) -> RayFit:
         """The images of a fit, to be encoded by the workers."""
         from murf_fast.anomaly.shards._ray_fit import RayFit
 
         return RayFit(self._entered(), self._device, patches, images, batch)
 
-    def _sharded(self, folder: Path, files: Sequence[str]) -> Callable[[int, Tensor, dict], ShardedIndex]:
+    def _sharded(self, folder: Path, files: Sequence[str]) -> Callable[[int, Tensor, dict[str, Any]], ShardedIndex]:
         """What prepares banks of a detector, by their number, for searches by the workers."""
         from murf_fast.anomaly.shards._ray_search import search_shards
         from murf_fast.anomaly.shards.rows import Range
 
         pool = self._entered()
 
-        def sharded(number: int, bank: Tensor, options: dict) -> ShardedIndex:
+        def sharded(number: int, bank: Tensor, options: dict[str, Any]) -> ShardedIndex:
             rows = Range(folder.resolve(), files[number], len(bank), 0, len(bank))
             name = f"bank {next(self._numbers)} of a folder"
             return search_shards(pool, name, rows, self._device, options)

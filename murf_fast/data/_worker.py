@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,7 +132,8 @@ class Worker:
         """The pixels of a batch of a shard that workers died of: nothing is read ahead, and where the batch is to blame
         every image is encoded by itself first."""
         left = [i for i in range(first, first + len(items)) if attempts.given_up(i) is None]
-        alone, found = attempts.one_by_one(left), []
+        alone = attempts.one_by_one(left)
+        found: list[np.ndarray | BrokenImageError] = []
         attempts.begin(left)
         for i, item in enumerate(items, first):
             reason = attempts.given_up(i)

@@ -73,7 +73,7 @@ class _Plain:
         self._rows, self.nearest = rows, nearest.clone()
 
     def meet(self, centers: Tensor) -> None:
-        from murf_fast.reference.k_center_greedy import meet
+        from murf_fast.reference._meet import meet
 
         rows = self._rows if self._rows.dtype == torch.float64 else self._rows.float()
         for center in centers.to(rows.dtype):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def upsample_mean(
             averaged.append(weighed)
         else:
             averaged[at] = averaged[at] + weighed
-    options = {"mode": how.mode, "antialias": how.antialias, "via": how.via}
+    options: dict[str, Any] = {"mode": how.mode, "antialias": how.antialias, "via": how.via}
     options.update(memory_format=memory_format, backend=backend)
     if dtype == maps[0].dtype:
         return upsample_sum(averaged, how.size, out=out, **options)

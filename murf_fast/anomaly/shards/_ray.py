@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import ray
 import torch
@@ -26,7 +27,7 @@ class Question:
     """A method of a thing that workers hold, its arguments, and what is asked for messages."""
 
     method: str
-    args: tuple
+    args: tuple[Any, ...]
     what: str
 
 
@@ -40,7 +41,7 @@ class Pool:
     """
 
     def __init__(self, workers: int, threads: int, gpus: int) -> None:
-        self._make = _Worker.options(num_cpus=threads, num_gpus=gpus)
+        self._make = cast("Any", _Worker).options(num_cpus=threads, num_gpus=gpus)
         self._threads = threads
         self._actors = [self._new() for _ in range(workers)]
         self._held: list[set[str]] = [set() for _ in self._actors]
@@ -48,10 +49,10 @@ class Pool:
     def __len__(self) -> int:
         return len(self._actors)
 
-    def _new(self):
+    def _new(self) -> Any:
         return self._make.remote(self._threads)
 
-    def ask(self, worker: int, name: str, make: Callable, args: tuple, question: Question) -> Asked:
+    def ask(self, worker: int, name: str, make: Callable[..., Any], args: tuple[Any, ...], question: Question) -> Asked:
         """Asks, and where the worker does not hold the thing yet has it made first, by ``make(*args)``."""
         actor, made = self._actors[worker], None
         if name not in self._held[worker]:
@@ -81,11 +82,11 @@ class Pool:
 class Asked:
     """A question on its way."""
 
-    actor: object
+    actor: Any
     made: ray.ObjectRef | None
     answer: ray.ObjectRef
 
-    def get(self) -> object:
+    def get(self) -> Any:
         """The answer; a ``RayActorError`` if the worker died.
 
         Raises:
@@ -110,7 +111,7 @@ class _Worker:
         torch.set_num_threads(threads)
         self._things: dict[str, object] = {}
 
-    def hold(self, name: str, make: Callable, *args: object) -> None:
+    def hold(self, name: str, make: Callable[..., Any], *args: object) -> None:
         self._things[name] = make(*args)
 
     def ask(self, name: str, method: str, *args: object) -> object:
@@ -131,7 +132,13 @@ class RayShards:
             died, so that what it makes is up to date.
     """
 
-    def __init__(self, pool: Pool, name: str, counts: list[int], made: Callable[[int], tuple[Callable, tuple]]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        name: str,
+        counts: list[int],
+        made: Callable[[int], tuple[Callable[..., Any], tuple[Any, ...]]],
+    ) -> None:
         self._pool, self._name, self.counts, self._made = pool, name, counts, made
 
     def ask(self, question: str, *args: object) -> list[Answer]:
@@ -163,19 +170,22 @@ class RayShards:
         raise AssertionError
 
 
-def each(pool: Pool, name: str, make: Callable, args: tuple, questions: Iterable[Question]) -> Iterator[object]:
+def each(
+    pool: Pool, name: str, make: Callable[..., Any], args: tuple[Any, ...], questions: Iterable[Question]
+) -> Iterator[Any]:
     """The answers to all questions in their order, each by whichever worker is free.
 
     A worker has one question at a time, so that one which it dies of is known.
 
     Memory: two answers a worker that wait for those before them.
     """
-    questions, waiting, free = iter(questions), deque(), list(range(len(pool)))
+    to_ask, free = iter(questions), list(range(len(pool)))
+    waiting: deque[_Job] = deque()
     running: dict[ray.ObjectRef, _Job] = {}
     more = True
     while more or waiting:
         while more and free and len(waiting) < 2 * len(pool):
-            question = next(questions, None)
+            question = next(to_ask, None)
             if question is None:
                 more = False
                 break
@@ -197,9 +207,12 @@ class _Job:
     """A question until it is answered."""
 
     def __init__(self, question: Question) -> None:
-        self._question, self.is_done, self.answer, self._deaths = question, False, None, 0
+        self._question, self.is_done, self._deaths = question, False, 0
+        self.answer: Any = None
 
-    def start(self, pool: Pool, worker: int, name: str, make: Callable, args: tuple) -> ray.ObjectRef:
+    def start(
+        self, pool: Pool, worker: int, name: str, make: Callable[..., Any], args: tuple[Any, ...]
+    ) -> ray.ObjectRef:
         self.worker, self._asked = worker, pool.ask(worker, name, make, args, self._question)
         return self._asked.answer
 

@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import ray
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Projection
 from murf_fast.anomaly import _images
 from murf_fast.anomaly._filling import Filled, digest_of
 from murf_fast.anomaly._growing import GrowingBanks
@@ -51,7 +53,9 @@ class RayFit:
         ValueError: The model cannot be sent; groups follow from masks, which nobody knows before.
     """
 
-    def __init__(self, pool: Pool, device: str, patches: PatchEncoder, images: Iterable, batch: int | None) -> None:
+    def __init__(
+        self, pool: Pool, device: str, patches: PatchEncoder, images: Iterable[Any], batch: int | None
+    ) -> None:
         if patches.foreground is not None and batch != 1:
             raise ValueError(
                 f"murf_fast.{WHAT}: `foreground` over a cluster needs batch=1, as its masks say which images share a "
@@ -82,7 +86,7 @@ class RayFit:
         make = (_Encoder, (self._sent, self._device))
         yield from itertools.chain.from_iterable(each(self._pool, self._encoder, *make, questions))
 
-    def _plan(self, images: Iterable) -> Iterator[_Planned]:
+    def _plan(self, images: Iterable[Any]) -> Iterator[_Planned]:
         from murf_fast import _pillow
 
         for i, image in enumerate(images):
@@ -93,20 +97,20 @@ class RayFit:
                 size = _pillow.size(image)
             yield _Planned(image, name, sum(h * w for h, w in self._patches.grids(size, name)))
 
-    def choose(self, growing: GrowingBanks) -> Callable:
+    def choose(self, growing: GrowingBanks) -> Callable[..., Any]:
         """What chooses the coreset of a bank, see :func:`murf_fast.anomaly._coreset.coresets`."""
 
         def choose(
-            number: int, bank: Tensor, own: Selection, projection: str | None, told: Callable[[int], None]
+            number: int, bank: Tensor, own: Selection, projection: Projection | None, told: Callable[[int], None]
         ) -> None:
             _Choice(self._pool, self._name("coreset"), _file(growing, number), bank, own, projection).run(told)
 
         return choose
 
-    def sharded(self, growing: GrowingBanks) -> Callable[[int, Tensor, dict], ShardedIndex]:
+    def sharded(self, growing: GrowingBanks) -> Callable[[int, Tensor, dict[str, Any]], ShardedIndex]:
         """What prepares the first rows of a bank for searches."""
 
-        def sharded(number: int, bank: Tensor, options: dict) -> ShardedIndex:
+        def sharded(number: int, bank: Tensor, options: dict[str, Any]) -> ShardedIndex:
             folder, file = _file(growing, number)
             name = self._name("bank")
             rows = growing.files[number].rows
@@ -161,10 +165,10 @@ class _Choice:
     """One bank's coreset."""
 
     def __init__(
-        self, pool: Pool, name: str, file: tuple[Path, str], bank: Tensor, own: Selection, projection: str | None
+        self, pool: Pool, name: str, file: tuple[Path, str], bank: Tensor, own: Selection, projection: Projection | None
     ) -> None:
         self._own, self._file, self._rows = own, file, len(bank)
-        self._projection = None if projection is None else random_projection(projection, *bank.shape, 0)
+        self._projection = None if projection is None else random_projection(projection, len(bank), bank.shape[1], 0)
         self._bounds = bounds(len(bank), len(pool), 1 if projection is None else ROWS)
         counts = [end - begin for begin, end in itertools.pairwise(self._bounds)]
         self._shards = RayShards(pool, name, counts, self._made)
@@ -190,7 +194,7 @@ class _Choice:
         select(self._shards, centers, own.chosen, given, after)
         self._shards.close()
 
-    def _made(self, shard: int) -> tuple[Callable, tuple]:
+    def _made(self, shard: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         begin, end = self._bounds[shard : shard + 2]
         rows = Range(*self._file, self._rows, begin, end)
         centers = torch.cat(self._since) if self._since else None
@@ -207,7 +211,7 @@ def _k_center_shard(rows: Range, nearest: Tensor, projection: Tensor | None, cen
 def _file(growing: GrowingBanks, number: int) -> tuple[Path, str]:
     """Where the rows of a bank are, for other machines: file systems over a network show them what is synced."""
     growing.files[number].sync()
-    path = growing.files[number].path
+    path = cast("Path", growing.files[number].path)  # a fit over a cluster has a folder
     return path.parent.resolve(), path.name
 
 

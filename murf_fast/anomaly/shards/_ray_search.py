@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.anomaly.shards._ray import Pool, RayShards
@@ -12,7 +13,7 @@ from murf_fast.anomaly.shards.search import SearchShard
 from murf_fast.ops.nearest_distance import NearestIndex
 
 
-def search_shards(pool: Pool, name: str, rows: Range, device: str, options: dict) -> ShardedIndex:
+def search_shards(pool: Pool, name: str, rows: Range, device: str, options: dict[str, Any]) -> ShardedIndex:
     """The rows, one shard a worker, or fewer where there are fewer rows.
 
     Args:
@@ -31,6 +32,6 @@ def search_shards(pool: Pool, name: str, rows: Range, device: str, options: dict
     )
 
 
-def _search_shard(rows: Range, zero: int, options: dict) -> SearchShard:
+def _search_shard(rows: Range, zero: int, options: dict[str, Any]) -> SearchShard:
     bank = rows.mapped().to(options["device"])  # a mapped bank stays mapped on a CPU
     return SearchShard(NearestIndex(bank, **options), rows.begin - zero)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from murf_fast import _arguments
 from murf_fast.anomaly.shards.rows import own_rows, rows_of
-from murf_fast.anomaly.shards.transport import Ranks, Shards
+from murf_fast.anomaly.shards.transport import Answer, Ranks, Shards
 from murf_fast.ops._k_center_rows import NONE, KCenterRows
 from murf_fast.ops._rows import check_finite, matrix
 from murf_fast.ops.k_center_greedy import projected
@@ -85,7 +85,7 @@ def select(
 class _Pool:
     """The farthest rows of all shards, rising by number, and the farthest row that is not among them."""
 
-    def __init__(self, answers: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def __init__(self, answers: list[Answer]) -> None:
         rows, numbers, squared = zip(*answers, strict=True)
         next_numbers, next_squared = (torch.stack([x[-1] for x in xs]) for xs in (numbers, squared))
         rows, numbers, squared = torch.cat(rows), *(torch.cat([x[:-1] for x in xs]) for xs in (numbers, squared))

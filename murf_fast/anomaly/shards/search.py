@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from murf_fast.annotations import Metric
 from murf_fast.anomaly.shards.rows import own_rows
 from murf_fast.anomaly.shards.transport import Shards
 from murf_fast.ops.nearest_distance import NearestIndex, nearest_distance
@@ -28,7 +29,7 @@ class SearchShard:
     def __init__(self, index: NearestIndex, first: int) -> None:
         self._index, self._first = index, first
 
-    def nearest(self, query: Tensor, k: int, metric: str | None) -> tuple[Tensor]:
+    def nearest(self, query: Tensor, k: int, metric: Metric | None) -> tuple[Tensor]:
         """(Q, k) int64, rising: distance and index of the nearest rows, ``FARTHER`` where there are fewer."""
         asked_on, query = query.device, query.to(self._index.device)
         distances, numbers = nearest_distance(query, self._index, k=min(k, len(self._index)), metric=metric)
@@ -41,7 +42,7 @@ class SearchShard:
         return (own_rows(self._index.bank, self._first, numbers).to(self._index.device),)
 
 
-def search(shards: Shards, query: Tensor, k: int, metric: str | None) -> tuple[Tensor, Tensor]:
+def search(shards: Shards, query: Tensor, k: int, metric: Metric | None) -> tuple[Tensor, Tensor]:
     """Distances (Q, k) float32, rising, and indices (Q, k): those of one bank with all rows."""
     if k == 1:
         packed = shards.least("nearest", query, 1, metric)
