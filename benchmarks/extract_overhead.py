@@ -105,11 +105,12 @@ def paragraph(rows: dict[str, list[Run]], sizes: str, images: int, batch: int) -
         served = ", ".join(f"{x:.3f}" for x in serve) if name == RAY else "none"
         text += f"| {name} | {middle[name]:.2f} | {each} | {served} | {clock} |\n"
     more, server = 100 * (middle[RAY] / middle[PLAIN] - 1), 100 * statistics.median(serve)
-    threads = math.ceil(server / (GOAL - more)) if more < GOAL else None
+    own = max(more, 0)  # less than nothing is noise, and pays for nothing
+    threads = math.ceil(server / (GOAL - own)) if own < GOAL else None
     goal = f"under {GOAL} % in all from {threads} busy threads on" if threads else f"more than {GOAL} %, the goal"
     return text + (
         f"\nThe worker takes {more:+.1f} % beside the plain loop, driver and servers {server:.1f} % of one core: for "
-        f"one worker of one thread that has a core to itself {more + server:+.1f} % together, and "
+        f"one worker of one thread that has a core to itself {own + server:+.1f} % together, and "
         f"{goal}.\n"
     )
 
