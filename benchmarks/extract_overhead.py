@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -34,6 +35,7 @@ from murf_fast.data.sources import open_source
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "extract.md"
 BEGIN, END = "<!-- benchmarks/extract_overhead.py -->\n", "<!-- end of overhead -->\n"
+GOAL = 5  # per cent that Ray may cost
 PLAIN, RAY = "plain loop", "Ray, 1 worker"
 WATCH = 0.05  # seconds between two looks at the folder
 
@@ -103,9 +105,13 @@ def paragraph(rows: dict[str, list[Run]], sizes: str, images: int, batch: int) -
         served = ", ".join(f"{x:.3f}" for x in serve) if name == RAY else "none"
         text += f"| {name} | {middle[name]:.2f} | {each} | {served} | {clock} |\n"
     more, server = 100 * (middle[RAY] / middle[PLAIN] - 1), 100 * statistics.median(serve)
+    own = max(more, 0)  # less than nothing is noise, and pays for nothing
+    threads = math.ceil(server / (GOAL - own)) if own < GOAL else None
+    goal = f"under {GOAL} % in all from {threads} busy threads on" if threads else f"more than {GOAL} %, the goal"
     return text + (
         f"\nThe worker takes {more:+.1f} % beside the plain loop, driver and servers {server:.1f} % of one core: for "
-        f"one worker of one thread that has a core to itself {more + server:+.1f} % together, for more of them less.\n"
+        f"one worker of one thread that has a core to itself {own + server:+.1f} % together, and "
+        f"{goal}.\n"
     )
 
 
