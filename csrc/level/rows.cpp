@@ -7,43 +7,6 @@ namespace murf {
 namespace MURF_LEVEL {
 namespace {
 
-template <int Taps, bool Accumulate>
-inline void combine_fixed(float* __restrict dst, const float* const* src, const float* w, int64_t n) {
-  const float* __restrict s0 = src[0];
-  const float* __restrict s1 = src[Taps > 1 ? 1 : 0];
-  const float* __restrict s2 = src[Taps > 2 ? 2 : 0];
-  const float* __restrict s3 = src[Taps > 3 ? 3 : 0];
-  const float w0 = w[0], w1 = w[Taps > 1 ? 1 : 0], w2 = w[Taps > 2 ? 2 : 0], w3 = w[Taps > 3 ? 3 : 0];
-  for (int64_t i = 0; i < n; ++i) {
-    float v = w0 * s0[i];
-    if constexpr (Taps > 1) v += w1 * s1[i];
-    if constexpr (Taps > 2) v += w2 * s2[i];
-    if constexpr (Taps > 3) v += w3 * s3[i];
-    if constexpr (Accumulate) v += dst[i];
-    dst[i] = v;
-  }
-}
-
-// dst (+)= sum_t w[t] * src[t] for few taps, four rows at a time
-void combine_few(float* dst, const float* const* src, const float* w, int64_t taps, int64_t n, bool accumulate) {
-  if (taps == 0 && !accumulate) fill_row(dst, 0.f, n);
-  while (taps > 0) {
-    const int64_t now = min64(taps, 4);
-    if (accumulate) {
-      if (now == 1) combine_fixed<1, true>(dst, src, w, n);
-      else if (now == 2) combine_fixed<2, true>(dst, src, w, n);
-      else if (now == 3) combine_fixed<3, true>(dst, src, w, n);
-      else combine_fixed<4, true>(dst, src, w, n);
-    } else {
-      if (now == 1) combine_fixed<1, false>(dst, src, w, n);
-      else if (now == 2) combine_fixed<2, false>(dst, src, w, n);
-      else if (now == 3) combine_fixed<3, false>(dst, src, w, n);
-      else combine_fixed<4, false>(dst, src, w, n);
-    }
-    src += now, w += now, taps -= now, accumulate = true;
-  }
-}
-
 // dst (+)= sum_t w[t] * row(t) for many taps: pairs of pairs of pairs in float32, and those in double.
 template <class Row>
 __attribute__((noinline)) void combine_many(float* __restrict dst, Row row, const float* w, int64_t taps, int64_t n,
@@ -69,18 +32,12 @@ __attribute__((noinline)) void combine_many(float* __restrict dst, Row row, cons
 
 }  // namespace
 
-void combine(float* dst, const float* const* src, const float* w, int64_t taps, int64_t n, bool accumulate) {
-  if (taps > kShortSum) combine_many(dst, [=](int64_t t) { return src[t]; }, w, taps, n, accumulate);
-  else combine_few(dst, src, w, taps, n, accumulate);
+void combine_long(float* dst, const float* const* src, const float* w, int64_t taps, int64_t n, bool accumulate) {
+  combine_many(dst, [=](int64_t t) { return src[t]; }, w, taps, n, accumulate);
 }
 
-void combine_strided(float* dst, const float* src, int64_t step, const float* w, int64_t taps, int64_t n) {
-  if (taps == 0) fill_row(dst, 0.f, n);
-  if (taps > kShortSum) return combine_many(dst, [=](int64_t t) { return src + t * step; }, w, taps, n, false);
-  for (int64_t t = 0; t < taps; t += 4) {
-    const float* rows[4] = {src + t * step, src + (t + 1) * step, src + (t + 2) * step, src + (t + 3) * step};
-    combine_few(dst, rows, w + t, min64(taps - t, 4), n, t > 0);
-  }
+void combine_long_strided(float* dst, const float* src, int64_t step, const float* w, int64_t taps, int64_t n) {
+  combine_many(dst, [=](int64_t t) { return src + t * step; }, w, taps, n, false);
 }
 
 template <class T>

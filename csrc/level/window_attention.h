@@ -46,5 +46,13 @@ struct Block {
   }
 };
 
+// Channels [first, first + n) of keys [begin, end): dst[(j - begin) * row + i], padded with zeros to `row`.
+void pack_rows(DType dtype, const Block& block, const Strided& t, int64_t begin, int64_t end, int64_t first, int64_t n,
+               float* dst, int64_t row);
+
+// Channels [first, first + n) of the block's queries, by query: dst[m * row + i], padded with zeros to `row`.
+void pack_queries(DType dtype, const Block& block, const Strided& t, int64_t first, int64_t n, float scale, float* dst,
+                  int64_t row);
+
 }  // namespace MURF_LEVEL
 }  // namespace murf

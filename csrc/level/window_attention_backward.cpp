@@ -42,7 +42,7 @@ void gradient_of_weights(DType dtype, const WindowAttention& a, const Block& blo
     const int64_t end = min64(begin + kKeyChunk, run.end);
     for (int64_t c = 0; c < n; c += kChannelChunk) {
       const int64_t now = min64(kChannelChunk, n - c);
-      pack_keys(dtype, block, a.v, begin, end, first + c, now, w.values, kChannelChunk);
+      pack_rows(dtype, block, a.v, begin, end, first + c, now, w.values, kChannelChunk);
       gemm(end - begin, now, block.width, w.values, kChannelChunk, 1, w.grad_columns + c * block.width, block.width,
            w.grad_scores + (begin - run.begin) * block.width, block.width, c > 0);
     }

@@ -12,32 +12,12 @@ namespace MURF_LEVEL {
 // Scores of a block that are kept, 512 KB, and those of a run of a block that has more.
 constexpr int64_t kKeptFloats = 1 << 17, kRunOfGradients = 1 << 16;
 
-// Channels [first, first + n) of the block's queries, by query: dst[m * row + i], padded with zeros to `row`.
-inline void pack_queries(DType dtype, const Block& block, const Strided& t, int64_t first, int64_t n, float scale,
-                         float* dst, int64_t row) {
-  for (int64_t m = 0; m < block.queries; ++m) {
-    float* to = dst + m * row;
-    load_values(to, dtype, t.data, block.query_at(t, m) + first * t.stride_c, t.stride_c, n);
-    for (int64_t i = 0; i < n; ++i) to[i] *= scale;
-    fill_row(to + n, 0.f, row - n);
-  }
-}
-
-// The same by channel: dst[i * block.width + m].
+// Packed queries by channel: dst[i * block.width + m].
 inline void transpose_queries(const Block& block, const float* packed, int64_t row, int64_t n, float* dst) {
   for (int64_t i = 0; i < n; ++i) {
     float* to = dst + i * block.width;
     for (int64_t m = 0; m < block.queries; ++m) to[m] = packed[m * row + i];
     fill_row(to + block.queries, 0.f, block.width - block.queries);
-  }
-}
-
-// Channels [first, first + n) of keys [begin, end): dst[(j - begin) * row + i], padded with zeros to `row`.
-inline void pack_keys(DType dtype, const Block& block, const Strided& t, int64_t begin, int64_t end, int64_t first,
-                      int64_t n, float* dst, int64_t row) {
-  for (int64_t j = begin; j < end; ++j, dst += row) {
-    load_values(dst, dtype, t.data, block.key_at(t, j) + first * t.stride_c, t.stride_c, n);
-    fill_row(dst + n, 0.f, row - n);
   }
 }
 
@@ -135,7 +115,7 @@ struct GradientHead {
 inline void score(DType dtype, const WindowAttention& a, const Block& block, const GradientHead& h, Run run,
                   GradientScratch& w) {
   const int64_t d = a.head_dim, width = block.width;
-  pack_keys(dtype, block, a.k, run.begin, run.end, h.head * d, d, w.k, w.depth);
+  pack_rows(dtype, block, a.k, run.begin, run.end, h.head * d, d, w.k, w.depth);
   gemm(run.count(), d, width, w.k, w.depth, 1, h.q, width, w.scores, width, false);
   for (int64_t j = run.begin; j < run.end; ++j) {
     float* s = w.scores + (j - run.begin) * width;

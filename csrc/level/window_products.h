@@ -43,7 +43,7 @@ inline void clear(Vec (&sum)[Rows][Vectors]) {
 }
 
 template <int Rows, int Vectors>
-inline void scores_tile(int64_t depth, const float* const* keys, const float* queries, int64_t width, float* scores) {
+__attribute__((always_inline)) inline void scores_tile(int64_t depth, const float* const* keys, const float* queries, int64_t width, float* scores) {
   Vec sum[Rows][Vectors];
   clear(sum);
   const float* key[Rows];

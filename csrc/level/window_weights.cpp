@@ -84,6 +84,19 @@ void pack_rows(DType dtype, const Block& block, const Strided& t, int64_t begin,
   with_dtype(dtype, [&](auto tag) { pack_rows_of<decltype(tag)>(block, t, begin, end, first, n, dst, row); });
 }
 
+void pack_queries(DType dtype, const Block& block, const Strided& t, int64_t first, int64_t n, float scale, float* dst,
+                  int64_t row) {
+  with_dtype(dtype, [&](auto tag) {
+    const auto* data = static_cast<const decltype(tag)*>(t.data) + first * t.stride_c;
+    for (int64_t m = 0; m < block.queries; ++m) {
+      float* to = dst + m * row;
+      load_strided(to, data + block.query_at(t, m), t.stride_c, n);
+      for (int64_t i = 0; i < n; ++i) to[i] *= scale;
+      fill_row(to + n, 0.f, row - n);
+    }
+  });
+}
+
 void key_rows_of_queries(const WindowAxis& y, const Block& block, KeyRows* rows) {
   const float* mask = y.exact[block.y_block] ? nullptr : y.masks + y.mask_begin[block.y_block];
   for (int64_t i = 0; i < block.y_queries; ++i) {

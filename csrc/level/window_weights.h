@@ -48,10 +48,6 @@ inline void query_places(const Block& block, const Strided& t, int64_t* places) 
       places[y * block.x_queries + x] = block.b * t.stride_b + block.ys[y] * t.stride_y + block.xs[x] * t.stride_x;
 }
 
-// Channels [first, first + n) of keys [begin, end): dst[(j - begin) * row + i], padded with zeros to `row`.
-void pack_rows(DType dtype, const Block& block, const Strided& t, int64_t begin, int64_t end, int64_t first, int64_t n,
-               float* dst, int64_t row);
-
 inline bool holds_rows(DType dtype, const Strided& t) { return dtype == DType::f32 && t.stride_c == 1; }
 
 inline Block block_of(const WindowAttention& a, int64_t task) {
