@@ -55,6 +55,7 @@ def test_a_cell_takes_the_place_of_its_predecessor(recorded, tmp_path):
 
 def test_the_table_hides_nothing(recorded, tmp_path):
     record = tmp_path / "versions.json"
+    assert recorded.table(record) == "No run is recorded yet."
     bad = {"failed": 1, "failures": ["tests.test_a::test_b"], "triton": None, "missing": ["extra anomaly: no faiss"]}
     recorded.put(record, {**CELL, **bad, "against": {"triton on cpu": ["it is too old", "it sleeps"]}})
     table = recorded.table(record)

@@ -25,6 +25,8 @@ def put(record: Path, cell: dict) -> None:
 def table(record: Path = RECORD) -> str:
     """One row per cell; below it what failed, and what was not there to be tested."""
     cells = read(record)
+    if not cells:
+        return "No run is recorded yet."
     lines = ["| Python | torch | Triton | numpy | transformers | passed | skipped | failed | commit, date |"]
     lines.append("|---|---|---|---|---|---:|---:|---:|---|")
     for cell in cells:
