@@ -51,25 +51,21 @@ class OfflineDriver:
 
 @dataclass(frozen=True)
 class Uncompiled:
-    """In the place of a compiled kernel: all that is known of it before it is compiled. ``metadata`` is what Triton
-    notes at that time.
-    """
+    """In the place of a compiled kernel: all that is known of it before it is compiled."""
 
     name: str
     hash: str
     src: object
-    metadata: dict
 
 
 def uncompiled(src, target: GPUTarget, options: dict) -> Uncompiled:
     """Instead of ``triton.compile``. The hash is that of the compiled kernel, by which Triton's cache knows it: of the
     source with all that it calls, constants, specializations, options, the architecture, Triton and its assembler.
     """
-    backend, variables = make_backend(target), get_cache_invalidating_env_vars()
+    backend = make_backend(target)
     parsed = backend.parse_options({**options, **src.parse_options()})
-    key = hashlib.sha256(get_cache_key(src, backend, parsed, env_vars=variables).encode()).hexdigest()
-    metadata = {"hash": key, "target": target, **vars(parsed), **variables, "triton_version": triton.__version__}
-    return Uncompiled(src.name, key, src, metadata)
+    key = get_cache_key(src, backend, parsed, env_vars=get_cache_invalidating_env_vars())
+    return Uncompiled(src.name, hashlib.sha256(key.encode()).hexdigest(), src)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,10 @@ import triton
 import triton.backends.nvidia.driver as nvidia
 from edge_shapes import CALLS
 from launches import Uncompiled, uncompiled
+from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas_version
-from triton.compiler import CompiledKernel
+from triton.compiler import CompiledKernel, make_backend
 from triton.runtime import JITFunction, driver
 from triton.runtime.cache import triton_key
 
@@ -151,14 +152,15 @@ class Compiler:
 
     def __call__(self, src, target, options: dict) -> CompiledKernel:
         before = uncompiled(src, target, options)
+        noted = beforehand(before, target, options)
         facts = self.known.get(before.hash[: compiled_record.DIGITS])
         if facts is None:
             kernel = self.compile(src, target=target, options=options)
             assert kernel.hash == before.hash
-            found = {n: v for n, v in kernel.metadata._asdict().items() if n not in before.metadata or n in CHANGED}
+            found = {n: v for n, v in kernel.metadata._asdict().items() if n not in noted or n in CHANGED}
             facts = {"parameters": parameters_of(kernel), **found}
         else:
-            kernel = without_code(before, facts)
+            kernel = without_code(before, noted | facts)
         self.told[kernel.hash] = facts
         return kernel
 
@@ -168,14 +170,20 @@ def parameters_of(kernel: CompiledKernel) -> int:
     return kernel.asm["ptx"].split(".entry")[1].split(")")[0].count(".param")
 
 
-def without_code(before: Uncompiled, facts: dict) -> CompiledKernel:
+def beforehand(kernel: Uncompiled, target, options: dict) -> dict:
+    """What Triton notes of a kernel before it compiles it."""
+    parsed = make_backend(target).parse_options({**options, **kernel.src.parse_options()})
+    noted = {"hash": kernel.hash, "target": target, "triton_version": triton.__version__}
+    return noted | vars(parsed) | get_cache_invalidating_env_vars()
+
+
+def without_code(kernel: Uncompiled, metadata: dict) -> CompiledKernel:
     """As Triton reads it from its cache."""
     with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder, name) for name in (f"{before.name}.json", f"{before.name}.cubin")}
-        metadata, code = files.values()
-        metadata.write_text(json.dumps(before.metadata | facts, default=vars))
+        told, code = Path(folder, f"{kernel.name}.json"), Path(folder, f"{kernel.name}.cubin")
+        told.write_text(json.dumps(metadata, default=vars))
         code.write_bytes(b"no code")
-        return CompiledKernel(before.src, files, before.hash)
+        return CompiledKernel(kernel.src, {path.name: path for path in (told, code)}, kernel.hash)
 
 
 def calls() -> dict[str, Callable[[], object]]:
