@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import itertools
 import json
 import multiprocessing
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -31,7 +33,10 @@ import triton
 from cost import Cost, costs
 from launches import Launch, captured
 from seals import seal
+from triton.runtime import JITFunction
 from weightless import Weightless
+
+from murf_fast import kernels
 
 ARCHITECTURE = 90
 DTYPES = ("float32", "bfloat16")
@@ -159,12 +164,23 @@ def check(recorded: list[dict]) -> list[str]:
     return predictions.faults(wanted, itertools.chain.from_iterable(found))
 
 
+def settle_keys() -> None:
+    """Has Triton hash the functions of all kernels in one order. Its key of a kernel depends on which of those that it
+    calls the process had hashed before, and so would a seal.
+    """
+    for name in sorted(module.name for module in pkgutil.iter_modules(kernels.__path__)):
+        for value in vars(importlib.import_module(f"{kernels.__name__}.{name}")).values():
+            if isinstance(value, JITFunction):
+                value.cache_key  # noqa: B018  kept by the function
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", metavar="OP", help="operations or models whose rows are made anew")
     parser.add_argument("--check", action="store_true", help="compare with the record, which stays")
     parser.add_argument("--record", type=Path, default=predictions.FOLDER, help="the record's folder")
     arguments = parser.parse_args()
+    settle_keys()  # before processes are forked
     if arguments.check:
         rows = predictions.recorded(arguments.record)["rows"]
         faults = check([row for row in rows if not arguments.ops or row["op"] in arguments.ops])
