@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, TypedDict
 
-import torch
 from torch import Tensor
 
-from murf_fast.annotations import AnomalyRules, Backend, BankIndex, Precision, Projection
+from murf_fast.annotations import AnomalyRules, BankIndex, Precision, Projection
 from murf_fast.anomaly.scoring import ScoringRules
 
 
@@ -30,14 +29,3 @@ class DetectorOptions(TypedDict, total=False):
     background: Literal["black", "keep"]
     precision: Precision
     on_empty: Literal["skip", "raise"]
-
-
-class IndexOptions(TypedDict, total=False):
-    """Of :class:`murf_fast.NearestIndex`, all but its bank."""
-
-    cosine: bool
-    ip: bool
-    cells: int | Literal["auto"] | None
-    precision: Precision
-    device: torch.device | str | None
-    backend: Backend | None

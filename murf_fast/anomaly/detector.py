@@ -32,6 +32,7 @@ from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.ray_workers import RayWorkers
 from murf_fast.anomaly.result import Anomaly
 from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score, rules_of
+from murf_fast.anomaly.sharded_index import ShardedIndex
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.nn.vit import _resolutions
 from murf_fast.nn.vit._fingerprint import fingerprint, rounded
@@ -703,7 +704,7 @@ class MultiResolutionDetector:
             distances[slice(None) if patches.kept is None else patches.kept] = self.rules.of_neighbors(found).float()
             maps.append(distances.view(1, 1, *patches.grid))
             reweighted = self.rules.image_score == "reweighted"
-            own = cast("NearestIndex", index)  # the others are refused with these rules
+            own = cast("NearestIndex | ShardedIndex", index)  # the others are refused with these rules
             weighted.append(reweighted_score(patches.rows, found[:, 0], nearest[:, 0], own) if reweighted else 0.0)
         return maps, weighted
 

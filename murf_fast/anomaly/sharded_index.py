@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from murf_fast.annotations import Distance
-from murf_fast.anomaly._options import IndexOptions
+from murf_fast.anomaly._index_options import IndexOptions
 from murf_fast.anomaly.shards.rows import rows_of
 from murf_fast.anomaly.shards.search import LARGEST, SearchShard, search
 from murf_fast.anomaly.shards.transport import Ranks, Shards
