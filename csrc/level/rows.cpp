@@ -30,6 +30,16 @@ __attribute__((noinline)) void combine_many(float* __restrict dst, Row row, cons
   }
 }
 
+// Two rows, which is what a bilinear resize reads, in one pass over dst.
+template <class T>
+void combine_two(float* __restrict dst, const T* __restrict first, const T* __restrict second, float w0, float w1,
+                 int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float scaled = w0 * to_float(first[i]);
+    dst[i] = scaled + w1 * to_float(second[i]);
+  }
+}
+
 }  // namespace
 
 void combine_long(float* dst, const float* const* src, const float* w, int64_t taps, int64_t n, bool accumulate) {
@@ -44,6 +54,7 @@ template <class T>
 void combine_rows(float* dst, const T* src, int64_t step, const float* w, int64_t taps, int64_t n) {
   if (taps == 0) fill_row(dst, 0.f, n);
   if (taps > kShortSum) return combine_many(dst, [=](int64_t t) { return src + t * step; }, w, taps, n, false);
+  if (taps == 2) return combine_two(dst, src, src + step, w[0], w[1], n);
   for (int64_t t = 0; t < taps; ++t) {
     if (t == 0) scale_row(dst, src, w[0], n);
     else add_scaled_row(dst, src + t * step, w[t], n);
