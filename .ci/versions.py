@@ -168,7 +168,9 @@ def described(facts: dict) -> dict:
         if entry["device"] == "cpu" and not entry["works"]
     }
     versions = {"python": facts["versions"]["Python"], **{n: facts["versions"][n] for n in ("torch", "numpy")}}
-    return {**versions, **optional, "instruction_sets": facts["cpu"], "against": against}
+    # Where the extension lies is the machine's own business.
+    instruction_sets = {name: fact for name, fact in facts["cpu"].items() if name != "extension"}
+    return {**versions, **optional, "instruction_sets": instruction_sets, "against": against}
 
 
 def counted(report: Path) -> dict:
