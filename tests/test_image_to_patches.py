@@ -158,7 +158,7 @@ def test_registration():
     for kind in ("uint8 hwc", "float chw"):
         x = images(kind)
         x = x if x.shape[1] == 3 else x.permute(0, 3, 1, 2)
-        check_opcheck(op, x, [28, 35], 7, "bilinear", False, [1.0] * 3, [0.0] * 3, True, 152, torch.bfloat16, "native")
+        check_opcheck(op, x, [28, 35], 7, "bilinear", False, [1.0] * 3, [0.0] * 3, True, 152, "bfloat16", "native")
 
 
 def test_compile():

@@ -14,6 +14,7 @@ from murf_fast._layout import is_channels_last
 from murf_fast.annotations import Backend, Padding, Size, SmoothMode
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import check_reflection
+from murf_fast.ops._dtypes import BY_NAME, NAMES
 from murf_fast.ops._library import (
     as_float32,
     bias_gradient,
@@ -172,11 +173,11 @@ def _kernels_requires(op, grad, source, taps, mode, padding, dtype, backend) -> 
     _contract.map_(op, "source", source)
     _contract.tensor(op, "source", source, grad, (*grad.shape[:2], None, None), (grad.dtype,))
     _require_windows(op, source.shape[2:], grad.shape[2:], taps, mode, padding)
-    _contract.one_of(op, "kernels_dtype", dtype, (grad.dtype, torch.float32))
+    _contract.one_of(op, "kernels_dtype", dtype, (NAMES[grad.dtype], "float32"))
 
 
 def _kernels_empty(grad, source, taps, mode, padding, dtype, backend) -> Tensor:
-    return empty_map(grad, (grad.shape[0], taps, *grad.shape[2:]), True, dtype)
+    return empty_map(grad, (grad.shape[0], taps, *grad.shape[2:]), True, BY_NAME[dtype])
 
 
 def _kernels_launch(grad, source, taps, mode, padding, dtype, backend, out) -> None:
@@ -195,7 +196,7 @@ def _partial(name: str, tensors: dict[str, Tensor], mode, padding, backend) -> T
         return _adaptive_conv(source, kernels, None, mode, padding, channels_last, backend)
     if name == "source":
         return _grad_source(grad, kernels, source.shape[2:], mode, padding, channels_last, backend)
-    return _grad_kernels(grad, source, kernels.shape[1], mode, padding, kernels.dtype, backend)
+    return _grad_kernels(grad, source, kernels.shape[1], mode, padding, NAMES[kernels.dtype], backend)
 
 
 def _derivatives(op: str, result: str, first: str, second: str) -> dict[str, Any]:
@@ -247,7 +248,7 @@ _grad_source = register(
 )
 _grad_kernels = register(
     "adaptive_conv_backward_kernels(Tensor grad, Tensor source, SymInt taps, str? interpolation, str? padding, "
-    "ScalarType kernels_dtype, str backend) -> Tensor",
+    "str kernels_dtype, str backend) -> Tensor",
     _kernels_requires,
     _kernels_empty,
     _kernels_launch,

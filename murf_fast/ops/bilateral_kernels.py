@@ -10,6 +10,7 @@ from murf_fast.annotations import Backend
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._bilateral import BilateralParams, check_masks, check_params, require_network
 from murf_fast.ops._derivatives import reference_second_derivative
+from murf_fast.ops._dtypes import BY_NAME, NAMES
 from murf_fast.ops._library import empty_map, register
 
 
@@ -63,18 +64,18 @@ def bilateral_kernels(
     dtype = dtype or guidance.dtype
     backend = _checks.backend(backend, guidance)
     if backend == "reference":
-        return _reference(guidance, tensors, range_mask, fixup_mask, radius, dtype, backend)
-    return _bilateral_kernels(guidance, tensors, range_mask, fixup_mask, radius, dtype, backend)
+        return _reference(guidance, tensors, range_mask, fixup_mask, radius, NAMES[dtype], backend)
+    return _bilateral_kernels(guidance, tensors, range_mask, fixup_mask, radius, NAMES[dtype], backend)
 
 
 def _requires(op, guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> None:
     require_network(op, guidance, params, range_mask, fixup_mask, radius)
     _contract.backend(op, backend, guidance)
-    _contract.one_of(op, "kernels_dtype", dtype, (guidance.dtype, torch.float32))
+    _contract.one_of(op, "kernels_dtype", dtype, (NAMES[guidance.dtype], "float32"))
 
 
 def _empty(guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> Tensor:
-    return empty_map(guidance, _shape(guidance, radius), True, dtype)
+    return empty_map(guidance, _shape(guidance, radius), True, BY_NAME[dtype])
 
 
 def _shape(guidance, radius) -> tuple[int, ...]:
@@ -86,7 +87,7 @@ def _launch(guidance, params, range_mask, fixup_mask, radius, dtype, backend, ou
 
 
 def _reference(guidance, params, range_mask, fixup_mask, radius, dtype, backend) -> Tensor:
-    result = reference.bilateral_kernels(guidance, params, radius, range_mask, fixup_mask).to(dtype)
+    result = reference.bilateral_kernels(guidance, params, radius, range_mask, fixup_mask).to(BY_NAME[dtype])
     return result.contiguous(memory_format=torch.channels_last)
 
 
@@ -134,7 +135,7 @@ def _unpacked(packed: Tensor, params: list[Tensor]) -> list[Tensor]:
 
 _bilateral_kernels = register(
     "bilateral_kernels(Tensor guidance, Tensor[] params, Tensor? range_mask, Tensor? fixup_mask, int radius, "
-    "ScalarType kernels_dtype, str backend) -> Tensor",
+    "str kernels_dtype, str backend) -> Tensor",
     _requires,
     _empty,
     _launch,

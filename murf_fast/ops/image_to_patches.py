@@ -12,6 +12,7 @@ from torch import Tensor
 from murf_fast import backends, reference
 from murf_fast.annotations import Backend, Layout, Mode, Size
 from murf_fast.ops import _checks, _contract
+from murf_fast.ops._dtypes import BY_NAME, NAMES
 from murf_fast.ops._library import axes_of, register
 from murf_fast.ops._resize import Resize
 
@@ -98,7 +99,7 @@ def padded_patches(
     backend = _checks.backend(backend, images, torch.float64 if double else dtype)
     row_size = -(-3 * patch_size**2 // multiple) * multiple
     ways = [Resize(size, mode, antialias) for size in grids]
-    options = (gain, offset, layout == "cyx", row_size, dtype, backend)
+    options = (gain, offset, layout == "cyx", row_size, NAMES[dtype], backend)
     if backend == "reference":
         return [_reference(images, patch_size, how, *options) for how in ways]
     return [_image_to_patches(images, patch_size, how, *options) for how in ways]
@@ -141,12 +142,12 @@ def _requires(op, images, patch_size, how, gain, offset, channels_first, row_siz
         raise ValueError(f"murf_fast.{op}: `row_size` must be at least {3 * patch_size**2}, got {row_size}")
     _contract.count(op, "gain", gain, 3)
     _contract.count(op, "offset", offset, 3)
-    _contract.one_of(op, "dtype", dtype, _contract.DTYPES)
+    _contract.one_of(op, "dtype", dtype, [NAMES[known] for known in _contract.DTYPES])
 
 
 def _empty(images, patch_size, how, gain, offset, channels_first, row_size, dtype, backend) -> Tensor:
     patches = (how.size[0] // patch_size) * (how.size[1] // patch_size)
-    return images.new_empty((images.shape[0], patches, row_size), dtype=dtype)
+    return images.new_empty((images.shape[0], patches, row_size), dtype=BY_NAME[dtype])
 
 
 def _launch(images, patch_size, how, gain, offset, channels_first, row_size, dtype, backend, out) -> None:
@@ -157,6 +158,7 @@ def _launch(images, patch_size, how, gain, offset, channels_first, row_size, dty
 
 def _reference(images, patch_size, how, gain, offset, channels_first, row_size, dtype, backend) -> Tensor:
     # Arithmetic in the dtype of the result, but never below float32, as for every other backend.
+    dtype = BY_NAME[dtype]
     pixels, layout = images.to(torch.promote_types(dtype, torch.float32)), LAYOUTS[0] if channels_first else LAYOUTS[1]
     rows = reference.image_to_patches(pixels, how.size, patch_size, gain, offset, how.mode, how.antialias, layout)
     return F.pad(rows.to(dtype), (0, row_size - rows.shape[2])) if row_size > rows.shape[2] else rows.to(dtype)
@@ -169,7 +171,7 @@ def _forward_mode(args, tangents) -> Tensor:
 
 _image_to_patches = register(
     "image_to_patches(Tensor images, SymInt[] size, int patch_size, str interpolation, bool antialias, float[] gain, "
-    "float[] offset, bool channels_first, int row_size, ScalarType dtype, str backend) -> Tensor",
+    "float[] offset, bool channels_first, int row_size, str dtype, str backend) -> Tensor",
     _requires,
     _empty,
     _launch,
