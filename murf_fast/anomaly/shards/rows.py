@@ -37,7 +37,7 @@ def rows_of(shards: Shards, numbers: Tensor) -> Tensor:
     answers = torch.stack([answer for (answer,) in shards.ask("rows", numbers)])
     ends = torch.tensor(list(itertools.accumulate(shards.counts)), dtype=torch.int64, device=answers.device)
     owners = torch.bucketize(numbers.to(answers.device), ends, right=True)
-    return answers[owners, torch.arange(len(owners), device=answers.device)]
+    return answers[owners, torch.arange(len(owners), dtype=torch.int64, device=answers.device)]
 
 
 @dataclass(frozen=True)
