@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
@@ -46,7 +47,7 @@ __all__ = [
     "Values",
 ]
 
-Size = int | tuple[int, ...]
+Size = int | Sequence[int]
 """(height, width) in pixels, or one integer for a square. Parts of shapes, ``x.shape[-2:]``, have no length for a type
 checker, so that this has none; a wrong one raises."""
 

@@ -11,7 +11,15 @@ from test_anomaly_detector import images, model
 from util import assert_within_budget
 
 from murf_fast import reference
-from murf_fast.anomaly import PRESETS, MultiResolutionDetector, ScoringRules, Subset, subset_scores, subsets_of
+from murf_fast.anomaly import (
+    PRESETS,
+    MultiResolutionDetector,
+    ScoringRules,
+    Subset,
+    detector,
+    subset_scores,
+    subsets_of,
+)
 from murf_fast.anomaly.subsets import ALL
 
 LAYERS, SCALES = (0, 2), (0.5, 1.0)
@@ -143,11 +151,9 @@ def test_kinds_of_subsets(fitted):
 
 def test_one_encoding_and_one_search_per_bank(fitted, monkeypatch):
     encoded, searched = [], []
-    encode, search = type(fitted.encoder).forward, type(fitted)._search
+    encode, search = type(fitted.encoder).forward, detector.search
     monkeypatch.setattr(type(fitted.encoder), "forward", lambda self, x: encoded.append(1) or encode(self, x))
-    monkeypatch.setattr(
-        type(fitted), "_search", lambda self, bank, rows: searched.append(bank) or search(self, bank, rows)
-    )
+    monkeypatch.setattr(detector, "search", lambda bank, *how: searched.append(bank) or search(bank, *how))
     subset_scores(fitted, IMAGE, "all")
     assert encoded == [1]
     assert searched == fitted._searchable()

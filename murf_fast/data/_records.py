@@ -84,8 +84,8 @@ def read_record(folder: Path, shard: int, layout: Layout) -> Record:
         _check_folders(folder, f"{RECORDS}/{path.name}")
         told = read_json(folder / RECORDS, path.name)
         checksum = told.pop("sha256")
-        told["failed"] = [Failure(**f) for f in told["failed"]]
-        record = Record(**told)
+        failed = [Failure(**f) for f in told["failed"]]
+        record = Record(**{**told, "failed": failed})
         if checksum != sha256_of_json(told):
             raise ValueError("its checksum is not its own")
         _check_record(record, shard, layout)
