@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import ray
 
+from murf_fast._ray_address import check_address, place
+
 # Ends of remote tracebacks that are no bugs.
 FOR_USERS = ("ValueError", "OSError", "FileNotFoundError", "PermissionError", "ModuleNotFoundError", "ImportError")
 
@@ -24,11 +26,18 @@ def joined(address: str | None) -> Iterator[None]:
     """
     was_there = ray.is_initialized()
     if not was_there:
+        check_address(address)
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f"no cluster answers at --address {address}" if address else "no cluster starts here"
-            raise ValueError(f"Ray: {where}: {last_line(error)}") from error
+            where = place(address)
+            what = (
+                f"who listens at {where} takes no worker of this process (a cluster that asks for a token needs "
+                "RAY_AUTH_MODE=token)"
+                if where
+                else "no cluster starts here"
+            )
+            raise ValueError(f"Ray: {what}: {last_line(error)}") from error
     try:
         yield
     finally:

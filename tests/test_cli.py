@@ -105,6 +105,11 @@ def test_info_as_a_module():
     assert "Backends" in result.stdout
 
 
+def test_version():
+    result = CliRunner().invoke(commands.app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"murf-fast {murf_fast.__version__}\n")
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_a_missing_extra_is_one_line(missing):
     result = python(f"import sys; sys.modules[{missing!r}] = None\nfrom murf_fast.cli import main; main()")

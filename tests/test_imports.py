@@ -20,7 +20,17 @@ LAYERS = (
     ("backends",),
     ("native", "kernels", "reference"),
     ("tables", "windows", "scales", "_arguments", "_pillow", "_files", "_image_paths", "_ray_cluster"),
-    ("_extension", "_fork", "_discovery", "_constant", "_torch_versions", "_layout", "_capture", "annotations"),
+    (
+        "_extension",
+        "_fork",
+        "_discovery",
+        "_constant",
+        "_torch_versions",
+        "_layout",
+        "_capture",
+        "_ray_address",
+        "annotations",
+    ),
 )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
+import murf_fast
 from murf_fast.cli._terminal import console, one_line, parsed
 from murf_fast.cli.anomaly.commands import app as anomaly
 from murf_fast.cli.extract.command import extract
@@ -20,6 +21,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"murf-fast {murf_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Which this is.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
