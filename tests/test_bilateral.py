@@ -490,7 +490,7 @@ def test_registration(needs_gradient):
         sources = [draw(2, 5, 2, 2), draw(2, 3, 1, 2)]
         arguments = (sources, guidance, params, mask, None, None, [1, 2], 1, "bicubic", [True, False], "native")
         torch.library.opcheck(ops.joint_bilateral_upsample.default, arguments)
-    torch.library.opcheck(ops.bilateral_kernels.default, (guidance, params, mask, None, 1, torch.float32, "native"))
+    torch.library.opcheck(ops.bilateral_kernels.default, (guidance, params, mask, None, 1, "float32", "native"))
     for layout in ("contiguous", "channels_last"):
         _, (source, kernels, bias) = conv_of(CONV_CASES[6])
         arguments = [t.requires_grad_(needs_gradient) for t in (layouts(source)[layout], kernels, bias)]
@@ -503,7 +503,7 @@ def test_registration_of_triton(device):
     _, (guidance, *params) = on(device, *kernels_of(SMALL_KERNELS[5]))
     ops = torch.ops.murf_fast
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    arguments = (guidance, params, None, None, 1, torch.float32, "triton")
+    arguments = (guidance, params, None, None, 1, "float32", "triton")
     torch.library.opcheck(ops.bilateral_kernels.default, arguments, test_utils=checks)
     _, tensors = on(device, *conv_of(SMALL_CONVS[8]))
     arguments = (*tensors, "bicubic", "reflect", True, "triton")
