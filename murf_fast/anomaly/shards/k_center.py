@@ -89,9 +89,8 @@ class _Pool:
         rows, numbers, squared = zip(*answers, strict=True)
         next_numbers, next_squared = (torch.stack([x[-1] for x in xs]) for xs in (numbers, squared))
         rows, numbers, squared = torch.cat(rows), *(torch.cat([x[:-1] for x in xs]) for xs in (numbers, squared))
-        there = (numbers != NONE).nonzero().flatten()
-        order = there[numbers[there].argsort()]
-        self._numbers, self._rows = numbers[order], KCenterRows(rows[order], nearest=squared[order])
+        there = numbers != NONE  # each answer's rise, and so do the shards'
+        self._numbers, self._rows = numbers[there], KCenterRows(rows[there], nearest=squared[there])
         # The lowest number among the farthest.
         self._limit = float(next_squared.max())
         self._limit_number = int(next_numbers[next_squared == self._limit].min())
