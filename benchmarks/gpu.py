@@ -268,8 +268,10 @@ def check(run: Run, deadline: float) -> str:
 
 
 def speed(run: Run, deadline: float) -> str:
+    import predictions
     from gpu_speed import variants
 
+    known = predictions.by_case(predictions.recorded()["rows"])
     plain = [{"do": "speed", "compiled": False, **unit} for unit in variants(run.dry) if run.wants_case(unit)]
     compiled: list[dict] = []
     cases: dict[tuple, dict] = {}
@@ -280,8 +282,10 @@ def speed(run: Run, deadline: float) -> str:
             if kind == "ceilings":
                 run.results.update(message)
             elif kind == "case":
-                cases[key] = message["case"]
-                run.results["cases"].append(message["case"])
+                case = cases[key] = message["case"]
+                rows = predictions.of_case(case, known)
+                case["code"] = predictions.code(rows, run.results["machine"].get("device", ""))
+                run.results["cases"].append(case)
                 if message["compiles"] and not run.dry:  # Inductor's kernels need a device
                     compiled.append(unit | {"compiled": True})
             elif kind == "time":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ GROWTH = 1.1  # of a kernel's instructions that is seen
 # Kernels whose loops end with the data, which is not there: their instructions are not counted.
 BY_DATA = ("_k_center_select", "_nearest_scored", "_nearest_chosen")
 SMALL = "small shapes (no case launches it)"
+# Of a kernel in a case: what changes with its code or its launch, and only by chance stays where they change.
+FINGERPRINT = ("kernel", "launches", "programs", "instructions", "registers", "shared", "read", "written")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,22 @@ def by_case(rows: Iterable[dict]) -> dict[tuple[str, str, str], list[dict]]:
     for row in rows:
         found.setdefault((row["op"], row["case"], row["dtype"]), []).append(row)
     return found
+
+
+def of_case(case: dict, known: dict[tuple[str, str, str], list[dict]]) -> list[dict]:
+    """The rows of a measured case, which names its dtype where it is not that of the benchmark."""
+    plain = case["case"].removesuffix(f", {case['dtype']}")
+    return known.get((case["op"], plain, case["dtype"])) or known.get((case["op"], case["case"], case["dtype"]), [])
+
+
+def code(rows: list[dict], device: str) -> dict | None:
+    """What a measured case remembers of the kernels that ran, so that a later reader can tell whether today's are
+    those: a digest of what is known of their code, and the least time predicted for it."""
+    gpu = next((name for name in DEVICES if name in device), None)
+    if not rows or gpu is None:
+        return None
+    known = json.dumps([[row[name] for name in FINGERPRINT] for row in rows])
+    return {"digest": hashlib.sha256(known.encode()).hexdigest()[:16], "least_s": seconds(rows, gpu)}
 
 
 def representatives(rows: list[dict]) -> list[dict]:

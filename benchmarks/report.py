@@ -48,12 +48,20 @@ def merged(old: dict, new: dict) -> dict:
     cases = [case for case in _with_origin(old) if case["op"] not in ran] + _with_origin(new)
     found = {**new, "cases": sorted(cases, key=lambda case: case["op"]), "failed": new["failed"]}
     if "check" in new:
-        found["check"] = old.get("check", {}) | new["check"]
+        commit = old["machine"].get("commit")
+        found["check"] = {op: {"commit": commit, **own} for op, own in old.get("check", {}).items()} | new["check"]
         tools = old.get("sanitize", {}).keys() | new["sanitize"].keys()
         found["sanitize"] = {
-            tool: old.get("sanitize", {}).get(tool, {}) | new["sanitize"].get(tool, {}) for tool in sorted(tools)
+            tool: {op: _said_at(text, commit) for op, text in old.get("sanitize", {}).get(tool, {}).items()}
+            | new["sanitize"].get(tool, {})
+            for tool in sorted(tools)
         }
     return found
+
+
+def _said_at(text: str, commit: str | None) -> str:
+    """What a sanitizer said, and of which commit."""
+    return text if commit is None or ", at " in text else f"{text}, at {commit}"
 
 
 def _with_origin(results: dict) -> list[dict]:

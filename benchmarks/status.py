@@ -35,7 +35,8 @@ Written by `python benchmarks/report.py --status STATUS.md` from the tests that 
   precision, computed from their instructions, bytes and products (`benchmarks/results/offline/README.md`): no
   measurement.
 - **parity, memcheck, racecheck, speed**: on a GPU, by `benchmarks/gpu.sh`; **measured**: milliseconds of the cases
-  that ran, beside what is predicted for the same.
+  that ran, at the commit that is named, beside what was predicted for the same cases and the code of that commit.
+- **predicted today**: the same for today's code, where a case has other kernels by now than those that were measured.
 """
 
 
@@ -70,7 +71,7 @@ def _offline() -> str:
 def _on_device(results: dict, verdicts: Callable) -> str:
     ran = bool(results["cases"])
     columns = ["operation", "parity", "memcheck", "racecheck", "speed against the fastest other"]
-    columns += ["predicted", "measured"] if ran else []
+    columns += ["predicted", "measured", "commit", "predicted today"] if ran else []
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for op in operations():
         cells = [_parity(results, op), *(_sanitizer(results, tool, op) for tool in ("memcheck", "racecheck"))]
@@ -91,17 +92,19 @@ def _predicted(rows: list[dict], op: str) -> str:
 
 
 def _beside(results: dict, op: str) -> list[str]:
-    """Least times and measured ones of the same cases."""
-    device = next((name for name in predictions.DEVICES if name in results["machine"]["device"]), None)
+    """Of the cases that were measured: the least time of the code that ran, what was measured, at which commit, and the
+    least time of today's code where it is another."""
     known = predictions.by_case(predictions.recorded()["rows"])
-    predicted, measured = [], []
-    for case in results["cases"]:
-        key = (case["op"], case["case"].removesuffix(f", {case['dtype']}"), case["dtype"])
-        key = key if key in known else (case["op"], case["case"], case["dtype"])
-        if case["op"] == op:
-            measured.append(headline(case["contenders"]["murf_fast"]))
-            predicted += [predictions.seconds(known[key], device)] if device and key in known else []
-    return [_range(predicted) if predicted else "no record", _range(measured) if measured else NEVER]
+    cases = [case for case in results["cases"] if case["op"] == op]
+    now = [predictions.code(predictions.of_case(case, known), results["machine"]["device"]) for case in cases]
+    then = [case.get("code") for case in cases]
+    commits = dict.fromkeys(case.get("commit") or results["machine"]["commit"] for case in cases)
+    return [
+        _range(code["least_s"] for code in then if code) or "no record",
+        _range(headline(case["contenders"]["murf_fast"]) for case in cases) or NEVER,
+        ", ".join(commits),
+        "" if now == then else _range(code["least_s"] for code in now if code) or "no record",
+    ]
 
 
 def headline(contender: dict) -> float:
@@ -110,12 +113,15 @@ def headline(contender: dict) -> float:
 
 
 def _range(times: Iterable[float]) -> str:
+    times = list(times)
+    if not times:
+        return ""
     ends = [f"{1000 * time:.3g}" for time in (min(times), max(times))]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def _title(machine: dict) -> str:
-    return f"{machine['device']}, {machine['date']}, commit {machine['commit']}"
+    return f"{machine['device']}, {machine['date']}, checked at {machine['commit']}"
 
 
 def _parity(results: dict, op: str) -> str:
@@ -123,7 +129,9 @@ def _parity(results: dict, op: str) -> str:
     if not found:
         return NEVER
     failed = f", **{len(found['failed'])} failed**" if found["failed"] else ""
-    return f"{found['passed']} tests passed{failed}"
+    # Of an earlier run than that of the heading.
+    commit = f", at {found['commit']}" if found.get("commit") else ""
+    return f"{found['passed']} tests passed{failed}{commit}"
 
 
 def _sanitizer(results: dict, tool: str, op: str) -> str:

@@ -249,19 +249,32 @@ def test_status_of_a_run(results, tmp_path):
     (tmp_path / "gpu-some-gpu").mkdir()
     (tmp_path / "gpu-some-gpu" / "results.json").write_text(json.dumps(results))
     text = status.page(report.verdicts, tmp_path)
-    assert "## Some GPU, 2026-01-01, commit abc" in text
-    assert "| `upsample_sum` | 8 tests passed, **1 failed** | clean | never ran | 2.0 | no record | 1 |" in text
-    assert "| `resize` | never ran | never ran | never ran | never ran | no record | never ran |" in text
+    assert "## Some GPU, 2026-01-01, checked at abc" in text
+    assert (
+        "| `upsample_sum` | 8 tests passed, **1 failed** | clean | never ran | 2.0 | no record | 1 | abc |  |" in text
+    )
+    assert "| `resize` | never ran | never ran | never ran | never ran | no record | never ran |  |  |" in text
 
 
-def test_status_puts_what_was_measured_beside_what_was_predicted(results, tmp_path):
+def test_status_puts_what_was_measured_beside_what_was_predicted_for_the_code_that_ran(results, tmp_path):
     row = next(r for r in predictions.recorded()["rows"] if r["op"] == "upsample_sum" and r["dtype"] == "bfloat16")
+    case = results["cases"][0]
+    case.update(case=f"{row['case']}, bfloat16", dtype="bfloat16", commit="0ld")
     results["machine"].update(device="NVIDIA H200", driver="1.2")
-    results["cases"][0].update(case=f"{row['case']}, bfloat16", dtype="bfloat16")
     (tmp_path / "gpu-h200").mkdir()
-    (tmp_path / "gpu-h200" / "results.json").write_text(json.dumps(results))
+
+    def page(ran: dict) -> str:
+        case["code"] = predictions.code(predictions.of_case(case, predictions.by_case([ran])), "NVIDIA H200")
+        (tmp_path / "gpu-h200" / "results.json").write_text(json.dumps(results))
+        return status.page(report.verdicts, tmp_path)
+
     least = f"{1000 * predictions.seconds([row], 'H200'):.3g}"
-    assert f"| never ran | never ran | never ran | 2.0 | {least} | 1 |" in status.page(report.verdicts, tmp_path)
+    assert f"| never ran | never ran | never ran | 2.0 | {least} | 1 | 0ld |  |" in page(row)
+    slower = {**row, "read": 1000 * row["read"]}
+    then = f"{1000 * predictions.seconds([slower], 'H200'):.3g}"
+    assert f"| 2.0 | {then} | 1 | 0ld | {least} |" in page(slower)
+    assert f"| 2.0 | {least} | 1 | 0ld | {least} |" in page({**row, "registers": row["registers"] + 1})
+    assert predictions.code([row], "NVIDIA L4") is None
 
 
 def test_a_later_run_of_one_operation_keeps_what_was_checked(results):
@@ -269,8 +282,12 @@ def test_a_later_run_of_one_operation_keeps_what_was_checked(results):
            "sanitize": {"memcheck": {"resize": "clean"}}}  # fmt: skip
     new = {**results, "failed": [], "check": {"upsample_sum": {"passed": 2, "failed": []}}, "sanitize": {}}
     both = report.merged(old, new)
-    assert both["check"].keys() == {"resize", "upsample_sum"}
-    assert both["sanitize"] == {"memcheck": {"resize": "clean"}}
+    assert both["check"] == {
+        "resize": {"passed": 1, "failed": [], "commit": "abc"},
+        "upsample_sum": {"passed": 2, "failed": []},
+    }
+    assert both["sanitize"] == {"memcheck": {"resize": "clean, at abc"}}
+    assert report.merged(both, {**new, "check": {}})["sanitize"] == both["sanitize"]
 
 
 def test_a_replay_is_what_is_quoted(results):
