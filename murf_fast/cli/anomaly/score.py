@@ -63,14 +63,14 @@ def _score(job: Job, opened: contextlib.ExitStack, console: Console) -> int:
     is_one = len(job.images) == 1 and not job.images[0].is_dir()
     out = PICTURE if is_one and job.out is None else job.out
     _check_outputs(job, is_one, out)
-    job.cluster.check()
+    job.cluster.check(job.device)
     files, broken = readable(find(job.images, console), job.skip_broken, decode=False)
     if job.labelled or job.threshold == LABELLED:
         labels(files)
+    device = device_of(job.device)
+    opened.enter_context(job.cluster.started(job.device, console))
     cluster = opened.enter_context(job.cluster.joined(job.device))
-    vit, detector = loaded(
-        job.bank, job.weights, device_of(job.device), any_precision=job.any_precision, cluster=cluster
-    )
+    vit, detector = loaded(job.bank, job.weights, device, any_precision=job.any_precision, cluster=cluster)
     threshold = Threshold.of(job.threshold, detector.normal_)
     if job.fail_on_defect and threshold.score is None and threshold.source != LABELLED:
         raise ValueError("--fail-on-defect needs a --threshold: the bank has no range of normal images")

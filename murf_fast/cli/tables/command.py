@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from murf_fast.cli._interrupts import INTERRUPTED
 from murf_fast.cli._terminal import parsed
 from murf_fast.cli.tables import formats, results, runner
 from murf_fast.cli.tables.case import Setting, Table, names, table
@@ -17,7 +18,6 @@ from murf_fast.cli.tables.forecast import Forecast
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LARGEST = 1 << 14  # pixels of a side
-STOPPED = 130  # as a shell says of a process that Ctrl-C ended
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def main(job: Job, console: Console, log: Console) -> int:
             cases = known.cases(setting)
     except KeyboardInterrupt:
         log.print("interrupted: nothing was measured")
-        return STOPPED
+        return INTERRUPTED
     if not cases:
         raise ValueError("--models: nothing to measure")
     forecast = Forecast(setting.device, setting.dtype)
@@ -75,14 +75,14 @@ def main(job: Job, console: Console, log: Console) -> int:
     stopped, measured = found.cut == runner.INTERRUPTED, len(found.rows)
     if stopped and not measured:
         log.print("interrupted: nothing was measured")
-        return STOPPED
+        return INTERRUPTED
     if found.cut:
         why = (
             "interrupted" if stopped else f"--budget: {time.perf_counter() - begun:.0f} s of {job.budget:g} s are spent"
         )
         log.print(f"{why}: {measured} of {len(cases)} cases are kept in {path}", highlight=False, soft_wrap=True)
     _show(found, job, console, log)
-    return STOPPED if stopped else 0
+    return INTERRUPTED if stopped else 0
 
 
 def _setting(job: Job, known: Table) -> Setting:
