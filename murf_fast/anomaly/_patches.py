@@ -148,12 +148,21 @@ class PatchEncoder:
     def groups(self, images: Iterable[Sized], batch: int | None = None) -> Iterator[list[Sized]]:
         """Neighbours that share a pass, as far as it takes them.
 
-        Images of up to some 250 pixels gain from it; large ones go alone.
+        Images of up to some 250 pixels gain from it; large ones go alone. An image that cannot be looked at raises when
+        its turn comes: those before it, which wait for company, go without it first.
         """
         group: list[Sized] = []
-        patches = 0
+        patches, error = 0, None
         most = math.inf if batch is None else batch
-        for looked in images:
+        images = iter(images)
+        while True:
+            try:
+                looked = next(images)
+            except StopIteration:
+                break
+            except Exception as found:
+                error = found
+                break
             if group and patches + looked.patches > self.encoder.tokens_per_pass:
                 yield group
                 group, patches = [], 0
@@ -165,6 +174,8 @@ class PatchEncoder:
                 group, patches = [], 0
         if group:
             yield group
+        if error is not None:
+            raise error
 
     @torch.no_grad()
     def look_at(self, image: Tensor, name: str) -> LookedAt:
