@@ -156,6 +156,16 @@ class MultiResolutionDetector:
             encoder = kind(encoder, scales=scales, layers=layers, norm=norm, **normalization_of(encoder))
         if references is not None and encoder.family.prefix() is None:
             raise ValueError(f"murf_fast.{WHAT}: `references` are chosen by CLS tokens, which `encoder` has none of")
+        patch = encoder.family.patch_size
+        if pixels is not None and pixels < patch**2:
+            raise ValueError(
+                f"murf_fast.{WHAT}: `pixels` must be None or those of at least one patch, {patch**2} (five "
+                f"megapixels are 5e6), got {pixels!r}"
+            )
+        if shorter_side is not None and shorter_side < patch:
+            raise ValueError(
+                f"murf_fast.{WHAT}: `shorter_side` must be at least the {patch} pixels of a patch, got {shorter_side}"
+            )
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
         self.on_empty, self.enlarge, self.projection = on_empty, enlarge, projection
