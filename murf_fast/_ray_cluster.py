@@ -63,6 +63,18 @@ def room(wanted: int | None, threads: int, gpus: int) -> int:
     return wanted or found
 
 
+def end_processes() -> None:
+    """Kills the processes of a cluster that this one has begun to start, which Ray has no way to break off.
+
+    Most die with this process, which Ray asks the kernel for, but not all that they have started in turn.
+    """
+    import psutil  # Ray brings it
+
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def told(error: Exception) -> Exception:
     """What a worker said, as far as a user can put it right; else that Ray gave up, with all that it says."""
     kind, _, reason = last_line(error).partition(": ")

@@ -25,6 +25,7 @@ __all__ = [
     "Distance",
     "HeadGrid",
     "Image",
+    "Integers",
     "Keep",
     "Layout",
     "Metric",
@@ -40,6 +41,7 @@ __all__ = [
     "Rounding",
     "SharpInput",
     "Size",
+    "Sizes",
     "SmoothMode",
     "SubsetKind",
     "TileFusion",
@@ -47,9 +49,16 @@ __all__ = [
     "Values",
 ]
 
-Size = int | Sequence[int]
-"""(height, width) in pixels, or one integer for a square. Parts of shapes, ``x.shape[-2:]``, have no length for a type
-checker, so that this has none; a wrong one raises."""
+Integers = Sequence[int | np.integer[Any]] | np.ndarray[Any, np.dtype[np.integer[Any]]]
+"""Several integers, Python's or NumPy's: a sequence, or an array of one dimension."""
+
+Size = int | np.integer[Any] | Integers
+"""(height, width) in pixels, or one integer, Python's or NumPy's, for a square.
+
+Parts of shapes, ``x.shape[-2:]``, have no length for a type checker, so that this has none; a wrong one raises."""
+
+Sizes = Sequence[Size] | np.ndarray[Any, np.dtype[np.integer[Any]]]
+"""One size for every resolution, or an array of one dimension of the sides of squares."""
 
 Image = Union[torch.Tensor, "np.ndarray[Any, Any]", "PIL.Image.Image", str, "os.PathLike[str]"]
 """An image: (3, H, W), an array (H, W, 3), a gray one of either, a Pillow image or the path of a file."""

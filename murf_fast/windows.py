@@ -79,7 +79,7 @@ class Windows:
     out: Pair | None = None
     grid: Pair | None = None
 
-    def tables(self, out: Sequence[int] | None = None, grid: Sequence[int] | None = None) -> tuple[AxisWindow, ...]:
+    def tables(self, out: Size | None = None, grid: Size | None = None) -> tuple[AxisWindow, ...]:
         """The tables of rows and columns for an output (H, W) and a key grid (h, w); None: the rule's own.
 
         Raises:

@@ -86,7 +86,7 @@ def test_one_line_for_what_is_wrong(photos, weights, tmp_path):
         refused(words, "anomaly", *arguments, "--weights", weights)
 
 
-@pytest.mark.parametrize("scales", ["inf", "nan", "", ",", "-1", "0", "1e300", "0.5;1", "1,inf", "101"])
+@pytest.mark.parametrize("scales", ["inf", "nan", "", ",", "-1", "0", "1e300", "0.5;1", "1,inf", "30,50,70"])
 def test_scales_are_numbers(scales, photos, weights, tmp_path):
     refused("expected numbers", "anomaly", "fit", photos, "--out", tmp_path / "o", "--scales", scales)
 
@@ -98,7 +98,11 @@ def test_scales_are_numbers(scales, photos, weights, tmp_path):
         (("--pixels", "inf", "--layers", "1"), "`pixels` must be finite"),
         (("--pixels", "-1"), "--pixels"),
         (("--pixels", "1e15", "--layers", "1", "--enlarge"), "patches at the largest scale, more than 32,768"),
-        (("--pixels", "0", "--scales", "100", "--layers", "1"), "patches at the largest scale, more than 32,768"),
+        (("--pixels", "0.5"), "is a number of pixels, such as 5e6 for five megapixels, and at least 1024, got 0.5"),
+        (("--pixels", "12"), "got 12"),
+        (("--shorter-side", "1"), "--shorter-side"),
+        (("--coreset", "10", "--index", "coreset"), "`coreset` must be in (0, 1], got 10.0"),
+        (("--references", "25"), "`references` must be in (0, 1], got 25.0"),
     ],
 )
 def test_limits_before_any_work(options, words, photos, weights, tmp_path):
@@ -112,6 +116,42 @@ def test_a_large_image_of_banks_that_scale_nothing(photos, weights, tmp_path):
     assert result.exit_code == 0, result.output
     pil.new("1", (12000, 12000)).save(tmp_path / "large.png")
     refused("has 734,449 patches", "anomaly", "score", tmp_path / "bank", tmp_path / "large.png", "--weights", weights)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_file_that_breaks_while_others_are_scored(photos, weights, tmp_path, batch, monkeypatch):
+    """It was whole when the command looked; only itself is lost, and only with --skip-broken the rest goes on."""
+    bank = tmp_path / "bank"
+    options = ("--weights", weights, "--scales", "1", "--layers", "1", "--pixels", "0")
+    assert invoke("anomaly", "fit", photos, "--out", bank, *options).exit_code == 0
+    names, score_many = ["a.png", "b.jpg", "c.png"], MultiResolutionDetector.score_many
+    whole = (photos / names[1]).read_bytes()
+
+    def breaking(self, images, **given):
+        (photos / names[1]).write_text("no image")
+        return score_many(self, images, **given)
+
+    def scored(status, *more):
+        (photos / names[1]).write_bytes(whole)
+        shutil.rmtree(tmp_path / "pictures", ignore_errors=True)
+        file = tmp_path / "scores.csv"
+        command = ("anomaly", "score", bank, photos, "--weights", weights, "--batch", batch, "--scores", file)
+        result = invoke(*command, "--out", tmp_path / "pictures", *more)
+        assert result.exit_code == status, result.output
+        with file.open() as lines:
+            return {os.path.basename(row["image"]): row["score"] for row in csv.DictReader(lines)}, result.output
+
+    expected, _ = scored(0)
+    monkeypatch.setattr(MultiResolutionDetector, "score_many", breaking)
+    before, output = scored(2)
+    assert list(before) == names[:1]
+    assert "is not an image" in output
+    rest, output = scored(0, "--skip-broken")
+    assert list(rest) == [names[0], *names[2:]]
+    assert f"{names[1]} is not an image" in " ".join(output.split())
+    for name, score in rest.items():  # up to the rounding of passes that are shared otherwise
+        assert float(score) == pytest.approx(float(expected[name]), rel=1e-4)
+    assert sorted(path.name for path in (tmp_path / "pictures").rglob("*.png")) == ["a.png", "c.png"]
 
 
 def test_weights_that_do_not_load(photos, weights, tmp_path):

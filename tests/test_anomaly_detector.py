@@ -278,6 +278,11 @@ def test_golden_mean_of_the_top_hundredth():
         ({"index": "hnsw"}, ValueError, "`index` must be one of"),
         ({"rules": "mine"}, ValueError, "`rules` must be one of"),
         ({"pixels": 0}, ValueError, "`pixels` must be positive"),
+        (
+            {"pixels": 5},
+            ValueError,
+            r"at least one patch, 16 \(five megapixels are 5e6",
+        ),
         ({"coreset": 0}, ValueError, r"`coreset` must be in \(0, 1\]"),
         ({"projection": "dense"}, ValueError, "`projection` must be"),
         ({"foreground": 3}, TypeError, "`foreground` must be callable, got int"),

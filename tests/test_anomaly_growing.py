@@ -195,7 +195,7 @@ def test_going_on_needs_the_same(vit, tmp_path):
     for others in ([several[1], several[0], *several[2:]], several[:1]):
         with pytest.raises(ValueError, match="stopped after 2 images, and the first 2 of `images` are others"):
             detector(vit).fit(iter(others), **options)
-    with pytest.raises(ValueError, match="of another encoder, pixels; give the same"):
+    with pytest.raises(ValueError, match="with other settings: scales, pixels; give the same"):
         detector(vit, scales=(0.5,), pixels=100).fit(several, **options)
     for text, words in (
         ("{", "is damaged"),
@@ -211,6 +211,69 @@ def test_going_on_needs_the_same(vit, tmp_path):
     with pytest.raises(ValueError, match=r"bank-001\.safetensors\.rows is damaged or missing"):
         detector(vit).fit(several, **options)
     assert detector(vit).fit(several, folder=tmp_path, overwrite=True).images_ == 4
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        ({"layers": [1]}, "layers"),
+        ({"scales": (0.5,)}, "scales"),
+        ({"norm": True}, "norm"),
+        ({"pixels": 900}, "pixels"),
+        ({"shorter_side": 30}, "shorter_side"),
+        ({"references": 0.5}, "references"),
+        ({"background": "keep"}, "background"),
+        ({"on_empty": "raise"}, "on_empty"),
+        ({"foreground": lambda image: image[0] >= 0}, "foreground"),
+    ],
+)
+def test_going_on_with_another_setting_is_refused_by_its_name(vit, tmp_path, other, name):
+    several = images(3)
+    with pytest.raises(KeyboardInterrupt):
+        detector(vit).fit(several, folder=tmp_path, batch=1, progress=stopping(1))
+    with pytest.raises(ValueError, match=f"with other settings: {name}; give the same, or start anew"):
+        detector(vit, **other).fit(several, folder=tmp_path, resume=True)
+
+
+def test_going_on_with_other_weights_is_refused(vit, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        detector(vit).fit(images(3), folder=tmp_path, batch=1, progress=stopping(1))
+    other = model()
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1
+    with pytest.raises(ValueError, match="with other settings: encoder; give the same"):
+        detector(other).fit(images(3), folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("background", ["black", "keep"])
+def test_going_on_with_another_foreground_is_refused(vit, tmp_path, background):
+    """Of one pixel, which is in no patch's majority, too: it is not blackened."""
+    several, top = images(3), torch.zeros(images(1)[0].shape[1:], dtype=torch.bool)
+    top[:20] = True
+    other = top.clone()
+    other[-1, -1] = True
+    options = {"background": background, "on_empty": "skip"}
+    with pytest.raises(KeyboardInterrupt):
+        detector(vit, foreground=lambda _: top, **options).fit(several, folder=tmp_path, batch=1, progress=stopping(2))
+    with pytest.raises(ValueError, match="or have another foreground; give the same"):
+        detector(vit, foreground=lambda _: other, **options).fit(several, folder=tmp_path, resume=True)
+    again = detector(vit, foreground=lambda _: top.clone(), **options).fit(several, folder=tmp_path, resume=True)
+    assert again.images_ == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"index": "coreset", "coreset": 0.3}])
+def test_images_that_are_not_done_may_be_others(vit, tmp_path, options):
+    """The banks, and what normal images score, are those of one fit of what is given, bit for bit."""
+    several, others = images(5), images(6, seed=9)
+    for name, given in (("others", [*several[:2], *others]), ("fewer", several[:2]), ("more", [*several, *others])):
+        with pytest.raises(KeyboardInterrupt):
+            detector(vit, **options).fit(several, folder=tmp_path / name, batch=1, progress=stopping(2))
+        again = detector(vit, **options).fit(given, folder=tmp_path / name, batch=1, resume=True)
+        whole = detector(vit, **options).fit(given, batch=1)
+        assert again.images_ == len(given)
+        assert again.normal_ == whole.normal_
+        for bank, expected in zip(again.banks_, whole.banks_, strict=True):
+            assert torch.equal(bank, expected)
 
 
 def test_whatever_ends_the_process(vit, tmp_path, monkeypatch):

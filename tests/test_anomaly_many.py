@@ -86,6 +86,34 @@ def test_a_broken_file_is_named_before_any_work(fitted, several, tmp_path, monke
         next(found)
 
 
+@pytest.mark.parametrize("batch", [1, 4, None])
+@pytest.mark.parametrize("kind", ["file", "pixels", "source"])
+def test_a_failure_costs_no_image_before_it(fitted, several, kind, batch, tmp_path):
+    """Also of those that wait to share its pass, or are read ahead; their numbers are those without it."""
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, several, strict=False):
+        pil.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    paths[2].write_text("no image")
+
+    def source():
+        yield from paths[:2]
+        if kind == "source":
+            raise RuntimeError("the camera is gone")
+        yield paths[2] if kind == "file" else torch.full((3, 32, 40), torch.nan)
+        yield several[3]
+
+    results, found = fitted.score_many(source(), batch=batch), []
+    with pytest.raises(RuntimeError if kind == "source" else ValueError, match=r"camera|not an image|finite"):
+        found.extend(results)  # takes what comes before the error
+    expected = list(fitted.score_many(several[:2], batch=batch))
+    assert [a.score for a in found] == [a.score for a in expected]
+    assert all(torch.equal(a.map, b.map) for a, b in zip(found, expected, strict=True))
+    folder = tmp_path / "bank"
+    with pytest.raises((RuntimeError, ValueError)):
+        MultiResolutionDetector(fitted.encoder, pixels=None).fit(source(), folder=folder, batch=batch)
+    assert json.loads((folder / "unfinished.json").read_text())["images"] == 2
+
+
 @pytest.mark.parametrize("index", ["exact", "coreset"])
 def test_adding_images(vit, index, tmp_path):
     options = {**OPTIONS, "index": index, "coreset": 0.25}

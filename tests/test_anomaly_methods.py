@@ -75,6 +75,7 @@ def test_options_stand_in_for_what_a_method_says(vit):
         ({"enlarge": True}, "`enlarge` needs `pixels`"),
         ({"references": 0}, r"`references` must be in \(0, 1\]"),
         ({"shorter_side": 0}, "`shorter_side` must be at least 1"),
+        ({"shorter_side": 1}, "`shorter_side` must be at least the 4 pixels of a patch, got 1"),
     ):
         with pytest.raises(ValueError, match=words):
             MultiResolutionDetector.by_name(**{"method": "superad", "encoder": vit, **options})

@@ -165,6 +165,7 @@ def test_demo_end_to_end(weights, photo, tmp_path):
         (["--sizes", "9" * 400], "resolutions must be at most 2534"),
         (["--sizes", "9" * 5000], "--sizes"),
         (["--longest", "0"], "--longest"),
+        (["--longest", "1"], "--longest"),
         (["--longest", "1000000000"], "--longest"),
         (["--threads", "1000000"], "--threads"),
     ],

@@ -21,6 +21,7 @@ import psutil
 import ray
 from PIL import Image
 from test_anomaly_detector import OPTIONS, images, model
+from test_cli import invoke
 
 from murf_fast.anomaly import MultiResolutionDetector, RayWorkers, _selection
 from murf_fast.anomaly.shards import k_center
@@ -234,6 +235,56 @@ def test_ctrl_c_of_the_command_and_a_second_fit(weights, tmp_path, monkeypatch):
         assert found.returncode == 0, found.stderr
         scores.append(file.read_text())
     assert scores[0] == scores[1]
+
+
+def test_ctrl_c_while_ray_starts(tmp_path, monkeypatch):
+    """The command says what it waited for and ends at once, with the processes that Ray has begun to start."""
+    Image.fromarray(images(1)[0].permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    out, no_weights = tmp_path / "bank", tmp_path / "none"
+    command = ["anomaly", "fit", tmp_path / "0.png", "--out", out, "--weights", no_weights, "--ray", "--threads", 1]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "murf_fast", *map(str, command), "--address", "local"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+    ) as process:
+        assert "Ray: joining the cluster of this machine, or starting one" in process.stdout.readline()
+        started: list[psutil.Process] = []
+        # Of those that Ray starts on a machine the raylet is late, and its agents are no children of this process.
+        while not any("raylet" in p.name() for p in started) and process.poll() is None:
+            time.sleep(0.01)
+            started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=10)
+    assert process.returncode == 130, told
+    assert told.strip() == "murf-fast: interrupted while joining the cluster of this machine, or starting one"
+    assert not psutil.wait_procs(started, timeout=10)[1]
+    assert not out.exists()
+
+
+def test_options_of_the_cluster_are_refused_before_any_work(cluster, paths, undisturbed, tmp_path):
+    """Before the weights are looked for, which are not there."""
+    rest = ["--weights", tmp_path / "none", "--threads", 1]
+    commands = {
+        "fit": ["anomaly", "fit", *paths, "--out", tmp_path / "fit", *rest],
+        "score": ["anomaly", "score", undisturbed / "exact", paths[0], "--out", tmp_path / "0.png", *rest],
+        "extract": ["extract", paths[0].parent, "--out", tmp_path / "extract", *rest],
+    }
+    for name, command in commands.items():
+        for given, words in (
+            (["--ray", "--workers", 9], "the cluster has room for 2 workers of 1 CPU threads, not for 9"),
+            (["--ray", "--workers", 1, "--threads", 3], "the cluster has room for 0 workers of 3 CPU threads"),
+            (["--address", "127.0.0.1:1"], "Ray: no cluster answers at 127.0.0.1:1"),
+            (["--address", "there"], "Ray: an address is auto or HOST:PORT, got there"),
+            (["--ray", "--device", "tpu"], "--device must be cpu"),
+        ):
+            result = invoke(*command, *given)
+            assert result.exit_code == 2, (name, result.output)
+            assert words in " ".join(result.output.split()), (name, result.output)
+    assert not (tmp_path / "fit").exists()
+    assert not (tmp_path / "extract").exists()
 
 
 def test_misuse_is_one_line(cluster, paths, tmp_path, undisturbed):

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import report
 import torch
 
 import murf_fast
+from murf_fast import annotations
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -102,6 +104,31 @@ def test_flavours_are_compared():
     assert f"{hub[0]:.1%}" in flavours.table()
     flavours.GRIDS = (flavours.TABLE,)
     assert all(row == [0.0] for row in flavours.differences().values())
+
+
+def test_every_name_of_types_has_an_entry_with_what_it_accepts():
+    aliases = module("aliases")
+    assert [alias.name for alias in sorted(aliases.aliases())] == sorted(annotations.__all__)
+    page = aliases.page()
+    for alias in aliases.aliases():
+        value = getattr(annotations, alias.name)
+        entry = page.partition(f".. py:type:: {alias.name}\n")[2].partition("```")[0]
+        assert alias.text.splitlines()[0] in entry
+        if typing.get_origin(value) is typing.Literal:
+            for choice in typing.get_args(value):
+                assert f'``"{choice}"``' in entry, alias.name
+    accepted = {alias.name: alias.accepted for alias in aliases.aliases()}
+    assert accepted["Size"] == ["int", "np.integer[Any]", "Integers"]
+    assert accepted["Keep"] == ["bool", '"checked"']
+    assert "str" in accepted["Image"]
+    assert "PIL.Image.Image" in accepted["Image"]
+    assert "<!-- generated: annotations -->" in (DOCS / "api" / "annotations.md").read_text()
+
+
+def test_a_name_of_types_without_a_docstring_is_told(monkeypatch):
+    monkeypatch.setattr(annotations, "__all__", [*annotations.__all__, "Sequence"])
+    with pytest.raises(ValueError, match="no docstring behind Sequence"):
+        module("aliases").aliases()
 
 
 def test_pictures_are_used_and_small():

@@ -106,7 +106,7 @@ def test_one_line_before_any_work(images, weights, tmp_path):
         ("--out must be a folder", images, "--out", images / "000.png"),
         ("holds other files", images, "--out", tmp_path / "full"),
         ("--device must be cpu", images, "--device", "tpu"),
-        ("--workers are Ray's", images, "--workers", "2"),
+        ("--workers is about Ray's workers", images, "--workers", "2"),
         ("--weights must be a folder", images, "--weights", tmp_path / "none"),
     ):
         out = () if "--out" in options else ("--out", tmp_path / "out")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -199,6 +200,7 @@ def test_a_budget_cuts_a_table_short(table_of, tmp_path):
     assert result.exit_code == 0, result.output
     assert "CUT SHORT: 2 of 3 cases, the budget" in result.stdout
     assert f"of 5 s are spent: 2 of 3 cases are kept in {tmp_path / 'jbu.json'}" in result.stderr
+    assert "left out, as more is expected of them than is left: 2, m" in " ".join(result.stderr.split())
     assert "1 of 3: 2, m, " in result.stderr  # no terminal: a line for every case
     told = json.loads((tmp_path / "jbu.json").read_text())
     assert told["cut"] == "budget"
@@ -207,6 +209,27 @@ def test_a_budget_cuts_a_table_short(table_of, tmp_path):
         assert "CUT SHORT" in invoke("--from", tmp_path / "jbu.json", "--format", kind, "--out", tmp_path).stdout
     text = invoke("--from", tmp_path / "jbu.json", "--format", "csv", "--out", tmp_path).stdout
     assert {row["cut"] for row in csv.DictReader(io.StringIO(text))} == {"budget"}
+
+
+def test_a_case_that_is_slower_than_expected_is_called_once(table_of, tmp_path):
+    """A second call would take more than is left; the cases after it are measured all the same."""
+    calls = []
+
+    def build():
+        return {"part": lambda: calls.append(1) or time.sleep(1.2)}
+
+    table_of(waiting(x=1), Case({"size": 2, "method": "slow", "code": case.OURS}, build, {"number": 4.0}), waiting(x=3))
+    result = invoke("jbu", "--device", "cpu", "--budget", "2", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert len(calls) == 1
+    assert "left out, as more is expected of them than is left: 2, slow" in " ".join(result.stderr.split())
+    told = json.loads((tmp_path / "jbu.json").read_text())
+    assert [row["labels"]["size"] for row in told["rows"]] == [1, 3]
+    assert told["cut"] == "budget"
+    table_of(Case({"size": 2, "method": "slow", "code": case.OURS}, build, {"number": 4.0}))
+    result = invoke("jbu", "--device", "cpu", "--budget", "2", "--out", tmp_path / "none")
+    assert result.exit_code == 2
+    assert "--budget: no case was measured within 2 s" in result.stderr
 
 
 def test_an_interruption_keeps_what_is_measured(table_of, tmp_path):

@@ -14,7 +14,15 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 FIELDS = ("Memory", "Source")
-MODULES = ("murf_fast", "murf_fast.nn", "murf_fast.windows", "murf_fast.anomaly", "murf_fast.data", "murf_fast.patch")
+MODULES = (
+    "murf_fast",
+    "murf_fast.nn",
+    "murf_fast.windows",
+    "murf_fast.anomaly",
+    "murf_fast.data",
+    "murf_fast.patch",
+    "murf_fast.annotations",
+)
 # Names of types in "Raises:" and "Attributes:", of libraries that have their own documentation.
 FOREIGN = re.compile(
     r"(TypeError|ValueError|RuntimeError|KeyError|IndexError|OSError|FileNotFoundError|FileExistsError|MemoryError"

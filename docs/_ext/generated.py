@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import aliases
 import drawn
 import flavours
 import operations
@@ -20,6 +21,7 @@ from sphinx.errors import ExtensionError
 MARK = re.compile(r"<!-- generated: ([a-z-]+)(?: (.*?))? -->")
 PARTS = {
     "operations": operations.table,
+    "annotations": aliases.page,
     "api": operations.api,
     "api-table": operations.api_table,
     "documented": operations.documented,

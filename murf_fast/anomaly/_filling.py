@@ -88,8 +88,11 @@ def fill(
     return list(held)
 
 
-def digest_of(image: Tensor) -> str:
-    """What stands for the pixels of an image (1, 3, H, W)."""
+def digest_of(image: Tensor, mask: Tensor | None) -> str:
+    """What stands for the pixels of an image (1, 3, H, W), and for those of its foreground: functions have no name by
+    which one is told from another."""
     digest = hashlib.sha256(f"{tuple(image.shape)} {image.dtype}".encode())
-    digest.update(image.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for pixels in (image, mask):
+        if pixels is not None:
+            digest.update(pixels.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -24,6 +24,7 @@ from murf_fast.anomaly._files import UNFINISHED, WHAT, RowFile
 from murf_fast.anomaly._selection import Selection
 
 FORMAT = "murf_fast unfinished fit, version 2"  # version 1 told images apart in another way
+OF_ENCODER = ("model", "layers", "norm", "scales")  # settings that are in the encoder's fingerprint, too
 SECONDS = 1.0  # of work that the end of a process may cost
 SHARE = 0.05  # of the time that writing to the disk what is done may take, where that would take longer
 
@@ -108,7 +109,8 @@ class GrowingBanks:
         if len(digests) < self.done or functools.reduce(_chained, digests, "") != self._whole.seen:
             raise ValueError(
                 f"{WHAT}: {self.folder} holds a fit that stopped after {self.done} images, and the first "
-                f"{self.done} of `images` are others; give the same in the same order, or start anew"
+                f"{self.done} of `images` are others, or have another foreground; give the same in the same order, or "
+                "start anew"
             )
 
     def _tell(self) -> None:
@@ -188,11 +190,9 @@ class GrowingBanks:
     def _go_on(self) -> None:
         told = unfinished(self.folder)
         if told["settings"] != self._settings:
-            theirs = told["settings"]
-            names = [n for n in {**self._settings, **theirs} if theirs.get(n) != self._settings.get(n)]
             raise ValueError(
-                f"{WHAT}: {self.folder} holds a fit that did not finish, of another {', '.join(names)}; give the same, "
-                "or start anew"
+                f"{WHAT}: {self.folder} holds a fit that did not finish, with other settings: "
+                f"{', '.join(_differing(told['settings'], self._settings))}; give the same, or start anew"
             )
         if len(told["rows"]) != len(self.places):
             raise ValueError(f"{WHAT}: {self.folder / UNFINISHED} is damaged: it has {len(told['rows'])} banks")
@@ -226,6 +226,12 @@ def unfinished(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{WHAT}: {path} is damaged: {error}; start anew") from error
     return told
+
+
+def _differing(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """The settings that are not the same; the whole encoder only where it is nothing that has a name of its own."""
+    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+    return [name for name in names if name != "encoder" or not set(names) & set(OF_ENCODER)]
 
 
 def _chained(before: str, digest: str) -> str:

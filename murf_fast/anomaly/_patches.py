@@ -46,14 +46,16 @@ class LookedAt:
     """An image (1, 3, H, W) at the size it is encoded in, and of every scale the numbers of the patches that count
     (None: all) and their grid.
 
-    ``pixels`` is None where no patch counts at any scale. ``size`` is the image's own; ``seen`` what tells it from
-    others, for a fit into a folder; ``ahead`` whether the image after it is there without waiting for it.
+    ``pixels`` is None where no patch counts at any scale. ``size`` is the image's own; ``mask`` (1, 1, H, W), bool, the
+    foreground in it (None: all of it); ``seen`` what tells it from others, for a fit into a folder; ``ahead`` whether
+    the image after it is there without waiting for it.
     """
 
     pixels: Tensor | None
     kept: list[Tensor | None]
     grids: list[tuple[int, int]]
     size: tuple[int, int]
+    mask: Tensor | None = None
     seen: str = ""
     ahead: bool = False
 
@@ -129,11 +131,12 @@ class PatchEncoder:
         return looked, self.encode([looked])[0]
 
     def look_at_each(
-        self, images: Iterable[Any], see: Callable[[Tensor], str] = lambda image: ""
+        self, images: Iterable[Any], see: Callable[[Tensor, Tensor | None], str] = lambda image, mask: ""
     ) -> Iterator[LookedAt]:
         listed = isinstance(images, (list, tuple))
         for name, image, is_file in read_ahead(images):
-            yield dataclasses.replace(self.look_at(image, name), seen=see(image), ahead=listed or is_file)
+            looked = self.look_at(image, name)
+            yield dataclasses.replace(looked, seen=see(image, looked.mask), ahead=listed or is_file)
 
     def encode_each(
         self, images: Iterable[LookedAt], batch: int | None = None
@@ -145,12 +148,21 @@ class PatchEncoder:
     def groups(self, images: Iterable[Sized], batch: int | None = None) -> Iterator[list[Sized]]:
         """Neighbours that share a pass, as far as it takes them.
 
-        Images of up to some 250 pixels gain from it; large ones go alone.
+        Images of up to some 250 pixels gain from it; large ones go alone. An image that cannot be looked at raises when
+        its turn comes: those before it, which wait for company, go without it first.
         """
         group: list[Sized] = []
-        patches = 0
+        patches, error = 0, None
         most = math.inf if batch is None else batch
-        for looked in images:
+        images = iter(images)
+        while True:
+            try:
+                looked = next(images)
+            except StopIteration:
+                break
+            except Exception as found:
+                error = found
+                break
             if group and patches + looked.patches > self.encoder.tokens_per_pass:
                 yield group
                 group, patches = [], 0
@@ -162,6 +174,8 @@ class PatchEncoder:
                 group, patches = [], 0
         if group:
             yield group
+        if error is not None:
+            raise error
 
     @torch.no_grad()
     def look_at(self, image: Tensor, name: str) -> LookedAt:
@@ -180,10 +194,10 @@ class PatchEncoder:
                     f"{self.resolution(covered.index(False))}, where it has {grids[covered.index(False)]} patches"
                 )
             if not any(covered):
-                return LookedAt(None, kept, grids, size)
+                return LookedAt(None, kept, grids, size, mask)
             if self.background == "black":
                 image = image * mask.to(image.dtype)
-        return LookedAt(self.size.prescaled(image), kept, grids, size)
+        return LookedAt(self.size.prescaled(image), kept, grids, size, mask)
 
     @torch.no_grad()
     def encode(self, group: Sequence[LookedAt]) -> list[list[Patches]]:

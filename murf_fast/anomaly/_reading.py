@@ -19,11 +19,19 @@ def read_ahead(images: Iterable[Any]) -> Iterator[tuple[str, Tensor, bool]]:
     """What to call each image in messages, the image (1, 3, H, W), and whether it was a file.
 
     Files are decoded in a thread. ``images`` itself is gone through in the caller's, and an image in memory is not
-    waited with for the next.
+    waited with for the next. An error of ``images``, or of one of them, is raised when those before it were given out.
     """
     with ThreadPoolExecutor(1, "murf_fast-reading") as thread:
         waiting: deque[Any] = deque()
-        for i, image in enumerate(images):
+        numbered, error = enumerate(images), None
+        while True:
+            try:
+                i, image = next(numbered)
+            except StopIteration:
+                break
+            except Exception as found:
+                error = found
+                break
             name = f"`images[{i}]`"
             if isinstance(image, (str, os.PathLike)):
                 waiting.append((name, thread.submit(_images.as_tensor, image, name)))
@@ -35,6 +43,8 @@ def read_ahead(images: Iterable[Any]) -> Iterator[tuple[str, Tensor, bool]]:
             yield name, _images.as_tensor(image, name), False
         while waiting:
             yield _read(waiting)
+        if error is not None:
+            raise error
 
 
 def _read(waiting: deque[Any]) -> tuple[str, Tensor, bool]:

@@ -20,7 +20,7 @@ from murf_fast.anomaly._coreset import coresets
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
 from murf_fast.anomaly._filling import Filling, OneProcess, fill
 from murf_fast.anomaly._fit_arguments import is_cluster, several, share
-from murf_fast.anomaly._growing import GrowingBanks
+from murf_fast.anomaly._growing import OF_ENCODER, GrowingBanks
 from murf_fast.anomaly._images import Size
 from murf_fast.anomaly._indices import Index, Sharded, over_ranks, prepared, search
 from murf_fast.anomaly._options import DetectorOptions
@@ -156,6 +156,16 @@ class MultiResolutionDetector:
             encoder = kind(encoder, scales=scales, layers=layers, norm=norm, **normalization_of(encoder))
         if references is not None and encoder.family.prefix() is None:
             raise ValueError(f"murf_fast.{WHAT}: `references` are chosen by CLS tokens, which `encoder` has none of")
+        patch = encoder.family.patch_size
+        if pixels is not None and pixels < patch**2:
+            raise ValueError(
+                f"murf_fast.{WHAT}: `pixels` must be None or those of at least one patch, {patch**2} (five "
+                f"megapixels are 5e6), got {pixels!r}"
+            )
+        if shorter_side is not None and shorter_side < patch:
+            raise ValueError(
+                f"murf_fast.{WHAT}: `shorter_side` must be at least the {patch} pixels of a patch, got {shorter_side}"
+            )
         self.encoder, self.index, self.foreground, self.pixels = encoder, index, foreground, pixels
         self.rules, self.coreset, self.background, self.precision = rules, coreset, background, precision
         self.on_empty, self.enlarge, self.projection = on_empty, enlarge, projection
@@ -236,9 +246,11 @@ class MultiResolutionDetector:
                 before the first image. None: files without a name, which vanish with the process however it ends.
             overwrite: Replace a detector, or an unfinished fit, that ``folder`` holds; the detector stays until the
                 new one is whole.
-            resume: Go on with the fit that did not finish in ``folder``, if it holds one; ``images`` and settings must
-                be the same. Images that are done are read again to compare them, and not encoded; rows of coresets
-                that are chosen stay chosen, and are not compared with the others again.
+            resume: Go on with the fit that did not finish in ``folder``, if it holds one. Images that are done are read
+                again, and not encoded: they, what ``foreground`` says of them, the encoder and all settings that
+                decide about rows must be the same. Images that are not done may be others by now, more or fewer: the
+                banks are those of a fit of the images that are given. Rows of coresets that are chosen stay chosen,
+                and are not compared with the others again.
             held_out: So many images at most, and a quarter of all, are scored by the rows of those before them, which
                 gives ``normal_``; 0: none. Their rows are in the banks all the same.
             batch: As for :meth:`score_many`.
@@ -577,7 +589,8 @@ class MultiResolutionDetector:
         """What decides about the rows of a fit into a folder."""
         if place is None:
             return {}
-        names = ("pixels", "enlarge", "shorter_side", "references", "background", "on_empty", "foreground")
+        of_images = ("pixels", "enlarge", "shorter_side", "references", "background", "on_empty", "foreground")
+        names = (*OF_ENCODER, *of_images)
         return {"encoder": fingerprint(self.encoder), **{name: self.settings[name] for name in names}}
 
     @classmethod

@@ -14,8 +14,10 @@ from rich.console import Console
 
 from murf_fast.backends import BackendUnavailableError
 
-# An image a hundred times as large in each direction is a typing error.
-LARGEST_SCALE = 100
+# Whoever writes 50 means half: percents are no scales.
+LARGEST_SCALE = 10
+# A side of fewer pixels is no image that is meant: a ratio or megapixels are.
+SMALLEST_SIDE = 32
 # Libraries that come with an extra of their own, whatever the command.
 EXTRAS = {"timm": "timm", "zarr": "data", "pyarrow": "data", "ray": "ray", "pandas": "ray"}
 
@@ -26,6 +28,15 @@ def numbers(text: str, kind: type, option: str) -> list[Any]:
         expected = "numbers such as 7,9,11" if kind is int else f"numbers such as 0.3,0.5, up to {LARGEST_SCALE}"
         raise typer.BadParameter(f"expected {expected}, got {text!r}", param_hint=option)
     return numbers
+
+
+def check_pixels(pixels: float | None, option: str) -> None:
+    """Refuses a number of pixels that only a share or megapixels can be; 0 and None stand for something else."""
+    if pixels is not None and 0 < pixels < SMALLEST_SIDE**2:
+        raise typer.BadParameter(
+            f"is a number of pixels, such as 5e6 for five megapixels, and at least {SMALLEST_SIDE**2}, got {pixels:g}",
+            param_hint=option,
+        )
 
 
 def parsed(text: str, kind: type) -> list[Any]:

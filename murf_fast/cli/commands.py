@@ -11,7 +11,7 @@ import torch
 import typer
 
 import murf_fast
-from murf_fast.cli._terminal import console, one_line, parsed
+from murf_fast.cli._terminal import SMALLEST_SIDE, console, one_line, parsed
 from murf_fast.cli.anomaly.commands import app as anomaly
 from murf_fast.cli.extract.command import extract
 
@@ -66,7 +66,9 @@ def demo(
         ),
     ] = None,
     sizes: Annotated[str, typer.Option(help="Resolutions to encode at, in pixels.")] = "266,518,784",
-    longest: Annotated[int, typer.Option(min=1, max=2048, help="Longer side of the fused map, in pixels.")] = 448,
+    longest: Annotated[
+        int, typer.Option(min=SMALLEST_SIDE, max=2048, help="Longer side of the fused map, in pixels.")
+    ] = 448,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads; torch's number if left out.", show_default=False)
     ] = None,
@@ -100,7 +102,14 @@ def tables(
     batch: Annotated[int, typer.Option(help="Images of a call.")] = 1,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default=False)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU if any.", show_default=False)] = None,
-    budget: Annotated[float | None, typer.Option(help="Seconds for all cases together.", show_default=False)] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds for all cases together: those expected to take more than is left are left out. No call is "
+            "broken off, so that one may end late.",
+            show_default=False,
+        ),
+    ] = None,
     format: Annotated[str, typer.Option(help="rich, md, csv, latex or json.")] = "rich",
     weights: Annotated[
         str | None, typer.Option(help="A ViT as for `anomaly`, or a checkpoint of a method.", show_default=False)

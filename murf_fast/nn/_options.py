@@ -8,7 +8,19 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from murf_fast.annotations import Attention, Backend, HeadGrid, Keep, Mode, Norm, Remainder, Rounding, Size, Values
+from murf_fast.annotations import (
+    Attention,
+    Backend,
+    HeadGrid,
+    Keep,
+    Mode,
+    Norm,
+    Remainder,
+    Rounding,
+    Size,
+    Sizes,
+    Values,
+)
 
 
 class _LayerOptions(TypedDict, total=False):
@@ -55,7 +67,7 @@ class EncoderOptions(PassOptions, total=False):
 
     scales: Sequence[float] | None
     rounding: Rounding
-    tiles: Sequence[Size] | None
+    tiles: Sizes | None
 
 
 class FusionOptions(TypedDict, total=False):

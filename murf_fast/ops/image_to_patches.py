@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import backends, reference
-from murf_fast.annotations import Backend, Layout, Mode, Size
+from murf_fast.annotations import Backend, Layout, Mode, Sizes
 from murf_fast.ops import _checks, _contract
 from murf_fast.ops._dtypes import BY_NAME, NAMES
 from murf_fast.ops._library import axes_of, register
@@ -21,7 +21,7 @@ LAYOUTS = ("cyx", "yxc")
 
 def image_to_patches(
     images: Tensor,
-    sizes: Sequence[Size],
+    sizes: Sizes,
     patch_size: int,
     *,
     mode: Mode = "bilinear",
@@ -66,7 +66,7 @@ def image_to_patches(
 
 def padded_patches(
     images: Tensor,
-    sizes: Sequence[Size],
+    sizes: Sizes,
     patch_size: int,
     multiple: int,
     *,

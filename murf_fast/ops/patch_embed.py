@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from murf_fast import reference
-from murf_fast.annotations import Backend, Keep, Layout, Mode, PositionFlavor, Remainder, Size
+from murf_fast.annotations import Backend, Keep, Layout, Mode, PositionFlavor, Remainder, Size, Sizes
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import writes_nothing
 from murf_fast.ops.image_to_patches import image_to_patches, padded_patches
@@ -113,7 +113,7 @@ class PackedTokens:
 
 def patch_embed(
     images: Tensor | Sequence[Tensor],
-    sizes: Sequence[Size] | Sequence[Sequence[Size]],
+    sizes: Sizes | Sequence[Sizes],
     weight: Tensor,
     bias: Tensor | None = None,
     pos_embed: Tensor | None = None,
@@ -121,9 +121,9 @@ def patch_embed(
     patch_size: int,
     flavor: PositionFlavor | None = None,
     num_prefix_tokens: int = 0,
-    source_grid: tuple[int, int] | None = None,
+    source_grid: Size | None = None,
     prefix: Tensor | None = None,
-    tiles: Sequence[Size] | None = None,
+    tiles: Sizes | None = None,
     remainder: Remainder = "raise",
     mode: Mode = "bilinear",
     antialias: bool = False,
@@ -236,12 +236,12 @@ def patch_embed(
 
 def cut_sequences(
     images: Tensor,
-    sizes: Sequence[Size],
+    sizes: Sizes,
     *,
     patch_size: int,
     prefix: int,
     dtype: torch.dtype,
-    tiles: Sequence[Size] | None = None,
+    tiles: Sizes | None = None,
     remainder: Remainder = "raise",
     **options,
 ) -> Iterator[tuple[Block, Tensor]]:

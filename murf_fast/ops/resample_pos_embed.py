@@ -8,7 +8,7 @@ import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from murf_fast import backends, reference
 from murf_fast._torch_versions import known_equal
-from murf_fast.annotations import Backend, Keep, PositionFlavor, Size, SmoothMode
+from murf_fast.annotations import Backend, Integers, Keep, PositionFlavor, Size, SmoothMode
 from murf_fast.ops import _checks
 from murf_fast.ops._derivatives import derivatives_wanted, in_transform, writes_nothing
 from murf_fast.ops._resize import Resize
@@ -91,32 +91,32 @@ FLAVORS = {
 @overload
 def resample_pos_embed(
     pos_embed: Tensor,
-    grid: tuple[int, int] | torch.Size,
+    grid: Size,
     *,
     flavor: PositionFlavor,
     num_prefix_tokens: int = 0,
-    source_grid: tuple[int, int] | None = None,
+    source_grid: Size | None = None,
     keep: Keep = False,
     backend: Backend | None = None,
 ) -> Tensor: ...
 @overload
 def resample_pos_embed(
     pos_embed: Tensor,
-    grid: Sequence[tuple[int, int] | torch.Size],
+    grid: Sequence[Integers],
     *,
     flavor: PositionFlavor,
     num_prefix_tokens: int = 0,
-    source_grid: tuple[int, int] | None = None,
+    source_grid: Size | None = None,
     keep: Keep = False,
     backend: Backend | None = None,
 ) -> list[Tensor]: ...
 def resample_pos_embed(
     pos_embed: Tensor,
-    grid: tuple[int, int] | torch.Size | Sequence[tuple[int, int] | torch.Size],
+    grid: Size | Sequence[Integers],
     *,
     flavor: PositionFlavor,
     num_prefix_tokens: int = 0,
-    source_grid: tuple[int, int] | None = None,
+    source_grid: Size | None = None,
     keep: Keep = False,
     backend: Backend | None = None,
 ) -> Tensor | list[Tensor]:
@@ -177,7 +177,7 @@ def resample_pos_embed(
         raise ValueError(f"murf_fast.{op}: `num_prefix_tokens` must be in [0, {rows}), got {num_prefix_tokens!r}")
     source = _source_grid(op, source_grid, rows - num_prefix_tokens)
     single = _is_single(grid)
-    grids = [grid] if single else list(grid)
+    grids: list[Any] = [grid] if single else list(cast("Sequence[Integers]", grid))
     if not grids or not (single or all(map(_checks.is_sequence, grids))):
         raise ValueError(f"murf_fast.{op}: `grid` must be (h, w) or a non-empty list of them, got {grid!r}")
     grids = [tuple(_checks.grid(op, "grid", g)) for g in grids]

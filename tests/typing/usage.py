@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import reveal_type
 
@@ -58,6 +59,26 @@ def operations(x: Tensor, maps: list[Tensor], labels: Tensor, asked: bool) -> No
         pass
     with murf_fast.use_backend("refrence"):  # error: arg-type
         pass
+
+
+def numpy_sizes(
+    x: Tensor, vit: nn.Module, size: NDArray[np.int64], side: np.int32, sides: NDArray[np.uint16], ratio: np.float32
+) -> None:
+    reveal_type(murf_fast.resize(x, size))  # Tensor
+    reveal_type(murf_fast.resize(x, np.array(x.shape[-2:]) // 2))  # Tensor
+    reveal_type(murf_fast.resize(x, (side, 9), via=side))  # Tensor
+    reveal_type(murf_fast.upsample_argmax([x], side))  # Tensor
+    reveal_type(murf_fast.image_to_patches(x, [size, side, 9], 4))  # list[Tensor]
+    reveal_type(murf_fast.image_to_patches(x, sides, 4))  # list[Tensor]
+    reveal_type(murf_fast.resample_pos_embed(x, size, flavor="timm", source_grid=[4, 4]))  # Tensor
+    reveal_type(murf_fast.resample_pos_embed(x, [size, (8, side)], flavor="timm"))  # list[Tensor]
+    reveal_type(windows.ratio(size, side).tables(out=size))  # tuple[AxisWindow, ...]
+    reveal_type(MuRF(vit, sides, tiles=[1, side])(x, image_sizes=[size, size]))  # Tensor | list[Tensor]
+    reveal_type(AnyUp()(x, x, size, region=size))  # Tensor
+    murf_fast.resize(x, np.zeros(2))  # error: arg-type
+    murf_fast.resize(x, ratio)  # error: arg-type
+    murf_fast.resize(x, x)  # error: arg-type
+    murf_fast.resize(x, (8.0, 8))  # error: arg-type
 
 
 def passes_on(x: Tensor, size: Size, mode: Mode = "area", backend: Backend | None = None) -> Tensor:

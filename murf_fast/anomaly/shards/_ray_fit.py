@@ -146,7 +146,8 @@ class _Encoder:
 
     def _look_at(self, image: tuple[object, str]) -> tuple[LookedAt, str]:
         pixels, name = _images.as_tensor(*image), image[1]
-        return self._patches.look_at(pixels, name), digest_of(pixels)
+        looked = self._patches.look_at(pixels, name)
+        return looked, digest_of(pixels, looked.mask)
 
 
 def _filled(looked: LookedAt, digest: str, of_image: list[Patches]) -> Filled:

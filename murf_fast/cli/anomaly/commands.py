@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from murf_fast.cli._ray_options import Address, Cluster, Ray, Threads, Workers
-from murf_fast.cli._terminal import console, numbers, one_line, parsed
+from murf_fast.cli._terminal import SMALLEST_SIDE, check_pixels, console, numbers, one_line, parsed
 
 if TYPE_CHECKING:
     from murf_fast.cli.anomaly._settings import Settings
@@ -47,7 +47,7 @@ Pixels = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="Shrink images to so many pixels first; 0: never.",
+        help="Shrink images to so many pixels first, such as 5e6; 0: never.",
         show_default=False,
         rich_help_panel=FEATURES,
     ),
@@ -59,7 +59,7 @@ Enlarge = Annotated[
 ShorterSide = Annotated[
     int | None,
     typer.Option(
-        min=1,
+        min=SMALLEST_SIDE,
         help="Instead of --pixels: bring the shorter side of images to so many pixels.",
         show_default=False,
         rich_help_panel=FEATURES,
@@ -334,6 +334,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     from murf_fast.cli.anomaly._settings import Settings
 
     found = {field.name: given[field.name] for field in dataclasses.fields(Settings)}
+    check_pixels(found["pixels"], "--pixels")
     for name, kind in (("layers", int), ("scales", float)):
         if found[name] is not None:
             found[name] = numbers(found[name], kind, f"--{name}")

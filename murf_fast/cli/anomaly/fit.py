@@ -13,7 +13,7 @@ from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.cli._ray_options import Cluster
 from murf_fast.cli.anomaly._configuration import described
 from murf_fast.cli.anomaly._cost import tell_cost
-from murf_fast.cli.anomaly._images import counted, find, grids, readable, shown, tell_skipped
+from murf_fast.cli.anomaly._images import ImageFile, counted, find, grids, readable, shown, tell_skipped
 from murf_fast.cli.anomaly._inputs import device_of, encoder
 from murf_fast.cli.anomaly._settings import Settings
 from murf_fast.cli.anomaly._steps import Steps
@@ -40,8 +40,13 @@ def fit(job: Job, console: Console) -> None:
     if job.out.exists() and not job.out.is_dir():
         raise ValueError(f"--out must be a folder, {shown(job.out)} is a file")
     _check_free(job)
-    job.cluster.check()
+    job.cluster.check(job.device)
     files, broken = readable(find(job.images, console), job.skip_broken, decode=False)
+    with job.cluster.started(job.device, console):
+        _fit(job, files, broken, console)
+
+
+def _fit(job: Job, files: list[ImageFile], broken: dict[Path, str], console: Console) -> None:
     device = torch.device("cpu") if job.cluster.is_used else device_of(job.device)  # workers have devices of their own
     vit = encoder(job.weights)
     console.print(vit.description, markup=False)

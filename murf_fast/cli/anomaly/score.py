@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import math
 import tempfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from murf_fast.anomaly.detector import MultiResolutionDetector
+from murf_fast.anomaly.result import Anomaly
 from murf_fast.cli._ray_options import Cluster
 from murf_fast.cli.anomaly._images import ImageFile, counted, find, grids, readable, shown, tell_skipped
 from murf_fast.cli.anomaly._inputs import device_of, loaded
@@ -63,14 +65,14 @@ def _score(job: Job, opened: contextlib.ExitStack, console: Console) -> int:
     is_one = len(job.images) == 1 and not job.images[0].is_dir()
     out = PICTURE if is_one and job.out is None else job.out
     _check_outputs(job, is_one, out)
-    job.cluster.check()
+    job.cluster.check(job.device)
     files, broken = readable(find(job.images, console), job.skip_broken, decode=False)
     if job.labelled or job.threshold == LABELLED:
         labels(files)
+    device = device_of(job.device)
+    opened.enter_context(job.cluster.started(job.device, console))
     cluster = opened.enter_context(job.cluster.joined(job.device))
-    vit, detector = loaded(
-        job.bank, job.weights, device_of(job.device), any_precision=job.any_precision, cluster=cluster
-    )
+    vit, detector = loaded(job.bank, job.weights, device, any_precision=job.any_precision, cluster=cluster)
     threshold = Threshold.of(job.threshold, detector.normal_)
     if job.fail_on_defect and threshold.score is None and threshold.source != LABELLED:
         raise ValueError("--fail-on-defect needs a --threshold: the bank has no range of normal images")
@@ -80,7 +82,7 @@ def _score(job: Job, opened: contextlib.ExitStack, console: Console) -> int:
     pictures = Pictures(detector, vit.description, job.vmax, job.pixel_threshold)
     places = [out if is_one or out is None else out / f.name.with_name(f"{f.name.name}.png") for f in files]
     with ScoreFiles(job.scores) as written:
-        found = _found(job, files, detector, threshold, written, pictures, places, console)
+        found = _found(job, files, detector, threshold, written, pictures, places, broken, console)
         about = {
             "bank": str(job.bank),
             "weights": vit.description,
@@ -127,43 +129,70 @@ def _found(
     written: ScoreFiles,
     pictures: Pictures,
     places: Sequence[Any],
+    broken: dict[Path, str],
     console: Console,
 ) -> Found:
     """Scores the images, and writes rows, maps and pictures; these last where the threshold is known last."""
     is_labelled = job.labelled or threshold.source == LABELLED
-    defective: list[Any] = labels(files) if is_labelled else [None] * len(files)
+    label_of = dict(zip((f.path for f in files), labels(files), strict=True)) if is_labelled else {}
+    place_of = dict(zip((f.path for f in files), places, strict=True))
     draws = places[0] is not None
     waits = draws and threshold.source == LABELLED
     with contextlib.ExitStack() as opened:
         bar = opened.enter_context(Progress(console=console, disable=len(files) == 1))
         waiting: Any = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="murf_fast-"))) if waits else None
         task = bar.add_task("images", total=len(files))
-        results = detector.score_many((file.path for file in files), batch=job.batch)
-        for i, (file, anomaly, label) in enumerate(zip(files, results, defective, strict=True)):
+        scored: list[ImageFile] = []
+        for file, anomaly in _results(job, files, detector, broken):
             heat = anomaly.map.cpu().numpy()
-            verdict = threshold.verdict(anomaly.score)
+            verdict, label = threshold.verdict(anomaly.score), label_of.get(file.path)
             row = Row(str(file.path), anomaly.score, float(heat.max()), heat.shape[0], heat.shape[1], verdict, label)
             written.add(row)
             if job.maps is not None:
                 write_map(heat, job.maps / file.name, job.map_type)
             if waits:
-                np.save(waiting / f"{i}.npy", heat)
+                np.save(waiting / f"{len(scored)}.npy", heat)
             elif draws:
-                pictures.draw(file, heat, row, threshold, places[i])
+                pictures.draw(file, heat, row, threshold, place_of[file.path])
+            scored.append(file)
             bar.update(task, advance=1)
         scores = [row.score for row in written.rows]
+        defective: list[bool] = [label_of[file.path] for file in scored] if is_labelled else []
         apart: Any = separation(scores, defective) if is_labelled else None
         if threshold.source == LABELLED:
             threshold = Threshold(apart.threshold, LABELLED)
             written.judge(threshold.verdict)
         if waits:
-            task = bar.add_task("pictures", total=len(files))
-            for i, (file, row) in enumerate(zip(files, written.rows, strict=True)):
-                pictures.draw(file, np.load(waiting / f"{i}.npy"), row, threshold, places[i])
+            task = bar.add_task("pictures", total=len(scored))
+            for i, (file, row) in enumerate(zip(scored, written.rows, strict=True)):
+                pictures.draw(file, np.load(waiting / f"{i}.npy"), row, threshold, place_of[file.path])
                 bar.update(task, advance=1)
     knows = is_labelled and threshold.score is not None
     mistakes = Mistakes.of(scores, defective, cast("float", threshold.score)) if knows else None
     return Found(written.rows, threshold, apart, mistakes, (float(heat.min()), float(heat.max())))
+
+
+def _results(
+    job: Job, files: Sequence[ImageFile], detector: MultiResolutionDetector, broken: dict[Path, str]
+) -> Iterator[tuple[ImageFile, Anomaly]]:
+    """What the images say, in their order. A file that is broken or gone by now, though it was whole before the first
+    was scored, is put among the ``broken`` ones where those are skipped, and the others go on.
+
+    Raises:
+        OSError, ValueError: A file is broken and not skipped, or all are.
+    """
+    left, scored = deque(files), 0
+    while left:
+        results = detector.score_many((file.path for file in tuple(left)), batch=job.batch)
+        try:
+            for anomaly in results:
+                yield left.popleft(), anomaly
+                scored += 1
+        except (OSError, ValueError) as error:
+            file = left.popleft()
+            if not job.skip_broken or not (scored or left):
+                raise
+            broken[file.path] = str(error)
 
 
 def _check_outputs(job: Job, is_one: bool, out: Any) -> None:

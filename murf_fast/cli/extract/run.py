@@ -15,6 +15,8 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from murf_fast._image_paths import shown
+from murf_fast.cli._interrupts import INTERRUPTED
+from murf_fast.cli._ray_options import Cluster
 from murf_fast.cli._terminal import parsed
 from murf_fast.cli.anomaly._images import LISTED, counted
 from murf_fast.cli.anomaly._inputs import device_of
@@ -26,8 +28,9 @@ from murf_fast.data.formats import FORMATS
 from murf_fast.data.layout import DTYPES, Layout
 from murf_fast.data.settings import FUSIONS, Options
 from murf_fast.data.sources import open_source
+from murf_fast.data.sources.item import Source
 
-BROKEN, STOPPED = 1, 130  # exit statuses; the second as a shell says of a process that Ctrl-C ended
+BROKEN = 1  # exit status
 LARGEST = 1 << 14  # pixels of a side
 HEADS = ("segmentation", "depth")
 MODEL_DTYPES = ("float32", "bfloat16", "float16")
@@ -68,8 +71,10 @@ def run(job: Job, console: Console) -> int:
     """Extracts, and returns the exit status."""
     recipe, options = _recipe(job), _options(job)
     uses_ray = job.ray or job.address is not None
-    if job.workers is not None and not uses_ray:
-        raise ValueError("--workers are Ray's: give --ray, too")
+    cluster = Cluster(job.ray, job.address, job.workers, job.threads if uses_ray else None)
+    cluster.check(job.device)
+    if uses_ray:
+        from murf_fast.data import _ray  # noqa: F401  (what it needs besides is missed before any work)
     device = torch.device(job.device) if uses_ray else device_of(job.device)
     if job.threads is not None and not uses_ray:
         torch.set_num_threads(job.threads)
@@ -77,6 +82,11 @@ def run(job: Job, console: Console) -> int:
     source = open_source(job.source, job.column)
     if source.others:
         console.print(f"{source.others} other files are left alone", markup=False)
+    with cluster.started(job.device, console):
+        return _run(job, source, recipe, options, machines, console)
+
+
+def _run(job: Job, source: Source, recipe: Recipe, options: Options, machines: Machines, console: Console) -> int:
     status = _Status(console)
     try:
         with status.bar(len(source.items)) as progress:
@@ -97,7 +107,7 @@ def run(job: Job, console: Console) -> int:
             markup=False,
             soft_wrap=True,
         )
-        return STOPPED
+        return INTERRUPTED
     except BrokenImageError as error:
         console.print(f"{shown(error)}; what is written stays in {shown(job.out)}", markup=False, soft_wrap=True)
         return BROKEN

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from murf_fast.cli._interrupts import INTERRUPTED
 from murf_fast.cli._terminal import parsed
 from murf_fast.cli.tables import formats, results, runner
 from murf_fast.cli.tables.case import Setting, Table, names, table
@@ -17,7 +18,7 @@ from murf_fast.cli.tables.forecast import Forecast
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LARGEST = 1 << 14  # pixels of a side
-STOPPED = 130  # as a shell says of a process that Ctrl-C ended
+LISTED = 10  # cases that are named
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def main(job: Job, console: Console, log: Console) -> int:
             cases = known.cases(setting)
     except KeyboardInterrupt:
         log.print("interrupted: nothing was measured")
-        return STOPPED
+        return INTERRUPTED
     if not cases:
         raise ValueError("--models: nothing to measure")
     forecast = Forecast(setting.device, setting.dtype)
@@ -71,18 +72,23 @@ def main(job: Job, console: Console, log: Console) -> int:
     path = job.out / f"{job.name}.json"
     found = results.Results(job.name, machine, results.settings(setting), len(cases), _weights(setting), path=path)
     begun = time.perf_counter()
-    runner.run(cases, found, job.budget, forecast, log)
+    left_out = runner.run(cases, found, job.budget, forecast, log)
     stopped, measured = found.cut == runner.INTERRUPTED, len(found.rows)
     if stopped and not measured:
         log.print("interrupted: nothing was measured")
-        return STOPPED
+        return INTERRUPTED
+    if not measured:
+        raise ValueError(f"--budget: no case was measured within {job.budget:g} s")
     if found.cut:
         why = (
             "interrupted" if stopped else f"--budget: {time.perf_counter() - begun:.0f} s of {job.budget:g} s are spent"
         )
         log.print(f"{why}: {measured} of {len(cases)} cases are kept in {path}", highlight=False, soft_wrap=True)
+    if left_out:
+        named = "; ".join(left_out[:LISTED]) + (f"; and {len(left_out) - LISTED} more" if left_out[LISTED:] else "")
+        log.print(f"left out, as more is expected of them than is left: {named}", markup=False, soft_wrap=True)
     _show(found, job, console, log)
-    return STOPPED if stopped else 0
+    return INTERRUPTED if stopped else 0
 
 
 def _setting(job: Job, known: Table) -> Setting:

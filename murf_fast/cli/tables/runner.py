@@ -37,8 +37,17 @@ def check_budget(cases: Sequence[Case], budget: float | None, forecast: Forecast
         )
 
 
-def run(cases: Sequence[Case], results: Results, budget: float | None, forecast: Forecast, console: Console) -> None:
-    """Fills the results' rows, and writes their file after every one. An interruption keeps what is there."""
+def run(
+    cases: Sequence[Case], results: Results, budget: float | None, forecast: Forecast, console: Console
+) -> list[str]:
+    """Fills the results' rows, and writes their file after every one. An interruption keeps what is there.
+
+    A case of which more is expected than the budget has left is left out, and so is one whose first call took more than
+    is left for its second: what is measured ends at most one call too late.
+
+    Returns:
+        The names of the cases that the budget left out.
+    """
     runner = _Runner(cases, results, budget, forecast)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Left())
     with Progress(*columns, console=console, transient=True) if console.is_terminal else nullcontext() as bar:
@@ -57,6 +66,11 @@ def run(cases: Sequence[Case], results: Results, budget: float | None, forecast:
             results.cut = INTERRUPTED
             results.rows = [row for row in results.rows if row["parts"] or row["error"]]
             results.write()
+    return runner.left_out
+
+
+class _TooLong(Exception):
+    """A call took more than the budget has left for another one."""
 
 
 class _Left(ProgressColumn):
@@ -72,7 +86,8 @@ class _Runner:
         self.cases, self.results, self.budget, self.forecast = cases, results, budget, forecast
         self.device = results.machine["kind"]
         self.clock = Clock(self.device) if self.device == "cuda" else None
-        self.started, self.done, self.left_out = time.perf_counter(), 0, 0
+        self.started, self.done = time.perf_counter(), 0
+        self.left_out: list[str] = []
 
     def run(self, tell: Callable[[str, float], None]) -> None:
         for _, group in itertools.groupby(self.cases, key=lambda case: case.group):
@@ -88,7 +103,7 @@ class _Runner:
         """Memory of every part, and the time of its second call; None where there is nothing to time in turns."""
         tell(case.name, self._left())
         if self.budget is not None and _first_pass(self.forecast, case) > self.budget - self._spent():
-            self.left_out += 1
+            self.left_out.append(case.name)
             self.done += 1
             return None
         row, found = self.results.row(case), None
@@ -96,6 +111,9 @@ class _Runner:
         if row["error"] is None:
             try:
                 found = self._observed(case, row)
+            except _TooLong:
+                self.results.rows.remove(row)
+                self.left_out.append(case.name)
             except Exception as error:
                 row["error"] = self._reason(case, error)
                 row["parts"].clear()
@@ -110,7 +128,10 @@ class _Runner:
         once: dict[str, float] = {}
         taken: Any
         for name, call in parts.items():
-            meter.seconds_of(call, self.device)  # compiles, fills caches
+            first = meter.seconds_of(call, self.device)  # compiles, fills caches
+            if self.budget is not None and first > self.budget - self._spent():
+                self.forecast.learn(case, sum(once.values()) + first)
+                raise _TooLong
             taken, peak = meter.observed(lambda call=call: meter.seconds_of(call, self.device), self.device)
             once[name] = taken
             row["parts"][name] = summary([taken]) | {"peak_bytes": peak}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from murf_fast import _arguments
+from murf_fast.annotations import Integers
 from murf_fast.nn.guided._encoders import pooled
 
 Region = tuple[int, int, int, int]
@@ -73,7 +74,7 @@ class EncodedImage:
     output_size: Pair
     region: Region
 
-    def crop(self, region: Sequence[int]) -> EncodedImage:
+    def crop(self, region: Integers) -> EncodedImage:
         """The same, of a rectangle of the output within the region; its queries are a view.
 
         Raises:

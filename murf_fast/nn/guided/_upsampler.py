@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from murf_fast import _arguments
 from murf_fast._layout import is_channels_last
-from murf_fast.annotations import Reduce, Size, Values
+from murf_fast.annotations import Integers, Reduce, Size, Values
 from murf_fast.nn.guided._attend import REDUCTIONS, Attention, predicted
 from murf_fast.nn.guided._encoded import EncodedImage, ImageStatistics, Pair, Region, check_region
 from murf_fast.ops import _checks
@@ -39,7 +39,7 @@ class GuidedUpsampler(nn.Module):
         output_size: Size | None = None,
         *,
         grids: Grids | None = None,
-        region: Region | None = None,
+        region: Integers | None = None,
         statistics: ImageStatistics | None = None,
     ) -> EncodedImage:
         """What the model makes of an image alone, for calls with it in the image's place.
@@ -144,7 +144,7 @@ class GuidedUpsampler(nn.Module):
         output_size: Size | None = None,
         *,
         reduce: Reduce | None = None,
-        region: Region | None = None,
+        region: Integers | None = None,
     ) -> Tensor:
         """A linear head on the upsampled features, without the upsampled features.
 
@@ -239,7 +239,7 @@ class GuidedUpsampler(nn.Module):
         features: Maps,
         output_size: Size | None,
         values: Maps | None,
-        region: Region | None,
+        region: Integers | None,
     ) -> Tensor | list[Tensor]:
         """``forward`` of all three."""
         what = type(self).__name__
@@ -286,7 +286,7 @@ class GuidedUpsampler(nn.Module):
         return list(given)
 
     def _encoded(
-        self, image: Tensor | EncodedImage, maps: list[Tensor], output_size: Size | None, region: Region | None
+        self, image: Tensor | EncodedImage, maps: list[Tensor], output_size: Size | None, region: Integers | None
     ) -> EncodedImage:
         """The image's part of a call with these maps."""
         what = type(self).__name__

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import _arguments
-from murf_fast.annotations import Size, Values
+from murf_fast.annotations import Integers, Size, Values
 from murf_fast.nn import _checkpoints, _parts
 from murf_fast.nn._options import AnyUpOptions
 from murf_fast.nn.guided import _anyup_checkpoint
@@ -173,7 +173,7 @@ class AnyUp(GuidedUpsampler):
         output_size: Size | None = None,
         *,
         values: Tensor | None = None,
-        region: tuple[int, int, int, int] | None = None,
+        region: Integers | None = None,
         q_chunk_size: int | None = None,
     ) -> Tensor: ...
     @overload
@@ -184,7 +184,7 @@ class AnyUp(GuidedUpsampler):
         output_size: Size | None = None,
         *,
         values: Sequence[Tensor] | None = None,
-        region: tuple[int, int, int, int] | None = None,
+        region: Integers | None = None,
         q_chunk_size: int | None = None,
     ) -> list[Tensor]: ...
     def forward(
@@ -194,7 +194,7 @@ class AnyUp(GuidedUpsampler):
         output_size: Size | None = None,
         *,
         values: Tensor | Sequence[Tensor] | None = None,
-        region: tuple[int, int, int, int] | None = None,
+        region: Integers | None = None,
         q_chunk_size: int | None = None,
     ) -> Tensor | list[Tensor]:
         """Upsamples ``features`` to ``output_size``.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from murf_fast import windows
-from murf_fast.annotations import Size
+from murf_fast.annotations import Integers, Size
 from murf_fast.nn._checkpoint_files import open_checkpoint
 from murf_fast.nn._checkpoints import few, load_into
 from murf_fast.nn._parts import forms_of, refuse_peculiar
@@ -121,7 +121,7 @@ class JAFAR(GuidedUpsampler):
         output_size: Size | None = None,
         *,
         values: Tensor | None = None,
-        region: tuple[int, int, int, int] | None = None,
+        region: Integers | None = None,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -131,7 +131,7 @@ class JAFAR(GuidedUpsampler):
         output_size: Size | None = None,
         *,
         values: Sequence[Tensor] | None = None,
-        region: tuple[int, int, int, int] | None = None,
+        region: Integers | None = None,
     ) -> list[Tensor]: ...
     def forward(
         self,
@@ -140,7 +140,7 @@ class JAFAR(GuidedUpsampler):
         output_size: Size | None = None,
         *,
         values: Tensor | Sequence[Tensor] | None = None,
-        region: tuple[int, int, int, int] | None = None,
+        region: Integers | None = None,
     ) -> Tensor | list[Tensor]:
         """Upsamples ``features`` along the edges of ``image``.
 

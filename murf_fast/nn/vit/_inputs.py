@@ -8,12 +8,13 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from murf_fast.annotations import Sizes
 from murf_fast.nn.vit import _images
 from murf_fast.nn.vit.families._family import Family
 from murf_fast.ops import _checks
 
 Images = Tensor | Sequence[Tensor] | Mapping[str, object]
-Sizes = Sequence[tuple[int, int]] | Tensor  # (height, width) of every image
+ImageSizes = Sizes | Tensor  # (height, width) of every image; arrays and tensors (B, 2)
 
 # What processors of transformers return beside the pixels: masks of padded batches and of lists of patches.
 _PADDED, _PATCHES = ("pixel_mask",), ("pixel_attention_mask", "spatial_shapes")

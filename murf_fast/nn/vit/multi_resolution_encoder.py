@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from murf_fast.annotations import Attention, Keep, Mode, Remainder, Rounding, Size
+from murf_fast.annotations import Attention, Keep, Mode, Remainder, Rounding, Sizes
 from murf_fast.nn._signatures import has_global_hooks, is_customized, signature
 from murf_fast.nn.vit import _attention, _blocks, _images, _mixed, _resolutions
-from murf_fast.nn.vit._inputs import Images, Sizes, images_of
+from murf_fast.nn.vit._inputs import Images, ImageSizes, images_of
 from murf_fast.nn.vit._verify import packable_parts
 from murf_fast.nn.vit.families import resolved
 from murf_fast.nn.vit.families._family import Family, Rotation
@@ -132,13 +132,13 @@ class MultiResolutionEncoder(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        sizes: Sequence[Size] | None = None,
+        sizes: Sizes | None = None,
         *,
         scales: Sequence[float] | None = None,
         rounding: Rounding = "floor",
         layers: Sequence[int] | None = None,
         norm: bool | None = None,
-        tiles: Sequence[Size] | None = None,
+        tiles: Sizes | None = None,
         remainder: Remainder = "raise",
         mode: Mode = "bilinear",
         antialias: bool = False,
@@ -195,7 +195,7 @@ class MultiResolutionEncoder(nn.Module):
         is_on_cpu = self.family.like.device.type == "cpu"
         return self._tokens_per_pass or (CPU_TOKENS if is_on_cpu else OTHER_TOKENS)
 
-    def at(self, sizes: Sequence[Size], tiles: Sequence[Size] | None = None) -> MultiResolutionEncoder:
+    def at(self, sizes: Sizes, tiles: Sizes | None = None) -> MultiResolutionEncoder:
         """This encoder at other ``sizes`` and ``tiles``, which are checked as by the class; all else is shared."""
         other = copy.copy(self)
         other._set_resolutions(sizes, None, tiles, "raise")
@@ -239,10 +239,10 @@ class MultiResolutionEncoder(nn.Module):
     ) -> list[MultiResolutionFeatures]: ...
     @overload
     def forward(
-        self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
+        self, images: Images, *, image_sizes: ImageSizes | None = None, merge: bool = True
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]: ...
     def forward(
-        self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
+        self, images: Images, *, image_sizes: ImageSizes | None = None, merge: bool = True
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]:
         """Features at every resolution, of a batch or of images of mixed sizes.
 
@@ -282,7 +282,7 @@ class MultiResolutionEncoder(nn.Module):
         __call__ = forward
 
     def passes(
-        self, images: Images, *, image_sizes: Sizes | None = None, merge: bool = True
+        self, images: Images, *, image_sizes: ImageSizes | None = None, merge: bool = True
     ) -> Iterator[dict[int, MultiResolutionFeatures]]:
         """What :meth:`forward` returns for images of mixed sizes, pass by pass: by index, small images first.
 
@@ -489,7 +489,7 @@ class MultiResolutionEncoder(nn.Module):
         return [of_grid[grid] for grid in packed.grids]
 
 
-def encoder_of(model: nn.Module, sizes: Sequence[Size], **options: Any) -> MultiResolutionEncoder:
+def encoder_of(model: nn.Module, sizes: Sizes, **options: Any) -> MultiResolutionEncoder:
     """For functions that make an encoder in every call: what a model's first one verified, the others take over."""
     verified = _verified.get(model)
     wanted = options.pop("verify", True)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from murf_fast import backends
-from murf_fast.annotations import Backend, Mode, Size
+from murf_fast.annotations import Backend, Mode, Size, Sizes
 from murf_fast.nn._options import EncoderOptions, FusionOptions, GraphedOptions
 from murf_fast.nn.heads.depth_head import DepthHead
 from murf_fast.nn.heads.segmentation_head import SegmentationHead
 from murf_fast.nn.vit import _images
-from murf_fast.nn.vit._inputs import Images, Sizes, images_of
+from murf_fast.nn.vit._inputs import Images, ImageSizes, images_of
 from murf_fast.nn.vit._pretrained import frozen
 from murf_fast.nn.vit.graphed import GraphedCall, check_capturable
 from murf_fast.nn.vit.multi_resolution_encoder import MultiResolutionEncoder, MultiResolutionFeatures
@@ -55,7 +55,7 @@ class MuRF(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        sizes: Sequence[Size] | None = None,
+        sizes: Sizes | None = None,
         head: SegmentationHead | DepthHead | None = None,
         **options: Unpack[EncoderOptions],
     ) -> None:
@@ -77,7 +77,7 @@ class MuRF(nn.Module):
     def from_pretrained(
         cls,
         name_or_folder: str | PathLike[str],
-        sizes: Sequence[Size] | None = None,
+        sizes: Sizes | None = None,
         head: SegmentationHead | DepthHead | None = None,
         *,
         dtype: torch.dtype = torch.float32,
@@ -137,7 +137,7 @@ class MuRF(nn.Module):
         images: Images,
         grid: Size | Sequence[Size] | None = None,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
         **options: Unpack[FusionOptions],
     ) -> Tensor | list[Tensor]: ...
     def forward(
@@ -145,7 +145,7 @@ class MuRF(nn.Module):
         images: Images,
         grid: Size | Sequence[Size] | None = None,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
         **options: Unpack[FusionOptions],
     ) -> Tensor | list[Tensor]:
         """:meth:`features`."""
@@ -160,10 +160,10 @@ class MuRF(nn.Module):
     def encode(self, images: Sequence[Tensor], *, image_sizes: None = None) -> list[MultiResolutionFeatures]: ...
     @overload
     def encode(
-        self, images: Images, *, image_sizes: Sizes | None = None
+        self, images: Images, *, image_sizes: ImageSizes | None = None
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]: ...
     def encode(
-        self, images: Images, *, image_sizes: Sizes | None = None
+        self, images: Images, *, image_sizes: ImageSizes | None = None
     ) -> MultiResolutionFeatures | list[MultiResolutionFeatures]:
         """The maps of every resolution as they come, for what has no method here (a head's ``loss``, say).
 
@@ -195,7 +195,7 @@ class MuRF(nn.Module):
         images: Images,
         grid: Size | Sequence[Size] | None = None,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
         **options: Unpack[FusionOptions],
     ) -> Tensor | list[Tensor]: ...
     def features(
@@ -203,7 +203,7 @@ class MuRF(nn.Module):
         images: Images,
         grid: Size | Sequence[Size] | None = None,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
         mode: Mode = "bilinear",
         antialias: bool = False,
         via: Size | None = None,
@@ -251,8 +251,8 @@ class MuRF(nn.Module):
     @overload
     def tokens(self, images: Sequence[Tensor], *, image_sizes: None = None) -> list[Tensor]: ...
     @overload
-    def tokens(self, images: Images, *, image_sizes: Sizes | None = None) -> Tensor | list[Tensor]: ...
-    def tokens(self, images: Images, *, image_sizes: Sizes | None = None) -> Tensor | list[Tensor]:
+    def tokens(self, images: Images, *, image_sizes: ImageSizes | None = None) -> Tensor | list[Tensor]: ...
+    def tokens(self, images: Images, *, image_sizes: ImageSizes | None = None) -> Tensor | list[Tensor]:
         """(B, N, sum D) for a language model's projector: N tokens of the largest grid, whatever the resolutions.
 
         They are :meth:`features` on that grid, in raster order; arguments, errors and memory as there. For images of
@@ -277,14 +277,14 @@ class MuRF(nn.Module):
     ) -> list[Tensor]: ...
     @overload
     def segment(
-        self, images: Images, size: Size | Sequence[Size] | None = None, *, image_sizes: Sizes | None = None
+        self, images: Images, size: Size | Sequence[Size] | None = None, *, image_sizes: ImageSizes | None = None
     ) -> Tensor | list[Tensor]: ...
     def segment(
         self,
         images: Images,
         size: Size | Sequence[Size] | None = None,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
     ) -> Tensor | list[Tensor]:
         """Labels of the image by the segmentation head, without gradients; no logits at its size exist.
 
@@ -318,14 +318,14 @@ class MuRF(nn.Module):
     ) -> list[Tensor]: ...
     @overload
     def depth(
-        self, images: Images, size: Size | Sequence[Size] | None = None, *, image_sizes: Sizes | None = None
+        self, images: Images, size: Size | Sequence[Size] | None = None, *, image_sizes: ImageSizes | None = None
     ) -> Tensor | list[Tensor]: ...
     def depth(
         self,
         images: Images,
         size: Size | Sequence[Size] | None = None,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
     ) -> Tensor | list[Tensor]:
         """Depth of the image by the depth head, without gradients.
 
@@ -364,7 +364,7 @@ class MuRF(nn.Module):
         size: Size | Sequence[Size] | None = None,
         components: int = 3,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
     ) -> Tensor | list[Tensor]: ...
     @torch.no_grad()
     def pca(
@@ -373,7 +373,7 @@ class MuRF(nn.Module):
         size: Size | Sequence[Size] | None = None,
         components: int = 3,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
     ) -> Tensor | list[Tensor]:
         """The leading principal components of the fused features, of all images together; without gradients.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from murf_fast.annotations import Size
+from murf_fast.annotations import Sizes
 from murf_fast.nn._options import LayerOptions
 from murf_fast.nn.vit import _images, _resolutions
 from murf_fast.nn.vit.families import is_supported
@@ -51,7 +51,7 @@ class S2(nn.Module):
         model: nn.Module | Callable[[Tensor], Tensor],
         scales: Sequence[float] | None = None,
         *,
-        img_sizes: Sequence[Size] | None = None,
+        img_sizes: Sizes | None = None,
         max_split_size: int | None = None,
         resize_output_to_idx: int = 0,
         num_prefix_tokens: int = 0,
