@@ -84,4 +84,5 @@ def main(file: str) -> None:
         answers.flush()
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])
