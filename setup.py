@@ -11,12 +11,15 @@ MURF_FAST_OBJECTS=FOLDER keeps the objects of a build there, each by all that it
 only what has changed, wherever its sources lie. Only csrc/bind knows of Python: builds for several Pythons share the
 other objects. What no build has asked for in two weeks is thrown away.
 MURF_FAST_PROGRESS=FILE adds the lines that tell what has been compiled to a file.
+MURF_FAST_OPENMP=0 builds kernels that run in one thread, as where a compiler has no OpenMP runtime (docs/wheels.md).
+SOURCE_DATE_EPOCH=SECONDS makes the same bytes of the same sources: of a wheel, of a source distribution.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import gzip
 import hashlib
 import itertools
 import os
@@ -26,6 +29,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import threading
 import time
@@ -36,6 +40,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 # Kernels of csrc/level are compiled once per level, the rest of csrc once.
 KERNEL_SOURCES = sorted(str(p) for p in Path("csrc", "level").glob("*.cpp"))
@@ -85,6 +90,7 @@ PROGRESS = os.environ.get("MURF_FAST_PROGRESS", "")
 KEPT_SECONDS = 14 * 24 * 3600
 SANITIZE = os.environ.get("MURF_FAST_SANITIZE", "")
 PURE = os.environ.get("MURF_FAST_PURE") == "1"
+ONE_THREAD = os.environ.get("MURF_FAST_OPENMP") == "0"
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
 
@@ -256,7 +262,8 @@ class BuildLevels(build_ext):
 
     def _openmp(self) -> list[str]:
         """Without a runtime (Apple's compiler has none) kernels run in one thread; they sum in vectors all the same."""
-        return next(([flag] for flag, program in OPENMP.items() if self._accepts(program, flag)), [])
+        flags = [flag for flag in OPENMP if not (ONE_THREAD and flag == "-fopenmp")]
+        return next(([flag] for flag in flags if self._accepts(OPENMP[flag], flag)), [])
 
     def _accepts(self, code: str, *flags: str) -> bool:
         """Whether the compiler makes a program of it."""
@@ -274,11 +281,43 @@ class BuildLevels(build_ext):
         return [o for o in super().get_outputs() if Path(o).exists()]
 
 
+class SameBytes(sdist):
+    """With SOURCE_DATE_EPOCH, an archive that does not tell when, where and by whom it was packed.
+
+    setuptools heeds that variable in wheels only.
+    """
+
+    def make_archive(self, base_name: str, format: str, *arguments: object, **options: object) -> str:
+        made = super().make_archive(base_name, format, *arguments, **options)
+        epoch = os.environ.get("SOURCE_DATE_EPOCH")
+        if epoch and format == "gztar":
+            normalize(Path(made), int(epoch))
+        return made
+
+
+def normalize(archive: Path, time: int) -> None:
+    """Packs it again: by name, one time, no owner, and of the permissions only whether a file is executed."""
+    again = archive.with_name(f"{archive.name}.again")
+    with (
+        tarfile.open(archive) as given,
+        again.open("wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=time) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as packed,
+    ):
+        for member in sorted(given, key=lambda member: member.name):
+            content = given.extractfile(member) if member.isfile() else None
+            member.mtime, member.uid, member.gid, member.uname, member.gname = time, 0, 0, "", ""
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            member.pax_headers = {}  # fractions of seconds
+            packed.addfile(member, content)
+    again.replace(archive)
+
+
 setup(
     packages=[*find_packages(include=["murf_fast", "murf_fast.*"]), "murf_fast.kernels"],
     package_dir={"murf_fast": "murf_fast", "murf_fast.kernels": "kernels"},
     ext_modules=[]
     if PURE
     else [Extension("murf_fast._native", sources=[*COMMON_SOURCES, *BIND_SOURCES, *KERNEL_SOURCES])],
-    cmdclass={"build_py": BuildFresh, "build_ext": BuildLevels},
+    cmdclass={"build_py": BuildFresh, "build_ext": BuildLevels, "sdist": SameBytes},
 )

@@ -85,3 +85,12 @@ def test_everything_has_a_name():
     with pytest.raises(TypeError, match="misses the argument 'stride_b'"):
         extension.Bias(data=0)
     assert extension.Bias(stride_b=3, data=8) == (8, 3)
+
+
+@pytest.mark.parametrize("count", [1, 4096, 20011])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_stream_fill(count, threads):
+    memory = torch.zeros(count + 2)
+    out = memory[1:-1]
+    _extension.module().stream_fill(out=out.data_ptr(), bytes=out.nbytes, threads=threads)
+    assert memory.tolist() == [0.0, *[1.0] * count, 0.0]

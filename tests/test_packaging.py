@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -218,6 +219,38 @@ def test_without_a_runtime_of_openmp_sums_are_of_vectors(setup_script, monkeypat
     build = names["BuildLevels"](setuptools.Distribution())
     monkeypatch.setattr(build, "_accepts", lambda program, flag: flag in accepted)
     assert build._openmp() == accepted[:1]
+
+
+def test_a_build_for_one_thread_asks_for_no_runtime(setup_script, monkeypatch):
+    monkeypatch.setenv("MURF_FAST_OPENMP", "0")
+    names, _ = setup_script()
+    build = names["BuildLevels"](setuptools.Distribution())
+    monkeypatch.setattr(build, "_accepts", lambda program, flag: True)
+    assert build._openmp() == ["-fopenmp-simd"]
+
+
+def test_archives_of_the_same_files_become_the_same_bytes(setup_script, tmp_path):
+    """Whatever order, times, owners and permissions they were packed with."""
+    names, _ = setup_script()
+    contents = {"p-1/a.py": b"a = 1\n", "p-1/run": b"#!/bin/sh\n"}
+    made = []
+    for i in range(2):
+        archive = tmp_path / str(i) / "p-1.tar.gz"
+        archive.parent.mkdir()
+        with tarfile.open(archive, "w:gz") as packed:
+            for name in sorted(contents, reverse=bool(i)):
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime, member.uid, member.uname = len(contents[name]), 10.5 + i, i, f"user {i}"
+                member.mode = (0o755, 0o700)[i] if name == "p-1/run" else (0o664, 0o600)[i]
+                packed.addfile(member, io.BytesIO(contents[name]))
+        names["normalize"](archive, 1_700_000_000)
+        made.append(archive.read_bytes())
+        with tarfile.open(archive) as packed:
+            assert {m.name: packed.extractfile(m).read() for m in packed} == contents
+            assert [m.mode for m in packed] == [0o644, 0o755]
+            assert {(m.mtime, m.uid, m.uname) for m in packed} == {(1_700_000_000, 0, "")}
+        assert list(archive.parent.iterdir()) == [archive]
+    assert made[0] == made[1]
 
 
 def test_msvc_is_refused_by_name(setup_script):
