@@ -44,7 +44,8 @@ CELLS = (
     ("3.14", "2.15.0"),
 )
 EXTRAS = ("cli", "models", "anomaly")
-NEEDS = ("pytest", "hypothesis", "psutil", "pyyaml")
+# The interpreter of Triton's kernels is Triton's own: a torch for CUDA has brought one, a build for the CPU none.
+NEEDS = ("pytest", "hypothesis", "psutil", "pyyaml", "triton; platform_system == 'Linux'")
 # What leans on torch's less settled parts, and one use of everything else; two minutes of one core.
 QUICK = (
     "test_imports.py",

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from collections.abc import Iterator
 from types import ModuleType
+from typing import ForwardRef
 
 PACKAGES = ("murf_fast", "murf_fast.anomaly", "murf_fast.data", "murf_fast.nn", "murf_fast.patch", "murf_fast.windows")
 
@@ -44,7 +44,14 @@ def _described(name: str, value: object) -> Iterator[str]:
 def _signature(value: object) -> str:
     if inspect.isclass(value) and issubclass(value, Exception):
         return "(Exception)"
-    return re.sub(r"ForwardRef\('(.*?)'\)", r"'\1'", str(inspect.signature(value)))
+    signature = inspect.signature(value)
+    parameters = [p.replace(annotation=_written(p.annotation)) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=_written(signature.return_annotation)))
+
+
+def _written(annotation: object) -> object:
+    """Named tuples hold references where functions hold text; Python 3.14 prints the two differently."""
+    return annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else annotation
 
 
 if __name__ == "__main__":

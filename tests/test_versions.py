@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,11 @@ def test_the_oldest_versions_are_those_that_are_promised(versions):
     python, torch = versions.CELLS[0]
     assert f'\nrequires-python = ">={python}"\n' in project
     assert f'"torch>={torch.removesuffix(".0")}"' in project
+
+
+def test_the_pythons_that_are_named_are_those_of_the_record(recorded):
+    project = (ROOT / "pyproject.toml").read_text()
+    pythons = {".".join(cell["python"].split(".")[:2]) for cell in recorded.read()}
+    assert set(re.findall(r"Programming Language :: Python :: (3\.\d+)", project)) == pythons
+    (wheels,) = re.findall(r'^build = "(cp.+)"$', project, re.MULTILINE)
+    assert set(wheels.split()) == {f"cp{python.replace('.', '')}-*" for python in pythons}
