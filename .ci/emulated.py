@@ -141,6 +141,7 @@ class Other:
             pytest.exit(f"emulated: {name} ended the other process: {self.process.wait()}", returncode=1)
         except KeyboardInterrupt:  # which tests send; the answer is for nobody
             self.process.kill()
+            self.process.wait()
             self.begin()
             raise
         self.sent.update(tables)
