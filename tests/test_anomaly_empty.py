@@ -85,8 +85,9 @@ def test_objects_smaller_than_a_coarse_patch(options, tmp_path):
     fine = detector(scales=(1.0,), foreground=small, **options).fit(images(2))
     image = images(1, seed=5)[0]
     both = detector(foreground=small, **options)
-    with pytest.warns(UserWarning, match=r"covers no patch of any image at scale 0\.25: left out"):
+    with pytest.warns(UserWarning, match=r"covers no patch of any image at scale 0\.25: left out") as told:
         both.fit(images(2))
+    assert told[0].filename == __file__  # whose call it was
     expected, found = fine.score(image), both.score(image)
     assert [len(b) > 0 for b in both.banks_] == [False, False, True, True]
     torch.testing.assert_close(found.map, expected.map)

@@ -16,7 +16,7 @@ from murf_fast.anomaly import (
     MultiResolutionDetector,
     ScoringRules,
     Subset,
-    detector,
+    _searching,
     subset_scores,
     subsets_of,
 )
@@ -151,9 +151,9 @@ def test_kinds_of_subsets(fitted):
 
 def test_one_encoding_and_one_search_per_bank(fitted, monkeypatch):
     encoded, searched = [], []
-    encode, search = type(fitted.encoder).forward, detector.search
+    encode, search = type(fitted.encoder).forward, _searching.search
     monkeypatch.setattr(type(fitted.encoder), "forward", lambda self, x: encoded.append(1) or encode(self, x))
-    monkeypatch.setattr(detector, "search", lambda bank, *how: searched.append(bank) or search(bank, *how))
+    monkeypatch.setattr(_searching, "search", lambda bank, *how: searched.append(bank) or search(bank, *how))
     subset_scores(fitted, IMAGE, "all")
     assert encoded == [1]
     assert searched == fitted._searchable()

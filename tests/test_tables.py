@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-import time
+import types
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from murf_fast.cli import commands
+from murf_fast.cli import commands, meter
 from murf_fast.cli.bench.suites import TABLES
 from murf_fast.cli.clock import Clock, summary
 from murf_fast.cli.tables import case, columns, command, figure, forecast, formats, results, runner, upsampling
@@ -211,13 +211,24 @@ def test_a_budget_cuts_a_table_short(table_of, tmp_path):
     assert {row["cut"] for row in csv.DictReader(io.StringIO(text))} == {"budget"}
 
 
-def test_a_case_that_is_slower_than_expected_is_called_once(table_of, tmp_path):
-    """A second call would take more than is left; the cases after it are measured all the same."""
+def test_a_case_that_is_slower_than_expected_is_called_once(table_of, tmp_path, monkeypatch):
+    """A second call would take more than is left; the cases after it are measured all the same. Nothing takes time but
+    by a clock of the test's own."""
     calls = []
 
-    def build():
-        return {"part": lambda: calls.append(1) or time.sleep(1.2)}
+    def now():
+        return 1.2 * len(calls)
 
+    def seconds_of(call, device):
+        begun = now()
+        call()
+        return now() - begun
+
+    def build():
+        return {"part": lambda: calls.append(1)}
+
+    monkeypatch.setattr(runner, "time", types.SimpleNamespace(perf_counter=now))
+    monkeypatch.setattr(meter, "seconds_of", seconds_of)
     table_of(waiting(x=1), Case({"size": 2, "method": "slow", "code": case.OURS}, build, {"number": 4.0}), waiting(x=3))
     result = invoke("jbu", "--device", "cpu", "--budget", "2", "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -226,6 +237,7 @@ def test_a_case_that_is_slower_than_expected_is_called_once(table_of, tmp_path):
     told = json.loads((tmp_path / "jbu.json").read_text())
     assert [row["labels"]["size"] for row in told["rows"]] == [1, 3]
     assert told["cut"] == "budget"
+    calls.clear()
     table_of(Case({"size": 2, "method": "slow", "code": case.OURS}, build, {"number": 4.0}))
     result = invoke("jbu", "--device", "cpu", "--budget", "2", "--out", tmp_path / "none")
     assert result.exit_code == 2

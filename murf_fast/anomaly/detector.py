@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from murf_fast import _arguments, backends
+from murf_fast import _arguments
 from murf_fast.annotations import AnomalyMethod, AnomalyRules, BankIndex, Image, Precision, Projection
-from murf_fast.anomaly import _description, _files, _images
-from murf_fast.anomaly._coreset import coresets
+from murf_fast.anomaly import _description, _files, _fitting, _images, _saving, _searching
 from murf_fast.anomaly._encoder import PatchAtLeast, normalization_of
-from murf_fast.anomaly._filling import Filling, OneProcess, fill
-from murf_fast.anomaly._fit_arguments import is_cluster, several, share
-from murf_fast.anomaly._growing import OF_ENCODER, GrowingBanks
+from murf_fast.anomaly._fit_arguments import share
 from murf_fast.anomaly._images import Size
-from murf_fast.anomaly._indices import Index, Sharded, over_ranks, prepared, search
+from murf_fast.anomaly._indices import Index, Sharded, prepared
 from murf_fast.anomaly._options import DetectorOptions
 from murf_fast.anomaly._overlap import encoded
-from murf_fast.anomaly._patches import WHAT, HeldOut, LookedAt, PatchEncoder, Patches
-from murf_fast.anomaly._references import references_of
+from murf_fast.anomaly._patches import WHAT, LookedAt, PatchEncoder, Patches
 from murf_fast.anomaly.methods import configured
 from murf_fast.anomaly.normal_range import NormalRange
 from murf_fast.anomaly.ray_workers import RayWorkers
 from murf_fast.anomaly.result import Anomaly
-from murf_fast.anomaly.scoring import PRESETS, ScoringRules, mean_top, reweighted_score, rules_of
-from murf_fast.anomaly.sharded_index import ShardedIndex
+from murf_fast.anomaly.scoring import PRESETS, ScoringRules, rules_of
 from murf_fast.nn import MultiResolutionEncoder
 from murf_fast.nn.vit import _resolutions
-from murf_fast.nn.vit._fingerprint import fingerprint, rounded
 from murf_fast.nn.vit.families import resolved
 from murf_fast.ops._random_projection import PROJECTIONS
-from murf_fast.ops.gaussian_blur import gaussian_blur
-from murf_fast.ops.k_center_greedy import k_center_greedy
-from murf_fast.ops.nearest_distance import PRECISIONS, NearestIndex
+from murf_fast.ops.nearest_distance import PRECISIONS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -277,61 +266,19 @@ class MultiResolutionDetector:
         mapped. A coreset beside that the rows it keeps, and what :func:`k_center_greedy` takes for one bank. Held-out
         images: what :meth:`score` takes.
         """
-        place = None if folder is None else _files.folder_of(folder)
-        given = {"overwrite": overwrite, "resume": resume, "cluster": is_cluster(cluster)}
-        for name, value in given.items():
-            if _arguments.flag(WHAT, name, value) and place is None:
-                raise ValueError(f"murf_fast.{WHAT}: `{name}` needs a `folder`")
-        if place is not None:
-            _files.check_free(place, overwrite, resume)
-        told = {"references_progress": references_progress, "coreset_progress": coreset_progress}
-        images = self._patches.checked(several(images, held_out, batch, progress=progress, **told), self._check_rows)
-        growing = GrowingBanks(_description.places(self.encoder), place, self._settings(place), resume)
-        home = workers = None
-        try:
-            if self.references is not None:
-                images = references_of(self._patches, images, self.references, references_progress)
-            workers = None if cluster is None else cluster._fit(self._patches, images, batch)
-            held = self._fill(growing, images, held_out, batch, progress, workers)
-            rows = growing.mapped()
-            self._tell_empty(rows)
-            banks, chosen = rows, None
-            if self.index == "coreset":
-                of: dict[str, Any] = {
-                    "projection": self.projection,
-                    "backend": backends.resolve(None, "cpu", rows[0].dtype),
-                }
-                selection = functools.partial(growing.selection, **of)
-                choose = {} if workers is None else {"choose": workers.choose(growing)}
-                chosen = coresets(rows, self.coreset, self.projection, coreset_progress, selection, **choose)
-                banks = [r[c] for r, c in zip(rows, chosen, strict=True)]
-            self._check_rows([len(bank) for bank in banks[:: len(self.encoder.layers)]])
-            held = held[-max(1, growing.done // 4) :] if growing.done > 1 else []
-            before = [len(r) - sum(h.rows[i // len(self.encoder.layers)] for h in held) for i, r in enumerate(rows)]
-            if not held:
-                normal = None
-            elif chosen is None:
-                others = [r[:n] for r, n in zip(rows, before, strict=True)]
-                sharded = None if workers is None or self.index == "ivf" else workers.sharded(growing)
-                normal = self._normal_range(held, rows, others, sharded)
-            else:
-                others = [r[c[c < n]] for r, c, n in zip(rows, chosen, before, strict=True)]
-                normal = self._normal_range(held, rows, others)
-            if place is not None:
-                description = self._entries(growing.done, normal)
-                whole = chosen is None
-                entries = growing.put_in_place() if whole else _files.write_banks(place, banks, growing.places)
-                home = _files.commit(place, {**description, "banks": entries})
-        except BaseException:
-            growing.stop()
-            raise
-        finally:
-            if workers is not None:
-                workers.close()
-        growing.close()
-        self.banks_, self.images_, self.normal_ = banks, growing.done, normal
-        self._sharded, self._home, self._indices = None, home, []
-        return self
+        return _fitting.fit(
+            self,
+            images,
+            folder,
+            overwrite=overwrite,
+            resume=resume,
+            held_out=held_out,
+            batch=batch,
+            cluster=cluster,
+            progress=progress,
+            references_progress=references_progress,
+            coreset_progress=coreset_progress,
+        )
 
     def add(
         self,
@@ -368,118 +315,16 @@ class MultiResolutionDetector:
 
         Memory: as for :meth:`fit`; old and new rows are written to the folder, or to files without a name.
         """
-        self._fitted()
-        if self._sharded is not None:
-            raise ValueError(
-                f"murf_fast.{WHAT}: banks of which ranks or workers hold parts take no further images; load() them "
-                "whole"
-            )
-        dtype = next(self.encoder.model.parameters()).dtype
-        other = next((bank.dtype for bank in self.banks_ if len(bank) and bank.dtype != dtype), None)
-        if other is not None:
-            raise ValueError(
-                f"murf_fast.{WHAT}: banks in {other} take no rows of an encoder in {dtype}, as `any_precision` allows"
-            )
-        place, settings = self._place_of_addition(in_place, overwrite, resume)
-        n, coreset = len(self.encoder.layers), self.index == "coreset"
-        images = self._patches.checked(
-            several(images, held_out, batch, progress=progress),
-            self._check_rows,
-            [len(bank) for bank in self.banks_[::n]],
+        return _fitting.add(
+            self,
+            images,
+            in_place=in_place,
+            overwrite=overwrite,
+            resume=resume,
+            held_out=held_out,
+            batch=batch,
+            progress=progress,
         )
-        growing, home = GrowingBanks(_description.places(self.encoder), place, settings, resume), self._home
-        try:
-            if not coreset and not growing.done:
-                growing.begin_with(self.banks_)
-            held = self._fill(growing, images, held_out, batch, progress)
-            rows = growing.mapped()
-            normal = self._normal_range(held, rows, None) if held else None
-            if normal is None or self.normal_ is not None:
-                normal = self.normal_ if normal is None else cast("NormalRange", self.normal_).joined(normal)
-            banks = rows
-            if coreset:
-                banks = [self._chosen_anew(*pair) for pair in zip(self.banks_, rows, strict=True)]
-            self._check_rows([len(bank) for bank in banks[::n]])
-            count = self.images_ + growing.done
-            if place is not None:
-                description = self._entries(count, normal)
-                cast("_files.Home", home).check()
-                entries = _files.write_banks(place, banks, growing.places) if coreset else growing.put_in_place()
-                home = _files.commit(place, {**description, "banks": entries})
-        except BaseException:
-            growing.stop()
-            raise
-        growing.close()
-        self.banks_, self.images_, self.normal_, self._home, self._indices = banks, count, normal, home, []
-        return self
-
-    def _place_of_addition(self, in_place: bool, overwrite: bool, resume: bool) -> tuple[Path | None, dict[str, Any]]:
-        """The folder that grows, and what must be the same for an addition to go on."""
-        for name, value in (("overwrite", overwrite), ("resume", resume)):
-            if _arguments.flag(WHAT, name, value) and not in_place:
-                raise ValueError(f"murf_fast.{WHAT}: `{name}` needs `in_place`")
-        if not _arguments.flag(WHAT, "in_place", in_place):
-            return None, {}
-        if self._home is None:
-            raise ValueError(f"murf_fast.{WHAT}: `in_place` needs a folder: load() the detector, or save() it first")
-        self._home.check()
-        _files.check_finished(self._home.folder, overwrite, resume)
-        if resume and not (self._home.folder / _files.UNFINISHED).exists():
-            raise ValueError(
-                f"murf_fast.{WHAT}: {self._home.folder} holds no addition that did not finish, so `resume` would add "
-                "images that may be in it already"
-            )
-        settings = {**self._settings(self._home.folder), "detector": self._home.digest}
-        return self._home.folder, settings
-
-    def _fill(
-        self,
-        growing: GrowingBanks,
-        images: Iterable[Image],
-        held_out: int,
-        batch: int | None,
-        progress: Callable[..., Any] | None,
-        workers: Filling | None = None,
-    ) -> list[HeldOut]:
-        """Writes the rows of all images, which ``workers`` or this process encode. Returns the last ``held_out``."""
-        total = len(cast("Any", images)) if hasattr(images, "__len__") else None
-        filling = workers or OneProcess(self._patches, images, batch, growing.folder is not None)
-        return fill(growing, filling, total, held_out, progress)
-
-    def _chosen_anew(self, bank: Tensor, new: Tensor) -> Tensor:
-        """A coreset of the rows of one and of new ones, larger by its share of these."""
-        if not len(new):
-            return bank
-        union = torch.cat([bank.to(new.dtype), new]) if len(bank) else new
-        count = len(bank) + max(1, int(self.coreset * len(new)))
-        return union[k_center_greedy(union, count=count, projection=self.projection)]
-
-    @torch.no_grad()
-    def _normal_range(
-        self,
-        held: Sequence[HeldOut],
-        rows: Sequence[Tensor],
-        others: Sequence[Tensor] | None,
-        sharded: Sharded | None = None,
-    ) -> NormalRange | None:
-        """What images whose rows are the last of ``rows`` score by banks of ``others``; None: by the detector's own."""
-        n, device = len(self.encoder.layers), self._patches.device
-        indices = None
-        if others is not None:
-            indices = self._prepared(others, sharded, self.rules.k)
-        ends, found = [len(r) for r in rows], []
-        for image in reversed(held):
-            of_image = []
-            for i, of_bank in enumerate(rows):
-                count = image.rows[i // n]
-                of_image.append(
-                    Patches(of_bank[ends[i] - count : ends[i]].to(device), image.kept[i // n], image.grids[i // n])
-                )
-                ends[i] -= count
-            maps, weighted = self._searched(of_image, indices)
-            if any(m is not None for m in maps):
-                found.append(self._anomaly(image.size, maps, weighted))
-        return NormalRange.of(found)
 
     def score(self, image: Image) -> Anomaly:
         """The anomaly map of an image, at its own size, and its score.
@@ -556,42 +401,12 @@ class MultiResolutionDetector:
 
         Memory: a few megabytes.
         """
-        self._fitted()
-        _arguments.flag(WHAT, "overwrite", overwrite)
-        folder = _files.folder_of(folder)
-        _files.check_free(folder, overwrite)
-        _files.make_folder(folder)
-        description = self._entries(self.images_, self.normal_)
-        lock = _files.lock(folder)
-        try:
-            entries = _files.write_banks(folder, self.banks_, _description.places(self.encoder))
-            self._home = _files.commit(folder, {**description, "banks": entries})
-        finally:
-            _files.unlock(lock)
+        _saving.save(self, folder, overwrite)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that the detector was made with but encoder and functions, as an index of a saved one holds it."""
         return _description.settings_of(self)
-
-    def _entries(self, images: int, normal: NormalRange | None) -> dict[str, Any]:
-        """What the index says, but for the banks."""
-        return {
-            "fingerprint": fingerprint(self.encoder),
-            "type": _description.type_of(self.encoder),
-            "rounded": rounded(self.encoder),
-            "images": images,
-            **self.settings,
-            "normal": normal and dataclasses.asdict(normal),
-        }
-
-    def _settings(self, place: Path | None) -> dict[str, Any]:
-        """What decides about the rows of a fit into a folder."""
-        if place is None:
-            return {}
-        of_images = ("pixels", "enlarge", "shorter_side", "references", "background", "on_empty", "foreground")
-        names = (*OF_ENCODER, *of_images)
-        return {"encoder": fingerprint(self.encoder), **{name: self.settings[name] for name in names}}
 
     @classmethod
     def load(
@@ -632,56 +447,16 @@ class MultiResolutionDetector:
 
         Memory: the banks are mapped; a block of 4 MB while they are verified.
         """
-        folder = _files.folder_of(folder)
-        home, told = _files.Home.of(folder), _description.told(folder)
-        if is_cluster(cluster) and group is not None:
-            raise ValueError(f"murf_fast.{WHAT}: `group` and `cluster` exclude each other")
-        if told["index"] == "ivf" and (group is not None or cluster is not None):
-            raise ValueError(f'murf_fast.{WHAT}: banks with index="ivf" cannot be sharded')
-        detector = cls(
+        return _saving.load(
+            cls,
+            folder,
             encoder,
-            told["layers"],
-            told["scales"] or (1.0,),
-            told["index"],
             foreground,
-            told["pixels"],
-            enlarge=told["enlarge"],
-            norm=told["norm"],
-            shorter_side=told["shorter_side"],
-            rules=told["rules"],
-            coreset=told["coreset"],
-            projection=told["projection"],
-            references=told["references"],
-            background=told["background"],
-            precision=told["precision"],
-            on_empty=told["on_empty"],
+            group=group,
+            cluster=cluster,
+            verify=verify,
+            any_precision=any_precision,
         )
-        expected, found = told["fingerprint"], fingerprint(detector.encoder)
-        theirs = None if found == expected else _description.same_weights(told, found, detector.encoder)
-        if theirs is not None and not any_precision:
-            raise _description.OtherEncoderError(
-                f"murf_fast.{WHAT}: {folder} was made with the same weights in {theirs}, `encoder` has them in "
-                f"{_description.type_of(detector.encoder)}; convert it (model.to(torch.{theirs})), or accept that "
-                "features are off by the rounding with any_precision=True"
-            )
-        if found != expected and theirs is None:
-            model = f" ({told['model']})" if told["model"] else ""
-            raise _description.OtherEncoderError(
-                f"murf_fast.{WHAT}: {folder} was made with another encoder{model}: its fingerprint is {expected[:12]}, "
-                f"that of `encoder` {found[:12]}"
-            )
-        if told["foreground"] and foreground is None:
-            raise ValueError(f"murf_fast.{WHAT}: {folder} was made with a `foreground` function; give it again")
-        banks = _description.banks(folder, told, detector.encoder, verify, theirs is not None)
-        detector._check_rows([len(bank) for bank in banks[:: len(detector.encoder.layers)]])
-        detector.banks_ = banks
-        detector.images_, detector.normal_ = told["images"], told["normal"]
-        detector.method, detector._home = told["method"], home
-        if group is not None:
-            detector._sharded = over_ranks(group, detector._patches.device)
-        elif cluster is not None:
-            detector._sharded = cluster._sharded(folder, [bank["file"] for bank in told["banks"]])
-        return detector
 
     def _encoded(self, images: Iterable[Image], batch: int | None) -> Iterator[list[tuple[LookedAt, list[Patches]]]]:
         patches = self._patches
@@ -704,22 +479,7 @@ class MultiResolutionDetector:
         None where the scale is left out: the bank is empty, or no patch of the image counts. ``indices`` are other
         banks than the detector's, None for those without rows.
         """
-        indices = self._searchable() if indices is None else indices
-        maps: list[Tensor | None] = []
-        weighted: list[float] = []
-        for patches, index in zip(of_image, indices, strict=True):
-            if patches.rows is None or not len(patches.rows) or index is None:
-                maps.append(None)
-                weighted.append(0.0)
-                continue
-            found, nearest = search(index, patches.rows, self.rules)
-            distances = patches.rows.new_zeros(patches.grid[0] * patches.grid[1], dtype=torch.float32)
-            distances[slice(None) if patches.kept is None else patches.kept] = self.rules.of_neighbors(found).float()
-            maps.append(distances.view(1, 1, *patches.grid))
-            reweighted = self.rules.image_score == "reweighted"
-            own = cast("NearestIndex | ShardedIndex", index)  # the others are refused with these rules
-            weighted.append(reweighted_score(patches.rows, found[:, 0], nearest[:, 0], own) if reweighted else 0.0)
-        return maps, weighted
+        return _searching.searched(of_image, self._searchable() if indices is None else indices, self.rules)
 
     def _anomaly(
         self,
@@ -729,22 +489,7 @@ class MultiResolutionDetector:
         banks: Sequence[int] | None = None,
     ) -> Anomaly:
         """What the banks with these indices (None: all) say of an image of ``size``, by the rules."""
-        rules, weights = self.rules, self._weights
-        banks = range(len(maps)) if banks is None else banks
-        banks = [i for i in banks if maps[i] is not None and (weights is None or weights[i])]
-        if not banks:
-            return Anomaly(torch.zeros(size, dtype=torch.float32, device=self._patches.device), 0.0)
-        those = [cast("Tensor", maps[i]) for i in banks]
-        weights = weights and [weights[i] for i in banks]
-        fused = rules.fused(those, size, weights)
-        if rules.sigma:
-            fused = gaussian_blur(fused, rules.sigma, border=rules.border)
-        if rules.image_score == "reweighted":
-            return Anomaly(fused[0, 0], rules.fused_numbers([weighted[i] for i in banks], weights))
-        finest = max((m.shape[2:] for m in those), key=lambda grid: grid[0] * grid[1])
-        patches = rules.fused(those, (finest[0], finest[1]), weights, mode="bilinear")
-        score = float(patches.max()) if rules.image_score == "max" else mean_top(patches)
-        return Anomaly(fused[0, 0], score)
+        return _searching.anomaly(size, maps, weighted, self.rules, self._weights, self._patches.device, banks)
 
     @property
     def _patches(self) -> PatchEncoder:
@@ -764,21 +509,6 @@ class MultiResolutionDetector:
                     f"murf_fast.{WHAT}: `rules.k` must be at most the {count} rows of a bank of "
                     f"{self._patches.resolution(i)}, got {self.rules.k}"
                 )
-
-    def _tell_empty(self, banks: list[Tensor]) -> None:
-        """Scales that no row came from, as the foreground covers no patch there."""
-        empty = [
-            self._patches.resolution(i)
-            for i in range(0, len(banks) // len(self.encoder.layers))
-            if not len(banks[i * len(self.encoder.layers)])
-        ]
-        if len(empty) * len(self.encoder.layers) == len(banks):
-            raise ValueError(f"murf_fast.{WHAT}: `foreground` covers no patch of any image at any scale")
-        if empty:
-            warnings.warn(
-                f"murf_fast.{WHAT}: `foreground` covers no patch of any image at {', '.join(empty)}: left out",
-                stacklevel=3,
-            )
 
     def _searchable(self) -> list[Index | None]:
         """The banks, prepared at the first search; None for those without rows."""

@@ -29,8 +29,7 @@ class Forecast:
     def seconds(self, case: Case) -> float:
         least = max(LEAST, case.work.operations / self._rate)
         known = self._factors
-        factor = known.get(case.kind) or (statistics.median(known.values()) if known else 1.0)
-        return least * factor
+        return least * known.get(case.kind, statistics.median(known.values()) if known else 1.0)
 
     def learn(self, case: Case, seconds: float) -> None:
         self._factors[case.kind] = seconds / max(LEAST, case.work.operations / self._rate)
