@@ -16,7 +16,7 @@ from test_export import ours
 from torch import Tensor, nn
 from torch.export import Dim, export
 from util import assert_within_budget
-from whole_graphs import needs_whole_graphs
+from whole_graphs import needs_graph_of_murf
 
 import murf_fast
 from murf_fast import backends
@@ -136,7 +136,7 @@ def test_murf(resolutions, method):
         assert_within_budget(result, oracle, same_dtype)  # the products of a traced pass are those of whole buffers
 
 
-@needs_whole_graphs
+@needs_graph_of_murf
 def test_murf_by_dynamo():
     model = murf(sizes=(24, 32))
     run = exported(Method(model, "segment"), (images(2, 3, 24, 27),), strict=True).module()
