@@ -33,14 +33,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 import tested_versions  # noqa: E402
 
-# Oldest with oldest, newest with newest, between them a diagonal: 2.11 is what our GPUs were measured with, 2.13 the
-# torch of the Makefile.
+# Oldest with oldest, newest with newest, between them a diagonal: 2.10 is the first whose Triton is new enough, 2.11
+# what our GPUs were measured with, 2.13 the torch of the Makefile.
 CELLS = (
     ("3.10", "2.6.0"),
-    ("3.11", "2.8.0"),
     ("3.11", "2.13.0"),
+    ("3.12", "2.8.0"),
     ("3.12", "2.11.0"),
+    ("3.13", "2.10.0"),
     ("3.13", "2.14.1"),
+    ("3.14", "2.14.1"),
     ("3.14", "2.15.0"),
 )
 EXTRAS = ("cli", "models", "anomaly")

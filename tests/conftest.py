@@ -89,10 +89,11 @@ def as_on_a_gpu():
         yield
         return
     from checked_memory import checked
+    from interpreted_masks import truth_values
     from quick_interpreter import quick
     from tensor_cores import tensor_cores
 
-    with checked(), tensor_cores(), quick():
+    with checked(), truth_values(), tensor_cores(), quick():
         yield
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from originals import asset, golden
 from PIL import Image
 from util import assert_gradient_within_budget, assert_within_budget, layouts, nudged, worst
+from whole_graphs import needs_graph_of_anyup
 
 import murf_fast
 from murf_fast import _extension, backends, windows
@@ -286,6 +287,7 @@ def test_empty_batch():
         assert seeded(AnyUp(32))(draw(0, 3, 9, 9), draw(0, 6, 2, 3)).shape == (0, 6, 9, 9)
 
 
+@needs_graph_of_anyup
 @pytest.mark.parametrize(("grad", "compiler"), [(False, "inductor"), (True, "aot_eager")])
 def test_compile(grad, compiler):
     """With gradients up to what inductor is handed, a graph of forward and backward: it is slow, and torch's own."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from test_multi_resolution_encoder import MEAN, SIZES, STD, dinov2, dinov3, model_of, original, siglip
 from util import assert_labels_within_budget, assert_within_budget
+from whole_graphs import needs_graph_of_murf
 
 import murf_fast
 from murf_fast.nn import DepthHead, MultiResolutionEncoder, SegmentationHead
@@ -183,6 +184,7 @@ def test_bad_images(method):
         getattr(murf_fast.MuRF(model_of(dinov2), SIZES), method)(torch.rand(3, 30, 26))
 
 
+@needs_graph_of_murf
 @pytest.mark.parametrize(("build", "method"), [(dinov2, "segment"), (dinov3, "depth")])
 def test_one_graph_for_varying_sizes(build, method):
     """A second size compiles a graph for all of them, and a third runs in it; the compiler behind plays no part."""

@@ -29,6 +29,14 @@ def _sum_of_squares(out, x, n, N: tl.constexpr):
     tl.store(out, tl.sum(total, axis=0))
 
 
+@triton.jit
+def _some(out, n, limit, begin, N: tl.constexpr):
+    i = tl.arange(0, N)
+    mask = (i < n) & (begin < limit)
+    tl.static_assert(mask.dtype == tl.int1)
+    tl.store(out + i, 1.0, mask=mask)
+
+
 def language() -> dict[tuple[object, str], object]:
     return {(owner, name): getattr(owner, name) for owner in (tl, tl.tensor, tl.math) for name in dir(owner)}
 
@@ -72,3 +80,20 @@ def test_dtypes_are_those_of_the_interpreter():
         ):
             assert interpreter._get_np_dtype(one) == original(one)
     assert interpreter._get_np_dtype is not original
+
+
+def test_a_scalar_comparison_masks_by_truth_values(monkeypatch):
+    """Triton 3.9 refuses other masks, and to the interpreter of every version they would be int32."""
+    masks = []
+    store = interpreter.InterpreterBuilder.create_masked_store
+
+    def seen(self, pointers, value, mask, *others):
+        masks.append(mask.data.dtype)
+        return store(self, pointers, value, mask, *others)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_store", seen)
+    for begin, expected in ((2, [1, 1, 1, 0]), (3, [0, 0, 0, 0])):
+        out = torch.zeros(4)
+        _some[(1,)](out, 3, 3, begin, 4)
+        assert out.tolist() == expected
+    assert masks == [torch.zeros(0, dtype=torch.bool).numpy().dtype] * 2
