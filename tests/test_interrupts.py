@@ -47,12 +47,20 @@ def test_foreign_code_is_ended():
     assert errors == "interrupted while it waits\n"
 
 
+@pytest.fixture
+def heeded():
+    """Ctrl-C is Python's, as in a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(SECONDS)
 
 
-def test_behind_the_block_ctrl_c_is_what_it_was():
+def test_behind_the_block_ctrl_c_is_what_it_was(heeded):
     threads = threading.active_count()
     with ending_at_once("never", lambda: None):
         assert threading.active_count() == threads + 1

@@ -110,6 +110,15 @@ def test_large_logits(level):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 37])
+def test_the_greatest_logit_is_found_wherever_it_is(level, classes):
+    """One class of each pixel is so far above the others that a smaller maximum would overflow."""
+    logits = torch.full((1, classes, 1, classes), -3000.0)
+    logits[0, range(classes), 0, range(classes)] = 3000.0
+    values = torch.arange(1.0, classes + 1)
+    assert torch.equal(murf_fast.upsample_expectation(logits, (1, classes), values)[0, 0, 0], values)
+
+
 def test_result_dtype_is_promoted():
     x = torch.randn(1, 4, 3, 3).bfloat16()
     assert murf_fast.upsample_expectation([x], 5, torch.rand(4)).dtype == torch.float32
