@@ -305,7 +305,10 @@ def normalize(archive: Path, time: int) -> None:
         tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as packed,
     ):
         for member in sorted(given, key=lambda member: member.name):
-            content = given.extractfile(member) if member.isfile() else None
+            content = given.extractfile(member) if member.isfile() or member.islnk() else None
+            if member.islnk():  # one file with two names, of which the other may come later now
+                size = given.getmember(member.linkname).size
+                member.type, member.linkname, member.size = tarfile.REGTYPE, "", size
             member.mtime, member.uid, member.gid, member.uname, member.gname = time, 0, 0, "", ""
             member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
             member.pax_headers = {}  # fractions of seconds

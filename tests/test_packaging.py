@@ -230,24 +230,26 @@ def test_a_build_for_one_thread_asks_for_no_runtime(setup_script, monkeypatch):
 
 
 def test_archives_of_the_same_files_become_the_same_bytes(setup_script, tmp_path):
-    """Whatever order, times, owners and permissions they were packed with."""
+    """Whatever order, times, owners and permissions they were packed with, and whether two names were one file."""
     names, _ = setup_script()
-    contents = {"p-1/a.py": b"a = 1\n", "p-1/run": b"#!/bin/sh\n"}
+    contents = {"p-1/a.py": b"a = 1\n", "p-1/run": b"#!/bin/sh\n", "p-1/A.py": b"a = 1\n"}
     made = []
     for i in range(2):
         archive = tmp_path / str(i) / "p-1.tar.gz"
         archive.parent.mkdir()
         with tarfile.open(archive, "w:gz") as packed:
-            for name in sorted(contents, reverse=bool(i)):
+            for name in sorted(contents) if i else contents:
                 member = tarfile.TarInfo(name)
                 member.size, member.mtime, member.uid, member.uname = len(contents[name]), 10.5 + i, i, f"user {i}"
                 member.mode = (0o755, 0o700)[i] if name == "p-1/run" else (0o664, 0o600)[i]
+                if name == "p-1/A.py" and not i:
+                    member.type, member.size, member.linkname = tarfile.LNKTYPE, 0, "p-1/a.py"
                 packed.addfile(member, io.BytesIO(contents[name]))
         names["normalize"](archive, 1_700_000_000)
         made.append(archive.read_bytes())
         with tarfile.open(archive) as packed:
             assert {m.name: packed.extractfile(m).read() for m in packed} == contents
-            assert [m.mode for m in packed] == [0o644, 0o755]
+            assert [m.mode for m in packed] == [0o644, 0o644, 0o755]
             assert {(m.mtime, m.uid, m.uname) for m in packed} == {(1_700_000_000, 0, "")}
         assert list(archive.parent.iterdir()) == [archive]
     assert made[0] == made[1]

@@ -31,8 +31,8 @@ def numbers(text: str, kind: type, option: str) -> list[Any]:
 
 
 def check_pixels(pixels: float | None, option: str) -> None:
-    """Refuses a number of pixels that only a share or megapixels can be; 0 and None stand for something else."""
-    if pixels is not None and 0 < pixels < SMALLEST_SIDE**2:
+    """Refuses what is no number of pixels or can only be a share or megapixels; 0 and None stand for something else."""
+    if pixels is not None and pixels != 0 and not SMALLEST_SIDE**2 <= pixels < math.inf:
         raise typer.BadParameter(
             f"is a number of pixels, such as 5e6 for five megapixels, and at least {SMALLEST_SIDE**2}, got {pixels:g}",
             param_hint=option,
