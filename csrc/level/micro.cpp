@@ -5,17 +5,6 @@ namespace murf {
 namespace MURF_LEVEL {
 namespace {
 
-// The same for any run; `length` is a multiple of kLanes.
-template <int P>
-inline void product_runs(const Operand& s, int64_t length, const float* const* w, int64_t w_step, float* const* dst,
-                         bool accumulate) {
-  // One row of results needs more vectors in flight to hide the latency of its additions.
-  constexpr int V = P == 1 ? 2 * kWide : kWide;
-  int64_t i = 0;
-  for (; i + V * kLanes <= length; i += V * kLanes) product_block<P, V>(s, i, w, w_step, dst, accumulate);
-  for (; i < length; i += kLanes) product_block<P, 1>(s, i, w, w_step, dst, accumulate);
-}
-
 // dst[p * dst_step + q] (+)= sum_i a[p][i] * b[q][i], `length` a multiple of kLanes
 template <int P, int Q>
 inline void dots_block(const float* const* a, const float* const* b, int64_t length, float* dst, int64_t dst_step,
@@ -43,14 +32,6 @@ inline void dots_rows(const float* const* a, const float* const* b, int64_t b_co
 }
 
 }  // namespace
-
-void product(const Operand& s, int64_t length, int64_t results, const float* const* w, int64_t w_step,
-             float* const* dst, bool accumulate) {
-  if (results == 4) product_runs<4>(s, length, w, w_step, dst, accumulate);
-  else if (results == 3) product_runs<3>(s, length, w, w_step, dst, accumulate);
-  else if (results == 2) product_runs<2>(s, length, w, w_step, dst, accumulate);
-  else product_runs<1>(s, length, w, w_step, dst, accumulate);
-}
 
 void dots(const float* const* a, int64_t a_count, const float* const* b, int64_t b_count, int64_t length,
           float* dst, int64_t dst_step, bool accumulate) {

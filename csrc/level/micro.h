@@ -36,11 +36,27 @@ inline void product_block(const Operand& s, int64_t offset, const float* const* 
     for (int v = 0; v < V; ++v) store_vec(dst[p] + offset + v * kLanes, sum[p][v]);
 }
 
+// The same for any run; `length` is a multiple of kLanes.
+template <int P>
+inline void product_runs(const Operand& s, int64_t length, const float* const* w, int64_t w_step, float* const* dst,
+                         bool accumulate) {
+  // One row of results needs more vectors in flight to hide the latency of its additions.
+  constexpr int V = P == 1 ? 2 * kWide : kWide;
+  int64_t i = 0;
+  for (; i + V * kLanes <= length; i += V * kLanes) product_block<P, V>(s, i, w, w_step, dst, accumulate);
+  for (; i < length; i += kLanes) product_block<P, 1>(s, i, w, w_step, dst, accumulate);
+}
+
 constexpr int kBlock = 4;
 
-// The same for any run and 1 to kBlock results; `length` is a multiple of kLanes.
-void product(const Operand& s, int64_t length, int64_t results, const float* const* w, int64_t w_step,
-             float* const* dst, bool accumulate);
+// The same for 1 to kBlock results.
+inline void product(const Operand& s, int64_t length, int64_t results, const float* const* w, int64_t w_step,
+             float* const* dst, bool accumulate) {
+  if (results == 4) product_runs<4>(s, length, w, w_step, dst, accumulate);
+  else if (results == 3) product_runs<3>(s, length, w, w_step, dst, accumulate);
+  else if (results == 2) product_runs<2>(s, length, w, w_step, dst, accumulate);
+  else product_runs<1>(s, length, w, w_step, dst, accumulate);
+}
 
 // dst[p * dst_step + q] (+)= sum_i a[p][i] * b[q][i] for any number of rows of either operand, `length` a multiple of
 // kLanes

@@ -114,15 +114,20 @@ class Output {
     }
     for (int i = 0; i < R; ++i) to[i] = tile_ + i * kChannelChunk;
     values_tile<R, V, false>(keys, weights, block.width, values, kChannelChunk, to, false);
-    for (int64_t i = 0; i < rows; ++i) store_values(dtype_, out_.data, places_[m + i] + first, 1, to[i], min64(n, V * kLanes));
+    with_dtype(dtype_, [&](auto tag) {
+      auto* out = static_cast<decltype(tag)*>(out_.data) + first;
+      for (int64_t i = 0; i < rows; ++i) store_row(out + places_[m + i], to[i], min64(n, V * kLanes));
+    });
   }
 
   void write_planes(const Block& block, int64_t first, int64_t n) {
+    const int64_t* places = places_;
+    const int64_t queries = block.queries;
     with_dtype(dtype_, [&](auto tag) {
       for (int64_t c = first; c < first + n; ++c) {
-        auto* out = static_cast<decltype(tag)*>(out_.data) + c * out_.stride_c;
-        const float* row = result_ + c * block.width;
-        for (int64_t m = 0; m < block.queries; ++m) from_float(row[m], out[places_[m]]);
+        auto* __restrict out = static_cast<decltype(tag)*>(out_.data) + c * out_.stride_c;
+        const float* __restrict row = result_ + c * block.width;
+        for (int64_t m = 0; m < queries; ++m) from_float(row[m], out[places[m]]);
       }
     });
   }

@@ -44,8 +44,9 @@ inline Vec load_lanes(const f16* from) {
 }
 
 // Up to kLanes values, and zeros.
-inline Vec load_some(const float* from, int64_t n) {
-  if (n >= kLanes) return load_vec(from);
+template <class T>
+inline Vec load_some(const T* from, int64_t n) {
+  if (n >= kLanes) return load_lanes(from);
   float lane[kLanes] = {};
   load_row(lane, from, n);
   return load_vec(lane);
@@ -202,36 +203,30 @@ void BlockWeights::make_terms(const Block& block, const WindowAxis& axis, const 
 void BlockWeights::transpose_queries(const Block& block) const {
   const int64_t d = a_.heads * a_.head_dim, width = block.width;
   if (a_.q.stride_c != 1) {
-    for (int64_t i = 0; i < d; ++i) {
-      float* to = queries_ + i * width;
-      with_dtype(dtype_, [&](auto tag) {
+    const float scale = a_.scale;
+    with_dtype(dtype_, [&](auto tag) {
+      for (int64_t i = 0; i < d; ++i) {
         const auto* channel = static_cast<const decltype(tag)*>(a_.q.data) + i * a_.q.stride_c;
-        for (int64_t m = 0; m < block.queries; ++m) to[m] = a_.scale * to_float(channel[places_[m]]);
-      });
-      fill_row(to + block.queries, 0.f, width - block.queries);
-    }
+        float* __restrict to = queries_ + i * width;
+        for (int64_t m = 0; m < block.queries; ++m) to[m] = scale * to_float(channel[places_[m]]);
+        fill_row(to + block.queries, 0.f, width - block.queries);
+      }
+    });
     return;
   }
-  float copies[kLanes][kLanes];
-  const float* row[kLanes];
-  for (int64_t first = 0; first < width; first += kLanes)
-    for (int64_t i = 0; i < d; i += kLanes) {
-      const int64_t now = min64(kLanes, d - i), rows = min64(kLanes, block.queries - first);
-      for (int64_t m = 0; m < rows; ++m) {
-        const int64_t from = places_[first + m] + i;
-        if (dtype_ == DType::f32) {
-          row[m] = static_cast<const float*>(a_.q.data) + from;
-        } else {
-          load_values(copies[m], dtype_, a_.q.data, from, 1, now);
-          row[m] = copies[m];
-        }
-      }
-      Vec vecs[kLanes];
+  // One body per dtype, as copies of the rows in float32 would take as long again.
+  with_dtype(dtype_, [&](auto tag) {
+    const auto* data = static_cast<const decltype(tag)*>(a_.q.data);
+    for (int64_t first = 0; first < width; first += kLanes)
+      for (int64_t i = 0; i < d; i += kLanes) {
+        const int64_t now = min64(kLanes, d - i), rows = min64(kLanes, block.queries - first);
+        Vec vecs[kLanes];
 #pragma GCC unroll 16
-      for (int m = 0; m < kLanes; ++m) vecs[m] = m < rows ? load_some(row[m], now) : Vec{};
-      transpose_vecs(vecs);
-      for (int64_t n = 0; n < now; ++n) store_vec(queries_ + (i + n) * width + first, a_.scale * vecs[n]);
-    }
+        for (int m = 0; m < kLanes; ++m) vecs[m] = m < rows ? load_some(data + places_[first + m] + i, now) : Vec{};
+        transpose_vecs(vecs);
+        for (int64_t n = 0; n < now; ++n) store_vec(queries_ + (i + n) * width + first, a_.scale * vecs[n]);
+      }
+  });
 }
 
 void BlockWeights::find_bands(const Block& block) {
