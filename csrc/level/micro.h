@@ -51,7 +51,7 @@ constexpr int kBlock = 4;
 
 // The same for 1 to kBlock results.
 inline void product(const Operand& s, int64_t length, int64_t results, const float* const* w, int64_t w_step,
-             float* const* dst, bool accumulate) {
+                    float* const* dst, bool accumulate) {
   if (results == 4) product_runs<4>(s, length, w, w_step, dst, accumulate);
   else if (results == 3) product_runs<3>(s, length, w, w_step, dst, accumulate);
   else if (results == 2) product_runs<2>(s, length, w, w_step, dst, accumulate);

@@ -214,7 +214,7 @@ void BlockWeights::transpose_queries(const Block& block) const {
     });
     return;
   }
-  // One body per dtype, as copies of the rows in float32 would take as long again.
+  // One body per dtype: rows are widened in registers, not copied first.
   with_dtype(dtype_, [&](auto tag) {
     const auto* data = static_cast<const decltype(tag)*>(a_.q.data);
     for (int64_t first = 0; first < width; first += kLanes)
